@@ -1,0 +1,198 @@
+"""What two scripts or more share: one-line errors, whole files, preprocessing, error figures, timing, CSV rows.
+
+Imports the standard library and numpy alone at module level, and runs on Python 3.9, because the Python that
+has TensorRT is often not the one that has torch.
+"""
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "Results"
+
+LATENCY_COLUMNS = (
+    "run_id", "commit", "gpu", "runner", "model", "precision", "batch", "latency_ms_median", "latency_ms_p99",
+    "images_per_s", "max_abs_err", "median_rel_err", "top1_agreement", "notes",
+)
+ACCURACY_COLUMNS = (
+    "run_id", "commit", "gpu", "model", "weights", "engine", "precision", "batch", "max_abs_err", "median_rel_err",
+    "torch_max_abs_err", "top1", "top1_torch", "agreement",
+)
+
+
+class UserError(Exception):
+    """A mistake of the user's or of a file: one line that names the file, the problem and the remedy."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main(): a UserError or an OSError becomes one line on stderr and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {where}{error.strerror or error}")
+
+
+def existing_file(path: str | Path, what: str) -> Path:
+    """The path, if a file is there; UserError that names `what` was looked for otherwise."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, not {what}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of {what}")
+    return path
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes the name `path` only if the block succeeds.
+
+    A reader never sees half a file, and an old file survives a failed write.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def shown(path: str | Path) -> str:
+    """The path as it is printed: relative to the repository where it lies inside it."""
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+# --- errors against a reference ------------------------------------------------------------------------------
+
+
+def max_abs_err(output: np.ndarray, reference: np.ndarray) -> float:
+    """max |output - reference|; NaN if either holds a NaN."""
+    return float(np.max(np.abs(output.astype(np.float64) - reference.astype(np.float64))))
+
+
+def median_rel_err(output: np.ndarray, reference: np.ndarray) -> float:
+    """Median over all elements of |output - reference| / |reference| (elements where the reference is 0 left out)."""
+    output, reference = output.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    nonzero = reference != 0
+    return float(np.median(np.abs(output - reference)[nonzero] / np.abs(reference[nonzero])))
+
+
+def top1_agreement(output: np.ndarray, reference: np.ndarray) -> float:
+    """Share of rows, 0 to 1, whose largest logit is the same class in both. A row with a NaN never agrees."""
+    same = output.argmax(axis=-1) == reference.argmax(axis=-1)
+    return float(np.mean(same & np.isfinite(output).all(axis=-1)))
+
+
+# --- timing --------------------------------------------------------------------------------------------------
+
+
+def timed_runs(run_once_ms: Callable[[], float], *, warmup_runs: int = 10, warmup_s: float = 0.5,
+               min_runs: int = 100, min_s: float = 2.0) -> np.ndarray:
+    """Times of single runs in milliseconds, under the one protocol that every runner here is measured with.
+
+    Warms up, then measures until both `min_runs` runs and `min_s` seconds are done. A runner so slow that this would
+    take longer than ten times `min_s` stops there, with at least 10 runs. `run_once_ms` does one run and returns its
+    time (CUDA events on a GPU, a clock on a CPU).
+    """
+    start, runs = time.perf_counter(), 0
+    while runs < warmup_runs or time.perf_counter() - start < warmup_s:
+        run_once_ms()
+        runs += 1
+        if runs >= 3 and time.perf_counter() - start > 4 * min_s:
+            break
+    times: list[float] = []
+    start = time.perf_counter()
+    while True:
+        times.append(run_once_ms())
+        seconds = time.perf_counter() - start
+        if (len(times) >= min_runs and seconds >= min_s) or (seconds >= 10 * min_s and len(times) >= 10):
+            return np.array(times)
+
+
+def latency_figures(times_ms: np.ndarray, batch: int) -> dict[str, str]:
+    """The latency columns of Results/latency.csv: median and p99 in ms, and images/s at the median."""
+    median = float(np.median(times_ms))
+    return {
+        "latency_ms_median": f"{median:.4f}",
+        "latency_ms_p99": f"{float(np.percentile(times_ms, 99)):.4f}",
+        "images_per_s": f"{1000 * batch / median:.1f}",
+    }
+
+
+# --- rows of Results/*.csv -----------------------------------------------------------------------------------
+
+
+def new_run_id() -> str:
+    """Name of one measuring run, shared by all rows made in it: $RUN_ID where it is set, else UTC date and time."""
+    return os.environ.get("RUN_ID") or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+
+
+def git_commit() -> str:
+    """Short hash of the checked-out commit; $COMMIT, else 'unknown', where there is no git repository."""
+    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else os.environ.get("COMMIT", "unknown")
+
+
+def gpu_name() -> str:
+    """The GPU as nvidia-smi names it; on a machine without one, the CPU with its count of cores."""
+    try:
+        done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+                              capture_output=True, text=True)
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.splitlines()[0].strip()
+    except FileNotFoundError:
+        pass
+    return f"none ({platform.machine()} CPU, {os.cpu_count()} cores)"
+
+
+def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
+    """Append rows to a CSV table, writing its heading first where the file is new.
+
+    Raises:
+        UserError: the file there has other columns.
+    """
+    old = path.read_text() if path.exists() else ""
+    if old and tuple(old.splitlines()[0].split(",")) != columns:
+        raise UserError(f"{shown(path)}: has other columns than {','.join(columns)}; move it away")
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
+        file.write(old)
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if not old:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_environment(run_id: str, versions: dict[str, str]) -> None:
+    """Add what a run was measured on to Results/environment/<run_id>.txt: GPU, driver and `versions`, one a line."""
+    path = RESULTS / "environment" / f"{run_id}.txt"
+    known = path.read_text().splitlines() if path.exists() else []
+    lines = [f"gpu: {gpu_name()}", f"python: {platform.python_version()}", f"platform: {platform.platform()}"]
+    try:
+        done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                              capture_output=True, text=True)
+        if done.returncode == 0 and done.stdout.strip():
+            lines.append(f"driver: {done.stdout.splitlines()[0].strip()}")
+    except FileNotFoundError:
+        pass
+    lines += [f"{name}: {version}" for name, version in versions.items()]
+    with whole_file(path) as partial:
+        partial.write_text("\n".join([*known, *(line for line in lines if line not in known)]) + "\n")

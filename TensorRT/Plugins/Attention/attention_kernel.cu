@@ -1,0 +1,636 @@
+// Whole (shifted-)window attention: from qkv in image order to the input of proj, in one kernel.
+//
+//   nvcc -std=c++17 -O3 -arch=sm_90 -I.. -c attention_kernel.cu
+//
+// W-MSA and SW-MSA of Swin Transformer (arXiv 2103.14030, section 3.2) and the scaled cosine attention of Swin V2
+// (arXiv 2111.09883, equation 2). Roll, window partition, mask, window reverse and roll back are index arithmetic
+// (token_of, mask_flags): nothing but qkv is read and nothing but the result is written.
+//
+// Two kernels compute the same:
+//   plain_attention        one thread a query, FP32 arithmetic. FP32 tensors, GPUs before sm_80, unaligned pointers.
+//   tensor_core_attention  FP16 and BF16 from sm_80 on. A block of kWarps warps owns one head and 16 * kWarps queries
+//                          of a window; each warp keeps 16 rows of scores in registers from q k^T to p v (as flash
+//                          attention does), so scores never touch memory. Keys arrive in tiles of 16 * kWarps.
+//
+// In the tensor-core kernel logits are in units of log2(e), so that one exp2 gives the softmax numerator. V2's cosine
+// is taken after the product, q.k / (|q| |k|): the norms are FP32 and q and k are never rounded a second time.
+
+#include "attention_kernel.h"
+
+#include <cstdint>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "common/swin_types.h"
+
+namespace {
+
+constexpr int kHeadDim = 32;
+constexpr int kMaxWindow = 32;
+constexpr float kNormEpsilon = 1e-12F;  // F.normalize's, on the norm and not on its square
+constexpr float kLog2e = 1.4426950408889634F;
+
+struct Shape {
+    int height, width, channels, num_heads, window, shift;
+    int positions;           // N = window^2
+    int bias_stride;         // Np
+    int windows_x, windows;  // windows in a row of one image; windows in the whole batch
+    int windows_per_image;
+    int reciprocal;  // position / window == position * reciprocal >> 16, exact for window <= 32
+    float scale, mask_value;
+};
+
+struct Window {
+    int y, x;          // in units of windows
+    long long tokens;  // tokens of the images before this one
+    int mask_axes;     // bit 0: last row of windows, bit 1: last column; 0 where nothing is masked
+};
+
+__device__ Window window_at(const Shape& shape, int index) {
+    int const image = index / shape.windows_per_image;
+    int const in_image = index - image * shape.windows_per_image;
+    Window window;
+    window.y = in_image / shape.windows_x;
+    window.x = in_image - window.y * shape.windows_x;
+    window.tokens = static_cast<long long>(image) * shape.height * shape.width;
+    bool const last_row = (window.y + 1) * shape.window == shape.height;
+    bool const last_column = window.x + 1 == shape.windows_x;
+    window.mask_axes = shape.shift > 0 ? static_cast<int>(last_row) | static_cast<int>(last_column) << 1 : 0;
+    return window;
+}
+
+// The token that `position` of a window holds: window partition of the image rolled by -shift. Window reverse and the
+// roll back write to the same token.
+__device__ long long token_of(const Shape& shape, const Window& window, int position) {
+    int const row = position * shape.reciprocal >> 16;
+    int const column = position - row * shape.window;
+    int y = window.y * shape.window + row + shape.shift;
+    int x = window.x * shape.window + column + shape.shift;
+    y -= y >= shape.height ? shape.height : 0;
+    x -= x >= shape.width ? shape.width : 0;
+    return window.tokens + y * shape.width + x;
+}
+
+// Which side of the wrap a position lies on: bit 0 below it, bit 1 right of it. In a window of the last row (column) of
+// the rolled image, tokens with different bits come from opposite ends of the image and must not see each other:
+//   masked(i, j) = ((mask_flags(i) ^ mask_flags(j)) & window.mask_axes) != 0
+__device__ unsigned mask_flags(const Shape& shape, int position) {
+    int const row = position * shape.reciprocal >> 16;
+    int const column = position - row * shape.window;
+    int const wrap = shape.window - shape.shift;
+    return static_cast<unsigned>(row >= wrap) | static_cast<unsigned>(column >= wrap) << 1;
+}
+
+__device__ float to_float(float x) { return x; }
+__device__ float to_float(__half x) { return __half2float(x); }
+__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ T from_float(float x);
+template <>
+__device__ float from_float<float>(float x) { return x; }
+template <>
+__device__ __half from_float<__half>(float x) { return __float2half_rn(x); }
+template <>
+__device__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+
+// --- the plain kernel --------------------------------------------------------------------------------------------
+
+constexpr int kPlainThreads = 64;  // queries of a block
+constexpr int kPlainKeys = 64;     // keys in shared memory at a time
+constexpr int kChunk = 8;          // keys between two corrections of the running maximum; divides every Np
+
+// Four partial sums: a quarter of the rounding steps of one running sum, and four independent chains.
+__device__ float dot(const float (&q)[kHeadDim], const float* k) {
+    float sums[4] = {};
+#pragma unroll
+    for (int d = 0; d < kHeadDim; ++d) {
+        sums[d % 4] = fmaf(q[d], k[d], sums[d % 4]);
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+template <typename T, bool kCosine>
+__global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __restrict__ qkv, const float* __restrict__ bias,
+                                                                 const float* __restrict__ logit_scale,
+                                                                 T* __restrict__ y, Shape shape) {
+    __shared__ alignas(16) float keys[kPlainKeys][kHeadDim];
+    __shared__ alignas(16) float values[kPlainKeys][kHeadDim];
+    __shared__ float key_scale[kPlainKeys];  // V1: scale; V2: logit_scale / |k|
+
+    int const head = blockIdx.y;
+    int const query = blockIdx.z * kPlainThreads + threadIdx.x;
+    bool const live = query < shape.positions;
+    Window const window = window_at(shape, blockIdx.x);
+    long long const token = token_of(shape, window, live ? query : 0);
+    unsigned const flags = mask_flags(shape, query);
+    const float* bias_row = bias + (static_cast<long long>(head) * shape.positions + (live ? query : 0)) * shape.bias_stride;
+
+    float q[kHeadDim], out[kHeadDim] = {};
+#pragma unroll
+    for (int d = 0; d < kHeadDim; ++d) {
+        q[d] = to_float(qkv[token * 3 * shape.channels + head * kHeadDim + d]);
+    }
+    float query_scale = 1.F;
+    if (kCosine) {
+        query_scale = 1.F / fmaxf(sqrtf(dot(q, q)), kNormEpsilon);
+    }
+    float maximum = -INFINITY, sum = 0.F;
+
+    for (int first = 0; first < shape.positions; first += kPlainKeys) {
+        int const count = min(kPlainKeys, shape.positions - first);
+        __syncthreads();
+        for (int i = threadIdx.x; i < count * kHeadDim; i += kPlainThreads) {
+            int const key = i / kHeadDim, d = i % kHeadDim;
+            const T* source = qkv + token_of(shape, window, first + key) * 3 * shape.channels + head * kHeadDim + d;
+            keys[key][d] = to_float(source[shape.channels]);
+            values[key][d] = to_float(source[2 * shape.channels]);
+        }
+        __syncthreads();
+        for (int key = threadIdx.x; key < count; key += kPlainThreads) {
+            key_scale[key] = shape.scale;
+            if (kCosine) {
+                float k[kHeadDim];
+#pragma unroll
+                for (int d = 0; d < kHeadDim; ++d) {
+                    k[d] = keys[key][d];
+                }
+                key_scale[key] = logit_scale[head] / fmaxf(sqrtf(dot(k, k)), kNormEpsilon);
+            }
+        }
+        __syncthreads();
+
+        for (int start = 0; start < count; start += kChunk) {
+            float scores[kChunk];
+            float chunk_maximum = maximum;
+#pragma unroll
+            for (int c = 0; c < kChunk; ++c) {
+                int const key = start + c;
+                scores[c] = -INFINITY;
+                if (key < count) {
+                    scores[c] = fmaf(dot(q, keys[key]), query_scale * key_scale[key], bias_row[first + key]);
+                    if ((flags ^ mask_flags(shape, first + key)) & window.mask_axes) {
+                        scores[c] += shape.mask_value;
+                    }
+                    chunk_maximum = fmaxf(chunk_maximum, scores[c]);
+                }
+            }
+            float const correction = expf(maximum - chunk_maximum);
+            maximum = chunk_maximum;
+            sum *= correction;
+#pragma unroll
+            for (int d = 0; d < kHeadDim; ++d) {
+                out[d] *= correction;
+            }
+#pragma unroll
+            for (int c = 0; c < kChunk; ++c) {
+                if (start + c < count) {
+                    float const p = expf(scores[c] - maximum);
+                    sum += p;
+#pragma unroll
+                    for (int d = 0; d < kHeadDim; ++d) {
+                        out[d] = fmaf(p, values[start + c][d], out[d]);
+                    }
+                }
+            }
+        }
+    }
+    if (live) {
+        float const normaliser = 1.F / sum;
+#pragma unroll
+        for (int d = 0; d < kHeadDim; ++d) {
+            y[token * shape.channels + head * kHeadDim + d] = from_float<T>(out[d] * normaliser);
+        }
+    }
+}
+
+// --- the tensor-core kernel --------------------------------------------------------------------------------------
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+
+// A tile in shared memory is [rows][32] of 2-byte elements: 4 chunks of 16 bytes a row. Chunks are swizzled so that
+// the 8 rows that ldmatrix reads at once, or the 8 rows of an accumulator, lie in different banks.
+__device__ int swizzled(int row, int chunk) { return row * kHeadDim + ((chunk ^ (row >> 1 & 3)) << 3); }
+
+__device__ uint32_t shared_address(const void* pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// 16 bytes from global to shared memory without passing through registers; zeros where `live` is false.
+__device__ void copy_async(void* shared, const void* global, bool live) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(live ? 16 : 0));
+}
+__device__ void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+__device__ void load_matrix(uint32_t (&fragment)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+                 : "r"(shared_address(row)));
+}
+__device__ void load_matrix_transposed(uint32_t (&fragment)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+                 : "r"(shared_address(row)));
+}
+
+// What the two 16-bit types differ in.
+template <typename T>
+struct Packed;
+template <>
+struct Packed<__half> {
+    static __device__ uint32_t pack(float low, float high) {
+        __half2 const pair = __floats2half2_rn(low, high);
+        return *reinterpret_cast<const uint32_t*>(&pair);
+    }
+    static __device__ float2 unpack(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
+    // accumulator[16x8] += a[16x16] b[16x8]
+    static __device__ void multiply(float (&accumulator)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%0, %1, %2, %3};"
+                     : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+};
+template <>
+struct Packed<__nv_bfloat16> {
+    static __device__ uint32_t pack(float low, float high) {
+        __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
+        return *reinterpret_cast<const uint32_t*>(&pair);
+    }
+    static __device__ float2 unpack(uint32_t pair) {
+        return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+    }
+    static __device__ void multiply(float (&accumulator)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%0, %1, %2, %3};"
+                     : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+};
+
+__device__ float exp2_approximate(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Reductions over the four lanes that share a row of an accumulator.
+__device__ float quad_sum(float x) {
+    x += __shfl_xor_sync(~0U, x, 1);
+    return x + __shfl_xor_sync(~0U, x, 2);
+}
+__device__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0U, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0U, x, 2));
+}
+
+template <typename T>
+__device__ float sum_of_squares(float sum, uint32_t pair) {
+    float2 const x = Packed<T>::unpack(pair);
+    return fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
+}
+
+// The bias of query row i, key columns j and j + 1, in log2 units; -inf in padded columns, which then take part in
+// nothing, and 0 in padded rows, which are not written.
+__device__ float2 bias_pair(const float* head_bias, const Shape& shape, int i, int j) {
+    float2 pair = make_float2(0.F, 0.F);
+    if (i < shape.positions && j < shape.bias_stride) {
+        pair = __ldg(reinterpret_cast<const float2*>(head_bias + static_cast<long long>(i) * shape.bias_stride + j));
+    }
+    pair.x = j < shape.positions ? pair.x * kLog2e : -INFINITY;
+    pair.y = j + 1 < shape.positions ? pair.y * kLog2e : -INFINITY;
+    return pair;
+}
+
+// Mask flags of the 16 (or 12) key columns that one lane holds of a tile, 2 bits each.
+template <int kColumns>
+__device__ unsigned column_flags(const Shape& shape, int first, int lane) {
+    unsigned flags = 0;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+        flags |= mask_flags(shape, first + (c / 2) * 8 + (lane & 3) * 2 + (c & 1)) << (2 * c);
+    }
+    return flags;
+}
+
+#endif  // sm_80 and later
+
+// Grid: (num_heads, query tiles, chunks of windows). kOneTile: the window fits one tile (window 7 and 8); the bias of
+// the block's head then stays in registers while the block walks its windows.
+template <typename T, bool kCosine, int kWarps, bool kOneTile>
+__global__ void __launch_bounds__(32 * kWarps, 4)
+    tensor_core_attention(const T* __restrict__ qkv, const float* __restrict__ bias,
+                          const float* __restrict__ logit_scale, T* __restrict__ y, Shape shape, int windows_per_block) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+    using P = Packed<T>;
+    constexpr int kTile = 16 * kWarps;
+    constexpr int kBlocks = kTile / 8;  // accumulators of 8 key columns
+    __shared__ alignas(128) T queries[2][kTile * kHeadDim];
+    __shared__ alignas(128) T keys[2][kTile * kHeadDim];
+    __shared__ alignas(128) T values[2][kTile * kHeadDim];
+    __shared__ alignas(8) float key_scale[kTile];
+
+    int const warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int const head = blockIdx.x;
+    int const first_query = blockIdx.y * kTile;
+    int const tiles = kOneTile ? 1 : (shape.positions + kTile - 1) / kTile;
+    int const first_window = blockIdx.z * windows_per_block;
+    int const items = (min(first_window + windows_per_block, shape.windows) - first_window) * tiles;
+    const float* head_bias = bias + static_cast<long long>(head) * shape.positions * shape.bias_stride;
+
+    // This lane's place in an accumulator: rows row[0] and row[1] of the window, columns column and column + 1 of 8.
+    int const row[2] = {first_query + warp * 16 + lane / 4, first_query + warp * 16 + lane / 4 + 8};
+    int const column = (lane & 3) * 2;
+    unsigned const row_flags[2] = {mask_flags(shape, row[0]), mask_flags(shape, row[1])};
+
+    // Item = one key tile of one window. Its K and V, and Q with the first tile of a window, go to stage item % 2.
+    auto load = [&](int item) {
+        int const tile = kOneTile ? 0 : item % tiles;
+        int const stage = item & 1;
+        Window const window = window_at(shape, first_window + item / tiles);
+        const T* source = qkv + head * kHeadDim;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            int const r = threadIdx.x / 4 + i * (kTile / 2), chunk = threadIdx.x & 3;
+            int const place = swizzled(r, chunk);
+            int const key = tile * kTile + r;
+            bool const live = key < shape.positions;
+            const T* token = source + token_of(shape, window, live ? key : 0) * 3 * shape.channels + chunk * 8;
+            copy_async(&keys[stage][place], token + shape.channels, live);
+            copy_async(&values[stage][place], token + 2 * shape.channels, live);
+            if (kOneTile) {
+                copy_async(&queries[stage][place], token, live);
+            } else if (tile == 0) {
+                int const query = first_query + r;
+                bool const live_query = query < shape.positions;
+                token = source + token_of(shape, window, live_query ? query : 0) * 3 * shape.channels + chunk * 8;
+                copy_async(&queries[stage][place], token, live_query);
+            }
+        }
+    };
+    load(0);
+
+    float2 kept_bias[kOneTile ? kBlocks : 1][2];
+    unsigned kept_flags = 0;
+    if (kOneTile) {
+        kept_flags = column_flags<2 * kBlocks>(shape, 0, lane);
+#pragma unroll
+        for (int n = 0; n < kBlocks; ++n) {
+            kept_bias[kOneTile ? n : 0][0] = bias_pair(head_bias, shape, row[0], n * 8 + column);
+            kept_bias[kOneTile ? n : 0][1] = bias_pair(head_bias, shape, row[1], n * 8 + column);
+        }
+    }
+
+    uint32_t q[2][4];
+    float row_scale[2], maximum[2], sum[2], out[4][4];
+    for (int item = 0; item < items; ++item) {
+        int const tile = kOneTile ? 0 : item % tiles;
+        int const stage = item & 1;
+        int const first_key = tile * kTile;
+        copy_async_wait();
+        __syncthreads();  // this item has arrived, and every warp is done with the other stage
+        if (item + 1 < items) {
+            load(item + 1);
+        }
+
+        if (kCosine) {  // two threads a key
+            uint4 const* chunk[2];
+            int const key = threadIdx.x / 2, half = threadIdx.x & 1;
+            chunk[0] = reinterpret_cast<const uint4*>(&keys[stage][swizzled(key, 2 * half)]);
+            chunk[1] = reinterpret_cast<const uint4*>(&keys[stage][swizzled(key, 2 * half + 1)]);
+            float squares = 0.F;
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                uint4 const x = *chunk[c];
+                squares = sum_of_squares<T>(squares, x.x);
+                squares = sum_of_squares<T>(squares, x.y);
+                squares = sum_of_squares<T>(squares, x.z);
+                squares = sum_of_squares<T>(squares, x.w);
+            }
+            squares += __shfl_xor_sync(~0U, squares, 1);
+            if (half == 0) {
+                key_scale[key] = logit_scale[head] * kLog2e / fmaxf(sqrtf(squares), kNormEpsilon);
+            }
+            __syncthreads();
+        }
+
+        if (tile == 0) {  // a new window
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                load_matrix(q[k], &queries[stage][swizzled(warp * 16 + (lane & 15), 2 * k + lane / 16)]);
+            }
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                row_scale[r] = shape.scale * kLog2e;
+                if (kCosine) {  // fragments 0, 2 hold row 0 and fragments 1, 3 row 1
+                    float squares = sum_of_squares<T>(sum_of_squares<T>(0.F, q[0][r]), q[0][r + 2]);
+                    squares = sum_of_squares<T>(sum_of_squares<T>(squares, q[1][r]), q[1][r + 2]);
+                    row_scale[r] = 1.F / fmaxf(sqrtf(quad_sum(squares)), kNormEpsilon);
+                }
+                maximum[r] = -INFINITY;
+                sum[r] = 0.F;
+            }
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+                out[n][0] = out[n][1] = out[n][2] = out[n][3] = 0.F;
+            }
+        }
+
+        // Scores: scale * q k^T + bias + mask.
+        float scores[kBlocks][4];
+#pragma unroll
+        for (int n = 0; n < kBlocks; ++n) {
+            uint32_t k[4];
+            load_matrix(k, &keys[stage][swizzled(n * 8 + (lane & 7), lane / 8)]);
+            scores[n][0] = scores[n][1] = scores[n][2] = scores[n][3] = 0.F;
+            P::multiply(scores[n], q[0], k[0], k[1]);
+            P::multiply(scores[n], q[1], k[2], k[3]);
+            float2 column_scale = make_float2(1.F, 1.F);
+            if (kCosine) {
+                column_scale = *reinterpret_cast<const float2*>(&key_scale[n * 8 + column]);
+            }
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                float2 const b = kOneTile ? kept_bias[kOneTile ? n : 0][r]
+                                          : bias_pair(head_bias, shape, row[r], first_key + n * 8 + column);
+                scores[n][2 * r] = fmaf(scores[n][2 * r], row_scale[r] * column_scale.x, b.x);
+                scores[n][2 * r + 1] = fmaf(scores[n][2 * r + 1], row_scale[r] * column_scale.y, b.y);
+            }
+        }
+        int const mask_axes = window_at(shape, first_window + item / tiles).mask_axes;
+        if (mask_axes) {
+            unsigned const flags = kOneTile ? kept_flags : column_flags<2 * kBlocks>(shape, first_key, lane);
+#pragma unroll
+            for (int c = 0; c < 2 * kBlocks; ++c) {
+#pragma unroll
+                for (int r = 0; r < 2; ++r) {
+                    if ((flags >> (2 * c) ^ row_flags[r]) & mask_axes) {
+                        scores[c / 2][2 * r + (c & 1)] += shape.mask_value * kLog2e;
+                    }
+                }
+            }
+        }
+
+        // Softmax numerators, with the running maximum and sum over the tiles of a window.
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float new_maximum = maximum[r];
+#pragma unroll
+            for (int n = 0; n < kBlocks; ++n) {
+                new_maximum = fmaxf(new_maximum, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+            }
+            new_maximum = quad_max(new_maximum);
+            if (!kOneTile) {
+                float const correction = exp2_approximate(maximum[r] - new_maximum);
+                sum[r] *= correction;
+#pragma unroll
+                for (int n = 0; n < 4; ++n) {
+                    out[n][2 * r] *= correction;
+                    out[n][2 * r + 1] *= correction;
+                }
+            }
+            maximum[r] = new_maximum;
+#pragma unroll
+            for (int n = 0; n < kBlocks; ++n) {
+                scores[n][2 * r] = exp2_approximate(scores[n][2 * r] - new_maximum);
+                scores[n][2 * r + 1] = exp2_approximate(scores[n][2 * r + 1] - new_maximum);
+                sum[r] += scores[n][2 * r] + scores[n][2 * r + 1];
+            }
+        }
+
+        // out += p v. Two neighbouring accumulators of scores are one A fragment.
+#pragma unroll
+        for (int k = 0; k < kBlocks / 2; ++k) {
+            uint32_t const p[4] = {
+                P::pack(scores[2 * k][0], scores[2 * k][1]), P::pack(scores[2 * k][2], scores[2 * k][3]),
+                P::pack(scores[2 * k + 1][0], scores[2 * k + 1][1]), P::pack(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                uint32_t v[4];
+                load_matrix_transposed(v, &values[stage][swizzled(k * 16 + (lane & 15), 2 * half + lane / 16)]);
+                P::multiply(out[2 * half], p, v[0], v[1]);
+                P::multiply(out[2 * half + 1], p, v[2], v[3]);
+            }
+        }
+
+        if (tile == tiles - 1) {  // the window is done: through this warp's own rows of queries, in 16-byte stores
+            T* staged = queries[stage];
+            __syncwarp();
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                float const normaliser = 1.F / quad_sum(sum[r]);
+#pragma unroll
+                for (int n = 0; n < 4; ++n) {
+                    *reinterpret_cast<uint32_t*>(&staged[swizzled(warp * 16 + lane / 4 + 8 * r, n) + column]) =
+                        P::pack(out[n][2 * r] * normaliser, out[n][2 * r + 1] * normaliser);
+                }
+            }
+            __syncwarp();
+            Window const window = window_at(shape, first_window + item / tiles);
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                if (row[r] < shape.positions) {
+                    long long const token = token_of(shape, window, row[r]);
+                    *reinterpret_cast<uint4*>(y + token * shape.channels + head * kHeadDim + (lane & 3) * 8) =
+                        *reinterpret_cast<const uint4*>(&staged[swizzled(warp * 16 + lane / 4 + 8 * r, lane & 3)]);
+                }
+            }
+        }
+    }
+#endif
+}
+
+// --- launching ---------------------------------------------------------------------------------------------------
+
+struct Tensors {
+    const void* qkv;
+    const float* bias;
+    const float* logit_scale;
+    void* y;
+};
+
+template <typename T, bool kCosine>
+void launch_plain(const Tensors& t, const Shape& shape, cudaStream_t stream) {
+    dim3 const grid(shape.windows, shape.num_heads, (shape.positions + kPlainThreads - 1) / kPlainThreads);
+    plain_attention<T, kCosine><<<grid, kPlainThreads, 0, stream>>>(static_cast<const T*>(t.qkv), t.bias, t.logit_scale,
+                                                                    static_cast<T*>(t.y), shape);
+}
+
+template <typename T, bool kCosine, int kWarps, bool kOneTile>
+void launch_tensor_core(const Tensors& t, const Shape& shape, int multiprocessors, cudaStream_t stream) {
+    auto const kernel = tensor_core_attention<T, kCosine, kWarps, kOneTile>;
+    static int const resident_blocks = [kernel] {
+        int blocks = 0;
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 32 * kWarps, 0);
+        return blocks > 0 ? blocks : 1;
+    }();
+    // As many blocks as run at once: each then walks several windows and loads the next while it computes one.
+    int const query_tiles = (shape.positions + 16 * kWarps - 1) / (16 * kWarps);
+    int const wanted = (multiprocessors * resident_blocks + shape.num_heads * query_tiles - 1) / (shape.num_heads * query_tiles);
+    int const windows_per_block = (shape.windows + wanted - 1) / wanted;
+    dim3 const grid(shape.num_heads, query_tiles, (shape.windows + windows_per_block - 1) / windows_per_block);
+    kernel<<<grid, 32 * kWarps, 0, stream>>>(static_cast<const T*>(t.qkv), t.bias, t.logit_scale, static_cast<T*>(t.y),
+                                             shape, windows_per_block);
+}
+
+template <typename T, bool kCosine>
+void launch_16_bit(const Tensors& t, const Shape& shape, cudaStream_t stream) {
+    int device = 0, major = 0, multiprocessors = 1;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    bool const aligned = (reinterpret_cast<uintptr_t>(t.qkv) | reinterpret_cast<uintptr_t>(t.y)) % 16 == 0 &&
+                         reinterpret_cast<uintptr_t>(t.bias) % 8 == 0;
+    if (major < 8 || !aligned) {
+        launch_plain<T, kCosine>(t, shape, stream);
+    } else if (shape.positions <= 64) {
+        launch_tensor_core<T, kCosine, 4, true>(t, shape, multiprocessors, stream);
+    } else if (shape.positions % 48 == 0 && shape.positions % 64 != 0) {  // window 12: 144 = 3 * 48, without padding
+        launch_tensor_core<T, kCosine, 3, false>(t, shape, multiprocessors, stream);
+    } else {
+        launch_tensor_core<T, kCosine, 4, false>(t, shape, multiprocessors, stream);
+    }
+}
+
+template <bool kCosine>
+int launch(const Tensors& t, const Shape& shape, int type, cudaStream_t stream) {
+    switch (type) {
+        case SWIN_FP32: launch_plain<float, kCosine>(t, shape, stream); break;
+        case SWIN_FP16: launch_16_bit<__half, kCosine>(t, shape, stream); break;
+        case SWIN_BF16: launch_16_bit<__nv_bfloat16, kCosine>(t, shape, stream); break;
+        default: return cudaErrorInvalidValue;
+    }
+    return cudaGetLastError();
+}
+
+}  // namespace
+
+extern "C" int swin_attention(const void* qkv, const float* bias, const float* logit_scale, void* y, int type, int batch,
+                              int height, int width, int channels, int num_heads, int window_size, int shift_size,
+                              float scale, float mask_value, cudaStream_t stream) {
+    bool const valid = batch > 0 && num_heads > 0 && channels == num_heads * kHeadDim && window_size > 0 &&
+                       window_size <= kMaxWindow && height > 0 && width > 0 && height % window_size == 0 &&
+                       width % window_size == 0 && shift_size >= 0 && shift_size < window_size;
+    if (!valid) {
+        return cudaErrorInvalidValue;
+    }
+    Shape shape{};
+    shape.height = height;
+    shape.width = width;
+    shape.channels = channels;
+    shape.num_heads = num_heads;
+    shape.window = window_size;
+    shape.shift = shift_size;
+    shape.positions = window_size * window_size;
+    shape.bias_stride = (shape.positions + 7) / 8 * 8;
+    shape.windows_x = width / window_size;
+    shape.windows_per_image = shape.windows_x * (height / window_size);
+    shape.windows = shape.windows_per_image * batch;
+    shape.reciprocal = 65536 / window_size + 1;
+    shape.scale = scale;
+    shape.mask_value = mask_value;
+    Tensors const tensors{qkv, bias, logit_scale, y};
+    return logit_scale ? launch<true>(tensors, shape, type, stream) : launch<false>(tensors, shape, type, stream);
+}

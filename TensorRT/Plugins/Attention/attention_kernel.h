@@ -1,0 +1,14 @@
+// Whole (shifted-)window attention in one pass over image-order qkv. README.md beside this file is the contract.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+// y[B, H*W, C] = window attention of qkv[B, H*W, 3C], head_dim 32, C = 32 * num_heads; type is a SwinType (both).
+//   bias         [num_heads, N, Np] FP32, N = window_size^2, Np = N rounded up to a multiple of 8; pads are never used
+//   logit_scale  [num_heads] FP32, clamped and exponentiated: cosine attention (Swin V2); null: dot product (V1)
+//   scale        multiplies q.k in V1 (head_dim^-0.5); ignored in V2
+//   mask_value   added between tokens of different shift regions where shift_size > 0 (-100 in both models)
+// Returns a cudaError_t: cudaErrorInvalidValue for a shape outside the contract, else what the launch returned.
+extern "C" int swin_attention(const void* qkv, const float* bias, const float* logit_scale, void* y, int type, int batch,
+                              int height, int width, int channels, int num_heads, int window_size, int shift_size,
+                              float scale, float mask_value, cudaStream_t stream);

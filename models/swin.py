@@ -1,0 +1,312 @@
+"""Swin Transformer for inference: images in, logits out; state dict keys are those of the official checkpoints.
+
+    python -c "from config import get_config; from models.build import build_model; \
+               print(build_model(get_config('models/swin.yaml')))"
+
+Paper: Liu et al., Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, ICCV 2021
+(https://arxiv.org/abs/2103.14030). Checkpoints: https://github.com/microsoft/Swin-Transformer.
+
+Shapes in comments: B images, a stage of H x W tokens with C channels, nH heads of d channels, windows of w x w = N
+tokens, nW windows per image. Window attention takes qkv in image order, [B, H*W, 3C], and gives [B, H*W, C]: what lies
+between the two Linear layers is one region of the exported graph, which one plugin can replace. Only the batch is
+written as -1 in a reshape, so that an exported graph takes any batch.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Added to the logits between tokens that touch only through the cyclic shift. The official value: finite, so a window
+# whose every logit is below it would still see the others.
+MASK_VALUE = -100.0
+
+
+def shift_mask(resolution: int, window_size: int, shift_size: int) -> Tensor:
+    """The mask of SW-MSA: float32 [nW, 1, N, N], 0 between tokens of one region and MASK_VALUE between others.
+
+    The cyclic shift brings tokens of up to four regions of the image into one window. Along an axis the regions of the
+    shifted image are: all windows but the last, and the two parts of the last, apart where the image wrapped around.
+    """
+    position = torch.arange(resolution)
+    band = (position >= resolution - window_size).int() + (position >= resolution - shift_size).int()  # [H], 0 to 2
+    region = 3 * band[:, None] + band[None, :]  # [H, W]
+    side = resolution // window_size
+    region = region.reshape(side, window_size, side, window_size).transpose(1, 2)
+    region = region.reshape(side * side, 1, window_size * window_size)  # [nW, 1, N]
+    return (region[..., :, None] != region[..., None, :]) * MASK_VALUE
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """int64 [N, N]: the row of the (2w-1)^2 relative positions that the pair (query, key) has."""
+    axis = torch.arange(window_size)
+    row, column = axis.repeat_interleave(window_size), axis.repeat(window_size)  # [N]
+    down = row[:, None] - row[None, :] + window_size - 1  # 0 to 2w-2
+    right = column[:, None] - column[None, :] + window_size - 1
+    return down * (2 * window_size - 1) + right
+
+
+class WindowAttentionBase(nn.Module):
+    """Multi-head self-attention inside (shifted) windows, W-MSA and SW-MSA: what V1 and V2 share.
+
+    Args:
+        dim: C.
+        resolution: H = W, in tokens.
+        num_heads: nH, a divisor of C.
+        window_size: w, a divisor of H.
+        shift_size: rows and columns that the windows are shifted by, 0 to w-1.
+        qkv_bias: whether the Linear layer that makes q, k and v holds their bias.
+    """
+
+    def __init__(self, dim: int, resolution: int, num_heads: int, window_size: int, shift_size: int, *,
+                 qkv_bias: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.resolution = resolution
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.window_size = window_size
+        self.shift_size = shift_size
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        # Buffers follow from the configuration, or from the weights once folded: none is in the state dict.
+        self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
+        mask = shift_mask(resolution, window_size, shift_size) if shift_size else None
+        self.register_buffer("attn_mask", mask, persistent=False)
+        self.register_buffer("relative_position_bias", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H*W, C] -> [B, H*W, C]"""
+        q, k, v = self._split_windows(self._qkv(x))
+        bias = self._bias() if self.relative_position_bias is None else self.relative_position_bias
+        logits = self._similarity(q, k) + bias  # (B, nW, nH, N, N)
+        if self.attn_mask is not None:
+            logits = logits + self.attn_mask  # mask (nW, 1, N, N)
+        y = F.softmax(logits, dim=-1) @ v  # (B, nW, nH, N, d)
+        return self.proj(self._merge_windows(y))
+
+    def fold_constants(self) -> None:
+        """Replace what depends on the weights alone by constants; the weights they came from are gone afterwards."""
+        self.relative_position_bias = self._bias().detach()
+        self.relative_position_index = None
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        """[B, H*W, C] -> [B, H*W, 3C], channels ordered (q|k|v, head, d)"""
+        return self.qkv(x)
+
+    def _similarity(self, q: Tensor, k: Tensor) -> Tensor:
+        """Attention logits before bias and mask, [B, nW, nH, N, N]."""
+        raise NotImplementedError
+
+    def _bias(self) -> Tensor:
+        """Relative position bias computed from the weights, [nH, N, N]."""
+        raise NotImplementedError
+
+    def _split_windows(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, H*W, 3C] -> q, k, v, each [B, nW, nH, N, d]"""
+        size, side, tokens = self.window_size, self.resolution // self.window_size, self.window_size**2
+        if self.shift_size:
+            qkv = qkv.reshape(-1, self.resolution, self.resolution, 3 * self.dim)
+            qkv = torch.roll(qkv, shifts=(-self.shift_size, -self.shift_size), dims=(1, 2))
+        qkv = qkv.reshape(-1, side, size, side, size, 3, self.num_heads, self.head_dim)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # (3, B, side, side, nH, w, w, d)
+        return qkv.reshape(3, -1, side * side, self.num_heads, tokens, self.head_dim).unbind(0)
+
+    def _merge_windows(self, y: Tensor) -> Tensor:
+        """[B, nW, nH, N, d] -> [B, H*W, C], tokens back where they were in the image"""
+        size, side = self.window_size, self.resolution // self.window_size
+        y = y.reshape(-1, side, side, self.num_heads, size, size, self.head_dim)
+        y = y.permute(0, 1, 4, 2, 5, 3, 6)  # (B, side, w, side, w, nH, d)
+        if self.shift_size:
+            y = y.reshape(-1, self.resolution, self.resolution, self.dim)
+            y = torch.roll(y, shifts=(self.shift_size, self.shift_size), dims=(1, 2))
+        return y.reshape(-1, self.resolution**2, self.dim)
+
+
+class WindowAttention(WindowAttentionBase):
+    """V1: scaled dot product, and a learned bias for each relative position. Arguments as in the base class."""
+
+    def __init__(self, dim: int, resolution: int, num_heads: int, window_size: int, shift_size: int) -> None:
+        super().__init__(dim, resolution, num_heads, window_size, shift_size, qkv_bias=True)
+        self.scale = self.head_dim**-0.5
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def fold_constants(self) -> None:
+        super().fold_constants()
+        self.relative_position_bias_table = None
+
+    def _similarity(self, q: Tensor, k: Tensor) -> Tensor:
+        return (q * self.scale) @ k.transpose(-2, -1)
+
+    def _bias(self) -> Tensor:
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).contiguous()
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]"""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinTransformerBlock(nn.Module):
+    """Attention and MLP, each with LayerNorm before it and a residual around both.
+
+    Args:
+        attention: the block's (shifted) window attention.
+        mlp_ratio: hidden channels of the MLP, as a multiple of C.
+    """
+
+    def __init__(self, attention: WindowAttention, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(attention.dim)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(attention.dim)
+        self.mlp = Mlp(attention.dim, int(attention.dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H*W, C] -> [B, H*W, C]"""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerging(nn.Module):
+    """Each 2 x 2 tokens become one of twice the channels: LayerNorm, then Linear.
+
+    Args:
+        dim: C.
+        resolution: H = W, in tokens; even.
+    """
+
+    def __init__(self, dim: int, resolution: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.resolution = resolution
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H*W, C] -> [B, H/2*W/2, 2C]"""
+        return self.reduction(self.norm(self._gather(x)))
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """[B, H*W, C] -> [B, H/2*W/2, 4C]; (row, column) of the four in official order: (0,0), (1,0), (0,1), (1,1)."""
+        half = self.resolution // 2
+        x = x.reshape(-1, half, 2, half, 2, self.dim).permute(0, 1, 3, 4, 2, 5)
+        return x.reshape(-1, half * half, 4 * self.dim)
+
+
+class PatchEmbed(nn.Module):
+    """Image to tokens: one Linear per patch, written as a convolution, then LayerNorm."""
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.tokens = (img_size // patch_size) ** 2
+        self.embed_dim = embed_dim
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_chans, S, S] -> [B, H*W, C]"""
+        return self.norm(self.proj(x).reshape(-1, self.embed_dim, self.tokens).transpose(1, 2))
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, then patch merging (none after the last stage)."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H*W, C] -> [B, H/2*W/2, 2C], or [B, H*W, C] in the last stage"""
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class SwinTransformer(nn.Module):
+    """Swin Transformer with a classification head.
+
+    Args:
+        img_size: S, pixels along one side of the input; a multiple of patch_size such that each stage has a whole
+            number of windows.
+        patch_size: pixels along one side of a token.
+        in_chans: channels of the input.
+        num_classes: length of the logits.
+        embed_dim: C of the first stage.
+        depths: blocks per stage.
+        num_heads: nH per stage.
+        window_size: w. A stage of at most w x w tokens is one window of its own size, without shift.
+        mlp_ratio: hidden channels of the MLPs, as a multiple of C.
+        attentions: per stage, what makes the attention of its blocks; V1's where it is None.
+    """
+
+    # What V2 does otherwise.
+    block, merging = SwinTransformerBlock, PatchMerging
+
+    def __init__(self, *, img_size: int, patch_size: int, in_chans: int, num_classes: int, embed_dim: int,
+                 depths: Sequence[int], num_heads: Sequence[int], window_size: int, mlp_ratio: float,
+                 attentions: Sequence[Callable[..., WindowAttentionBase]] | None = None) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.num_classes = num_classes
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        self.layers = nn.ModuleList()
+        attentions = attentions or [WindowAttention] * len(depths)
+        dim, resolution = embed_dim, img_size // patch_size
+        for stage, depth in enumerate(depths):
+            if stage:
+                dim, resolution = 2 * dim, resolution // 2
+            window, shift = (window_size, window_size // 2) if resolution > window_size else (resolution, 0)
+            blocks = [
+                self.block(attentions[stage](dim, resolution, num_heads[stage], window, shift * (index % 2)), mlp_ratio)
+                for index in range(depth)
+            ]
+            last = stage == len(depths) - 1
+            self.layers.append(Stage(blocks, None if last else self.merging(dim, resolution)))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_chans, S, S], normalised -> logits [B, num_classes].
+
+        Raises:
+            ValueError: the images are of another size.
+        """
+        # Not in a trace, where it would be a comparison of constants: the graph's input has its size anyway.
+        if not torch.jit.is_tracing() and x.shape[-2:] != (self.img_size, self.img_size):
+            raise ValueError(f"images of {tuple(x.shape[-2:])}; the model takes {self.img_size} by {self.img_size}")
+        x = self.patch_embed(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x).mean(dim=1))
+
+    def fold_constants(self) -> SwinTransformer:
+        """Turn what does not depend on the input into buffers, in place; the model computes the same afterwards.
+
+        Call it after the weights are loaded and before .half() or .bfloat16(), so that the constants are computed in
+        FP32. The folded weights leave the state dict: a folded model is for running and exporting, not for saving.
+
+        Returns:
+            The model itself.
+        """
+        for module in self.modules():
+            if isinstance(module, WindowAttentionBase):
+                module.fold_constants()
+        return self

@@ -1,0 +1,92 @@
+#include "fnorm_kernel.h"
+
+#include <type_traits>
+
+#include "common/rows.cuh"
+
+namespace swin {
+namespace {
+
+struct FNormArguments {
+    const void* x;
+    void* y;
+    long long rows;
+    int width;
+    float epsilon;
+};
+
+// The norm is taken in FP32: epsilon 1e-12 is zero in FP16, and squares of FP16 values overflow it.
+template <class Shape>
+__global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArguments a, const int group)
+{
+    using T = typename Shape::T;
+    constexpr int VEC = Shape::VEC;
+    constexpr int ITEMS = Shape::ITEMS;
+    constexpr int ROWS = Shape::ROWS;
+
+    const T* __restrict__ x = static_cast<const T*>(a.x);
+    T* __restrict__ y = static_cast<T*>(a.y);
+    const int lane = threadIdx.x % group;
+    const long long first_row
+        = (static_cast<long long>(blockIdx.x) * (blockDim.x / group) + threadIdx.x / group) * ROWS;
+
+    Raw<T, VEC> raw[ROWS][ITEMS];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+            const int column = (i * group + lane) * VEC;
+            raw[r][i] = {};
+            if (first_row + r < a.rows && column < a.width) {
+                raw[r][i] = load_raw<T, VEC>(x + (first_row + r) * a.width + column);
+            }
+        }
+    }
+
+    float value[ROWS][ITEMS][VEC];
+    float squares[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+        squares[r] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+            unpack<T, VEC>(raw[r][i], value[r][i]);
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) squares[r] = fmaf(value[r][i][v], value[r][i][v], squares[r]);
+        }
+    }
+    group_sum(squares, group);
+
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+        if (first_row + r >= a.rows) continue;
+        const float norm = fmaxf(sqrtf(squares[r]), a.epsilon);
+        const float inverse = 1.0f / norm;
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+            const int column = (i * group + lane) * VEC;
+            if (column >= a.width) continue;
+            float out[VEC];
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) {
+                // FP32 output shows the second rounding of a multiplication by the inverse; narrower ones do not.
+                out[v] = std::is_same<T, float>::value ? value[r][i][v] / norm : value[r][i][v] * inverse;
+            }
+            store_raw<T, VEC>(y + (first_row + r) * a.width + column, pack<T, VEC>(out));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace swin
+
+int swin_fnorm(const void* x, void* y, int type, long long rows, int width, float epsilon, cudaStream_t stream)
+{
+    if (x == nullptr || y == nullptr) return cudaErrorInvalidValue;
+    const swin::FNormArguments a{x, y, rows, width, epsilon};
+    const bool aligned = swin::aligned16(x) && swin::aligned16(y);
+    return swin::dispatch_rows(type, width, width, aligned, [&](auto shape, const swin::RowPlan& plan) {
+        using Shape = decltype(shape);
+        return swin::launch_rows(swin::fnorm_kernel<Shape>, a, plan, rows, Shape::ROWS, stream);
+    });
+}

@@ -1,0 +1,17 @@
+// What every kernel's C interface shares: the element types and the status that launchers return.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+// Element type of the activations. Parameters (gamma, beta, bias, logit_scale) are always FP32.
+enum SwinType {
+    SWIN_FP32 = 0,
+    SWIN_FP16 = 1,
+    SWIN_BF16 = 2,
+};
+
+// Every launcher returns a cudaError_t as int: cudaErrorInvalidValue for a shape or type outside its contract,
+// otherwise what the launch itself returned. No launcher allocates, synchronises or uses a stream but the given one.
+
+// The widest row that the row kernels (LayerNorm, F-Norm and their fused forms) take, in elements.
+#define SWIN_MAX_WIDTH 8192

@@ -19,17 +19,17 @@
 
 #include <cstdint>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "common/swin_types.h"
+#include "common/vector_io.cuh"
 
 namespace {
+
+using swin::from_float;
+using swin::to_float;
 
 constexpr int kHeadDim = 32;
 constexpr int kMaxWindow = 32;
 constexpr float kNormEpsilon = 1e-12F;  // F.normalize's, on the norm and not on its square
-constexpr float kLog2e = 1.4426950408889634F;
 
 struct Shape {
     int height, width, channels, num_heads, window, shift;
@@ -81,19 +81,6 @@ __device__ unsigned mask_flags(const Shape& shape, int position) {
     int const wrap = shape.window - shape.shift;
     return static_cast<unsigned>(row >= wrap) | static_cast<unsigned>(column >= wrap) << 1;
 }
-
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__half x) { return __half2float(x); }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <typename T>
-__device__ T from_float(float x);
-template <>
-__device__ float from_float<float>(float x) { return x; }
-template <>
-__device__ __half from_float<__half>(float x) { return __float2half_rn(x); }
-template <>
-__device__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
 // --- the plain kernel --------------------------------------------------------------------------------------------
 
@@ -208,6 +195,8 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
 // --- the tensor-core kernel --------------------------------------------------------------------------------------
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+
+constexpr float kLog2e = 1.4426950408889634F;
 
 // A tile in shared memory is [rows][32] of 2-byte elements: 4 chunks of 16 bytes a row. Chunks are swizzled so that
 // the 8 rows that ldmatrix reads at once, or the 8 rows of an accumulator, lie in different banks.

@@ -123,7 +123,7 @@ def _problem(config: CfgNode) -> str | None:
     for stage, num_heads in enumerate(swin.NUM_HEADS):
         if stage:
             if resolution % 2:
-                return f"DATA.IMG_SIZE {img_size} gives stage {stage} an odd {resolution} x {resolution} tokens to halve"
+                return f"DATA.IMG_SIZE {img_size} gives stage {stage} {resolution} x {resolution} tokens: not even"
             resolution, channels = resolution // 2, channels * 2
         if channels % num_heads:
             return f"the {channels} channels of stage {stage + 1} do not divide into {num_heads} heads"

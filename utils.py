@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -61,18 +62,52 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the name `path` only if the block succeeds.
 
     A reader never sees half a file, and an old file survives a failed write.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be written there ({error.strerror}); give another place") from error
     os.close(handle)
     partial = Path(name)
     try:
         yield partial
         partial.chmod(0o644)
         partial.replace(path)
+    except OSError as error:
+        if error.filename not in (None, name):
+            raise  # about another file, which the block was reading
+        raise UserError(f"{shown(path)}: could not be written ({error.strerror}); nothing was left behind") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def batch_sizes(text: str) -> list[int]:
+    """What a --batch flag takes: whole numbers above zero with commas between them, e.g. "1,32,128".
+
+    Raises:
+        UserError: the text is anything else.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"{text!r}: not a list of batch sizes; give whole numbers above zero, such as 1,32,128")
+    return [int(part) for part in parts]
+
+
+def choices(text: str, allowed: tuple[str, ...]) -> list[str]:
+    """What a flag takes that names some of `allowed`, with commas between them.
+
+    Raises:
+        UserError: one of them is not allowed.
+    """
+    for part in text.split(","):
+        if part not in allowed:
+            raise UserError(f"{part!r}: unknown; choose from {','.join(allowed)}")
+    return text.split(",")
 
 
 def shown(path: str | Path) -> str:
@@ -185,6 +220,125 @@ def top1_agreement(output: np.ndarray, reference: np.ndarray) -> float:
     return float(np.mean(same & np.isfinite(output).all(axis=-1)))
 
 
+# --- ONNX files ----------------------------------------------------------------------------------------------
+
+PLUGIN_DOMAIN = "swin"  # of the nodes that the TensorRT plugins implement
+
+
+def load_onnx(path: str | Path):
+    """The onnx.ModelProto in a file.
+
+    Raises:
+        UserError: no such file, not an ONNX file, or its weights lie in another file that is missing.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    path = existing_file(path, "an ONNX file (onnx/export_onnx.py writes one)")
+    remedy = "write it again with onnx/export_onnx.py"
+    try:
+        model = onnx.load(str(path), format="protobuf")
+    except DecodeError as error:
+        raise UserError(f"{shown(path)}: is not an ONNX file, or a truncated one; {remedy}") from error
+    except (onnx.checker.ValidationError, FileNotFoundError) as error:
+        raise UserError(f"{shown(path)}: its external weights cannot be read ({error}); {remedy}") from error
+    # Protobuf reads an empty file, and some files of other kinds, as a model without content.
+    if not model.graph.node or not model.graph.input or not model.opset_import:
+        raise UserError(f"{shown(path)}: is not an ONNX file: no graph in it; {remedy}")
+    return model
+
+
+def onnx_precision(model) -> str:
+    """What the graph of an onnx.ModelProto computes in: int8 (it quantizes), fp16, bf16 or fp32."""
+    from onnx import TensorProto
+
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return "int8"
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    types |= {attribute.i for node in model.graph.node if node.op_type == "Cast" for attribute in node.attribute
+              if attribute.name == "to"}
+    return "fp16" if TensorProto.FLOAT16 in types else "bf16" if TensorProto.BFLOAT16 in types else "fp32"
+
+
+def has_plugins(model) -> bool:
+    """Whether the graph of an onnx.ModelProto holds nodes that only this project's TensorRT plugins implement."""
+    return any(node.domain == PLUGIN_DOMAIN for node in model.graph.node)
+
+
+def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] = ("CPUExecutionProvider",)):
+    """An onnxruntime.InferenceSession on an ONNX file; plugin nodes run as the standard operators that they stand for.
+
+    Args:
+        path: the file.
+        providers: onnxruntime's execution providers, best first, each a name or (name, options). All must be there:
+            onnxruntime itself would go on without.
+    Raises:
+        UserError: what load_onnx raises; a provider that this machine lacks; a graph that onnxruntime refuses.
+    """
+    model = load_onnx(path)
+    try:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as refusals
+    except ImportError as error:
+        raise UserError("onnxruntime is not installed; pip install -r requirements.txt") from error
+    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    available = onnxruntime.get_available_providers()
+    for name in names:
+        if name not in available:
+            raise UserError(f"{name} is not in the installed onnxruntime {onnxruntime.__version__}, which has "
+                            f"{', '.join(available)}; for CUDA, replace it by onnxruntime-gpu")
+    source = str(path)
+    if has_plugins(model):
+        sys.path.insert(1, str(ROOT / "onnx" / "graphsurgeon"))
+        from reference import expand
+
+        source = expand(model).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; warnings are about its own optimisations
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=list(providers))
+    except (refusals.Fail, refusals.InvalidArgument, refusals.InvalidGraph, refusals.InvalidProtobuf,
+            refusals.NotImplemented, refusals.RuntimeException) as error:
+        raise UserError(f"{shown(path)}: onnxruntime refuses it: {first_line(error)}") from error
+    if session.get_providers()[:len(names)] != names:
+        raise UserError(f"{names[0]} is installed but does not start (it runs {', '.join(session.get_providers())}); "
+                        "the CUDA and cuDNN libraries it needs are missing, or there is no GPU")
+    return session
+
+
+def onnx_img_size(session, path: str | Path) -> int:
+    """Side S in pixels of the images that a session takes, its input being [batch, 3, S, S].
+
+    Raises:
+        UserError: the input has another shape, or its size is not fixed.
+    """
+    shape = session.get_inputs()[0].shape
+    if len(shape) != 4 or shape[1] != 3 or not isinstance(shape[2], int) or shape[2] != shape[3]:
+        raise UserError(f"{shown(path)}: takes input {shape}, not images [batch, 3, S, S] of a fixed size S; "
+                        "give a classification model from onnx/export_onnx.py")
+    return shape[2]
+
+
+def onnx_logits(session, images: np.ndarray, path: str | Path) -> np.ndarray:
+    """The first output, [N, num_classes], of a session for images [N, 3, S, S], both float32.
+
+    Raises:
+        UserError: the images do not fit the session's input.
+    """
+    wanted = session.get_inputs()[0]
+    if len(wanted.shape) != images.ndim or any(isinstance(size, int) and size != actual
+                                               for size, actual in zip(wanted.shape, images.shape)):
+        raise UserError(f"{shown(path)}: takes input {wanted.shape}, which {list(images.shape)} does not fit; "
+                        "export it again with the right --cfg and a dynamic batch")
+    return session.run(None, {wanted.name: images})[0]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that says something of an error's message; the kind of error where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 # --- timing --------------------------------------------------------------------------------------------------
 
 
@@ -193,9 +347,11 @@ def timed_runs(run_once_ms: Callable[[], float], *, warmup_runs: int = 10, warmu
     """Times of single runs in milliseconds, under the one protocol that every runner here is measured with.
 
     Warms up, then measures until both `min_runs` runs and `min_s` seconds are done. A runner so slow that this would
-    take longer than ten times `min_s` stops there, with at least 10 runs. `run_once_ms` does one run and returns its
-    time (CUDA events on a GPU, a clock on a CPU).
+    take longer than ten times `min_s` stops there, with at least 10 runs (fewer only if `min_runs` is). `run_once_ms`
+    does one run and returns its time (CUDA events on a GPU, a clock on a CPU). No more is spent on warming up than is
+    asked for measuring.
     """
+    warmup_runs, warmup_s = min(warmup_runs, min_runs), min(warmup_s, min_s)
     start, runs = time.perf_counter(), 0
     while runs < warmup_runs or time.perf_counter() - start < warmup_s:
         run_once_ms()
@@ -207,7 +363,7 @@ def timed_runs(run_once_ms: Callable[[], float], *, warmup_runs: int = 10, warmu
     while True:
         times.append(run_once_ms())
         seconds = time.perf_counter() - start
-        if (len(times) >= min_runs and seconds >= min_s) or (seconds >= 10 * min_s and len(times) >= 10):
+        if (len(times) >= min_runs and seconds >= min_s) or (seconds >= 10 * min_s and len(times) >= min(10, min_runs)):
             return np.array(times)
 
 
@@ -235,8 +391,16 @@ def git_commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else os.environ.get("COMMIT", "unknown")
 
 
+def cpu_name() -> str:
+    """What stands in the column gpu for a row measured on a CPU: "none", the processor and its count of cores."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"none ({models[0] if models else platform.machine() + ' CPU'}; {os.cpu_count()} cores)"
+
+
 def gpu_name() -> str:
-    """The GPU as nvidia-smi names it; on a machine without one, the CPU with its count of cores."""
+    """The GPU as nvidia-smi names it; cpu_name() on a machine without one."""
     try:
         done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
                               capture_output=True, text=True)
@@ -244,7 +408,7 @@ def gpu_name() -> str:
             return done.stdout.splitlines()[0].strip()
     except FileNotFoundError:
         pass
-    return f"none ({platform.machine()} CPU, {os.cpu_count()} cores)"
+    return cpu_name()
 
 
 def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
@@ -262,6 +426,17 @@ def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
         if not old:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Version of each of these packages that is installed, for write_environment."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def write_environment(run_id: str, versions: dict[str, str]) -> None:

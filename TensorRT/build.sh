@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Builds a TensorRT engine from an ONNX file of this project: the one real builder, which build_*.sh call.
+#
+#   TensorRT/build.sh onnx/swinv1_micro_fp16.onnx --fp16      writes TensorRT/TRT_Engine/swinv1_micro_fp16.plan
+#
+# Beside the plan it leaves the builder's .log and a .layers.json that describes every layer. It runs trtexec where
+# that is on the PATH, else TensorRT/build_engine.py, with the same flags, in $TRT_PYTHON (default python3).
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+usage() {
+    cat <<'X'
+usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
+
+  MODEL.onnx          relative to the repository's root, or absolute
+  --size PIXELS       height and width of the images; default 256 for swinv2*, else 224
+  --min, --opt, --max N
+                      smallest, usual and largest batch of the optimization profile; default 1, 32, 128
+  --fp16              the graph holds FP16 tensors (its name says _fp16)
+  --plugins[=LIB]     the graph holds plugin nodes; default TensorRT/Plugins/build/libswin_plugins.so
+  --output PLAN       the engine; default TensorRT/TRT_Engine/MODEL.plan, with _fp16 added where --fp16 was
+                      given and MODEL lacks it
+  --dry-run           print the command instead of running it
+
+Builder options, --flag=value, go to the builder as they are: --noTF32, --memPoolSize=workspace:MIB (default 4096),
+--builderOptimizationLevel=0-5, --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN (where those libraries are missing),
+--timingCacheFile=FILE, --profilingVerbosity=..., --verbose.
+X
+}
+
+fail() { echo "build.sh: error: $*" >&2; exit 1; }
+
+# Which command makes a graph, judged by its name.
+how_to_make() {
+    local model=$1 base
+    base=${model%_fp16}; base=${base%%_layernorm*}; base=${base%%_attention*}
+    case $model in
+        *_layers)         echo "python TensorRT/compare_layers.py prepare --onnx onnx/${model%_layers}.onnx" ;;
+        *_attention_fp16) echo "python onnx/graphsurgeon/add_all.py --onnx onnx/$base.onnx --fp16" ;;
+        *_attention)      echo "python onnx/graphsurgeon/add_all.py --onnx onnx/$base.onnx" ;;
+        *_fp16)           echo "python onnx/graphsurgeon/to_fp16.py --onnx onnx/${model%_fp16}.onnx" ;;
+        *_layernorm)      echo "python onnx/graphsurgeon/add_layernorm_with_params.py --onnx onnx/$base.onnx" ;;
+        *)                echo "python onnx/export_onnx.py --type ${model%%_*}" ;;
+    esac
+}
+
+onnx='' size='' min=1 opt='' max=128 fp16=no plugins='' plan='' dry_run=no passed=()
+while (($#)); do
+    case $1 in
+        --size | --min | --opt | --max)
+            [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "$1 needs a positive whole number, not '${2:-}'"
+            printf -v "${1#--}" %s "$2"; shift ;;
+        --output) [[ -n ${2:-} ]] || fail "--output needs a path"; plan=$2; shift ;;
+        --fp16) fp16=yes ;;
+        --plugins) plugins=TensorRT/Plugins/build/libswin_plugins.so ;;
+        --plugins=*) plugins=${1#*=} ;;
+        --dry-run) dry_run=yes ;;
+        -h | --help) usage; exit ;;
+        -*) passed+=("$1") ;;
+        *) [[ -z $onnx ]] || fail "two graphs, $onnx and $1; a builder option is written --flag=value"; onnx=$1 ;;
+    esac
+    shift
+done
+
+cd "$root"
+[[ -n $onnx ]] || { usage >&2; exit 2; }
+model=$(basename "$onnx" .onnx)
+[[ $model != *_fp16* || $fp16 == yes ]] || fail "$onnx: its name says FP16; add --fp16"
+name=$model
+[[ $fp16 == no || $model == *_fp16* ]] || name=${model}_fp16
+plan=${plan:-TensorRT/TRT_Engine/$name.plan}
+[[ $plan == *.plan ]] || fail "--output $plan: must end in .plan"
+[[ -n $size ]] || case $model in swinv2*) size=256 ;; *) size=224 ;; esac
+[[ -n $opt ]] || opt=$((max < 32 ? max : min > 32 ? min : 32))
+((min <= opt && opt <= max)) || fail "--min $min, --opt $opt, --max $max are not in this order"
+if [[ $dry_run == no ]]; then
+    [[ -f $onnx ]] || fail "$onnx: no such file; make it with: $(how_to_make "$model")"
+    [[ -z $plugins || -f $plugins ]] || fail "$plugins: no such file; make it with: make -C TensorRT/Plugins"
+fi
+
+image=3x${size}x$size
+flags=(--onnx="$onnx" --minShapes="input:${min}x$image" --optShapes="input:${opt}x$image" --maxShapes="input:${max}x$image")
+[[ -z $plugins ]] || flags+=(--staticPlugins="$plugins")
+for default in --memPoolSize=workspace:4096 --timingCacheFile=TensorRT/TRT_Engine/timing.cache \
+    --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json"; do
+    [[ " ${passed[*]-} " == *" ${default%%=*}="* ]] || flags+=("$default")  # trtexec refuses a flag given twice
+done
+
+if command -v trtexec > /dev/null; then
+    # Its --help begins with "... [TensorRT v8600]"; 10.0 is 100000. From 10 on the graph's types are binding.
+    [[ $(trtexec --help) =~ \[TensorRT\ v([0-9]+)\] ]] || fail "$(command -v trtexec): does not say its version"
+    if ((BASH_REMATCH[1] >= 100000)); then flags+=(--stronglyTyped); elif [[ $fp16 == yes ]]; then flags+=(--fp16); fi
+    command=(trtexec --skipInference --saveEngine="$plan.partial" "${flags[@]}" ${passed[@]+"${passed[@]}"})
+else
+    [[ $fp16 == no ]] || flags+=(--fp16)
+    command=("${TRT_PYTHON:-python3}" TensorRT/build_engine.py --saveEngine="$plan" "${flags[@]}" ${passed[@]+"${passed[@]}"})
+fi
+
+if [[ $dry_run == yes ]]; then
+    printf '%q ' "${command[@]}"; echo
+elif [[ ${command[0]} == trtexec ]]; then
+    mkdir -p "$(dirname "$plan")"
+    trap 'rm -f "$plan.partial"' EXIT
+    "${command[@]}" 2>&1 | tee "${plan%.plan}.log" || fail "$onnx: trtexec failed; its messages are in ${plan%.plan}.log"
+    mv "$plan.partial" "$plan"
+    echo "wrote $plan"
+else
+    "${command[@]}"
+fi

@@ -1,0 +1,263 @@
+"""A TensorRT engine loaded from its plan, and the contexts that run it.
+
+    with Engine(Path("TensorRT/TRT_Engine/swinv1.plan")) as engine, engine.context() as context:
+        logits = context.infer(images)  # [B, 3, S, S] -> [B, num_classes]
+
+An Engine holds the weights. Each Context has its own stream, activations and buffers, so that several run at once.
+"""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from trt_runtime import LOGGER, cuda, cudart, load_plugins, require_gpu, trt
+
+from utils import UserError, existing_file, shown
+
+NUMPY_TYPES = {trt.float32: np.float32, trt.float16: np.float16, trt.int32: np.int32, trt.int8: np.int8,
+               trt.bool: np.bool_}
+
+# What TensorRT says when it refuses a plan, and what that means.
+REFUSALS = (
+    ("expecting library version", "was built by another version of TensorRT; build it again with TensorRT/build.sh"),
+    ("Version tag does not match", "was built by another version of TensorRT; build it again with TensorRT/build.sh"),
+    ("incompatible device", "was built for another GPU; build it again on this machine with TensorRT/build.sh"),
+    ("current device is not compatible", "was built for another GPU; build it again here with TensorRT/build.sh"),
+    ("could not find plugin", "needs a plugin library; build it with make -C TensorRT/Plugins, give it with --plugins"),
+    ("Cannot deserialize plugin", "needs a plugin library; give the one it was built with by --plugins"),
+    ("does not match archive size", "is truncated; build it again with TensorRT/build.sh, or copy it again"),
+    ("agic tag", "is not a TensorRT plan; build one with TensorRT/build.sh"),
+)
+
+
+class Engine:
+    """A plan on the current GPU, with one input and one optimization profile.
+
+    Attributes:
+        input: name of the input tensor; `input_shape` its shape with -1 for the batch, (-1, 3, S, S).
+        outputs: names of the output tensors.
+        batches: smallest and largest batch of the optimization profile.
+    """
+
+    def __init__(self, plan: str | Path, plugins: str | Path | None = None) -> None:
+        """Load a plan.
+
+        Args:
+            plan: file made by TensorRT/build.sh.
+            plugins: plugin library, see `load_plugins`.
+
+        Raises:
+            UserError: no GPU, no such file, or TensorRT refuses it: truncated, of another version or GPU, or in need
+                of a plugin that is not loaded.
+        """
+        self.plan = existing_file(plan, "an engine (TensorRT/build.sh builds one)")
+        require_gpu()
+        load_plugins(plugins)
+        LOGGER.clear()
+        self.runtime = trt.Runtime(LOGGER)
+        self.engine = self.runtime.deserialize_cuda_engine(self.plan.read_bytes())
+        if self.engine is None:
+            raise UserError(f"{shown(self.plan)}: {_refusal(LOGGER.errors)}")
+        for warning in LOGGER.warnings:
+            if "different models of devices" in warning:
+                print(f"warning: {shown(self.plan)}: {warning}", file=sys.stderr)
+
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        inputs = [name for name in names if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        if len(inputs) != 1 or self.engine.num_optimization_profiles != 1:
+            raise UserError(f"{shown(self.plan)}: has {len(inputs)} inputs and {self.engine.num_optimization_profiles} "
+                            "optimization profiles; this project's engines have one of each")
+        self.input = inputs[0]
+        self.input_shape = tuple(self.engine.get_tensor_shape(self.input))
+        self.outputs = [name for name in names if name not in inputs]
+        smallest, _, largest = self.engine.get_tensor_profile_shape(self.input, 0)
+        self.batches = (smallest[0], largest[0])
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the weights. Every context must be closed before."""
+        self.engine = None
+        self.runtime = None
+
+    def context(self) -> Context:
+        """A new execution context with a stream of its own."""
+        return Context(self)
+
+    def dtype(self, tensor: str) -> np.dtype:
+        """NumPy type of an input or output tensor; UserError for a type that NumPy lacks."""
+        kind = self.engine.get_tensor_dtype(tensor)
+        if kind not in NUMPY_TYPES:
+            raise UserError(f"{shown(self.plan)}: {tensor} is {kind}, which NumPy does not have")
+        return np.dtype(NUMPY_TYPES[kind])
+
+    def layer_information(self) -> str:
+        """JSON text with TensorRT's description of every layer (detailed where the plan was built so)."""
+        return self.engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+
+    def activation_bytes(self, batch: int) -> int:
+        """Device memory that one context needs for activations, in bytes.
+
+        TensorRT 10 and later know it for a batch; 8.6 knows only that of the largest batch of the profile.
+        """
+        if not hasattr(trt, "ExecutionContextAllocationStrategy"):
+            return self.engine.device_memory_size
+        context = self.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context.set_input_shape(self.input, (batch, *self.input_shape[1:]))
+        return context.update_device_memory_size_for_shapes()
+
+
+def _refusal(errors: list[str]) -> str:
+    for words, meaning in REFUSALS:
+        for error in errors:
+            if words in error:
+                return f"{meaning} (TensorRT: {error})"
+    return f"cannot be loaded; build it again with TensorRT/build.sh (TensorRT: {'; '.join(errors) or 'no reason'})"
+
+
+class Context:
+    """One execution context: runs an engine on its own stream, with its own activations and buffers.
+
+    `infer` is all that most callers need. To measure, `set_batch` and `upload` once, `capture` for a CUDA graph, then
+    `run` or `timed_run_ms` as often as wanted.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        LOGGER.clear()
+        self.engine = engine
+        self.buffers: dict[str, int] = {}  # tensor -> device pointer
+        self.shapes: dict[str, tuple[int, ...]] = {}  # tensor -> shape at the current batch
+        self.graph = None
+        self.context = engine.engine.create_execution_context()
+        if self.context is None:
+            raise UserError(f"{shown(engine.plan)}: no execution context: {LOGGER.complaint()}")
+        # Non-blocking: a context on another stream never waits for this one.
+        self.stream = cuda(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
+        self.events = (cuda(cudart.cudaEventCreate), cuda(cudart.cudaEventCreate))
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the activations, buffers, graph, events and stream."""
+        self._free_buffers()
+        for event in self.events:
+            cuda(cudart.cudaEventDestroy, event)
+        self.context = None
+        cuda(cudart.cudaStreamDestroy, self.stream)
+
+    def infer(self, images: np.ndarray) -> np.ndarray:
+        """The engine's only output for a batch of images.
+
+        Args:
+            images: [B, 3, S, S], normalised.
+
+        Raises:
+            UserError: B lies outside the optimization profile, the shape is another one, or CUDA or TensorRT fails.
+        """
+        if len(self.engine.outputs) != 1:
+            raise UserError(f"{shown(self.engine.plan)}: has {len(self.engine.outputs)} outputs, not one")
+        return self.infer_all(images)[self.engine.outputs[0]]
+
+    def infer_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Every output by its name, otherwise as `infer`."""
+        if tuple(images.shape[1:]) != self.engine.input_shape[1:]:
+            raise UserError(f"{shown(self.engine.plan)}: takes images {list(self.engine.input_shape[1:])}, "
+                            f"was given {list(images.shape[1:])}; this is the data of another model")
+        self.set_batch(len(images))
+        self.upload(images)
+        self.run()
+        return self.download()
+
+    def set_batch(self, batch: int) -> None:
+        """Prepare buffers for a batch; UserError where it lies outside the optimization profile."""
+        smallest, largest = self.engine.batches
+        if not smallest <= batch <= largest:
+            raise UserError(f"{shown(self.engine.plan)}: batch {batch} lies outside its optimization profile, "
+                            f"{smallest} to {largest}; build.sh --min and --max set the profile")
+        if self.shapes and self.shapes[self.engine.input][0] == batch:
+            return
+        self._free_buffers()
+        LOGGER.clear()
+        # A shape that is refused would leave the old one, and old output would be read back as if it were new.
+        if not self.context.set_input_shape(self.engine.input, (batch, *self.engine.input_shape[1:])):
+            raise UserError(f"{shown(self.engine.plan)}: batch {batch} is refused: {LOGGER.complaint()}")
+        for name in (self.engine.input, *self.engine.outputs):
+            self.shapes[name] = tuple(self.context.get_tensor_shape(name))
+            self.buffers[name] = cuda(cudart.cudaMalloc, max(self._bytes(name), 1))
+            if not self.context.set_tensor_address(name, self.buffers[name]):
+                raise UserError(f"{shown(self.engine.plan)}: {name}: address is refused: {LOGGER.complaint()}")
+
+    def upload(self, images: np.ndarray) -> None:
+        """Copy a batch to the device. The batch must be the one that is set."""
+        images = np.ascontiguousarray(images, dtype=self.engine.dtype(self.engine.input))
+        cuda(cudart.cudaMemcpyAsync, self.buffers[self.engine.input], images.ctypes.data, images.nbytes,
+             cudart.cudaMemcpyKind.cudaMemcpyHostToDevice, self.stream)
+        self.synchronize()
+
+    def download(self) -> dict[str, np.ndarray]:
+        """Wait for the stream and copy every output to the host."""
+        outputs = {name: np.empty(self.shapes[name], self.engine.dtype(name)) for name in self.engine.outputs}
+        for name, array in outputs.items():
+            cuda(cudart.cudaMemcpyAsync, array.ctypes.data, self.buffers[name], array.nbytes,
+                 cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost, self.stream)
+        self.synchronize()
+        return outputs
+
+    def run(self) -> None:
+        """Start one run on the stream: the captured graph if there is one, else TensorRT's own launch."""
+        if self.graph is not None:
+            cuda(cudart.cudaGraphLaunch, self.graph, self.stream)
+        elif not self.context.execute_async_v3(int(self.stream)):
+            raise UserError(f"{shown(self.engine.plan)}: run failed: {LOGGER.complaint()}")
+
+    def capture(self) -> None:
+        """Capture a run at the current batch into a CUDA graph, which `run` launches from now on."""
+        self._free_graph()
+        self.run()  # TensorRT finishes its work for a new shape in a run that must not be captured
+        self.synchronize()
+        cuda(cudart.cudaStreamBeginCapture, self.stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            self.run()
+        except UserError:
+            cudart.cudaStreamEndCapture(self.stream)  # fails too; the first error is the one to report
+            raise
+        graph = cuda(cudart.cudaStreamEndCapture, self.stream)
+        self.graph = cuda(cudart.cudaGraphInstantiate, graph, 0)
+        cuda(cudart.cudaGraphDestroy, graph)
+
+    def timed_run_ms(self) -> float:
+        """One run by CUDA events on the stream, in milliseconds; input and output stay on the device."""
+        start, end = self.events
+        cuda(cudart.cudaEventRecord, start, self.stream)
+        self.run()
+        cuda(cudart.cudaEventRecord, end, self.stream)
+        cuda(cudart.cudaEventSynchronize, end)
+        return cuda(cudart.cudaEventElapsedTime, start, end)
+
+    def synchronize(self) -> None:
+        """Wait for everything on the stream."""
+        cuda(cudart.cudaStreamSynchronize, self.stream)
+
+    def _bytes(self, tensor: str) -> int:
+        return int(np.prod(self.shapes[tensor], dtype=np.int64)) * self.engine.dtype(tensor).itemsize
+
+    def _free_graph(self) -> None:
+        if self.graph is not None:
+            cuda(cudart.cudaGraphExecDestroy, self.graph)
+            self.graph = None
+
+    def _free_buffers(self) -> None:
+        self._free_graph()
+        for pointer in self.buffers.values():
+            cuda(cudart.cudaFree, pointer)
+        self.buffers.clear()
+        self.shapes.clear()

@@ -1,0 +1,165 @@
+"""From an ONNX file to a plan by TensorRT's Python API: the work behind build_engine.py."""
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from build_log import BuildLog
+from trt_runtime import LOGGER, TRT_MAJOR, load_plugins, require_gpu, trt
+
+from utils import UserError, shown, whole_file
+
+# Batches of the optimization profile where no shapes are given.
+DEFAULT_BATCHES = {"minShapes": 1, "optShapes": 32, "maxShapes": 128}
+
+
+def build(arguments: Namespace) -> None:
+    """Build the engine that build_engine.py's arguments describe; write plan, log, layer information, timing cache.
+
+    Raises:
+        UserError: no GPU, or TensorRT refuses the graph, the shapes or the flags. No plan is left behind.
+    """
+    onnx, plan = Path(arguments.onnx), Path(arguments.saveEngine)
+    require_gpu()
+    load_plugins(arguments.staticPlugins)
+    print(f"building {shown(plan)} from {shown(onnx)} with TensorRT {trt.__version__}", flush=True)
+    with BuildLog(plan.with_suffix(".log"), arguments.verbose) as log:
+        LOGGER.clear()
+        LOGGER.listener = log.message
+        try:
+            builder = trt.Builder(LOGGER)
+            network, _parser = _parse(onnx, builder)  # the parser owns memory that the network uses
+            config = _configure(builder, network, arguments, log)
+            serialized = builder.build_serialized_network(network, config)
+            if serialized is None:
+                raise UserError(f"{shown(onnx)}: TensorRT cannot build it: {LOGGER.complaint()}; "
+                                f"all of its messages are in {shown(log.path)}")
+            layers = _describe_layers(serialized, arguments.exportLayerInfo)
+            _save_timing_cache(config, arguments.timingCacheFile)
+            with whole_file(plan) as partial:
+                partial.write_bytes(serialized)
+        finally:
+            LOGGER.listener = None
+    print(f"wrote {shown(plan)}: {plan.stat().st_size / 2**20:.1f} MiB, {layers} layers, built in {log.seconds:.0f} s")
+
+
+def _parse(onnx: Path, builder: trt.Builder) -> tuple[trt.INetworkDefinition, trt.OnnxParser]:
+    kind = trt.NetworkDefinitionCreationFlag
+    network = builder.create_network(1 << int(kind.STRONGLY_TYPED if TRT_MAJOR >= 10 else kind.EXPLICIT_BATCH))
+    parser = trt.OnnxParser(network, LOGGER)
+    if not parser.parse_from_file(str(onnx)):
+        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)] or [LOGGER.complaint()]
+        node = [message.split("While parsing ")[1] for message in LOGGER.errors if "While parsing node" in message]
+        remedy = ""
+        if any("Plugin not found" in reason for reason in reasons):
+            remedy = "; give the library of its plugins with --plugins (make -C TensorRT/Plugins builds it)"
+        reason = " ".join(" ".join([*node[:1], *reasons]).split())
+        raise UserError(f"{shown(onnx)}: TensorRT cannot parse it: {reason}{remedy}")
+    if network.num_inputs != 1:
+        raise UserError(f"{shown(onnx)}: has {network.num_inputs} inputs; this project's graphs have one")
+    return network, parser
+
+
+def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments: Namespace,
+               log: BuildLog) -> trt.IBuilderConfig:
+    config = builder.create_builder_config()
+    config.add_optimization_profile(_optimization_profile(builder, network.get_input(0), arguments))
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(arguments.memPoolSize * 2**20))
+    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, arguments.profilingVerbosity.upper())
+    if arguments.builderOptimizationLevel is not None:
+        config.builder_optimization_level = arguments.builderOptimizationLevel
+    if arguments.tacticSources:
+        config.set_tactic_sources(_tactic_mask(config.get_tactic_sources(), arguments.tacticSources))
+    if arguments.noTF32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if TRT_MAJOR < 10:
+        if arguments.stronglyTyped:
+            raise UserError(f"--stronglyTyped: TensorRT {trt.__version__} has no strongly typed networks; use --fp16")
+        if arguments.fp16:
+            config.set_flag(trt.BuilderFlag.FP16)
+    if hasattr(trt, "IProgressMonitor"):
+        config.progress_monitor = _progress_monitor(log)
+    if arguments.timingCacheFile:
+        _load_timing_cache(config, Path(arguments.timingCacheFile))
+    return config
+
+
+def _optimization_profile(builder: trt.Builder, tensor: trt.ITensor, arguments: Namespace) -> trt.IOptimizationProfile:
+    graph_shape = tuple(tensor.shape)  # (-1, 3, S, S)
+    shapes = []
+    for flag, batch in DEFAULT_BATCHES.items():
+        name, shape = getattr(arguments, flag) or (tensor.name, (batch, *graph_shape[1:]))
+        fits = len(shape) == len(graph_shape) and all(a in (-1, b) for a, b in zip(graph_shape, shape))
+        if name != tensor.name or not fits:
+            raise UserError(f"--{flag}={name}:{'x'.join(map(str, shape))}: the input of {shown(arguments.onnx)} is "
+                            f"{tensor.name} {list(graph_shape)}; build.sh --size sets height and width")
+        shapes.append(shape)
+    batches = [shape[0] for shape in shapes]
+    if batches != sorted(batches) or batches[0] < 1:
+        raise UserError(f"smallest, usual and largest batch {batches} are not in this order")
+    profile = builder.create_optimization_profile()
+    profile.set_shape(tensor.name, *shapes)
+    return profile
+
+
+def _tactic_mask(mask: int, changes: list[tuple[bool, str]]) -> int:
+    """`mask` with kernel libraries switched on or off. One that this TensorRT does not know is off already."""
+    for on, name in changes:
+        source = getattr(trt.TacticSource, name, None)
+        if source is not None:
+            bit = 1 << int(source)
+            mask = mask | bit if on else mask & ~bit
+        elif on:
+            raise UserError(f"--tacticSources=+{name}: TensorRT {trt.__version__} has no such source")
+    return mask
+
+
+def _progress_monitor(log: BuildLog) -> object:
+    """TensorRT 10 and later report their steps: put them on the progress line."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            log.phase = phase_name
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            log.phase = f"{phase_name} {step + 1} of {self.steps[phase_name]}"
+            return True  # False would cancel the build
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+    return Monitor()
+
+
+def _load_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
+    """Start from the kernel timings of earlier builds. A cache of another GPU or TensorRT is begun anew."""
+    if path.exists():
+        cache = config.create_timing_cache(path.read_bytes())
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return
+        print(f"{shown(path)}: was made by another GPU or TensorRT; starting a new one")
+    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def _save_timing_cache(config: trt.IBuilderConfig, path: str | None) -> None:
+    if path:
+        with whole_file(path) as partial:
+            partial.write_bytes(config.get_timing_cache().serialize())
+
+
+def _describe_layers(serialized: trt.IHostMemory, path: str | None) -> int:
+    """Write the description of every layer to a JSON file, if one is named. Returns the number of layers."""
+    runtime = trt.Runtime(LOGGER)
+    engine = runtime.deserialize_cuda_engine(serialized)
+    if engine is None:
+        raise UserError(f"the engine that was built cannot be loaded: {LOGGER.complaint()}")
+    if path:
+        information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        with whole_file(path) as partial:
+            partial.write_text(information)
+    return engine.num_layers

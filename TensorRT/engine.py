@@ -100,6 +100,10 @@ class Engine:
         """JSON text with TensorRT's description of every layer (detailed where the plan was built so)."""
         return self.engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
 
+    def has_plugins(self) -> bool:
+        """Whether a layer is a plugin. Known where the plan was built with --profilingVerbosity=detailed."""
+        return '"PluginV' in self.layer_information()
+
     def activation_bytes(self, batch: int) -> int:
         """Device memory that one context needs for activations, in bytes.
 
@@ -221,7 +225,7 @@ class Context:
 
     def capture(self) -> None:
         """Capture a run at the current batch into a CUDA graph, which `run` launches from now on."""
-        self._free_graph()
+        self.release_graph()
         self.run()  # TensorRT finishes its work for a new shape in a run that must not be captured
         self.synchronize()
         cuda(cudart.cudaStreamBeginCapture, self.stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
@@ -233,6 +237,12 @@ class Context:
         graph = cuda(cudart.cudaStreamEndCapture, self.stream)
         self.graph = cuda(cudart.cudaGraphInstantiate, graph, 0)
         cuda(cudart.cudaGraphDestroy, graph)
+
+    def release_graph(self) -> None:
+        """Forget a captured graph: `run` launches through TensorRT again."""
+        if self.graph is not None:
+            cuda(cudart.cudaGraphExecDestroy, self.graph)
+            self.graph = None
 
     def timed_run_ms(self) -> float:
         """One run by CUDA events on the stream, in milliseconds; input and output stay on the device."""
@@ -250,13 +260,8 @@ class Context:
     def _bytes(self, tensor: str) -> int:
         return int(np.prod(self.shapes[tensor], dtype=np.int64)) * self.engine.dtype(tensor).itemsize
 
-    def _free_graph(self) -> None:
-        if self.graph is not None:
-            cuda(cudart.cudaGraphExecDestroy, self.graph)
-            self.graph = None
-
     def _free_buffers(self) -> None:
-        self._free_graph()
+        self.release_graph()
         for pointer in self.buffers.values():
             cuda(cudart.cudaFree, pointer)
         self.buffers.clear()

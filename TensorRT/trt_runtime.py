@@ -112,6 +112,12 @@ def load_plugins(library: str | Path | None = None) -> None:
                         f"{error}") from None
 
 
+def free_memory() -> int:
+    """Free device memory in bytes, all processes counted."""
+    free, _total = cuda(cudart.cudaMemGetInfo)
+    return free
+
+
 def versions() -> dict[str, str]:
     """TensorRT's and CUDA's versions for Results/environment."""
     runtime = cuda(cudart.cudaRuntimeGetVersion)

@@ -1,0 +1,277 @@
+"""Error and latency of TensorRT engines against the outputs of the FP32 ONNX model, batch by batch.
+
+    python TRT_test.py --plan TensorRT/TRT_Engine/swinv1_attention_fp16.plan
+
+Runs in the Python that has TensorRT. The inputs and expected logits are data/<model>-b<N>.npz, which
+data/batch_data_gen.py writes. Prints a table, writes it to Results/encoderScore.txt, and adds a row per batch to
+Results/latency.csv. Exits with status 1 if a check fails.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils import (
+    LATENCY_COLUMNS,
+    RESULTS,
+    ROOT,
+    UserError,
+    append_rows,
+    batch_sizes,
+    existing_file,
+    git_commit,
+    gpu_name,
+    latency_figures,
+    max_abs_err,
+    median_rel_err,
+    new_run_id,
+    run_script,
+    shown,
+    timed_runs,
+    top1_agreement,
+    whole_file,
+    write_environment,
+)
+
+sys.path.insert(1, str(ROOT / "TensorRT"))
+
+# The engine to test; --plan overrides it.
+PLANFILE = "TensorRT/TRT_Engine/swinv1.plan"
+
+MEMORY_COLUMNS = ("run_id", "commit", "gpu", "engine", "batch", "device_memory_mib", "free_memory_used_mib")
+
+# Largest absolute error that passes. FP32 without TF32: the requirement on this project's engines. FP16, as a share
+# of the largest |logit|: a value is rounded by at most 2^-11 of itself, some hundred roundings lie between image and
+# logit, and their errors add up like a random walk, 2^-11 * sqrt(400) = 1 %. Whether an FP16 engine is as good as
+# PyTorch in FP16 is for test_swinV2.py to say.
+FP32_TOLERANCE = 1e-4
+FP16_TOLERANCE_SHARE = 0.01
+
+TABLE_HEAD = """\
+bs: batch size; graph: run as a CUDA graph; lt: latency, median, ms; tp: throughput, images/s;
+a0: maximum absolute error of the logits; r0: median relative error; check: a0 at most {tolerance}
+----+------+---------+----------+----------+----------+------
+  bs| graph|       lt|        tp|        a0|        r0| check
+----+------+---------+----------+----------+----------+------"""
+
+
+class Batch(NamedTuple):
+    """What one data file holds: input [N, 3, S, S] FP32, the logits [N, classes] expected, and whose they are."""
+
+    path: Path
+    model: str
+    input: np.ndarray
+    logits: np.ndarray
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    batch: int
+    graph: bool
+    times_ms: np.ndarray
+    output: np.ndarray
+    expected: np.ndarray
+    check: str
+
+
+def belongs_to(plan: Path, model: str) -> bool:
+    """Whether a plan's name says that it was made from this model: the model's name alone or with suffixes."""
+    return plan.stem == model or plan.stem.startswith(f"{model}_")
+
+
+def load_batch(path: Path) -> Batch:
+    """Read a data file; UserError if it is not one."""
+    remedy = "write it with data/batch_data_gen.py"
+    try:
+        with np.load(existing_file(path, f"batch data ({remedy})")) as arrays:
+            return Batch(path, str(arrays["model"]), arrays["input"], arrays["logits"])
+    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+        raise UserError(f"{shown(path)}: is not a data file, or a truncated one; {remedy}") from error
+    except KeyError as error:
+        raise UserError(f"{shown(path)}: lacks an array ({error.args[0]}); {remedy}") from error
+
+
+def find_batches(plan: Path, pattern: str | None) -> list[Batch]:
+    """The data files for an engine, smallest batch first.
+
+    Args:
+        plan: the engine.
+        pattern: glob below the repository's root, or None for those files in data/ whose model the plan belongs to.
+
+    Raises:
+        UserError: there are none, or one that the pattern names is another model's.
+    """
+    if pattern is None:
+        models = {path.stem.rpartition("-b")[0] for path in (ROOT / "data").glob("*-b*.npz")}
+        model = max((name for name in models if belongs_to(plan, name)), key=len, default=None)
+        if model is None:
+            raise UserError(f"{shown(plan)}: no data/<model>-b<N>.npz of its model; "
+                            "data/batch_data_gen.py --model onnx/<model>.onnx writes them")
+        pattern = f"data/{model}-b*.npz"
+    paths = [Path(pattern)] if Path(pattern).is_absolute() else sorted(ROOT.glob(pattern))
+    batches = [load_batch(path) for path in paths]
+    if not batches:
+        raise UserError(f"{pattern}: no such file; data/batch_data_gen.py writes data/<model>-b<N>.npz")
+    for batch in batches:
+        if not belongs_to(plan, batch.model):
+            raise UserError(f"{shown(batch.path)}: was made from {batch.model}.onnx, which {shown(plan)} was not "
+                            "built from; give that model's data with --data")
+    return sorted(batches, key=lambda batch: len(batch.input))
+
+
+def precision(plan: Path) -> str:
+    """int8, fp16, bf16 or fp32, by the suffix in the plan's name."""
+    return next((name for name in ("int8", "fp16", "bf16") if f"_{name}" in plan.stem), "fp32")
+
+
+def tolerance(plan: Path, given: float | None, batches: list[Batch]) -> float:
+    """Largest absolute error that passes for this plan."""
+    if given is not None:
+        return given
+    if precision(plan) == "fp32":
+        return FP32_TOLERANCE
+    if precision(plan) == "fp16":
+        return FP16_TOLERANCE_SHARE * max(float(np.abs(batch.logits).max()) for batch in batches)
+    raise UserError(f"{shown(plan)}: no default tolerance for {precision(plan)}; give --tolerance")
+
+
+def check(batch: Batch, output: np.ndarray, allowed: float) -> str:
+    """"good", or what is wrong with an output."""
+    if not np.isfinite(batch.input).all():
+        return "NaN in input"
+    if not np.isfinite(output).all():
+        return "NaN in output"
+    return "good" if max_abs_err(output, batch.logits) <= allowed else "bad"
+
+
+def measure(context, batch: Batch, allowed: float, graph: bool, **timing: float) -> Row:
+    """Run one batch on an execution context: its output, the check, and its times by `timed_runs(**timing)`."""
+    context.release_graph()
+    output = context.infer(batch.input)
+    if output.shape != batch.logits.shape:
+        raise UserError(f"{shown(batch.path)}: expects logits {list(batch.logits.shape)}, the engine gives "
+                        f"{list(output.shape)}; this is the data of another model")
+    if graph:
+        context.capture()
+        context.run()
+        (output,) = context.download().values()
+    times_ms = timed_runs(context.timed_run_ms, **timing)
+    return Row(len(batch.input), graph, times_ms, output, batch.logits, check(batch, output, allowed))
+
+
+def table_line(row: Row) -> str:
+    """One line of the table, as wide as TABLE_HEAD."""
+    figures = latency_figures(row.times_ms, row.batch)
+    return (f"{row.batch:4}|{'yes' if row.graph else 'no':>6}|{float(figures['latency_ms_median']):9.3f}|"
+            f"{float(figures['images_per_s']):10.1f}|{max_abs_err(row.output, row.expected):10.3e}|"
+            f"{median_rel_err(row.output, row.expected):10.3e}| {row.check}")
+
+
+def latency_row(row: Row, plan: Path, model: str, runner: str) -> dict[str, str]:
+    """The row's columns of Results/latency.csv, but for those that name the run."""
+    return {
+        "runner": runner, "model": model, "precision": precision(plan), "batch": str(row.batch),
+        **latency_figures(row.times_ms, row.batch),
+        "max_abs_err": f"{max_abs_err(row.output, row.expected):.3e}",
+        "median_rel_err": f"{median_rel_err(row.output, row.expected):.3e}",
+        "top1_agreement": f"{top1_agreement(row.output, row.expected):.4f}",
+        "notes": f"{plan.stem}; {'CUDA graph' if row.graph else 'no CUDA graph'}; {row.check}",
+    }
+
+
+def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str]) -> tuple[list[str], list[Row]]:
+    """Test one engine: prints its table, adds to Results/latency.csv. Returns the table's lines and its rows."""
+    from engine import Engine
+
+    batches = find_batches(plan, arguments.data)
+    allowed = tolerance(plan, arguments.tolerance, batches)
+    lines, rows = [], []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    with Engine(plan, arguments.plugins) as engine, engine.context() as context:
+        runner = "trt-plugins" if engine.has_plugins() else "trt"
+        say(f"{shown(plan)}: {precision(plan)}, {runner}, batches {engine.batches[0]} to {engine.batches[1]}")
+        say(TABLE_HEAD.format(tolerance=f"{allowed:.1e}"))
+        for batch in batches:
+            for graph in (False, True):
+                rows.append(measure(context, batch, allowed, graph))
+                say(table_line(rows[-1]))
+    append_rows(RESULTS / "latency.csv", LATENCY_COLUMNS,
+                [{**run, **latency_row(row, plan, batches[0].model, runner)} for row in rows])
+    return lines, rows
+
+
+def measure_memory(plan: Path, arguments: argparse.Namespace, run: dict[str, str]) -> list[str]:
+    """Device memory of one engine at each batch of --memory: prints a table, adds to Results/memory.csv.
+
+    device_memory_mib is what TensorRT plans for activations; TensorRT 8.6 plans for the largest batch of the profile
+    whatever the batch. free_memory_used_mib is by how much the free memory of the GPU falls from before the plan is
+    loaded until after a run: weights, activations, input and output together.
+    """
+    from engine import Engine
+    from trt_runtime import free_memory
+
+    def used_mib(batch: int) -> tuple[float, float]:
+        before = free_memory()
+        with Engine(plan, arguments.plugins) as engine, engine.context() as context:
+            context.set_batch(batch)
+            context.run()
+            context.synchronize()
+            return engine.activation_bytes(batch) / 2**20, (before - free_memory()) / 2**20
+
+    batches = batch_sizes(arguments.memory)
+    used_mib(max(batches))  # CUDA loads the kernels' code in the first run of a process, and keeps it
+    lines = [f"{shown(plan)}: device memory, MiB", "  bs| activations| all together"]
+    rows = []
+    for batch in batches:
+        activations, total = used_mib(batch)
+        lines.append(f"{batch:4}|{activations:12.1f}|{total:13.1f}")
+        rows.append({**run, "engine": plan.stem, "batch": batch, "device_memory_mib": f"{activations:.1f}",
+                     "free_memory_used_mib": f"{total:.1f}"})
+    print("\n".join(lines))
+    append_rows(RESULTS / "memory.csv", MEMORY_COLUMNS, rows)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", nargs="+", default=[ROOT / PLANFILE], metavar="FILE", help=f"engines; default {PLANFILE}")
+    parser.add_argument("--data", metavar="GLOB", help="data files; default data/<model>-b*.npz of the engine's model")
+    parser.add_argument("--plugins", metavar="LIB",
+                        help="plugin library; default this project's where it is built; none for none")
+    parser.add_argument("--tolerance", type=float, metavar="ERROR",
+                        help="largest absolute error of a logit; default 1e-4 for FP32, 1%% of the largest for FP16")
+    parser.add_argument("--memory", nargs="?", const="1,4,16,128", metavar="BATCHES",
+                        help="also measure device memory at these batches, default 1,4,16,128; to Results/memory.csv")
+    arguments = parser.parse_args()
+    plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]
+    import trt_runtime
+
+    run_id = new_run_id()
+    run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}
+    lines, rows = [], []
+    for plan in plans:
+        table, measured = score_engine(plan, arguments, run)
+        rows += measured
+        lines += [*table, *(measure_memory(plan, arguments, run) if arguments.memory else []), ""]
+    with whole_file(RESULTS / "encoderScore.txt") as partial:
+        partial.write_text("\n".join(lines))
+    write_environment(run_id, trt_runtime.versions())
+    print(f"wrote Results/encoderScore.txt and {len(rows)} rows of Results/latency.csv, run {run_id}")
+    failed = [row for row in rows if row.check != "good"]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(rows)} checks failed, first at batch {failed[0].batch}: "
+                        f"{failed[0].check}")
+
+
+if __name__ == "__main__":
+    run_script(main)

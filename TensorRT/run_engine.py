@@ -1,0 +1,63 @@
+"""Run a TensorRT engine over an array of images and store its logits: how a Python without TensorRT uses an engine.
+
+    python TensorRT/run_engine.py --plan TensorRT/TRT_Engine/swinv1.plan --input images.npy --output logits.npy
+
+test_swinV2.py starts it in $TRT_PYTHON. NaN in the input is an error; NaN in the output is stored and reported.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from utils import UserError, existing_file, run_script, shown, whole_file
+
+
+def load_images(path: str) -> np.ndarray:
+    """Images [n, 3, S, S] of an .npy file, mapped, not read. UserError if it is not one or holds a NaN."""
+    try:
+        images = np.load(existing_file(path, "an .npy array of images (--input)"), mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{shown(path)}: is not an .npy array, or a truncated one") from error
+    if not isinstance(images, np.ndarray) or images.ndim != 4 or len(images) == 0:
+        raise UserError(f"{shown(path)}: is not an array of images [n, 3, S, S]")
+    for i, image in enumerate(images):
+        if not np.isfinite(image).all():
+            raise UserError(f"{shown(path)}: image {i} has a NaN or an infinity in it")
+    return images
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", required=True, metavar="FILE", help="the engine")
+    parser.add_argument("--input", required=True, metavar="NPY", help="images [n, 3, S, S], normalised, FP32")
+    parser.add_argument("--output", required=True, metavar="NPY", help="logits [n, classes] to write, FP32")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images in one run; default 32")
+    parser.add_argument("--plugins", metavar="LIB",
+                        help="plugin library; default this project's where it is built; none for none")
+    arguments = parser.parse_args()
+    images = load_images(arguments.input)
+    if arguments.batch < 1:
+        raise UserError(f"--batch {arguments.batch}: needs at least 1")
+    from engine import Engine
+
+    start = time.perf_counter()
+    with Engine(arguments.plan, arguments.plugins) as engine, engine.context() as context:
+        logits = np.concatenate([context.infer(images[i:i + arguments.batch])
+                                 for i in range(0, len(images), arguments.batch)]).astype(np.float32)
+    with whole_file(arguments.output) as partial, partial.open("wb") as file:
+        np.save(file, logits)
+    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    if broken:
+        print(f"warning: {shown(arguments.output)}: NaN or infinity for {broken} of {len(logits)} images",
+              file=sys.stderr)
+    print(f"wrote {shown(arguments.output)}: {len(logits)} images in {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    run_script(main)

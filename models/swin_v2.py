@@ -74,6 +74,8 @@ class WindowAttentionV2(WindowAttentionBase):
         self.q_bias = self.v_bias = self.logit_scale = self.cpb_mlp = self.relative_coords_table = None
 
     def _qkv(self, x: Tensor) -> Tensor:
+        if self.qkv.bias is not None:
+            return self.qkv(x)  # folded: as a call of the module, so that an exported graph says /attn/qkv/MatMul
         return F.linear(x, self.qkv.weight, self._qkv_bias())
 
     def _qkv_bias(self) -> Tensor:

@@ -1,7 +1,5 @@
 #include "fnorm_kernel.h"
 
-#include <type_traits>
-
 #include "common/rows.cuh"
 
 namespace swin {
@@ -15,7 +13,9 @@ struct FNormArguments {
     float epsilon;
 };
 
-// The norm is taken in FP32: epsilon 1e-12 is zero in FP16, and squares of FP16 values overflow it.
+// The norm is taken in FP32: epsilon 1e-12 is zero in FP16, and squares of FP16 values overflow it. Its inverse is kept
+// as a sum of two floats, the second what rounding the square root and the division lost, so that an FP32 quotient is
+// rounded once.
 template <class Shape>
 __global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArguments a, const int group)
 {
@@ -51,8 +51,7 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArg
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
             unpack<T, VEC>(raw[r][i], value[r][i]);
-#pragma unroll
-            for (int v = 0; v < VEC; ++v) squares[r] = fmaf(value[r][i][v], value[r][i][v], squares[r]);
+            squares[r] += sum_of_squares(value[r][i]);
         }
     }
     group_sum(squares, group);
@@ -60,8 +59,14 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArg
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         if (first_row + r >= a.rows) continue;
-        const float norm = fmaxf(sqrtf(squares[r]), a.epsilon);
+        const float root = sqrtf(squares[r]);
+        const float norm = fmaxf(root, a.epsilon);
         const float inverse = 1.0f / norm;
+        float inverse_rest = 0.0f;
+        if (norm < INFINITY) {
+            const float norm_rest = norm == root ? fmaf(-root, root, squares[r]) * 0.5f * inverse : 0.0f;
+            inverse_rest = (fmaf(-inverse, norm, 1.0f) - inverse * norm_rest) * inverse;
+        }
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
             const int column = (i * group + lane) * VEC;
@@ -69,8 +74,7 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArg
             float out[VEC];
 #pragma unroll
             for (int v = 0; v < VEC; ++v) {
-                // FP32 output shows the second rounding of a multiplication by the inverse; narrower ones do not.
-                out[v] = std::is_same<T, float>::value ? value[r][i][v] / norm : value[r][i][v] * inverse;
+                out[v] = fmaf(value[r][i][v], inverse, value[r][i][v] * inverse_rest);
             }
             store_raw<T, VEC>(y + (first_row + r) * a.width + column, pack<T, VEC>(out));
         }

@@ -44,6 +44,16 @@ __device__ __forceinline__ long long merge_source(int row, int column, int merge
     return source * channels + (column - neighbour * channels);
 }
 
+// What rounding lost of inverse_root = 1 / sqrt(x): one Newton step with the products' low parts. 0 where x overflowed.
+__device__ __forceinline__ float inverse_root_rest(float x, float inverse_root)
+{
+    if (!(x < INFINITY)) return 0.0f;
+    const float product = x * inverse_root;
+    const float product_rest = fmaf(x, inverse_root, -product);
+    const float residual = fmaf(-product, inverse_root, 1.0f) - product_rest * inverse_root;
+    return 0.5f * inverse_root * residual;
+}
+
 template <Form FORM, class Shape>
 __global__ void __launch_bounds__(Shape::THREADS, 1) layer_norm_kernel(const LayerNormArguments a, const int group)
 {
@@ -99,8 +109,7 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) layer_norm_kernel(const Lay
                         pack<T, VEC>(value[r][i]));
                 }
             }
-#pragma unroll
-            for (int v = 0; v < VEC; ++v) mean[r] += value[r][i][v];
+            mean[r] += sum_of(value[r][i]);
         }
     }
     group_sum(mean, group);
@@ -116,23 +125,25 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) layer_norm_kernel(const Lay
         for (int i = 0; i < ITEMS; ++i) {
             const bool inside = (i * group + lane) * VEC < a.width;
 #pragma unroll
-            for (int v = 0; v < VEC; ++v) {
-                const float difference = inside ? value[r][i][v] - mean[r] : 0.0f;
-                value[r][i][v] = difference;
-                moments[r] += difference;
-                moments[ROWS + r] = fmaf(difference, difference, moments[ROWS + r]);
-            }
+            for (int v = 0; v < VEC; ++v) value[r][i][v] = inside ? value[r][i][v] - mean[r] : 0.0f;
+            moments[r] += sum_of(value[r][i]);
+            moments[ROWS + r] += sum_of_squares(value[r][i]);
         }
     }
     group_sum(moments, group);
 
-    float shift[ROWS];
+    // (difference - shift) / sqrt(variance + epsilon) as difference * (rstd + rstd_rest) + offset: rstd_rest is what
+    // rounding lost of rstd, an error that all of a row would share.
     float rstd[ROWS];
+    float rstd_rest[ROWS];
+    float offset[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-        shift[r] = moments[r] / width;
-        const float variance = fmaxf(moments[ROWS + r] / width - shift[r] * shift[r], 0.0f);
+        const float shift = moments[r] / width;
+        const float variance = fmaxf(moments[ROWS + r] / width - shift * shift, 0.0f);
         rstd[r] = 1.0f / sqrtf(variance + a.epsilon);
+        rstd_rest[r] = inverse_root_rest(variance + a.epsilon, rstd[r]);
+        offset[r] = -shift * rstd[r];
     }
 
 #pragma unroll
@@ -149,7 +160,9 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) layer_norm_kernel(const Lay
             float out[VEC];
 #pragma unroll
             for (int v = 0; v < VEC; ++v) {
-                out[v] = fmaf((value[r][i][v] - shift[r]) * rstd[r], gamma[v], beta[v]);
+                const float difference = value[r][i][v];
+                const float normalised = fmaf(difference, rstd[r], fmaf(difference, rstd_rest[r], offset[r]));
+                out[v] = fmaf(normalised, gamma[v], beta[v]);
             }
             if (FORM == Form::kNormAdd) {
                 float addend[VEC];

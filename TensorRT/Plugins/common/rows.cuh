@@ -6,6 +6,7 @@
 #pragma once
 
 #include <climits>
+#include <cmath>
 
 #include "swin_types.h"
 #include "vector_io.cuh"
@@ -97,6 +98,23 @@ int launch_rows(void (*kernel)(Arguments, int), const Arguments& arguments, cons
     config.blockDim = dim3(static_cast<unsigned>(plan.threads));
     config.stream = stream;
     return cudaLaunchKernelEx(&config, kernel, arguments, plan.group);
+}
+
+// Sums over the elements of one vector; a row's sum is a sum of these, which rounds less than one running sum.
+template <int VEC> __device__ __forceinline__ float sum_of(const float (&value)[VEC])
+{
+    float sum = value[0];
+#pragma unroll
+    for (int v = 1; v < VEC; ++v) sum += value[v];
+    return sum;
+}
+
+template <int VEC> __device__ __forceinline__ float sum_of_squares(const float (&value)[VEC])
+{
+    float sum = value[0] * value[0];
+#pragma unroll
+    for (int v = 1; v < VEC; ++v) sum = fmaf(value[v], value[v], sum);
+    return sum;
 }
 
 // Sums of N values over the threads of each group; every thread of a group gets the same bits. All threads of the

@@ -1,0 +1,88 @@
+"""The CUDA kernels called from PyTorch through ctypes: libswin_kernels.so, without TensorRT.
+
+Every function takes CUDA tensors, passes them as they are (no copy, no check but the kernel's own) to the C function
+of the same name and raises RuntimeError where that refuses them. C interfaces: TensorRT/Plugins/*/*_kernel.h.
+"""
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = ROOT / "TensorRT" / "Plugins"
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+_pointer, _int, _long, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_float
+ARGUMENTS = {
+    "swin_layernorm": [_pointer] * 4 + [_int, _long, _int, _float, _pointer],
+    "swin_add_layernorm": [_pointer] * 6 + [_int, _long, _int, _float, _pointer],
+    "swin_layernorm_add": [_pointer] * 5 + [_int, _long, _int, _float, _pointer],
+    "swin_patch_merge": [_pointer] * 4 + [_int] * 5 + [_float, _pointer],
+    "swin_fnorm": [_pointer] * 2 + [_int, _long, _int, _float, _pointer],
+    "swin_attention": [_pointer] * 4 + [_int] * 8 + [_float, _float, _pointer],
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """libswin_kernels.so: the file that $SWIN_KERNELS names, else one made here for this machine's GPU."""
+    path = os.environ.get("SWIN_KERNELS")
+    if not path:
+        major, minor = torch.cuda.get_device_capability()
+        build = f"build/sm_{major}{minor}"
+        subprocess.run(["make", "-C", str(PLUGINS), "kernels", f"ARCHS={major}{minor}", f"BUILD={build}"], check=True)
+        path = str(PLUGINS / build / "libswin_kernels.so")
+    lib = ctypes.CDLL(path)
+    for name, types in ARGUMENTS.items():
+        getattr(lib, name).argtypes = types
+        getattr(lib, name).restype = _int
+    return lib
+
+
+def call(name: str, *arguments) -> None:
+    """Call a C function on PyTorch's current stream; a tensor goes as its address, None as a null pointer."""
+    plain = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    status = getattr(library(), name)(*plain, torch.cuda.current_stream().cuda_stream)
+    if status != 0:
+        raise RuntimeError(f"{name}: CUDA error {status}")
+
+
+def layernorm(x, gamma, beta, y, epsilon: float) -> None:
+    """y = LN(x) [* gamma + beta] over the last axis; gamma and beta FP32 or None."""
+    call("swin_layernorm", x, gamma, beta, y, TYPES[x.dtype], x.numel() // x.shape[-1], x.shape[-1], epsilon)
+
+
+def add_layernorm(x, residual, gamma, beta, total, y, epsilon: float) -> None:
+    """total = x + residual; y = LN(total) * gamma + beta, with total in FP32 there."""
+    rows = x.numel() // x.shape[-1]
+    call("swin_add_layernorm", x, residual, gamma, beta, total, y, TYPES[x.dtype], rows, x.shape[-1], epsilon)
+
+
+def layernorm_add(x, residual, gamma, beta, y, epsilon: float) -> None:
+    """y = residual + LN(x) * gamma + beta."""
+    rows = x.numel() // x.shape[-1]
+    call("swin_layernorm_add", x, residual, gamma, beta, y, TYPES[x.dtype], rows, x.shape[-1], epsilon)
+
+
+def patch_merge(x, gamma, beta, y, height: int, width: int, epsilon: float) -> None:
+    """x [B, height*width, C] -> y [B, height/2 * width/2, 4C], with LN where gamma and beta are given."""
+    batch, _, channels = x.shape
+    call("swin_patch_merge", x, gamma, beta, y, TYPES[x.dtype], batch, height, width, channels, epsilon)
+
+
+def fnorm(x, y, epsilon: float) -> None:
+    """y = x / max(|x|_2, epsilon) over the last axis."""
+    call("swin_fnorm", x, y, TYPES[x.dtype], x.numel() // x.shape[-1], x.shape[-1], epsilon)
+
+
+def attention(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int, window_size: int, shift_size: int,
+              scale: float, mask_value: float) -> None:
+    """Window attention of qkv [B, height*width, 3C] into y [B, height*width, C]; bias is padded to [nH, N, Np]."""
+    channels = qkv.shape[-1] // 3
+    call("swin_attention", qkv, bias, logit_scale, y, TYPES[qkv.dtype], qkv.shape[0], height, width, channels,
+         num_heads, window_size, shift_size, scale, mask_value)

@@ -1,0 +1,438 @@
+"""The CUDA kernels against FP64, with PyTorch in the same precision as the yardstick.
+
+    pytest -m gpu tests/test_kernels_gpu.py
+
+In every case the largest error against FP64 may be at most twice PyTorch's on the same input, and on average over the
+cases of a kernel and type not more than PyTorch's (errors in units of the largest reference value). Outputs are
+poisoned with NaN and have guards on both sides; padding that must not be used holds NaN too.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the kernels are compared with PyTorch")
+
+import gpu_kernels as kernels  # noqa: E402, imports torch
+
+F = torch.nn.functional
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernels run on an NVIDIA GPU only"),
+]
+DEVICE = "cuda"
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+EPSILON = 1e-5
+GUARD = 256  # elements before and after an output
+
+
+# --- inputs, outputs, errors -----------------------------------------------------------------------------------------
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype, data: str, seed: int) -> torch.Tensor:
+    """Random activations [..., C]; `data` says what is hard about them."""
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    x = torch.randn(shape, generator=generator, device=DEVICE)
+    if data == "mean 1e4":
+        x = 1e4 + x * max(1.0, 1e5 * torch.finfo(dtype).eps)  # wide enough for the values to differ in `dtype`
+    elif data == "huge":
+        x = (x * 1e4).clamp(-3e4, 3e4) if dtype == torch.float16 else x * 1e15
+    elif data == "zero rows":
+        rows = x.view(-1, shape[-1])
+        rows[::3] = 0
+        rows[1::5] = 7.3  # constant rows have no variance either
+    else:
+        assert data == "normal"
+    return x.to(dtype)
+
+
+def parameters(width: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """FP32 gamma and beta [width] whose values `dtype` holds exactly, so that PyTorch loses nothing by casting them."""
+    gamma, beta = draw((2, width), dtype, "normal", seed).float()
+    return (1 + 0.25 * gamma).to(dtype).float(), beta.clone()
+
+
+def misalign(x: torch.Tensor) -> torch.Tensor:
+    """The same values one element past an aligned address."""
+    buffer = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+    view = buffer[1:].view(x.shape)
+    view.copy_(x)
+    return view
+
+
+class Output:
+    """A NaN-filled tensor with NaN guards on both sides; `offset` elements past an aligned address."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> None:
+        count = math.prod(shape)
+        self.buffer = torch.full((count + 2 * GUARD,), math.nan, dtype=dtype, device=DEVICE)
+        self.first, self.last = GUARD + offset, GUARD + offset + count
+        self.tensor = self.buffer[self.first:self.last].view(shape)
+
+    def checked(self) -> torch.Tensor:
+        """The output, once every element of it and nothing else is known to have been written."""
+        assert self.buffer[:self.first].isnan().all(), "written before the output"
+        assert self.buffer[self.last:].isnan().all(), "written past the output"
+        assert self.tensor.isfinite().all(), "NaN or infinity in the output"
+        return self.tensor
+
+
+@dataclass
+class Error:
+    """Largest errors of one case against FP64, in units of the largest reference value."""
+
+    case: str
+    kernel: float
+    pytorch: float
+
+
+def error_of(case: str, outputs: list, pytorch: list, reference: list) -> Error:
+    """Outputs of a kernel and of PyTorch against FP64, each a list of tensors of which the worst counts."""
+    def worst(results: list[torch.Tensor]) -> float:
+        errors = []
+        for result, exact in zip(results, reference, strict=True):
+            difference = (result.double() - exact).abs()
+            # PyTorch itself may have no answer (F.normalize of a zero row in FP16); where it has none it sets no bound.
+            largest = difference.nan_to_num(nan=0.0, posinf=0.0).max().item()
+            errors.append(largest / max(exact.abs().max().item(), 1e-30))
+        return max(errors)
+    return Error(case, worst(outputs), worst(pytorch))
+
+
+def judge(errors: list[Error]) -> None:
+    """At most twice PyTorch's error in every case, at most PyTorch's error on average."""
+    bad = [e for e in errors if e.kernel > 2 * e.pytorch]
+    assert not bad, "\n".join(f"{e.case}: error {e.kernel:.3g}, PyTorch's {e.pytorch:.3g}" for e in bad)
+    kernel = sum(e.kernel for e in errors) / len(errors)
+    pytorch = sum(e.pytorch for e in errors) / len(errors)
+    print(f"{len(errors)} cases: mean error {kernel:.4g}, PyTorch's {pytorch:.4g}; "
+          f"worst ratio {max(e.kernel / max(e.pytorch, 1e-30) for e in errors):.2f}")
+    assert kernel <= pytorch, f"mean error {kernel:.6g}, PyTorch's {pytorch:.6g}"
+
+
+# --- kernels over rows -----------------------------------------------------------------------------------------------
+
+# Widths that fill vectors and lanes and widths that divide by nothing; warps, blocks and the widest row; few rows and
+# all of a batch of 128. Few elements say little about an error, so small cases are drawn several times.
+ROW_SHAPES = [
+    (1, 32), (5, 33), (2, 48), (7, 64), (17, 95), (3136, 96), (33, 97), (29, 100), (65, 128), (784, 192), (3, 193),
+    (50, 255), (196, 384), (31, 511), (1, 768), (49, 768), (13, 1000), (6, 1001), (9, 1024), (49, 1536), (5, 1537),
+    (11, 2047), (10, 2048), (8, 3071), (8, 3072), (3, 8191), (3, 8192), (128 * 3136, 96), (128 * 49, 768),
+]
+DATA = ["normal", "mean 1e4", "zero rows", "huge"]
+MINIMUM_ELEMENTS = 4096
+
+
+def row_cases():
+    """(name, rows, width, data, misaligned, seeds) of every case."""
+    for rows, width in ROW_SHAPES:
+        seeds = range(max(1, MINIMUM_ELEMENTS // (rows * width)))
+        for data in DATA:
+            yield f"[{rows}, {width}] {data}", rows, width, data, False, seeds
+    for rows, width in [(3136, 96), (13, 1000), (49, 768), (8, 3072)]:
+        yield f"[{rows}, {width}] misaligned", rows, width, "normal", True, range(1)
+
+
+def row_errors(dtype, kernel, formula, tensors: int, outputs: int) -> list[Error]:
+    """Errors of a row kernel over all cases.
+
+    kernel(inputs, gamma, beta, outputs) fills the outputs; formula(inputs, gamma, beta) gives the same list of outputs
+    by PyTorch in the precision of its arguments. inputs: `tensors` activations [rows, width].
+    """
+    errors = []
+    for name, rows, width, data, misaligned, seeds in row_cases():
+        got, same, exact = [], [], []
+        for seed in seeds:
+            x = [draw((rows, width), dtype, data, 3 * seed + i) for i in range(tensors)]
+            gamma, beta = parameters(width, dtype, seed)
+            out = [Output((rows, width), dtype, int(misaligned)) for _ in range(outputs)]
+            given = [misalign(t) if misaligned else t for t in x]
+            kernel(given, *(misalign(p) if misaligned else p for p in (gamma, beta)), [o.tensor for o in out])
+            got.append([o.checked() for o in out])
+            same.append(formula(x, gamma.to(dtype), beta.to(dtype)))
+            exact.append(formula([t.double() for t in x], gamma.double(), beta.double()))
+        errors.append(error_of(name, *([torch.cat(parts) for parts in zip(*lists, strict=True)]
+                                       for lists in (got, same, exact))))
+    return errors
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layernorm(dtype):
+    judge(row_errors(dtype, lambda x, gamma, beta, y: kernels.layernorm(x[0], None, None, y[0], EPSILON),
+                     lambda x, gamma, beta: [F.layer_norm(x[0], x[0].shape[-1:], eps=EPSILON)], 1, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layernorm_with_parameters(dtype):
+    judge(row_errors(dtype, lambda x, gamma, beta, y: kernels.layernorm(x[0], gamma, beta, y[0], EPSILON),
+                     lambda x, gamma, beta: [F.layer_norm(x[0], gamma.shape, gamma, beta, EPSILON)], 1, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_add_layernorm(dtype):
+    def formula(x, gamma, beta):
+        total = x[0] + x[1]
+        return [total, F.layer_norm(total, gamma.shape, gamma, beta, EPSILON)]
+
+    def kernel(x, gamma, beta, y):
+        kernels.add_layernorm(*x, gamma, beta, *y, EPSILON)
+
+    judge(row_errors(dtype, kernel, formula, 2, 2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layernorm_add(dtype):
+    judge(row_errors(dtype, lambda x, gamma, beta, y: kernels.layernorm_add(*x, gamma, beta, y[0], EPSILON),
+                     lambda x, gamma, beta: [x[1] + F.layer_norm(x[0], gamma.shape, gamma, beta, EPSILON)], 2, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_fnorm(dtype):
+    judge(row_errors(dtype, lambda x, gamma, beta, y: kernels.fnorm(x[0], y[0], 1e-12),
+                     lambda x, gamma, beta: [F.normalize(x[0], dim=-1, eps=1e-12)], 1, 1))
+
+
+# --- patch merging ---------------------------------------------------------------------------------------------------
+
+MERGE_SHAPES = [  # batch, height, width, channels
+    (1, 2, 2, 96), (2, 4, 6, 33), (1, 56, 56, 96), (3, 28, 28, 192), (2, 14, 14, 384), (5, 6, 10, 100), (1, 8, 8, 768),
+    (2, 16, 4, 2048), (128, 56, 56, 96),
+]
+
+
+def merged(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Official PatchMerging's concatenation: [B, H*W, C] -> [B, H/2*W/2, 4C]."""
+    batch, _, channels = x.shape
+    x = x.view(batch, height, width, channels)
+    parts = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
+    return torch.cat(parts, dim=-1).view(batch, -1, 4 * channels)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_patch_merge(dtype):
+    errors = []
+    for batch, height, width, channels in MERGE_SHAPES:
+        for data in DATA:
+            for misaligned in (False, True):
+                if misaligned and data != "normal":
+                    continue
+                x = draw((batch, height * width, channels), dtype, data, seed=batch)
+                gamma, beta = parameters(4 * channels, dtype, seed=1)
+                gathered = merged(x, height, width)
+                given = misalign(x) if misaligned else x
+                name = f"[{batch}, {height}x{width}, {channels}] {data}{' misaligned' if misaligned else ''}"
+
+                alone = Output(gathered.shape, dtype, int(misaligned))
+                kernels.patch_merge(given, None, None, alone.tensor, height, width, EPSILON)
+                assert torch.equal(alone.checked(), gathered), f"gather of {name}"
+
+                out = Output(gathered.shape, dtype, int(misaligned))
+                kernels.patch_merge(given, gamma, beta, out.tensor, height, width, EPSILON)
+                pytorch = F.layer_norm(gathered, gamma.shape, gamma.to(dtype), beta.to(dtype), EPSILON)
+                exact = F.layer_norm(gathered.double(), gamma.shape, gamma.double(), beta.double(), EPSILON)
+                errors.append(error_of(name, [out.checked()], [pytorch], [exact]))
+    judge(errors)
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Attention:
+    """One call: image of height x width tokens, its windows and heads."""
+
+    batch: int
+    height: int
+    width: int
+    num_heads: int
+    window_size: int
+    shift_size: int
+    data: str = "normal"
+    misaligned: bool = False
+
+
+ATTENTION_CASES = [
+    Attention(1, 56, 56, 3, 7, 0), Attention(1, 56, 56, 3, 7, 3), Attention(2, 28, 28, 6, 7, 3),
+    Attention(3, 14, 14, 12, 7, 3), Attention(4, 7, 7, 24, 7, 0), Attention(128, 56, 56, 3, 7, 3),
+    Attention(128, 7, 7, 24, 7, 0), Attention(2, 14, 21, 3, 7, 1), Attention(5, 21, 7, 1, 7, 6),
+    Attention(1, 64, 64, 3, 8, 4), Attention(2, 32, 32, 6, 8, 0), Attention(3, 16, 16, 12, 8, 4),
+    Attention(16, 8, 8, 24, 8, 0), Attention(1, 24, 16, 2, 8, 3),
+    Attention(1, 48, 48, 4, 12, 6), Attention(2, 24, 24, 8, 12, 0), Attention(3, 12, 12, 16, 12, 0),
+    Attention(2, 24, 36, 3, 12, 5),
+    Attention(1, 64, 64, 3, 16, 8), Attention(2, 32, 32, 6, 16, 8), Attention(3, 16, 16, 12, 16, 0),
+    Attention(1, 48, 48, 4, 24, 12), Attention(2, 24, 24, 6, 24, 0),
+    Attention(2, 20, 30, 3, 10, 5), Attention(1, 64, 32, 2, 32, 16), Attention(3, 8, 8, 2, 4, 2),
+    Attention(2, 28, 28, 6, 7, 3, "zero rows"), Attention(2, 32, 32, 6, 8, 4, "zero rows"),
+    Attention(2, 28, 28, 6, 7, 3, "large"), Attention(2, 32, 32, 6, 8, 4, "large"),
+    Attention(1, 48, 48, 4, 24, 12, "large"), Attention(2, 28, 28, 6, 7, 3, misaligned=True),
+    Attention(1, 24, 24, 4, 12, 6, misaligned=True),
+]
+
+
+def shift_mask(height: int, width: int, window_size: int, shift_size: int) -> torch.Tensor:
+    """The official SW-MSA mask [windows, N, N]: -100 between tokens of different regions of the rolled image."""
+    region = torch.zeros(height, width, device=DEVICE)
+    bands = (slice(0, -window_size), slice(-window_size, -shift_size), slice(-shift_size, None))
+    for i, rows in enumerate(bands):
+        for j, columns in enumerate(bands):
+            region[rows, columns] = 3 * i + j
+    region = region.view(height // window_size, window_size, width // window_size, window_size)
+    region = region.transpose(1, 2).reshape(-1, window_size**2)
+    return (region[:, None, :] != region[:, :, None]) * -100.0
+
+
+def window_attention(qkv, bias, logit_scale, case: Attention) -> torch.Tensor:
+    """The official formulation in the precision of qkv: [B, H*W, 3C] -> [B, H*W, C]; bias [nH, N, N]."""
+    window, heads = case.window_size, case.num_heads
+    rows, columns = case.height // window, case.width // window
+    x = qkv.view(case.batch, case.height, case.width, -1)
+    x = x.roll((-case.shift_size, -case.shift_size), (1, 2))
+    x = x.view(case.batch, rows, window, columns, window, 3, heads, 32)
+    q, k, v = x.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, heads, window**2, 32)  # (B * windows, nH, N, 32) each
+    if logit_scale is None:
+        scores = (q * 32**-0.5) @ k.transpose(-2, -1)
+    else:
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * logit_scale[:, None, None]
+    scores = scores + bias
+    if case.shift_size > 0:
+        mask = shift_mask(case.height, case.width, window, case.shift_size).to(qkv.dtype)
+        scores = (scores.view(case.batch, rows * columns, heads, window**2, window**2) + mask[:, None]).view_as(scores)
+    out = scores.softmax(-1) @ v
+    out = out.view(case.batch, rows, columns, heads, window, window, 32).permute(0, 1, 4, 2, 5, 3, 6)
+    out = out.reshape(case.batch, case.height, case.width, -1)
+    return out.roll((case.shift_size, case.shift_size), (1, 2)).reshape(case.batch, case.height * case.width, -1)
+
+
+def attention_inputs(case: Attention, dtype, cosine: bool, clamped: bool):
+    """qkv, bias [nH, N, N] and logit_scale [nH] or None; the last two FP32 with values that `dtype` holds."""
+    generator = torch.Generator(DEVICE).manual_seed(case.batch + 7 * case.window_size + case.shift_size)
+    positions = case.window_size**2
+    qkv = torch.randn(case.batch, case.height * case.width, 96 * case.num_heads, generator=generator, device=DEVICE)
+    if case.data == "zero rows":
+        qkv[:, ::3] = 0
+    elif case.data == "large":
+        qkv *= 8
+    bias = torch.randn(case.num_heads, positions, positions, generator=generator, device=DEVICE)
+    logit_scale = None
+    if cosine:
+        bias = 16 * torch.sigmoid(bias)
+        logit_scale = torch.rand(case.num_heads, generator=generator, device=DEVICE) * 90 + 10
+        logit_scale = torch.full_like(logit_scale, 100.0) if clamped else logit_scale.to(dtype).float()
+    return qkv.to(dtype), bias.to(dtype).float(), logit_scale
+
+
+def padded_bias(bias: torch.Tensor) -> torch.Tensor:
+    """[nH, N, N] -> [nH, N, Np]; what pads must not be used, so it is NaN here."""
+    columns = -bias.shape[-1] % 8
+    return F.pad(bias, (0, columns), value=math.nan).contiguous()
+
+
+def run_attention(qkv, bias, logit_scale, y, case: Attention) -> None:
+    scale = 32**-0.5 if logit_scale is None else 1.0
+    kernels.attention(qkv, bias, logit_scale, y, case.height, case.width, case.num_heads, case.window_size,
+                      case.shift_size, scale, -100.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", ["V1", "V2", "V2 at the clamp"])
+def test_attention(variant, dtype):
+    errors = []
+    for case in ATTENTION_CASES:
+        qkv, bias, logit_scale = attention_inputs(case, dtype, variant != "V1", variant == "V2 at the clamp")
+        out = Output((case.batch, case.height * case.width, 32 * case.num_heads), dtype, int(case.misaligned))
+        given = misalign(qkv) if case.misaligned else qkv
+        run_attention(given, padded_bias(bias), logit_scale, out.tensor, case)
+        pytorch, exact = (
+            window_attention(qkv.to(t), bias.to(t), None if logit_scale is None else logit_scale.to(t), case)
+            for t in (dtype, torch.float64)
+        )
+        errors.append(error_of(str(case), [out.checked()], [pytorch], [exact]))
+    judge(errors)
+
+
+# --- sizes past 2^31 elements, bad arguments -------------------------------------------------------------------------
+
+def enough_memory(gibibytes: int) -> None:
+    if torch.cuda.mem_get_info()[0] < gibibytes << 30:
+        pytest.skip(f"needs {gibibytes} GiB of free GPU memory")
+
+
+def test_layernorm_past_2_to_the_31_elements():
+    """The last rows of a large tensor get the same bits as when they are alone, and so do the first."""
+    enough_memory(12)
+    width, tail = 96, 1000
+    rows = 2**31 // width + 2 * tail
+    x = torch.zeros(rows, width, dtype=torch.float16, device=DEVICE)
+    x[-tail:] = draw((tail, width), x.dtype, "normal", 0)
+    x[:tail] = draw((tail, width), x.dtype, "normal", 1)
+    gamma, beta = parameters(width, x.dtype, 0)
+    y = torch.empty_like(x)
+    for kernel in (lambda x, y: kernels.layernorm(x, gamma, beta, y, EPSILON), lambda x, y: kernels.fnorm(x, y, 1e-12)):
+        y.fill_(math.nan)
+        kernel(x, y)
+        assert y.isfinite().all()
+        for part in (slice(0, tail), slice(rows - tail, rows)):
+            alone = torch.empty(tail, width, dtype=x.dtype, device=DEVICE)
+            kernel(x[part], alone)
+            assert torch.equal(y[part], alone)
+
+
+def test_patch_merge_past_2_to_the_31_elements():
+    enough_memory(12)
+    batch, height, width, channels = 2**31 // (64 * 64 * 96) + 2, 64, 64, 96
+    x = torch.zeros(batch, height * width, channels, dtype=torch.float16, device=DEVICE)
+    x[-1] = draw(x[-1].shape, x.dtype, "normal", 0)
+    gamma, beta = parameters(4 * channels, x.dtype, 0)
+    y = torch.empty(batch, height * width // 4, 4 * channels, dtype=x.dtype, device=DEVICE)
+    for norm in ((gamma, beta), (None, None)):
+        y.fill_(math.nan)
+        kernels.patch_merge(x, *norm, y, height, width, EPSILON)
+        alone = torch.empty_like(y[-1:])
+        kernels.patch_merge(x[-1:], *norm, alone, height, width, EPSILON)
+        assert y.isfinite().all()
+        assert torch.equal(y[-1:], alone)
+
+
+def test_attention_past_2_to_the_31_elements():
+    enough_memory(12)
+    case = Attention(2**31 // (56 * 56 * 288) + 2, 56, 56, 3, 7, 3)
+    one = Attention(1, 56, 56, 3, 7, 3)
+    last, bias, _ = attention_inputs(one, torch.float16, False, False)
+    qkv = torch.zeros(case.batch, 56 * 56, 288, dtype=torch.float16, device=DEVICE)
+    qkv[-1:] = last
+    y = torch.full((case.batch, 56 * 56, 96), math.nan, dtype=torch.float16, device=DEVICE)
+    run_attention(qkv, padded_bias(bias), None, y, case)
+    alone = torch.empty_like(y[-1:])
+    run_attention(last, padded_bias(bias), None, alone, one)
+    assert y.isfinite().all()
+    assert torch.equal(y[-1:], alone)
+
+
+def test_empty_input_is_nothing_to_do():
+    x = torch.empty(0, 96, device=DEVICE)
+    kernels.layernorm(x, None, None, x, EPSILON)
+    kernels.fnorm(x, x, 1e-12)
+
+
+def test_arguments_outside_the_contract_are_refused():
+    x = torch.zeros(4, 16, 96, device=DEVICE)
+    wide = torch.zeros(1, 8193, device=DEVICE)
+    qkv, bias = torch.zeros(1, 196, 288, device=DEVICE), torch.zeros(3, 49, 56, device=DEVICE)
+    refused = [
+        lambda: kernels.layernorm(wide, None, None, wide, EPSILON),
+        lambda: kernels.layernorm(x, torch.ones(96, device=DEVICE), None, x, EPSILON),
+        lambda: kernels.layernorm(x, None, None, None, EPSILON),
+        lambda: kernels.call("swin_layernorm", x, None, None, x, 3, 64, 96, EPSILON),
+        lambda: kernels.call("swin_layernorm", x, None, None, x, 0, -1, 96, EPSILON),
+        lambda: kernels.add_layernorm(x, None, None, None, x, x, EPSILON),
+        lambda: kernels.layernorm_add(x, None, None, None, x, EPSILON),
+        lambda: kernels.fnorm(wide, wide, 1e-12),
+        lambda: kernels.patch_merge(x, None, None, x, 3, 4, EPSILON),
+        lambda: kernels.attention(qkv, bias, None, x, 14, 14, 4, 7, 3, 1.0, -100.0),  # head_dim 24
+        lambda: kernels.attention(qkv, bias, None, x, 14, 14, 3, 5, 0, 1.0, -100.0),  # 5 does not divide 14
+        lambda: kernels.attention(qkv, bias, None, x, 14, 14, 3, 7, 7, 1.0, -100.0),  # shift = window
+    ]
+    for index, call in enumerate(refused):
+        with pytest.raises(RuntimeError, match=r"CUDA error 1$"):
+            call()
+            pytest.fail(f"call {index} was accepted")

@@ -244,7 +244,8 @@ def measure_memory(plan: Path, arguments: argparse.Namespace, run: dict[str, str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", nargs="+", default=[ROOT / PLANFILE], metavar="FILE", help=f"engines; default {PLANFILE}")
+    parser.add_argument("--plan", nargs="+", default=[ROOT / PLANFILE], metavar="FILE",
+                        help=f"engines; default {PLANFILE}")
     parser.add_argument("--data", metavar="GLOB", help="data files; default data/<model>-b*.npz of the engine's model")
     parser.add_argument("--plugins", metavar="LIB",
                         help="plugin library; default this project's where it is built; none for none")

@@ -1,0 +1,286 @@
+"""Where does the error of an engine start? Compares the tensors inside a graph with those of the FP32 ONNX model.
+
+    python TensorRT/compare_layers.py prepare --onnx onnx/swinv2_fp16.onnx --every 4     (the Python that has torch)
+    TensorRT/build.sh onnx/swinv2_fp16_layers.onnx --fp16 --max 1 --opt 1                (the one that has TensorRT)
+    $TRT_PYTHON TensorRT/compare_layers.py run --plan TensorRT/TRT_Engine/swinv2_fp16_layers.plan
+    python TensorRT/compare_layers.py plot Results/layers_swinv2_fp16.csv
+
+`prepare` marks tensors as further outputs and stores what they are in FP32 on the CPU. A marked tensor is a border
+that TensorRT does not fuse across: the layers engine is slower than the real one, and not always wrong where that is.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from utils import RESULTS, ROOT, UserError, existing_file, load_onnx, onnx_session, run_script, shown, whole_file
+
+COLUMNS = ("depth", "tensor", "op", "shape", "max_abs_ref", "max_abs_err", "rel_err", "nan", "inf")
+
+
+# --- prepare -------------------------------------------------------------------------------------------------
+
+
+def live_tensors(graph) -> dict[str, str]:
+    """The tensors that depend on the graph's input, graph outputs left out, each with the operator it comes from."""
+    live = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
+    ends = {value.name for value in graph.output}
+    known = 0
+    while known < len(live):  # more than one pass where a converter has appended its casts at the end
+        known = len(live)
+        for node in graph.node:
+            if live.intersection(node.input):
+                live.update(node.output)
+    return {name: node.op_type for node in graph.node if live.intersection(node.input)
+            for name in node.output if name and name not in ends}
+
+
+def mark(model, names: list[str], types: dict[str, int] | None = None):
+    """A copy of a model in which tensors are further outputs; without `types` onnxruntime finds their types itself."""
+    import onnx
+
+    marked = onnx.ModelProto()
+    marked.CopyFrom(model)
+    for name in names:
+        marked.graph.output.append(onnx.helper.make_tensor_value_info(name, types[name], None) if types
+                                   else onnx.ValueInfoProto(name=name))
+    return marked
+
+
+def session_of(model):
+    """An onnxruntime session on a model in memory, plugin nodes by their reference meaning."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "marked.onnx"
+        path.write_bytes(model.SerializeToString())
+        return onnx_session(path)
+
+
+def reference_of(onnx_path: Path) -> Path:
+    """The FP32 graph that a graph is compared with: itself, or for FP16 the nearest one that it was made from."""
+    stem = onnx_path.stem
+    while "_fp16" in onnx_path.stem and "_" in stem:
+        stem = stem.rpartition("_")[0]
+        if (onnx_path.parent / f"{stem}.onnx").exists():
+            return onnx_path.parent / f"{stem}.onnx"
+    return onnx_path
+
+
+def load_input(path: str | None, onnx_path: Path, images: int) -> np.ndarray:
+    """The first images of a data file's `input`; by default of data/<model>-b<N>.npz of the graph's model."""
+    paths = [Path(path)] if path else [
+        file for file in sorted((ROOT / "data").glob("*-b*.npz"), key=lambda file: -len(file.stem))
+        if f"{onnx_path.stem}_".startswith(f"{file.stem.rpartition('-b')[0]}_")]
+    if not paths:
+        raise UserError(f"{shown(onnx_path)}: no data/<model>-b<N>.npz of its model; give an .npz with --data")
+    try:
+        with np.load(existing_file(paths[0], "an .npz with an array `input` (--data)")) as arrays:
+            return arrays["input"][:images]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{shown(paths[0])}: has no array `input`; data/batch_data_gen.py writes one") from error
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Write the graph with marked tensors and the FP32 values of these tensors."""
+    path = Path(arguments.onnx)
+    model = load_onnx(path)
+    reference_path = Path(arguments.reference) if arguments.reference else reference_of(path)
+    reference = load_onnx(reference_path)
+    images = load_input(arguments.data, path, arguments.images)
+
+    depth = {name: index for index, name in enumerate(live_tensors(reference.graph))}
+    operators = {name: op for name, op in live_tensors(model.graph).items() if name in depth}
+    typed = session_of(mark(model, list(operators))).get_outputs()
+    kinds = {"tensor(float)": 1, "tensor(float16)": 10}  # onnxruntime's names: onnx.TensorProto.FLOAT and FLOAT16
+    types = {tensor.name: kinds[tensor.type] for tensor in typed if tensor.name in operators and tensor.type in kinds}
+    names = sorted((name for name in types if re.search(arguments.match, name)), key=depth.__getitem__)
+    names = names[::arguments.every]
+    if not names:
+        raise UserError(f"{shown(path)}: no tensor to compare: none that matches '{arguments.match}' is in "
+                        f"{shown(reference_path)} too; --reference names the FP32 graph")
+
+    session = session_of(mark(reference, names))
+    print(f"running {shown(reference_path)} on {len(images)} images for {len(names)} tensors", flush=True)
+    arrays = session.run(names, {session.get_inputs()[0].name: images})
+    layers = Path(arguments.output) / f"{path.stem}_layers.onnx"
+    with whole_file(layers) as partial:
+        partial.write_bytes(mark(model, names, types).SerializeToString())
+    with whole_file(layers.with_suffix(".npz")) as partial, partial.open("wb") as file:
+        np.savez(file, input=images, names=np.array(names), operators=np.array([operators[name] for name in names]),
+                 depths=np.array([depth[name] for name in names]),
+                 **{f"tensor_{index}": array for index, array in enumerate(arrays)})
+    size = layers.with_suffix(".npz").stat().st_size / 2**20
+    print(f"wrote {shown(layers)} and {shown(layers.with_suffix('.npz'))} ({size:.0f} MiB)\n"
+          f"next: TensorRT/build.sh {shown(layers)} --opt {len(images)} --max {len(images)} "
+          "and the flags that the real engine was built with")
+
+
+# --- run -----------------------------------------------------------------------------------------------------
+
+
+def compare(output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
+    """The figures of one tensor. Errors are of the finite elements; rel_err is max_abs_err over max_abs_ref."""
+    output, reference = output.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    finite = np.isfinite(output)
+    size = float(np.abs(reference).max())
+    error = float(np.abs(output - reference)[finite].max()) if finite.any() else float("inf")
+    return {"max_abs_ref": f"{size:.6g}", "max_abs_err": f"{error:.6g}",
+            "rel_err": f"{error / size if size else error:.6g}",
+            "nan": str(int(np.isnan(output).sum())), "inf": str(int(np.isinf(output).sum()))}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the layers engine and write the table of its tensors."""
+    plan = Path(arguments.plan)
+    reference_path = Path(arguments.reference or ROOT / "onnx" / f"{plan.stem}.npz")
+    with np.load(existing_file(reference_path, "what `compare_layers.py prepare` wrote (--reference)")) as file:
+        stored = dict(file)
+    from engine import Engine
+
+    with Engine(plan, arguments.plugins) as engine, engine.context() as context:
+        outputs = context.infer_all(stored["input"])
+    rows = []
+    for index, name in enumerate(stored["names"]):
+        output, reference = outputs.get(str(name)), stored[f"tensor_{index}"]
+        if output is None or output.size != reference.size:
+            raise UserError(f"{shown(plan)}: has no output {name} {list(reference.shape)}; it was not built from the "
+                            f"graph that {shown(reference_path)} was written with")
+        rows.append({"depth": str(stored["depths"][index]), "tensor": str(name), "op": str(stored["operators"][index]),
+                     "shape": "x".join(map(str, reference.shape)), **compare(output, reference)})
+    table = Path(arguments.output or RESULTS / f"layers_{plan.stem.removesuffix('_layers')}.csv")
+    with whole_file(table) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(report(rows, arguments.tolerance))
+    print(f"wrote {shown(table)}; compare_layers.py plot draws it")
+
+
+def broken(row: dict[str, str]) -> bool:
+    """Whether a tensor holds NaN or infinity."""
+    return row["nan"] != "0" or row["inf"] != "0"
+
+
+def first_offender(rows: list[dict[str, str]], tolerance: float) -> dict[str, str] | None:
+    """The first tensor, in the graph's order, with NaN or infinity or an error above `tolerance` of its largest."""
+    return next((row for row in rows if broken(row) or float(row["rel_err"]) > tolerance), None)
+
+
+def worst(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """The tensors with the largest relative errors, those with NaN or infinity before all others."""
+    return sorted(rows, key=lambda row: (not broken(row), -float(row["rel_err"])))[:count]
+
+
+def report(rows: list[dict[str, str]], tolerance: float) -> str:
+    """The first offender and the five worst tensors in words."""
+    def line(row: dict[str, str]) -> str:
+        return (f"  {row['depth']:>5}  {row['op']:<20} rel_err {float(row['rel_err']):9.2e}  of {row['max_abs_ref']:>9}"
+                f"  NaN {row['nan']}  Inf {row['inf']}  {row['tensor']}")
+
+    first = first_offender(rows, tolerance)
+    head = f"{len(rows)} tensors compared, {sum(map(broken, rows))} with NaN or infinity"
+    if first is None:
+        return "\n".join([f"{head}; none is off by more than {tolerance:g} of its largest element", "worst:",
+                          *map(line, worst(rows, 5))])
+    return "\n".join([head, f"first with NaN, infinity or an error above {tolerance:g} of its largest element:",
+                      line(first), "worst:", *map(line, worst(rows, 5))])
+
+
+# --- plot ----------------------------------------------------------------------------------------------------
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Draw the relative error of every tensor over its depth, one line per table."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    tables = [Path(table) for table in arguments.tables]
+    figure, axes = pyplot.subplots(figsize=(11, 5), layout="constrained")
+    for index, table in enumerate(tables):
+        with existing_file(table, "a table that `compare_layers.py run` wrote").open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if tuple(reader.fieldnames or ()) != COLUMNS or not rows:
+            raise UserError(f"{shown(table)}: is not a table of compare_layers.py run")
+        draw(axes, rows, f"C{index}", table.stem.removeprefix("layers_"), arguments.tolerance)
+    axes.set(yscale="log", xlabel="depth: position of the tensor in the FP32 graph",
+             ylabel="max |error| / max |reference|", title=arguments.title)
+    axes.axhline(arguments.tolerance, color="grey", linewidth=0.8, linestyle=":")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    picture = Path(arguments.output or RESULTS / f"{tables[0].stem}.png")
+    with whole_file(picture) as partial:
+        figure.savefig(partial, dpi=130)
+    pyplot.close(figure)
+    print(f"wrote {shown(picture)}")
+
+
+def draw(axes, rows: list[dict[str, str]], colour: str, label: str, tolerance: float) -> None:
+    """One table's line, its broken tensors as crosses, and the names of its first and worst offenders."""
+    depth = np.array([int(row["depth"]) for row in rows])
+    error = np.array([float(row["rel_err"]) for row in rows])
+    error[~np.isfinite(error)] = np.nan  # a tensor that is NaN throughout has no error to draw
+    floor = 1e-9  # an exact tensor has no place on a logarithmic axis
+    axes.plot(depth, np.maximum(error, floor), ".-", color=colour, markersize=3, linewidth=0.8, label=label)
+    bad = np.array([broken(row) for row in rows])
+    if bad.any():
+        axes.plot(depth[bad], np.nan_to_num(np.maximum(error, floor), nan=1.0)[bad], "x", color=colour,
+                  label=f"{label}: NaN or infinity in {bad.sum()} tensors")
+    first = first_offender(rows, tolerance)
+    marks = ([(first, "first: ")] if first else []) + [(row, "worst: ") for row in worst(rows, 1) if row is not first]
+    for row, word in marks:
+        level = float(row["rel_err"])
+        axes.annotate(f"{word}{row['op']}, {row['tensor']}", (int(row["depth"]), max(level, floor)
+                      if np.isfinite(level) else 1.0), xytext=(6, 14), textcoords="offset points", fontsize=7,
+                      color=colour, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="prepare | run | plot")
+
+    command = commands.add_parser("prepare", help="mark tensors, store their FP32 values (needs onnx, onnxruntime)")
+    command.add_argument("--onnx", required=True, metavar="FILE", help="the graph to examine")
+    command.add_argument("--reference", metavar="FILE",
+                         help="FP32 graph; default the graph itself, for *_fp16 the one that it was made from")
+    command.add_argument("--data", metavar="NPZ", help="its array `input` is run; default data/<model>-b<N>.npz")
+    command.add_argument("--images", type=int, default=1, metavar="N", help="images of it; default 1")
+    command.add_argument("--every", type=int, default=1, metavar="N", help="mark every n-th tensor; default 1, all")
+    command.add_argument("--match", default="", metavar="REGEX", help="of the tensors whose name matches; default all")
+    command.add_argument("--output", default=ROOT / "onnx", metavar="FOLDER", help="default onnx/")
+    command.set_defaults(command=prepare)
+
+    command = commands.add_parser("run", help="compare the engine built from the marked graph (needs TensorRT)")
+    command.add_argument("--plan", required=True, metavar="FILE", help="the engine of <graph>_layers.onnx")
+    command.add_argument("--reference", metavar="NPZ", help="default onnx/<plan>.npz")
+    command.add_argument("--plugins", metavar="LIB", help="plugin library; default this project's where it is built")
+    command.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE",
+                         help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
+    command.add_argument("--output", metavar="CSV", help="default Results/layers_<graph>.csv")
+    command.set_defaults(command=run)
+
+    command = commands.add_parser("plot", help="draw one or more tables (needs matplotlib)")
+    command.add_argument("tables", nargs="+", metavar="CSV", help="tables that `run` wrote")
+    command.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE", help="as for run; default 0.01")
+    command.add_argument("--title", default="Error of the engine's tensors against FP32 on the CPU")
+    command.add_argument("--output", metavar="PNG", help="default Results/<first table>.png")
+    command.set_defaults(command=plot)
+
+    arguments = parser.parse_args()
+    for flag in ("every", "images"):
+        if getattr(arguments, flag, 1) < 1:
+            raise UserError(f"--{flag} {getattr(arguments, flag)}: needs at least 1")
+    arguments.command(arguments)
+
+
+if __name__ == "__main__":
+    run_script(main)

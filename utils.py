@@ -199,6 +199,27 @@ def preprocess(image, img_size: int) -> np.ndarray:
     return normalise(resize_and_crop(image, img_size))
 
 
+def real_images(count: int, img_size: int, folder: str | Path | None = None) -> np.ndarray:
+    """`count` real images as a model reads them: float32 [count, 3, S, S] normalised. Deterministic.
+
+    Args:
+        count: how many.
+        img_size: S, in pixels.
+        folder: take them from here, evenly spaced over its files in order, so that all classes of an ImageNet layout
+            have their share; None takes held-out crops of the packaged photographs.
+    Raises:
+        UserError: no such folder, fewer images in it than `count`, or one that cannot be read.
+    """
+    if folder is None:
+        from data.photo_crops import held_out_batch
+
+        return held_out_batch(count, img_size)[0]
+    paths = list_images(folder)
+    if len(paths) < count:
+        raise UserError(f"{folder}: holds {len(paths)} images, {count} are needed; add images or ask for fewer")
+    return np.stack([preprocess(load_image(paths[i * len(paths) // count]), img_size) for i in range(count)])
+
+
 # --- errors against a reference ------------------------------------------------------------------------------
 
 

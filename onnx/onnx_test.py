@@ -52,19 +52,12 @@ def torch_logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
 
 def allowed_errors(model: torch.nn.Module, batches: list[np.ndarray], references: list[np.ndarray], precision: str,
                    tolerance: float | None) -> tuple[list[float], float]:
-    """What the largest error may be in each batch, and over all of them. May leave the model folded and in FP16.
-
-    Raises:
-        UserError: there is no rule for this precision, and no tolerance was given.
-    """
+    """What the largest error may be in each batch, and over all of them. May leave the model folded and in FP16."""
     if tolerance is None and precision == "fp16":
         half = model.fold_constants().half()
         errors = [max_abs_err(torch_logits(half, images), reference)
                   for images, reference in zip(batches, references, strict=True)]
         return [FP16_SINGLE_BATCH * error for error in errors], max(errors)
-    if tolerance is None and precision != "fp32":
-        raise UserError(f"no limit is known for a file that computes in {precision}; give --tolerance, "
-                        "a share of the largest |logit|")
     share = FP32_TOLERANCE if tolerance is None else tolerance
     each = [share * float(np.abs(reference).max()) for reference in references]
     return each, max(each)
@@ -87,6 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     graph = load_onnx(path)
     precision, plugins = onnx_precision(graph), has_plugins(graph)
+    if precision not in ("fp32", "fp16") and args.tolerance is None:
+        raise UserError(f"{shown(path)}: computes in {precision}, for which no limit is set; give --tolerance, a share "
+                        "of the largest |logit|")
     session = onnx_session(path)
     img_size = onnx_img_size(session, path)
     if img_size != config.DATA.IMG_SIZE:

@@ -1,0 +1,79 @@
+"""Write batches of real images with the logits that the ONNX model gives for them: what TRT_test.py compares with.
+
+    python data/batch_data_gen.py --model onnx/swinv2.onnx --images ~/imagenet/val --batches 1,4,8,16
+
+Writes data/<model>-b<N>.npz for each batch size N, <model> being the ONNX file's name without .onnx:
+
+    input   float32 [N, 3, S, S], preprocessed and normalised
+    logits  float32 [N, num_classes], the output of the FP32 ONNX model on the CPU
+    model   <model>
+
+The same images and model give the same files. A smaller batch is the beginning of the largest one, whose images are
+evenly spaced over the folder (or are the first held-out crops of the packaged photographs).
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(1, str(ROOT))
+from utils import (  # noqa: E402
+    UserError,
+    batch_sizes,
+    load_onnx,
+    onnx_img_size,
+    onnx_logits,
+    onnx_precision,
+    onnx_session,
+    real_images,
+    run_script,
+    shown,
+    whole_file,
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE",
+                        help="FP32 ONNX file, from onnx/export_onnx.py")
+    parser.add_argument("--images", type=Path, metavar="DIR",
+                        help="folder of images, in class folders or flat (default: held-out crops of the packaged "
+                             "photographs)")
+    parser.add_argument("--batches", type=batch_sizes, default=[1, 4, 8, 16], metavar="N,N",
+                        help="batch sizes (default: 1,4,8,16)")
+    parser.add_argument("--output", type=Path, default=ROOT / "data", metavar="DIR",
+                        help="folder to write to (default: data/)")
+    args = parser.parse_args(arguments)
+
+    precision = onnx_precision(load_onnx(args.model))
+    if precision != "fp32":
+        raise UserError(f"{shown(args.model)}: computes in {precision}, and expected outputs come from FP32; "
+                        "give the file that onnx/export_onnx.py wrote")
+    session = onnx_session(args.model)
+    images = real_images(max(args.batches), onnx_img_size(session, args.model), args.images)
+    print(f"read   {shown(args.model)} and {len(images)} images from {args.images or 'the held-out crops'}", flush=True)
+
+    # All are computed before the first is written: no new file stands beside an old one if one fails.
+    batches = {}
+    for batch in sorted(set(args.batches)):
+        start = time.perf_counter()
+        logits = onnx_logits(session, images[:batch], args.model)
+        if not np.isfinite(logits).all():
+            raise UserError(f"{shown(args.model)}: gives NaN or infinity at batch {batch}; "
+                            "check its weights with onnx/onnx_test.py")
+        batches[batch] = logits, time.perf_counter() - start
+    for batch, (logits, seconds) in batches.items():
+        path = args.output / f"{args.model.stem}-b{batch}.npz"
+        with whole_file(path) as partial:
+            np.savez(partial, input=images[:batch], logits=logits, model=np.array(args.model.stem))
+        print(f"wrote  {shown(path)}: input {'x'.join(map(str, images[:batch].shape))}, logits "
+              f"{'x'.join(map(str, logits.shape))}, largest |logit| {np.abs(logits).max():.3f}, {seconds:.2f} s")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -13,9 +13,9 @@ struct FNormArguments {
     float epsilon;
 };
 
-// The norm is taken in FP32: epsilon 1e-12 is zero in FP16, and squares of FP16 values overflow it. Its inverse is kept
-// as a sum of two floats, the second what rounding the square root and the division lost, so that an FP32 quotient is
-// rounded once.
+// The norm is taken in FP32: epsilon 1e-12 is zero in FP16, and squares of FP16 values overflow it. All of a row share
+// its error, so that is kept far below one rounding: vectors' sums of squares are added up in FP64 (a dozen additions
+// a thread), and the inverse is a sum of two floats, the second what the square root and the division lost.
 template <class Shape>
 __global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArguments a, const int group)
 {
@@ -44,10 +44,10 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArg
     }
 
     float value[ROWS][ITEMS][VEC];
-    float squares[ROWS];
+    double squares[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-        squares[r] = 0.0f;
+        squares[r] = 0.0;
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
             unpack<T, VEC>(raw[r][i], value[r][i]);
@@ -59,12 +59,14 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArg
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         if (first_row + r >= a.rows) continue;
-        const float root = sqrtf(squares[r]);
+        const float sum = static_cast<float>(squares[r]);
+        const float sum_rest = static_cast<float>(squares[r] - sum);
+        const float root = sqrtf(sum);
         const float norm = fmaxf(root, a.epsilon);
         const float inverse = 1.0f / norm;
         float inverse_rest = 0.0f;
         if (norm < INFINITY) {
-            const float norm_rest = norm == root ? fmaf(-root, root, squares[r]) * 0.5f * inverse : 0.0f;
+            const float norm_rest = norm == root ? (fmaf(-root, root, sum) + sum_rest) * 0.5f * inverse : 0.0f;
             inverse_rest = (fmaf(-inverse, norm, 1.0f) - inverse * norm_rest) * inverse;
         }
 #pragma unroll
@@ -86,6 +88,7 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArg
 
 int swin_fnorm(const void* x, void* y, int type, long long rows, int width, float epsilon, cudaStream_t stream)
 {
+    if (rows == 0) return cudaSuccess;
     if (x == nullptr || y == nullptr) return cudaErrorInvalidValue;
     const swin::FNormArguments a{x, y, rows, width, epsilon};
     const bool aligned = swin::aligned16(x) && swin::aligned16(y);

@@ -177,6 +177,7 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) layer_norm_kernel(const Lay
 
 template <Form FORM> int launch_layer_norm(const LayerNormArguments& a, int type, cudaStream_t stream)
 {
+    if (a.rows == 0) return cudaSuccess;
     const bool missing = a.x == nullptr || a.y == nullptr || (a.gamma == nullptr) != (a.beta == nullptr);
     if (missing) return cudaErrorInvalidValue;
     const bool aligned = aligned16(a.x) && aligned16(a.residual) && aligned16(a.gamma) && aligned16(a.beta)

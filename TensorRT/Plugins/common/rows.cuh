@@ -92,7 +92,6 @@ int launch_rows(void (*kernel)(Arguments, int), const Arguments& arguments, cons
     const long long rows_per_block = static_cast<long long>(plan.threads / plan.group) * rows_at_once;
     const long long blocks = (rows + rows_per_block - 1) / rows_per_block;
     if (rows < 0 || blocks > INT_MAX) return cudaErrorInvalidValue;
-    if (rows == 0) return cudaSuccess;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(static_cast<unsigned>(plan.threads));
@@ -119,14 +118,14 @@ template <int VEC> __device__ __forceinline__ float sum_of_squares(const float (
 
 // Sums of N values over the threads of each group; every thread of a group gets the same bits. All threads of the
 // block must call it.
-template <int N> __device__ __forceinline__ void group_sum(float (&value)[N], int group)
+template <class Scalar, int N> __device__ __forceinline__ void group_sum(Scalar (&value)[N], int group)
 {
     for (int offset = min(group, kWarp) / 2; offset > 0; offset /= 2) {
 #pragma unroll
         for (int n = 0; n < N; ++n) value[n] += __shfl_xor_sync(0xffffffffu, value[n], offset);
     }
     if (group <= kWarp) return;
-    __shared__ float partial[N][kWarp];
+    __shared__ Scalar partial[N][kWarp];
     const int warp = threadIdx.x / kWarp;
     __syncthreads();  // an earlier call's readers are done
     if (threadIdx.x % kWarp == 0) {
@@ -135,7 +134,7 @@ template <int N> __device__ __forceinline__ void group_sum(float (&value)[N], in
     }
     __syncthreads();
 #pragma unroll
-    for (int n = 0; n < N; ++n) value[n] = 0.0f;
+    for (int n = 0; n < N; ++n) value[n] = 0;
     for (int w = 0; w < group / kWarp; ++w) {
 #pragma unroll
         for (int n = 0; n < N; ++n) value[n] += partial[n][w];

@@ -205,7 +205,7 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str])
             for graph in (False, True):
                 rows.append(measure(context, batch, allowed, graph))
                 say(table_line(rows[-1]))
-    append_rows(RESULTS / "latency.csv", LATENCY_COLUMNS,
+    append_rows(arguments.results / "latency.csv", LATENCY_COLUMNS,
                 [{**run, **latency_row(row, plan, batches[0].model, runner)} for row in rows])
     return lines, rows
 
@@ -238,7 +238,7 @@ def measure_memory(plan: Path, arguments: argparse.Namespace, run: dict[str, str
         rows.append({**run, "engine": plan.stem, "batch": batch, "device_memory_mib": f"{activations:.1f}",
                      "free_memory_used_mib": f"{total:.1f}"})
     print("\n".join(lines))
-    append_rows(RESULTS / "memory.csv", MEMORY_COLUMNS, rows)
+    append_rows(arguments.results / "memory.csv", MEMORY_COLUMNS, rows)
     return lines
 
 
@@ -253,6 +253,7 @@ def main() -> None:
                         help="largest absolute error of a logit; default 1e-4 for FP32, 1%% of the largest for FP16")
     parser.add_argument("--memory", nargs="?", const="1,4,16,128", metavar="BATCHES",
                         help="also measure device memory at these batches, default 1,4,16,128; to Results/memory.csv")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the tables go")
     arguments = parser.parse_args()
     plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]
     import trt_runtime
@@ -264,10 +265,10 @@ def main() -> None:
         table, measured = score_engine(plan, arguments, run)
         rows += measured
         lines += [*table, *(measure_memory(plan, arguments, run) if arguments.memory else []), ""]
-    with whole_file(RESULTS / "encoderScore.txt") as partial:
+    with whole_file(arguments.results / "encoderScore.txt") as partial:
         partial.write_text("\n".join(lines))
     write_environment(run_id, trt_runtime.versions())
-    print(f"wrote Results/encoderScore.txt and {len(rows)} rows of Results/latency.csv, run {run_id}")
+    print(f"wrote {shown(arguments.results)}/encoderScore.txt and {len(rows)} rows of latency.csv there, run {run_id}")
     failed = [row for row in rows if row.check != "good"]
     if failed:
         raise UserError(f"{len(failed)} of {len(rows)} checks failed, first at batch {failed[0].batch}: "

@@ -216,7 +216,8 @@ def plot(arguments: argparse.Namespace) -> None:
              ylabel="max |error| / max |reference|", title=arguments.title)
     axes.axhline(arguments.tolerance, color="grey", linewidth=0.8, linestyle=":")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.margins(y=0.15)
+    axes.legend(loc="lower right", fontsize=8)
     picture = Path(arguments.output or RESULTS / f"{tables[0].stem}.png")
     with whole_file(picture) as partial:
         figure.savefig(partial, dpi=130)
@@ -228,20 +229,21 @@ def draw(axes, rows: list[dict[str, str]], colour: str, label: str, tolerance: f
     """One table's line, its broken tensors as crosses, and the names of its first and worst offenders."""
     depth = np.array([int(row["depth"]) for row in rows])
     error = np.array([float(row["rel_err"]) for row in rows])
-    error[~np.isfinite(error)] = np.nan  # a tensor that is NaN throughout has no error to draw
-    floor = 1e-9  # an exact tensor has no place on a logarithmic axis
-    axes.plot(depth, np.maximum(error, floor), ".-", color=colour, markersize=3, linewidth=0.8, label=label)
+    height = np.where(np.isfinite(error), np.maximum(error, 1e-9), 1.0)  # 0 has no place on a logarithmic axis
+    axes.plot(depth, height, ".-", color=colour, markersize=3, linewidth=0.8, label=label)
     bad = np.array([broken(row) for row in rows])
     if bad.any():
-        axes.plot(depth[bad], np.nan_to_num(np.maximum(error, floor), nan=1.0)[bad], "x", color=colour,
+        axes.plot(depth[bad], height[bad], "x", color=colour, markersize=4,
                   label=f"{label}: NaN or infinity in {bad.sum()} tensors")
-    first = first_offender(rows, tolerance)
-    marks = ([(first, "first: ")] if first else []) + [(row, "worst: ") for row in worst(rows, 1) if row is not first]
-    for row, word in marks:
-        level = float(row["rel_err"])
-        axes.annotate(f"{word}{row['op']}, {row['tensor']}", (int(row["depth"]), max(level, floor)
-                      if np.isfinite(level) else 1.0), xytext=(6, 14), textcoords="offset points", fontsize=7,
-                      color=colour, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6})
+    first, largest = first_offender(rows, tolerance), worst(rows, 1)[0]
+    for row, word, lift in ((first, "first", 44), (largest if largest is not first else None, "worst", 14)):
+        if row is not None:
+            index = rows.index(row)
+            right = depth[index] > depth.mean()  # the text points to the middle of the picture
+            text = f"{word}: {row['op']}, {row['tensor'].removesuffix('_output_0')}"
+            axes.annotate(text, (depth[index], height[index]), xytext=(-6 if right else 6, lift), color=colour,
+                          textcoords="offset points", fontsize=7, ha="right" if right else "left",
+                          arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6})
 
 
 def main() -> None:

@@ -1,0 +1,403 @@
+"""The scripts around TensorRT as far as a machine without TensorRT or a GPU can test them."""
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from utils import LATENCY_COLUMNS, ROOT, UserError
+
+sys.path.insert(1, str(ROOT / "TensorRT"))
+
+import compare_layers
+
+import TRT_test
+
+WRAPPERS = sorted(path.name for path in (ROOT / "TensorRT").glob("build_*.sh"))
+without_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+
+
+def shell(*command: str | Path, path: Path | None = None) -> subprocess.CompletedProcess:
+    """Run a command from another folder than the repository, `path` before everything else on the PATH."""
+    search = f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd="/",
+                          env={**os.environ, "PATH": search, "TRT_PYTHON": sys.executable})
+
+
+def one_line_error(done: subprocess.CompletedProcess, status: int = 1) -> str:
+    """The error that a script ended with; fails unless it is one line and the status says failure."""
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+# --- build.sh and its wrappers -------------------------------------------------------------------------------
+
+
+def test_all_wrappers_are_there():
+    assert [name[6:-3] for name in WRAPPERS] == [
+        "swinv1", "swinv1_attention_fp16", "swinv1_fp16", "swinv1_layernorm_fp16",
+        "swinv2", "swinv2_attention_fp16", "swinv2_fp16", "swinv2_layernorm"]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapper_name_precision_and_flags_agree(wrapper):
+    name = wrapper[len("build_"):-len(".sh")]
+    done = shell(ROOT / "TensorRT" / wrapper, "--dry-run", "--verbose")
+    assert done.returncode == 0, done.stderr
+    flags = dict(part.partition("=")[::2] for part in done.stdout.split())
+    size = 256 if name.startswith("swinv2") else 224
+    assert flags["--onnx"] == f"onnx/{name}.onnx"
+    assert flags["--saveEngine"] == f"TensorRT/TRT_Engine/{name}.plan"
+    assert flags["--exportLayerInfo"] == f"TensorRT/TRT_Engine/{name}.layers.json"
+    assert [flags[f"--{which}Shapes"] for which in ("min", "opt", "max")] == [
+        f"input:{batch}x3x{size}x{size}" for batch in (1, 32, 128)]
+    assert ("--fp16" in flags) == name.endswith("_fp16")
+    assert ("--noTF32" in flags) == (not name.endswith("_fp16"))
+    assert ("--staticPlugins" in flags) == ("layernorm" in name or "attention" in name)
+    assert "--verbose" in flags  # what is added to a wrapper goes through
+
+
+def test_wrappers_are_one_line():
+    for wrapper in WRAPPERS:
+        lines = (ROOT / "TensorRT" / wrapper).read_text().splitlines()
+        assert len([line for line in lines if not line.startswith("#")]) == 1, wrapper
+
+
+def test_build_flags_of_any_model():
+    done = shell(ROOT / "TensorRT/build.sh", "onnx/swinv2_micro.onnx", "--fp16", "--size", "192", "--max", "16",
+                 "--plugins=/some where/lib.so", "--memPoolSize=workspace:100", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "--saveEngine=TensorRT/TRT_Engine/swinv2_micro_fp16.plan" in done.stdout
+    assert "--optShapes=input:16x3x192x192 --maxShapes=input:16x3x192x192" in done.stdout
+    assert r"--staticPlugins=/some\ where/lib.so" in done.stdout
+    assert done.stdout.count("--memPoolSize") == 1  # trtexec refuses a flag that comes twice
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["onnx/absent.onnx"], "onnx/absent.onnx: no such file; make it with: python onnx/export_onnx.py"),
+    (["onnx/absent_fp16.onnx", "--fp16"], "to_fp16.py --onnx onnx/absent.onnx"),
+    (["onnx/absent_attention_fp16.onnx", "--fp16"], "add_all.py --onnx onnx/absent.onnx --fp16"),
+    (["onnx/absent_layernorm.onnx"], "add_layernorm_with_params.py --onnx onnx/absent.onnx"),
+    (["onnx/absent_fp16.onnx"], "its name says FP16; add --fp16"),
+    (["a.onnx", "b.onnx"], "two graphs"),
+    (["a.onnx", "--max", "0"], "--max needs a positive whole number, not '0'"),
+    (["a.onnx", "--min", "8", "--opt", "4"], "not in this order"),
+    (["a.onnx", "--output"], "--output needs a path"),
+])
+def test_build_refuses(arguments, words):
+    assert words in one_line_error(shell(ROOT / "TensorRT/build.sh", *arguments))
+
+
+def fake_trtexec(folder: Path, version: int, status: int) -> None:
+    """A trtexec that knows its version and, asked to build, writes its arguments to the plan and exits."""
+    script = folder / "trtexec"
+    script.write_text(f"""#!/bin/bash
+        if [[ $1 == --help ]]; then echo "&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] # --help"; exit; fi
+        for flag; do [[ $flag != --saveEngine=* ]] || plan=${{flag#*=}}; done
+        echo building; echo "$@" > "$plan"; exit {status}
+        """)
+    script.chmod(0o755)
+
+
+@pytest.mark.parametrize(("version", "wanted", "unwanted"), [(8600, "--fp16", "--stronglyTyped"),
+                                                             (101600, "--stronglyTyped", "--fp16"),
+                                                             (110100, "--stronglyTyped", "--fp16")])
+def test_trtexec_is_preferred_and_gets_the_flags_of_its_version(tmp_path, version, wanted, unwanted):
+    fake_trtexec(tmp_path, version, status=0)
+    (tmp_path / "m_fp16.onnx").touch()
+    plan = tmp_path / "m_fp16.plan"
+    done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m_fp16.onnx", "--fp16", "--output", plan, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    flags = plan.read_text().split()
+    assert wanted in flags and unwanted not in flags and "--skipInference" in flags
+    assert "building" in plan.with_suffix(".log").read_text()
+
+
+def test_failed_trtexec_leaves_no_plan(tmp_path):
+    fake_trtexec(tmp_path, 8600, status=3)
+    (tmp_path / "m.onnx").touch()
+    done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m.onnx", "--output", tmp_path / "m.plan", path=tmp_path)
+    assert "trtexec failed; its messages are in" in one_line_error(done)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.log", "m.onnx", "trtexec"]
+
+
+# --- without TensorRT ----------------------------------------------------------------------------------------
+
+
+@without_tensorrt
+@pytest.mark.parametrize("command", [
+    ["TensorRT/build_engine.py", "--onnx", "{file}", "--saveEngine", "{folder}/x.plan"],
+    ["TensorRT/run_engine.py", "--plan", "{file}", "--input", "{images}", "--output", "{folder}/out.npy"],
+    ["TensorRT/compare_layers.py", "run", "--plan", "{file}", "--reference", "{layers}"],
+    ["TRT_test.py", "--plan", "{file}"],
+])
+def test_no_tensorrt_is_one_line(tmp_path, command):
+    (tmp_path / "file").touch()
+    np.save(tmp_path / "images.npy", np.zeros((1, 3, 8, 8), np.float32))
+    np.savez(tmp_path / "layers.npz", input=np.zeros(1))
+    names = {"file": tmp_path / "file", "folder": tmp_path, "images": tmp_path / "images.npy",
+             "layers": tmp_path / "layers.npz"}
+    script, *arguments = (part.format(**names) for part in command)
+    error = one_line_error(shell(sys.executable, ROOT / script, *arguments))
+    assert "cannot import tensorrt" in error and "TRT_PYTHON" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "images.npy", "layers.npz"]
+
+
+@pytest.mark.parametrize("script", ["TensorRT/build_engine.py", "TensorRT/run_engine.py", "TensorRT/compare_layers.py",
+                                    "TRT_test.py"])
+def test_help_and_unknown_flags_need_no_tensorrt(script):
+    assert shell(sys.executable, ROOT / script, "--help").returncode == 0
+    assert shell(sys.executable, ROOT / script, "--no-such-flag").returncode == 2
+
+
+@pytest.mark.parametrize("flag", ["--minShapes=1x3x224x224", "--memPoolSize=4096", "--tacticSources=CUBLAS",
+                                  "--builderOptimizationLevel=6", "--profilingVerbosity=loud"])
+def test_build_engine_refuses_malformed_flags(flag):
+    done = shell(sys.executable, ROOT / "TensorRT/build_engine.py", "--onnx=x", "--saveEngine=y", flag)
+    assert done.returncode == 2 and flag.split("=")[0] in done.stderr
+
+
+@pytest.mark.parametrize(("array", "words"), [
+    (np.zeros((2, 3, 8), np.float32), "not an array of images"),
+    (np.zeros((0, 3, 8, 8), np.float32), "not an array of images"),
+    (np.full((2, 3, 8, 8), np.nan, np.float32), "image 0 has a NaN"),
+])
+def test_run_engine_refuses_its_input(tmp_path, array, words):
+    np.save(tmp_path / "x.npy", array)
+    done = shell(sys.executable, ROOT / "TensorRT/run_engine.py", "--plan", "p", "--input", tmp_path / "x.npy",
+                 "--output", tmp_path / "y.npy")
+    assert words in one_line_error(done)
+
+
+# --- TRT_test.py ---------------------------------------------------------------------------------------------
+
+
+class FakeContext:
+    """Stands where engine.Context does: gives the logits it was made with, a millisecond a run."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self.logits, self.graph = logits, False
+
+    def infer(self, images: np.ndarray) -> np.ndarray:
+        return self.logits
+
+    def capture(self) -> None:
+        self.graph = True
+
+    def release_graph(self) -> None:
+        self.graph = False
+
+    def run(self) -> None:
+        assert self.graph
+
+    def download(self) -> dict[str, np.ndarray]:
+        return {"logits": self.logits}
+
+    def timed_run_ms(self) -> float:
+        return 1.0
+
+
+def batch_of(count: int = 4, classes: int = 20) -> TRT_test.Batch:
+    random = np.random.default_rng(0)
+    return TRT_test.Batch(Path(f"m-b{count}.npz"), "m", random.standard_normal((count, 3, 8, 8), np.float32),
+                          random.standard_normal((count, classes), np.float32))
+
+
+@pytest.mark.parametrize(("offset", "verdict"), [(0.0, "good"), (9e-5, "good"), (2e-4, "bad"),
+                                                 (np.nan, "NaN in output"), (np.inf, "NaN in output")])
+@pytest.mark.parametrize("graph", [False, True])
+def test_measure_judges_the_output(offset, verdict, graph):
+    batch = batch_of()
+    logits = batch.logits.copy()
+    logits[2, 7] += offset
+    row = TRT_test.measure(FakeContext(logits), batch, 1e-4, graph, warmup_s=0, min_s=0)
+    assert row.check == verdict and row.batch == 4 and row.graph is graph
+
+
+def test_nan_in_the_input_is_reported():
+    batch = batch_of()
+    batch.input[1, 0, 0, 0] = np.nan
+    assert TRT_test.check(batch, batch.logits, 1e-4) == "NaN in input"
+
+
+def test_logits_of_another_shape_are_another_models():
+    with pytest.raises(UserError, match="data of another model"):
+        TRT_test.measure(FakeContext(np.zeros((4, 1000), np.float32)), batch_of(), 1e-4, False)
+
+
+def test_table_and_csv_rows():
+    batch = batch_of()
+    logits = batch.logits.copy()
+    logits[0, 0] += 0.5
+    row = TRT_test.measure(FakeContext(logits), batch, 1e-4, True, warmup_s=0, min_s=0)
+    assert TRT_test.table_line(row) == "   4|   yes|    1.000|    4000.0| 5.000e-01| 0.000e+00| bad"
+    head = TRT_test.TABLE_HEAD.splitlines()
+    assert [len(cell) for cell in head[-2].split("|")][:-1] == [len(cell) for cell in
+                                                               TRT_test.table_line(row).split("|")][:-1]
+    columns = TRT_test.latency_row(row, Path("m_attention_fp16.plan"), "m", "trt-plugins")
+    assert columns["precision"] == "fp16" and columns["latency_ms_median"] == "1.0000"
+    assert columns["max_abs_err"] == "5.000e-01" and columns["notes"] == "m_attention_fp16; CUDA graph; bad"
+    assert set(columns) | {"run_id", "commit", "gpu"} == set(LATENCY_COLUMNS)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A repository root with data of two models, one of whose names begins with the other's."""
+    monkeypatch.setattr(TRT_test, "ROOT", tmp_path)
+    (tmp_path / "data").mkdir()
+    for model, size in (("swinv1", 8), ("swinv1_micro", 4)):
+        for count in (16, 1, 4):
+            np.savez(tmp_path / f"data/{model}-b{count}.npz", input=np.zeros((count, 3, size, size), np.float32),
+                     logits=np.ones((count, 5), np.float32), model=model)
+    return tmp_path
+
+
+def test_data_is_found_by_the_longest_name_and_sorted_by_batch(data):
+    for plan, model in (("swinv1_attention_fp16", "swinv1"), ("swinv1_micro_fp16", "swinv1_micro"),
+                        ("swinv1", "swinv1")):
+        batches = TRT_test.find_batches(Path(f"{plan}.plan"), None)
+        assert [(batch.model, len(batch.input)) for batch in batches] == [(model, 1), (model, 4), (model, 16)]
+
+
+def test_data_of_another_model_is_refused(data):
+    with pytest.raises(UserError, match=r"swinv1_micro-b1.npz: was made from swinv1_micro.onnx"):
+        TRT_test.find_batches(Path("swinv1_fp16.plan"), "data/swinv1_micro-b1.npz")
+    with pytest.raises(UserError, match="no data/"):
+        TRT_test.find_batches(Path("swinv2.plan"), None)
+    with pytest.raises(UserError, match="no such file"):
+        TRT_test.find_batches(Path("swinv1.plan"), "data/nothing*.npz")
+
+
+def test_broken_data_files_are_refused(tmp_path):
+    whole = tmp_path / "whole-b1.npz"
+    np.savez(whole, input=np.zeros((1, 3, 4, 4)), logits=np.zeros((1, 5)))
+    with pytest.raises(UserError, match="lacks an array"):
+        TRT_test.load_batch(whole)
+    cut = tmp_path / "cut-b1.npz"
+    for size in (0, 30, whole.stat().st_size // 2):
+        cut.write_bytes(whole.read_bytes()[:size])
+        with pytest.raises(UserError, match="truncated"):
+            TRT_test.load_batch(cut)
+
+
+def test_tolerances():
+    batch = batch_of()
+    assert TRT_test.tolerance(Path("m.plan"), None, [batch]) == 1e-4
+    assert TRT_test.tolerance(Path("m_fp16.plan"), None, [batch]) == pytest.approx(0.01 * np.abs(batch.logits).max())
+    assert TRT_test.tolerance(Path("m_fp16.plan"), 0.5, [batch]) == 0.5
+    with pytest.raises(UserError, match="give --tolerance"):
+        TRT_test.tolerance(Path("m_int8.plan"), None, [batch])
+
+
+# --- compare_layers.py ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_graph(tmp_path):
+    """y = relu(x W) W, one integer branch, the FP32 file and an FP16 one whose cast stands at the end of the list."""
+    weights = np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32)
+
+    def save(name: str, element: int, nodes: list) -> Path:
+        values = numpy_helper.from_array(weights.astype(helper.tensor_dtype_to_np_dtype(element)), "W")
+        ports = [[helper.make_tensor_value_info(port, TensorProto.FLOAT, ["batch", 8])] for port in ("input", "logits")]
+        model = helper.make_model(helper.make_graph(nodes, "g", *ports, [values]),
+                                  opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        path = tmp_path / name
+        onnx.save(model, str(path))
+        return path
+
+    def node(op: str, inputs: list[str], output: str, **attributes):
+        return helper.make_node(op, inputs, [output], **attributes)
+
+    body = [node("Shape", ["h"], "shape"), node("Relu", ["h"], "r")]
+    save("m.onnx", TensorProto.FLOAT, [node("MatMul", ["input", "W"], "h"), *body, node("MatMul", ["r", "W"], "z"),
+                                       node("Identity", ["z"], "logits")])
+    save("m_fp16.onnx", TensorProto.FLOAT16, [
+        node("MatMul", ["half", "W"], "h"), *body, node("MatMul", ["r", "W"], "z"),
+        node("Cast", ["z"], "logits", to=TensorProto.FLOAT), node("Cast", ["input"], "half", to=TensorProto.FLOAT16)])
+    np.savez(tmp_path / "x.npz", input=np.random.default_rng(2).standard_normal((3, 8)).astype(np.float32))
+    return tmp_path, weights
+
+
+def prepare(folder: Path, graph: str, *flags: str) -> subprocess.CompletedProcess:
+    return shell(sys.executable, ROOT / "TensorRT/compare_layers.py", "prepare", "--onnx", folder / graph,
+                 "--data", folder / "x.npz", "--output", folder, *flags)
+
+
+@pytest.mark.parametrize("graph", ["m", "m_fp16"])
+def test_prepare_stores_what_the_tensors_are_in_fp32(small_graph, graph):
+    folder, weights = small_graph
+    done = prepare(folder, f"{graph}.onnx", "--images", "2")
+    assert done.returncode == 0, done.stderr
+    with np.load(folder / f"{graph}_layers.npz") as file:
+        stored = dict(file)
+    x = stored["input"]
+    assert len(x) == 2 and list(stored["names"]) == ["h", "r", "z"]
+    assert list(stored["operators"]) == ["MatMul", "Relu", "MatMul"]
+    assert list(stored["depths"]) == [0, 2, 3]
+    for index, expected in enumerate((x @ weights, np.maximum(x @ weights, 0), np.maximum(x @ weights, 0) @ weights)):
+        np.testing.assert_allclose(stored[f"tensor_{index}"], expected, atol=1e-5)
+    outputs = onnx.load(str(folder / f"{graph}_layers.onnx")).graph.output
+    element = TensorProto.FLOAT16 if graph.endswith("fp16") else TensorProto.FLOAT
+    assert [(value.name, value.type.tensor_type.elem_type) for value in outputs] == [
+        ("logits", TensorProto.FLOAT), ("h", element), ("r", element), ("z", element)]
+
+
+def test_prepare_chooses_tensors(small_graph):
+    folder, _ = small_graph
+    for flags, names in ((["--every", "2"], ["h", "z"]), (["--match", "r|z"], ["r", "z"])):
+        assert prepare(folder, "m.onnx", *flags).returncode == 0
+        with np.load(folder / "m_layers.npz") as file:
+            assert list(file["names"]) == names
+    assert "no tensor to compare" in one_line_error(prepare(folder, "m.onnx", "--match", "nothing"))
+    assert "--every 0" in one_line_error(prepare(folder, "m.onnx", "--every", "0"))
+
+
+def test_compare_counts_what_is_not_finite_and_measures_the_rest():
+    reference = np.array([[1.0, -4.0], [2.0, 0.5]], np.float32)
+    output = np.array([1.5, -4.0, np.nan, np.inf], np.float16)
+    assert compare_layers.compare(output, reference) == {
+        "max_abs_ref": "4", "max_abs_err": "0.5", "rel_err": "0.125", "nan": "1", "inf": "1"}
+    assert compare_layers.compare(np.full(4, np.nan), reference)["rel_err"] == "inf"
+
+
+def layer_rows(errors: list[float], nan_from: int) -> list[dict[str, str]]:
+    return [{"depth": str(3 * index), "tensor": f"/layers.{index}/MatMul_output_0", "op": "MatMul", "shape": "1x2",
+             "max_abs_ref": "4", "max_abs_err": str(4 * error), "rel_err": str(error),
+             "nan": str(int(index >= nan_from)), "inf": "0"} for index, error in enumerate(errors)]
+
+
+def test_report_names_the_first_and_the_worst():
+    rows = layer_rows([1e-4, 2e-2, 5e-2, 1e-3], nan_from=99)
+    assert compare_layers.first_offender(rows, 0.01) is rows[1]
+    assert compare_layers.worst(rows, 2) == [rows[2], rows[1]]
+    assert compare_layers.first_offender(rows, 0.1) is None
+    rows = layer_rows([1e-4, 2e-2, 5e-2, 1e-3], nan_from=3)
+    assert compare_layers.worst(rows, 1) == [rows[3]]  # NaN is worse than any error
+    assert "1 with NaN or infinity" in compare_layers.report(rows, 0.01)
+
+
+def test_plot_draws_tables_and_refuses_others(tmp_path):
+    for name, rows in (("layers_a.csv", layer_rows([0.0, 1e-4, 2e-2], 2)), ("layers_b.csv", layer_rows([1e-5], 9))):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, compare_layers.COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    script, picture = ROOT / "TensorRT/compare_layers.py", tmp_path / "out.png"
+    done = shell(sys.executable, script, "plot", tmp_path / "layers_a.csv", tmp_path / "layers_b.csv",
+                 "--output", picture)
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    error = one_line_error(shell(sys.executable, script, "plot", tmp_path / "other.csv"))
+    assert "is not a table of compare_layers.py run" in error

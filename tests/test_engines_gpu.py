@@ -1,0 +1,349 @@
+"""Engines on a GPU: built by build.sh, correct, independent of each other, and clear about what they refuse.
+
+    python -m pytest --noconftest -m gpu tests/test_engines_gpu.py
+
+Runs in the Python that has TensorRT (3.9 or newer, with numpy, cuda-python and pytest; conftest.py wants torch). Takes
+the micro models' graphs from onnx/, their data from data/ and the plugin library, all made before by run_all.sh; what
+is missing is skipped. Engines are built where there is none or the graph is newer. $BUILD_FLAGS goes to build.sh, e.g.
+--tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN.
+"""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils import ROOT, UserError
+
+sys.path.insert(1, str(ROOT / "TensorRT"))
+
+import TRT_test
+
+pytestmark = pytest.mark.gpu
+pytest.importorskip("tensorrt", reason="this Python has no TensorRT")
+
+V1 = ("swinv1_micro", "swinv1_micro_fp16", "swinv1_micro_layernorm_fp16", "swinv1_micro_attention_fp16")
+V2 = ("swinv2_micro", "swinv2_micro_fp16", "swinv2_micro_layernorm", "swinv2_micro_attention_fp16")
+PATCHED = ("swinv1_micro_attention_fp16", "swinv2_micro_attention_fp16")
+RUNS = 10_000
+
+
+def command(*parts: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run([str(part) for part in parts], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "TRT_PYTHON": sys.executable, **environment})
+
+
+def build(name: str, *flags: str | Path) -> subprocess.CompletedProcess:
+    precision = ["--fp16"] if "_fp16" in name else ["--noTF32"]
+    return command("bash", "TensorRT/build.sh", f"onnx/{name}.onnx", *precision, *flags,
+                   *os.environ.get("BUILD_FLAGS", "").split())
+
+
+def one_line_error(done: subprocess.CompletedProcess) -> str:
+    """The error that a script ended with; fails unless it is one line and the status says failure."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    """The module trt_runtime, where there is a GPU."""
+    import trt_runtime
+
+    try:
+        trt_runtime.require_gpu()
+    except UserError as error:
+        pytest.skip(str(error))
+    return trt_runtime
+
+
+@pytest.fixture(scope="module")
+def plan(runtime):
+    """plan(name): path of an up-to-date engine of onnx/<name>.onnx; skips where something to build it is missing."""
+    def up_to_date(name: str) -> Path:
+        onnx, path = ROOT / f"onnx/{name}.onnx", ROOT / f"TensorRT/TRT_Engine/{name}.plan"
+        patched = "layernorm" in name or "attention" in name
+        needed = [onnx] + [runtime.PLUGIN_LIBRARY] * patched
+        for file in needed:
+            if not file.exists():
+                pytest.skip(f"{file} is missing; run_all.sh makes it")
+        if not path.exists() or path.stat().st_mtime < max(file.stat().st_mtime for file in needed):
+            done = build(name, *["--plugins"] * patched)
+            assert done.returncode == 0, done.stdout + done.stderr
+        return path
+
+    return up_to_date
+
+
+@pytest.fixture(scope="module")
+def load(plan):
+    """load(name): the Engine of a micro model, loaded once."""
+    from engine import Engine
+
+    engines: dict[str, Engine] = {}
+
+    def loaded(name: str) -> Engine:
+        if name not in engines:
+            engines[name] = Engine(plan(name))
+        return engines[name]
+
+    return loaded
+
+
+def batches(engine) -> list[TRT_test.Batch]:
+    """The data of an engine's model; skips where there is none."""
+    try:
+        return TRT_test.find_batches(engine.plan, None)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+# --- what the engines compute --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*V1, *V2])
+def test_engine_equals_the_onnx_model(load, name):
+    engine = load(name)
+    data = batches(engine)
+    allowed = TRT_test.tolerance(engine.plan, None, data)
+    with engine.context() as context:
+        for batch in data:
+            assert TRT_test.check(batch, context.infer(batch.input), allowed) == "good", len(batch.input)
+
+
+@pytest.mark.parametrize("name", [*V1, *V2])
+def test_the_largest_batch_equals_its_parts(load, name):
+    """Up to the precision: TensorRT may choose other kernels for another batch."""
+    engine = load(name)
+    data = batches(engine)[-1]
+    count = engine.batches[1]
+    images = np.resize(data.input, (count, *data.input.shape[1:]))
+    allowed = TRT_test.tolerance(engine.plan, None, [data])
+    with engine.context() as context:
+        logits = context.infer(images)
+    assert np.abs(logits - np.resize(data.logits, logits.shape)).max() <= allowed
+
+
+@pytest.mark.parametrize("name", [*V1, *V2])
+def test_plugins_are_recognised(load, name):
+    assert load(name).has_plugins() == ("layernorm" in name or "attention" in name)
+
+
+@pytest.mark.parametrize("name", [*V1, *V2])
+def test_a_cuda_graph_equals_the_plain_run(load, name):
+    engine = load(name)
+    data = batches(engine)[-1]
+    with engine.context() as context:
+        plain = context.infer(data.input)
+        context.capture()
+        context.upload(data.input[::-1])
+        context.run()
+        (reversed_logits,) = context.download().values()
+        context.upload(data.input)
+        context.run()
+        (logits,) = context.download().values()
+        context.release_graph()
+        reversed_plain = context.infer(data.input[::-1])
+    np.testing.assert_array_equal(logits, plain)
+    np.testing.assert_array_equal(reversed_logits, reversed_plain)
+
+
+@pytest.mark.parametrize("name", [*V1, *V2])
+def test_two_contexts_on_two_streams_equal_one(load, name):
+    engine = load(name)
+    data = batches(engine)[-1]
+    inputs = (data.input, data.input[::-1])
+    with engine.context() as context:
+        alone = [context.infer(images) for images in inputs]
+    with engine.context() as first, engine.context() as second:
+        for context, images in zip((first, second), inputs):
+            context.set_batch(len(images))
+            context.upload(images)
+        for _ in range(200):
+            first.run()
+            second.run()
+        together = [next(iter(context.download().values())) for context in (first, second)]
+    for expected, logits in zip(alone, together):
+        np.testing.assert_array_equal(logits, expected)
+
+
+@pytest.mark.parametrize("name", PATCHED)
+def test_many_runs_leave_device_memory_where_it_was(load, runtime, name):
+    engine = load(name)
+    data = batches(engine)[0]
+    with engine.context() as context:
+        context.infer(data.input)
+        before = runtime.free_memory()
+        for _ in range(RUNS):
+            context.run()
+        context.synchronize()
+        assert runtime.free_memory() == before
+
+
+@pytest.mark.parametrize("name", PATCHED)
+def test_closing_gives_all_memory_back(plan, runtime, name):
+    from engine import Engine
+
+    path, free = plan(name), []
+    for _ in range(3):
+        with Engine(path) as engine, engine.context() as context:
+            context.set_batch(engine.batches[1])
+            context.capture()
+        free.append(runtime.free_memory())
+    assert free[2] >= free[1]  # the first round loads kernels, which stay
+
+
+# --- what they refuse ----------------------------------------------------------------------------------------
+
+
+def test_a_batch_outside_the_profile_is_refused(load):
+    engine = load("swinv1_micro")
+    largest = engine.batches[1]
+    with engine.context() as context:
+        with pytest.raises(UserError, match=rf"batch {largest + 1} lies outside its optimization profile, 1 to"):
+            context.infer(np.zeros((largest + 1, *engine.input_shape[1:]), np.float32))
+        # TensorRT's own answer, which set_batch checks as well.
+        assert not context.context.set_input_shape(engine.input, (largest + 1, *engine.input_shape[1:]))
+
+
+def test_images_of_another_size_are_refused(load):
+    with load("swinv1_micro").context() as context, pytest.raises(UserError, match="data of another model"):
+        context.infer(np.zeros((1, 3, 256, 256), np.float32))
+
+
+def test_nan_reaches_the_logits_of_its_own_image_alone(load):
+    engine = load("swinv1_micro")
+    images = batches(engine)[-1].input.copy()
+    images[1] = np.nan
+    with engine.context() as context:
+        finite = np.isfinite(context.infer(images)).all(axis=1)
+    assert not finite[1] and finite[0] and finite[2:].all()
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+def test_a_truncated_plan_is_refused(plan, tmp_path, share):
+    from engine import Engine
+
+    whole = plan("swinv1_micro").read_bytes()
+    cut = tmp_path / "cut.plan"
+    cut.write_bytes(whole[:int(len(whole) * share)])
+    with pytest.raises(UserError, match=r"cut\.plan: (is truncated|cannot be loaded|is not a TensorRT plan)") as caught:
+        Engine(cut)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_plan_is_refused(runtime):
+    from engine import Engine
+
+    with pytest.raises(UserError, match=r"utils\.py: (is not a TensorRT plan|cannot be loaded)"):
+        Engine(ROOT / "utils.py")
+
+
+@pytest.mark.parametrize(("message", "meaning"), [
+    ("6: The engine plan file is not compatible with this version of TensorRT, expecting library version 8.6.0.12 got "
+     "8.5.3.1, please rebuild.", "another version of TensorRT"),
+    ("6: The engine plan file is generated on an incompatible device, expecting compute 9.0 got compute 8.0, please "
+     "rebuild.", "another GPU"),
+    ("3: getPluginCreator could not find plugin: SwinLayerNorm version: 1", "needs a plugin library"),
+])
+def test_what_tensorrt_says_is_explained(runtime, message, meaning):
+    from engine import _refusal
+
+    assert meaning in _refusal(["1: Error Code 1: Serialization", message])
+
+
+def test_a_plan_without_its_plugin_library_is_refused(plan, tmp_path):
+    done = command(sys.executable, "TRT_test.py", "--plan", plan(PATCHED[0]), "--plugins", "none",
+                   "--results", tmp_path)
+    assert "needs a plugin library" in one_line_error(done)
+
+
+def test_a_graph_without_its_plugin_library_is_refused(plan, tmp_path):
+    plan(PATCHED[0])
+    done = build(PATCHED[0], "--output", tmp_path / "x.plan")
+    assert "give the library of its plugins with --plugins" in one_line_error(done)
+    assert not (tmp_path / "x.plan").exists()
+
+
+def test_a_graph_of_another_size_is_refused(plan, tmp_path):
+    plan("swinv1_micro")
+    error = one_line_error(build("swinv1_micro", "--size", "192", "--output", tmp_path / "x.plan"))
+    assert "[-1, 3, 224, 224]" in error and "--size" in error
+
+
+def test_no_gpu_is_one_line(plan, tmp_path):
+    done = command(sys.executable, "TRT_test.py", "--plan", plan("swinv1_micro"), "--results", tmp_path,
+                   CUDA_VISIBLE_DEVICES="")
+    assert "no GPU can be used here" in one_line_error(done)
+
+
+# --- the scripts ---------------------------------------------------------------------------------------------
+
+
+def trt_test(plan: Path, results: Path, *flags: str | Path) -> subprocess.CompletedProcess:
+    return command(sys.executable, "TRT_test.py", "--plan", plan, "--results", results, *flags)
+
+
+def test_trt_test_writes_its_tables(plan, load, tmp_path):
+    path = plan(PATCHED[0])
+    count = len(batches(load(PATCHED[0])))
+    done = trt_test(path, tmp_path, "--memory", "1,4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("| good") == 2 * count
+    assert (tmp_path / "encoderScore.txt").read_text().count("| good") == 2 * count
+    lines = (tmp_path / "latency.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * count and all("trt-plugins,swinv1_micro,fp16" in line for line in lines[1:])
+    assert len((tmp_path / "memory.csv").read_text().splitlines()) == 3
+
+
+def test_nan_in_the_data_is_reported(plan, load, tmp_path):
+    batch = batches(load("swinv1_micro"))[0]
+    images = batch.input.copy()
+    images[0, 0, 5, 5] = np.nan
+    np.savez(tmp_path / "nan.npz", input=images, logits=batch.logits, model=batch.model)
+    done = trt_test(plan("swinv1_micro"), tmp_path, "--data", tmp_path / "nan.npz")
+    assert done.stdout.count("| NaN in input") == 2
+    assert "2 of 2 checks failed, first at batch 1: NaN in input" in one_line_error(done)
+
+
+def test_data_of_the_other_model_is_refused(plan, load, tmp_path):
+    other = batches(load("swinv2_micro"))[0]
+    done = trt_test(plan("swinv1_micro"), tmp_path, "--data", other.path)
+    assert "was made from swinv2_micro.onnx" in one_line_error(done)
+
+
+def test_a_batch_outside_the_profile_fails_trt_test(plan, load, tmp_path):
+    engine = load("swinv1_micro")
+    batch, count = batches(engine)[0], engine.batches[1] + 1
+    np.savez(tmp_path / "big.npz", input=np.resize(batch.input, (count, *batch.input.shape[1:])),
+             logits=np.resize(batch.logits, (count, batch.logits.shape[1])), model=batch.model)
+    done = trt_test(plan("swinv1_micro"), tmp_path, "--data", tmp_path / "big.npz")
+    assert "lies outside its optimization profile" in one_line_error(done)
+
+
+def test_run_engine_runs_what_is_left_over_too(plan, load, tmp_path):
+    engine = load("swinv1_micro")
+    batch = batches(engine)[-1]
+    images = batch.input[:7]
+    np.save(tmp_path / "images.npy", images)
+    done = command(sys.executable, "TensorRT/run_engine.py", "--plan", plan("swinv1_micro"), "--batch", "3",
+                   "--input", tmp_path / "images.npy", "--output", tmp_path / "logits.npy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    logits = np.load(tmp_path / "logits.npy")
+    assert logits.dtype == np.float32 and len(logits) == len(images)
+    np.testing.assert_allclose(logits, batch.logits[:7], atol=TRT_test.FP32_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["swinv1_micro_layers", "swinv2_micro_layers"])
+def test_compare_layers_finds_no_offender_in_fp32(plan, tmp_path, name):
+    done = command(sys.executable, "TensorRT/compare_layers.py", "run", "--plan", plan(name), "--tolerance", "1e-3",
+                   "--output", tmp_path / "layers.csv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "none is off by more than 0.001" in done.stdout
+    assert len((tmp_path / "layers.csv").read_text().splitlines()) > 10

@@ -1,0 +1,322 @@
+"""What the surgery scripts look for in a tidied graph (tidy.py): linear layers, LayerNorm and L2 normalisation in their
+written-out forms, and stretches of a graph that only move elements, whose effect is read off by running them.
+"""
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT))
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import helper
+from tidy import REFUSALS, exported, is_output, producer, reduces_last_axis, run, values
+
+from utils import first_line
+
+MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Split", "Gather", "Identity"}
+
+
+class Unmatched(Exception):
+    """Why a part of the graph that looked like a plugin's work is left as it is."""
+
+
+def reader(tensor: gs.Tensor) -> gs.Node | None:
+    """The one node that reads a tensor; None if there are several, or none."""
+    return tensor.outputs[0] if len(tensor.outputs) == 1 else None
+
+
+def made_by(tensor: gs.Tensor, op: str) -> gs.Node | None:
+    """The node that makes a tensor, if it is of this type."""
+    node = producer(tensor)
+    return node if node is not None and node.op == op else None
+
+
+def operands(node: gs.Node) -> tuple[gs.Tensor | None, np.ndarray | None]:
+    """The computed and the constant operand of a node with two inputs, whichever way round."""
+    if len(node.inputs) != 2:
+        return None, None
+    computed = [tensor for tensor in node.inputs if values(tensor) is None]
+    constants = [values(tensor) for tensor in node.inputs if values(tensor) is not None]
+    return (computed[0], constants[0]) if len(computed) == len(constants) == 1 else (None, None)
+
+
+def single_value(node: gs.Node, op: str) -> tuple[gs.Tensor | None, float]:
+    """The computed operand x and the number c of a node `op(x, c)`; None if it is another node."""
+    if node is None or node.op != op:
+        return None, 0.0
+    x, number = operands(node)
+    return (x, float(number.reshape(-1)[0])) if x is not None and number.size == 1 else (None, 0.0)
+
+
+# --- linear layers -------------------------------------------------------------------------------------------
+
+
+def is_linear(node: gs.Node | None) -> bool:
+    """MatMul of tokens with a constant [C_in, C_out] matrix."""
+    return (node is not None and node.op == "MatMul" and values(node.inputs[0]) is None
+            and isinstance(node.inputs[1], gs.Constant) and len(node.inputs[1].shape) == 2)
+
+
+def linear_output(matmul: gs.Node) -> gs.Variable:
+    """Output of the linear layer that a MatMul belongs to: after its bias, where it has one."""
+    product = matmul.outputs[0]
+    add = reader(product)
+    if add is not None and add.op == "Add" and operands(add)[1] is not None:
+        if operands(add)[1].size in (matmul.inputs[1].shape[1], 1):
+            return add.outputs[0]
+    return product
+
+
+# --- LayerNorm -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LayerNorm:
+    """A LayerNorm over the last axis: y = normalised(x) * gamma + beta, gamma and beta None where there are none."""
+
+    name: str
+    x: gs.Tensor
+    y: gs.Variable
+    gamma: np.ndarray | None
+    beta: np.ndarray | None
+    epsilon: float
+    normalised: gs.Variable | None  # before gamma and beta, where the graph has that tensor
+    plugin: str | None              # the plugin node that computes it already
+
+
+def layer_norms(graph: gs.Graph) -> list[LayerNorm]:
+    """All LayerNorms of the graph in order: the operator, its written-out form, and the plugin nodes."""
+    found = []
+    for node in graph.nodes:
+        if node.op in ("LayerNormalization", "SwinLayerNormWithParams"):
+            match = _operator(node)
+        elif node.op == "SwinLayerNorm":
+            match = _with_parameters(node.name, node.inputs[0], node.outputs[0], node.attrs["epsilon"], node.op)
+        elif node.op == "Sqrt":
+            match = _written_out(node)
+        else:
+            match = None
+        if match is not None:
+            found.append(match)
+    return found
+
+
+def _operator(node: gs.Node) -> LayerNorm | None:
+    x, y = node.inputs[0], node.outputs[0]
+    rank = len(x.shape) if x.shape is not None else 0
+    parameters = [values(tensor) for tensor in node.inputs[1:]]
+    if node.attrs.get("axis", -1) not in (-1, rank - 1) or any(array is None for array in parameters):
+        return None
+    if any(output.outputs for output in node.outputs[1:]):
+        return None  # its mean or deviation is read
+    beta = parameters[1] if len(parameters) > 1 else np.zeros_like(parameters[0])
+    plugin = node.op if node.op.startswith("Swin") else None
+    return LayerNorm(node.name, x, y, parameters[0], beta, node.attrs.get("epsilon", 1e-5), None, plugin)
+
+
+def _written_out(sqrt: gs.Node) -> LayerNorm | None:
+    """(x - mean) / sqrt(mean((x - mean)^2) + epsilon), found from its square root."""
+    variance, epsilon = single_value(producer(sqrt.inputs[0]), "Add")
+    mean_square = made_by(variance, "ReduceMean") if variance is not None else None
+    if mean_square is None or not reduces_last_axis(mean_square):
+        return None
+    centred = _squared(mean_square.inputs[0])
+    x = _centred(centred)
+    divide = reader(sqrt.outputs[0])
+    if divide is not None and divide.op == "Reciprocal":
+        divide = reader(divide.outputs[0])
+    if x is None or divide is None or divide.op not in ("Div", "Mul"):
+        return None
+    numerator = next((tensor for tensor in divide.inputs if _centred(tensor) is x), None)
+    if numerator is None or divide.op == "Div" and divide.inputs[0] is not numerator:
+        return None
+    return _with_parameters(sqrt.name, x, divide.outputs[0], epsilon, None)
+
+
+def _squared(tensor: gs.Tensor) -> gs.Tensor | None:
+    """x of x^2, written Pow(x, 2) or Mul(x, x)."""
+    node = producer(tensor)
+    base, exponent = single_value(node, "Pow")
+    if base is not None and base is node.inputs[0] and exponent == 2:
+        return base
+    return node.inputs[0] if node is not None and node.op == "Mul" and node.inputs[0] is node.inputs[1] else None
+
+
+def _centred(tensor: gs.Tensor | None) -> gs.Tensor | None:
+    """x of x - mean(x)."""
+    subtract = made_by(tensor, "Sub") if tensor is not None else None
+    mean = made_by(subtract.inputs[1], "ReduceMean") if subtract is not None else None
+    if mean is None or not reduces_last_axis(mean) or mean.inputs[0] is not subtract.inputs[0]:
+        return None
+    return mean.inputs[0]
+
+
+def _with_parameters(name: str, x: gs.Tensor, normalised: gs.Variable, epsilon: float, plugin: str | None) -> LayerNorm:
+    """Add Mul by gamma and Add of beta, where both follow directly."""
+    alone = LayerNorm(name, x, normalised, None, None, epsilon, normalised, plugin)
+    multiply = reader(normalised)
+    gamma = operands(multiply)[1] if multiply is not None and multiply.op == "Mul" else None
+    add = reader(multiply.outputs[0]) if gamma is not None else None
+    beta = operands(add)[1] if add is not None and add.op == "Add" else None
+    channels = x.shape[-1] if x.shape is not None else None
+    if beta is None or gamma.size != channels or beta.size != channels:
+        return alone
+    return LayerNorm(name, x, add.outputs[0], gamma.ravel(), beta.ravel(), epsilon, normalised, plugin)
+
+
+# --- F.normalize ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class L2Normalise:
+    """y = x / max(||x||_2, epsilon) over the last axis."""
+
+    name: str
+    x: gs.Tensor
+    y: gs.Variable
+    epsilon: float
+
+
+def l2_normalisations(graph: gs.Graph) -> list[L2Normalise]:
+    """All written-out F.normalize over the last axis."""
+    found = []
+    for divide in graph.nodes:
+        if divide.op != "Div":
+            continue
+        x, bounded = divide.inputs
+        norm, epsilon = _bounded_below(producer(bounded))
+        if norm is not None and _is_norm(norm, x):
+            found.append(L2Normalise(divide.name, x, divide.outputs[0], epsilon))
+    return found
+
+
+def _bounded_below(node: gs.Node | None) -> tuple[gs.Tensor | None, float]:
+    """x and c of max(x, c), written Max or Clip."""
+    if node is not None and node.op == "Clip":
+        bounds = [values(tensor) for tensor in node.inputs[1:] if not tensor.is_empty()]
+        if len(bounds) == 1 and bounds[0] is not None and bounds[0].size == 1 and not node.inputs[1].is_empty():
+            return node.inputs[0], float(bounds[0].reshape(-1)[0])
+    return single_value(node, "Max")
+
+
+def _is_norm(tensor: gs.Tensor, x: gs.Tensor) -> bool:
+    """Whether a tensor is ||x||_2 over the last axis: ReduceL2, or the square root of the sum of squares."""
+    node = producer(tensor)
+    if node is not None and node.op == "Sqrt":
+        node = producer(node.inputs[0])
+        return node is not None and node.op == "ReduceSum" and reduces_last_axis(node) and (
+            _squared(node.inputs[0]) is x)
+    return node is not None and node.op == "ReduceL2" and reduces_last_axis(node) and node.inputs[0] is x
+
+
+# --- stretches of a graph ------------------------------------------------------------------------------------
+
+
+def positions(graph: gs.Graph) -> dict[int, int]:
+    """Place of each node in the (sorted) graph, by the node's id()."""
+    return {id(node): i for i, node in enumerate(graph.nodes)}
+
+
+def sources(order: dict[int, int], tensor: gs.Tensor) -> Iterator[gs.Tensor]:
+    """Tensors that `tensor` is made from by moving elements alone, nearest first; the tensor itself is the first.
+
+    Passes where ways part and join again, as in a roll (two Slices and a Concat).
+    """
+    frontier = [tensor]
+    while True:
+        if len(frontier) == 1:
+            yield frontier[0]
+        last = max(frontier, key=lambda item: order.get(id(producer(item)), -1))
+        node = producer(last)
+        if node is None or node.op not in MOVES:
+            return
+        frontier = [item for item in frontier if item is not last]
+        for item in node.inputs:
+            if values(item) is None and not any(item is known for known in frontier):
+                frontier.append(item)
+
+
+def results(graph: gs.Graph, order: dict[int, int], tensor: gs.Tensor) -> Iterator[gs.Tensor]:
+    """Tensors made from `tensor` by moving elements alone, nearest first, the tensor itself the first.
+
+    Only those that all of its elements pass through, and all that is made of it.
+    """
+    frontier = [tensor]
+    while True:
+        if len(frontier) == 1:
+            yield frontier[0]
+        first = min(frontier, key=lambda item: min((order[id(node)] for node in item.outputs), default=len(order)))
+        if not first.outputs or is_output(graph, first) or any(node.op not in MOVES for node in first.outputs):
+            return
+        frontier = [item for item in frontier if item is not first]
+        for node in first.outputs:
+            for item in node.outputs:
+                if not any(item is known for known in frontier):
+                    frontier.append(item)
+
+
+def nodes_between(starts: list[gs.Tensor], ends: list[gs.Tensor]) -> list[gs.Node]:
+    """The nodes that compute `ends` from `starts` and constants.
+
+    Raises:
+        Unmatched: something else is needed.
+    """
+    found: dict[int, gs.Node] = {}
+    waiting = list(ends)
+    while waiting:
+        tensor = waiting.pop()
+        if values(tensor) is not None or tensor.is_empty() or any(tensor is start for start in starts):
+            continue
+        node = producer(tensor)
+        if node is None:
+            raise Unmatched(f"it depends on {tensor.name}")
+        if id(node) not in found:
+            found[id(node)] = node
+            waiting.extend(node.inputs)
+    return list(found.values())
+
+
+def run_between(graph: gs.Graph, start: gs.Tensor, numbers: np.ndarray, *ends: gs.Tensor) -> list[np.ndarray]:
+    """Values of the tensors `ends` when `start` is given; the rest of the graph is not run.
+
+    Raises:
+        Unmatched: `ends` depend on something else, or onnxruntime cannot run that part by itself.
+    """
+    if all(end is start for end in ends):
+        return [numbers for _ in ends]
+    inside = {id(node) for node in nodes_between([start], list(ends))}
+    nodes = [node for node in graph.nodes if id(node) in inside]  # in the graph's order
+    part = exported(gs.Graph(nodes, [start], list(ends), opset=graph.opset, import_domains=graph.import_domains,
+                             ir_version=graph.ir_version))
+    # Its own types: a stretch that only moves elements is run on integers. The recorded ones do not hold then.
+    element_type = helper.np_dtype_to_tensor_dtype(numbers.dtype)
+    del part.graph.value_info[:]
+    part.graph.input[0].CopyFrom(helper.make_tensor_value_info(start.name, element_type, numbers.shape))
+    for output in part.graph.output:
+        output.CopyFrom(helper.make_tensor_value_info(output.name, element_type, None))
+    try:
+        return run(part, {start.name: numbers})
+    except REFUSALS as error:
+        raise Unmatched(f"the part from {start.name} does not run by itself: {first_line(error)}") from error
+
+
+def moved_tokens(graph: gs.Graph, start: gs.Tensor, shape: tuple[int, ...], end: gs.Tensor) -> np.ndarray:
+    """Which token of `start` ([..., C], as `shape` says) stands where in `end` ([..., n*C]): int64 [number of tokens].
+
+    Raises:
+        Unmatched: between them elements are not moved token by token.
+    """
+    numbers = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
+    (moved,) = run_between(graph, start, numbers, end)
+    channels = shape[-1]
+    if moved.size != numbers.size or moved.shape[-1] % channels:
+        raise Unmatched(f"{start.name} and {end.name} have different sizes")
+    moved = moved.reshape(-1, channels)
+    if np.any(moved != moved[:, :1] + np.arange(channels)):
+        raise Unmatched(f"channels change places between {start.name} and {end.name}")
+    return moved[:, 0] // channels

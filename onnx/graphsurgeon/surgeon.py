@@ -1,0 +1,181 @@
+"""What every surgery script does around its own replacement: load, tidy, count, check against the unpatched graph, save.
+
+A script gives `run_surgery` its steps. A step takes a tidied onnx_graphsurgeon graph, replaces in place, and gives back
+a Report. Nothing is written unless something was replaced and the patched graph computes the same.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT))
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from tidy import LAST_OPSET_OF_TENSORRT_8, REFUSALS, drop_idle, exported, image_input, opset_of, run, tidy
+
+from data.photo_crops import held_out_batch
+from utils import PLUGIN_DOMAIN, UserError, first_line, load_onnx, max_abs_err, onnx_precision, shown, whole_file
+
+CHECKED_BATCHES = (1, 3)
+TOLERANCE = 1e-5  # of the largest logit: both graphs compute in FP32, in a different order
+
+
+@dataclass
+class Report:
+    """What one step did: `replaced` of `found` places that hold `what`, and why the others were left."""
+
+    what: str
+    replaced: int = 0
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def found(self) -> int:
+        return self.replaced + len(self.left)
+
+    def lines(self) -> list[str]:
+        return [f"replaced {self.replaced} of {self.found} {self.what}", *(f"  left {why}" for why in self.left)]
+
+
+Step = Callable[[gs.Graph], Report]
+
+
+# --- plugin nodes --------------------------------------------------------------------------------------------
+
+
+def plugin_node(graph: gs.Graph, op: str, name: str, inputs: list, outputs: list[gs.Variable],
+                **attributes: float | int) -> None:
+    """Append a plugin node that makes `outputs` from now on; arrays among the inputs become FP32 constants."""
+    for output in outputs:
+        output.inputs.clear()
+    tensors = [value if isinstance(value, gs.Tensor)
+               else gs.Constant(f"{name}/{op}_input_{i}", np.ascontiguousarray(value, np.float32))
+               for i, value in enumerate(inputs)]
+    attributes.update(plugin_version="1", plugin_namespace=PLUGIN_DOMAIN)
+    graph.nodes.append(gs.Node(op, f"{name}/{op}", attributes, tensors, outputs, domain=PLUGIN_DOMAIN))
+
+
+def plugin_counts(model: onnx.ModelProto) -> Counter:
+    """Number of plugin nodes of each type."""
+    return Counter(node.op_type for node in model.graph.node if node.domain == PLUGIN_DOMAIN)
+
+
+# --- a whole run ---------------------------------------------------------------------------------------------
+
+
+def patch(model: onnx.ModelProto, steps: list[Step]) -> tuple[onnx.ModelProto, list[Report]]:
+    """A patched copy of an FP32 model, and what each step did.
+
+    Raises:
+        UserError: the model is not in FP32, is no image classifier, or no step found anything to replace.
+    """
+    precision = onnx_precision(model)
+    if precision != "fp32":
+        raise UserError(f"is an {precision.upper()} graph; patch the FP32 graph and convert that")
+    graph = tidy(model)
+    reports = []
+    for step in steps:
+        reports.append(step(graph))
+        drop_idle(graph.cleanup().toposort())
+    if not any(report.replaced for report in reports):
+        reasons = [why for report in reports for why in report.left]
+        present = ", ".join(f"{count} {op}" for op, count in plugin_counts(model).items())
+        what = " or ".join(report.what for report in reports)
+        if reasons:
+            raise UserError(f"none of {len(reasons)} {what} could be replaced; the first: {reasons[0]}")
+        if present:
+            raise UserError(f"already patched: it holds {present} and no {what} besides; start from the unpatched file")
+        raise UserError(f"has no {what} to replace; give the ONNX file of a Swin Transformer")
+    patched = exported(graph)
+    patched.producer_name, patched.producer_version = model.producer_name, model.producer_version
+    onnx.checker.check_model(patched)
+    return patched, reports
+
+
+def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = TOLERANCE) -> list[str]:
+    """Run both on held-out images by onnxruntime on the CPU; one line of figures for each batch size.
+
+    Raises:
+        UserError: an output is not finite, or differs by more than `tolerance` times the largest logit.
+    """
+    name, dims = image_input(model)
+    if dims[1] != 3 or dims[2] != dims[3]:
+        raise UserError(f"takes images {dims[1:]}; there are only square colour images to check with, use --no-check")
+    lines = []
+    for batch in CHECKED_BATCHES if dims[0] is None else (dims[0],):
+        images = {name: held_out_batch(batch, dims[2])[0]}
+        try:
+            expected, actual = run(model, images)[0], run(patched, images)[0]
+        except REFUSALS as error:
+            raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
+        error, largest = max_abs_err(actual, expected), float(np.abs(expected).max())
+        line = f"batch {batch}: max abs err {error:.2e}, {error / largest:.1e} of the largest logit {largest:.3g}"
+        if not error <= tolerance * largest:  # also where it is NaN
+            raise UserError(f"the patched graph differs at {line}; more than {tolerance:.0e}, so nothing was written")
+        lines.append(f"check, {line}")
+    return lines
+
+
+def add_file_arguments(parser: argparse.ArgumentParser, onnx_file: str, suffix: str) -> None:
+    """The flags of every script here: --onnx, --output, --no-check."""
+    parser.add_argument("--onnx", default=onnx_file, help="graph to change (default: %(default)s)")
+    parser.add_argument("--output", help=f"file to write (default: the input's name with {suffix} appended)")
+    parser.add_argument("--no-check", action="store_true",
+                        help="do not run both graphs on held-out images before writing")
+
+
+def file_arguments(args: argparse.Namespace, suffix: str) -> tuple[Path, Path]:
+    """Source and target of a script's flags; relative defaults count from the repository's root.
+
+    Raises:
+        UserError: both are the same file.
+    """
+    source = Path(args.onnx)
+    if not source.exists() and (ROOT / source).exists():
+        source = ROOT / source
+    target = Path(args.output) if args.output else source.with_name(f"{source.stem}{suffix}.onnx")
+    if target.resolve() == source.resolve():
+        raise UserError(f"{shown(target)}: is the file to read; give another --output")
+    return source, target
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model whole, and say so."""
+    with whole_file(path) as partial:
+        onnx.save(model, str(partial))
+    plugins = ", ".join(f"{count} {op}" for op, count in plugin_counts(model).items())
+    print(f"wrote {shown(path)}: {len(model.graph.node)} nodes" + (f", of them {plugins}" if plugins else ""))
+    if opset_of(model) > LAST_OPSET_OF_TENSORRT_8:
+        print(f"its opset {opset_of(model)} could not be lowered to {LAST_OPSET_OF_TENSORRT_8}: "
+              "TensorRT 8.6 does not read it, 10 and later do")
+
+
+def run_surgery(steps: list[Step], onnx_file: str, suffix: str, description: str) -> None:
+    """The main() of a surgery script: parse its flags, patch, print the counts, check, save.
+
+    Args:
+        steps: what to replace, in order.
+        onnx_file: default of --onnx, relative to the repository's root.
+        suffix: appended to the input's stem for the default of --output.
+        description: the script's docstring.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_file_arguments(parser, onnx_file, suffix)
+    args = parser.parse_args()
+    source, target = file_arguments(args, suffix)
+    model = load_onnx(source)
+    print(f"read {shown(source)}: {len(model.graph.node)} nodes, opset {opset_of(model)}")
+    try:
+        patched, reports = patch(model, steps)
+        print("\n".join(line for report in reports for line in report.lines()))
+        if not args.no_check:
+            print("\n".join(check(model, patched)))
+    except UserError as error:
+        raise UserError(f"{shown(source)}: {error}") from error
+    save(patched, target)

@@ -1,0 +1,411 @@
+"""Brings any exporter's graph into one plain form, so that the surgery scripts have one kind of graph to match.
+
+What torch's exporters write around a Swin block is mostly arithmetic on shapes (Shape, Gather, Mod, Concat, ...) that
+gives the same numbers for every batch. They are found here by running the graph: at two batch sizes the integer
+tensors and the shapes of all tensors are read off; what does not change is a constant, what grows in step with the
+batch is a multiple of it. After `tidy`:
+
+- nothing that depends on weights alone is computed any more (V2's continuous position bias, exp(logit_scale));
+- each Reshape has a constant target with at most one -1, and stands where Squeeze, Unsqueeze and Flatten stood;
+- operators that do nothing are gone: Pad by zero, Slice of everything, Reshape to the same shape, Expand before Div;
+- Gemm is MatMul + Add, and what works token by token sees [B, H*W, C] rather than [B, H, W, C];
+- every tensor has its shape and type, and the batch is called `batch` where it is not fixed.
+"""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT))
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnxruntime
+import reference
+from onnx import TensorProto, helper, version_converter
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from utils import UserError, first_line
+
+BATCH = "batch"
+PROBED_BATCHES = (2, 3)
+LAST_OPSET_OF_TENSORRT_8 = 17
+INTEGER_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+REFUSALS = (ort_state.Fail, ort_state.InvalidArgument, ort_state.InvalidGraph, ort_state.NotImplemented,
+            ort_state.RuntimeException)  # what onnxruntime raises about a graph or its inputs
+
+
+# --- small things that every surgery script needs ------------------------------------------------------------
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], outputs: list[str] | None = None) -> list[np.ndarray]:
+    """Outputs of a model on the CPU by onnxruntime, plugin nodes by their reference meaning."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors arrive as exceptions
+    serialized = reference.expand(model).SerializeToString()
+    return onnxruntime.InferenceSession(serialized, options, ["CPUExecutionProvider"]).run(outputs, feeds)
+
+
+def exported(graph: gs.Graph) -> onnx.ModelProto:
+    return gs.export_onnx(graph, do_type_check=False)
+
+
+def values(tensor: gs.Tensor) -> np.ndarray | None:
+    """The numbers of a constant tensor; None for one that is computed."""
+    return tensor.values if isinstance(tensor, gs.Constant) else None
+
+
+def producer(tensor: gs.Tensor) -> gs.Node | None:
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    return any(tensor is output for output in graph.outputs)
+
+
+def add_node(graph: gs.Graph, op: str, inputs: list, output: gs.Variable | str, shape: list | None = None,
+             **attributes: object) -> gs.Variable:
+    """Append a node and give back its output; numbers and arrays among the inputs become constants.
+
+    `output` is the tensor to produce, or the name of a new float32 one of the given shape.
+    """
+    name = output if isinstance(output, str) else f"{output.name}/{op}"
+    tensors = [value if isinstance(value, gs.Tensor) else gs.Constant(f"{name}/input_{i}", np.asarray(value))
+               for i, value in enumerate(inputs)]
+    if isinstance(output, str):
+        output = gs.Variable(output, dtype=np.float32, shape=shape)
+    graph.nodes.append(gs.Node(op, name, attributes, tensors, [output]))
+    return output
+
+
+def replace_uses(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let every node that reads `old` read `new`."""
+    for node in list(old.outputs):
+        for i, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[i] = new
+
+
+def shape_at(tensor: gs.Tensor, batch: int) -> tuple[int, ...]:
+    """The tensor's shape at a batch size."""
+    def one(dim: int | str) -> int:
+        if isinstance(dim, int):
+            return dim
+        return batch if dim == BATCH else batch * int(dim.removesuffix(f"*{BATCH}"))
+
+    return tuple(one(dim) for dim in tensor.shape)
+
+
+def reshape_target(shape: list[int | str | None]) -> np.ndarray | None:
+    """A constant target for Reshape to this shape: -1 for the one dim that is no number; None if there are two."""
+    target = np.array([dim if isinstance(dim, int) else -1 for dim in shape], np.int64)
+    return target if (target == -1).sum() <= 1 else None
+
+
+# --- opset ---------------------------------------------------------------------------------------------------
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def _lower_opset(graph: gs.Graph) -> gs.Graph:
+    """The graph at opset 17, the last that TensorRT 8.6 reads, where onnx can convert it; else as it is."""
+    if graph.opset <= LAST_OPSET_OF_TENSORRT_8:
+        return graph
+    for node in [node for node in graph.nodes if node.op == "Gelu"]:
+        _write_out_gelu(graph, node)
+    for node in graph.nodes:
+        if node.attrs.get("noop_with_empty_axes") == 0:  # new in 18 and its default, but left there by the converter
+            del node.attrs["noop_with_empty_axes"]
+    try:
+        model = version_converter.convert_version(exported(graph.cleanup().toposort()), LAST_OPSET_OF_TENSORRT_8)
+    except RuntimeError:  # how onnx says that an operator has no older form
+        return graph
+    known = graph.tensors()
+    converted = gs.import_onnx(model)
+    for name, tensor in converted.tensors().items():
+        if name in known and isinstance(tensor, gs.Variable):
+            tensor.shape, tensor.dtype = known[name].shape, known[name].dtype
+    return converted
+
+
+def _write_out_gelu(graph: gs.Graph, node: gs.Node) -> None:
+    """Gelu is an operator from opset 20 on; before it is x/2 * (1 + erf(x / sqrt(2))), or its tanh approximation."""
+    x, y = node.inputs[0], node.outputs[0]
+    node.outputs.clear()
+
+    def op(name: str, *inputs: object) -> gs.Variable:
+        inputs = [value if isinstance(value, gs.Tensor) else np.float32(value) for value in inputs]
+        return add_node(graph, name, inputs, f"{y.name}/{name}_{len(graph.nodes)}", y.shape)
+
+    if node.attrs.get("approximate", "none") == "tanh":
+        cubic = op("Mul", op("Mul", op("Mul", x, x), x), 0.044715)
+        gate = op("Tanh", op("Mul", op("Add", x, cubic), np.sqrt(2 / np.pi)))
+    else:
+        gate = op("Erf", op("Div", x, np.sqrt(2)))
+    add_node(graph, "Mul", [op("Mul", x, op("Add", gate, 1)), np.float32(0.5)], y)
+
+
+# --- reading shapes off by running ---------------------------------------------------------------------------
+
+
+def image_input(model: onnx.ModelProto) -> tuple[str, list[int | None]]:
+    """Name and shape of the one input; None stands for the batch where it is not fixed.
+
+    Raises:
+        UserError: the model has not one [batch, C, H, W] input whose image size is fixed.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        raise UserError(f"has {len(inputs)} inputs instead of one; give the ONNX file of an image classifier")
+    dims = [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]
+    if len(dims) != 4 or None in dims[1:]:
+        raise UserError(f"its input is {dims} instead of [batch, 3, height, width]; export it with a fixed image size")
+    return inputs[0].name, dims
+
+
+def _probe(model: onnx.ModelProto, batch: int) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, ...]]]:
+    """Run once at a batch size: the values of all integer tensors and the shapes of all others, by name."""
+    name, dims = image_input(model)
+    probed = onnx.shape_inference.infer_shapes(reference.expand(model))
+    types = {value.name: value.type.tensor_type.elem_type for value in (*probed.graph.value_info, *probed.graph.output)}
+    computed = [output for node in model.graph.node for output in node.output if output]
+    integers = [output for output in computed if types.get(output) in INTEGER_TYPES]
+    others = [output for output in computed if types.get(output) not in INTEGER_TYPES]
+    del probed.graph.output[:]
+    for output in integers:
+        probed.graph.output.append(helper.make_tensor_value_info(output, types[output], None))
+    for output in others:
+        shape = f"{output}/probed_shape"
+        probed.graph.node.append(helper.make_node("Shape", [output], [shape]))
+        probed.graph.output.append(helper.make_tensor_value_info(shape, TensorProto.INT64, None))
+    image = np.random.default_rng(0).standard_normal((batch, *dims[1:])).astype(np.float32)
+    try:
+        found = run(probed, {name: image})
+    except REFUSALS as error:
+        raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
+    return (dict(zip(integers, found)),
+            {output: tuple(int(dim) for dim in shape) for output, shape in zip(others, found[len(integers):])})
+
+
+def _symbolic(shapes: list[tuple[int, ...]], batches: tuple[int, ...]) -> list[int | str | None]:
+    """One shape for all probed batches: numbers, 'batch', multiples such as '4*batch', None for anything else."""
+    def one(sizes: tuple[int, ...]) -> int | str | None:
+        if len(set(sizes)) == 1:
+            return sizes[0]
+        multiples = {size / batch for size, batch in zip(sizes, batches)}
+        if len(multiples) > 1 or not multiples.copy().pop().is_integer():
+            return None
+        multiple = int(multiples.pop())
+        return BATCH if multiple == 1 else f"{multiple}*{BATCH}"
+
+    return [one(sizes) for sizes in zip(*shapes)]
+
+
+def tidy(model: onnx.ModelProto) -> gs.Graph:
+    """The plain form of a model, as the head of this file says; equal to it at every batch size.
+
+    Raises:
+        UserError: the model is no image classifier, or onnxruntime does not run it at batches 2 and 3 although its
+            batch is not fixed.
+    """
+    name, dims = image_input(model)
+    batches = PROBED_BATCHES if dims[0] is None else (dims[0],)
+    probes = [_probe(model, batch) for batch in batches]
+
+    graph = gs.import_onnx(model)
+    tensors = graph.tensors()
+    for tensor in probes[0][1]:
+        tensors[tensor].shape = _symbolic([shapes[tensor] for _, shapes in probes], batches)
+        tensors[tensor].dtype = tensors[tensor].dtype or np.float32
+    graph.inputs[0].shape = [BATCH if dims[0] is None else dims[0], *dims[1:]]
+
+    for tensor, first in probes[0][0].items():
+        if all(np.array_equal(first, found[tensor]) for found, _ in probes) and not is_output(graph, tensors[tensor]):
+            _make_constant(tensors[tensor], first)
+    _fold_weights(graph)
+    for node in list(graph.cleanup().nodes):
+        _plain_operator(graph, node)
+    graph.cleanup().toposort()
+    _flatten_tokens(graph)
+    drop_idle(graph)
+    return _lower_opset(graph)
+
+
+# --- passes --------------------------------------------------------------------------------------------------
+
+
+def _make_constant(tensor: gs.Variable, numbers: np.ndarray) -> None:
+    tensor.inputs.clear()
+    tensor.to_constant(np.asarray(numbers, order="C"))
+
+
+def _fold_weights(graph: gs.Graph) -> None:
+    """Compute once what does not depend on the image."""
+    depends = {tensor.name for tensor in graph.inputs}
+    idle: list[gs.Node] = []
+    for node in graph.cleanup().toposort().nodes:
+        if any(tensor.name in depends for tensor in node.inputs):
+            depends.update(tensor.name for tensor in node.outputs)
+        else:
+            idle.append(node)
+    wanted = [tensor for node in idle for tensor in node.outputs
+              if any(reader.outputs and reader.outputs[0].name in depends for reader in tensor.outputs)]
+    if not wanted:
+        return
+    weights_only = gs.Graph(idle, [], wanted, opset=graph.opset, import_domains=graph.import_domains,
+                            ir_version=graph.ir_version)
+    for tensor, numbers in zip(wanted, run(_untyped(exported(weights_only)), {})):
+        _make_constant(tensor, numbers)
+
+
+def _untyped(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop the recorded types and shapes of inner tensors: they may not hold for a part that is run by itself."""
+    del model.graph.value_info[:]
+    typed = onnx.shape_inference.infer_shapes(model)
+    types = {value.name: value.type for value in (*typed.graph.value_info, *typed.graph.output)}
+    for output in model.graph.output:
+        output.type.CopyFrom(types[output.name])
+    return model
+
+
+def _plain_operator(graph: gs.Graph, node: gs.Node) -> None:
+    """Write Squeeze, Unsqueeze and Flatten as Reshape with a constant target, Gemm as MatMul + Add."""
+    if node.op in ("Squeeze", "Unsqueeze", "Flatten", "Reshape") and node.outputs[0].shape is not None:
+        target = reshape_target(node.outputs[0].shape)
+        if target is not None and not isinstance(node.inputs[0], gs.Constant):
+            node.op, node.attrs = "Reshape", {}
+            node.inputs = [node.inputs[0], gs.Constant(f"{node.outputs[0].name}/target", target)]
+    elif node.op == "Gemm" and _is_linear_gemm(node):
+        x, weight, *bias = node.inputs
+        matrix = values(weight).T if node.attrs.get("transB", 0) else values(weight)
+        y = node.outputs[0]
+        node.outputs.clear()
+        weight = gs.Constant(f"{y.name}/weight", np.ascontiguousarray(matrix))
+        if bias:
+            product = add_node(graph, "MatMul", [x, weight], f"{y.name}/product", y.shape)
+            add_node(graph, "Add", [product, bias[0]], y)
+        else:
+            add_node(graph, "MatMul", [x, weight], y)
+
+
+def _is_linear_gemm(node: gs.Node) -> bool:
+    ones = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
+    return ones and not node.attrs.get("transA", 0) and all(values(tensor) is not None for tensor in node.inputs[1:])
+
+
+ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Erf", "Gelu", "Relu", "Sigmoid", "Tanh"}
+TOKEN_OPERATORS = {"LayerNormalization", "SwinLayerNorm", "SwinLayerNormWithParams", "SwinAddLayerNorm",
+                   "SwinLayerNormAdd"}
+
+
+def _flatten_tokens(graph: gs.Graph) -> None:
+    """Let what treats each token by itself work on [B, H*W, C] where it worked on [B, H, W, C].
+
+    Then a block has no Reshape between its LayerNorms, its linear layers and its residual Adds. Starts at a LayerNorm
+    or a linear layer and follows the elementwise operators; the arithmetic inside attention is left alone.
+    """
+    flat: dict[str, gs.Variable] = {}  # by the name of the 4-D tensor
+
+    def flattened(tensor: gs.Variable) -> gs.Variable:
+        if tensor.name not in flat:
+            batch, height, width, channels = tensor.shape
+            shape = [batch, height * width, channels]
+            flat[tensor.name] = add_node(graph, "Reshape", [tensor, reshape_target(shape)],
+                                         f"{tensor.name}/tokens", shape)
+        return flat[tensor.name]
+
+    for node in list(graph.nodes):
+        computed = [tensor for tensor in node.inputs if isinstance(tensor, gs.Variable) and not tensor.is_empty()]
+        if not computed or not _is_token_operator(node, computed, flat):
+            continue
+        node.inputs = [flattened(tensor) if isinstance(tensor, gs.Variable) else tensor for tensor in node.inputs]
+        for i, image in enumerate(list(node.outputs)):
+            batch, height, width, channels = image.shape
+            tokens = gs.Variable(f"{image.name}/tokens", image.dtype, [batch, height * width, channels])
+            node.outputs[i] = tokens
+            flat[image.name] = tokens
+            add_node(graph, "Reshape", [tokens, reshape_target(image.shape)], image)
+    graph.toposort()
+
+
+def _is_token_operator(node: gs.Node, computed: list[gs.Variable], flat: dict[str, gs.Variable]) -> bool:
+    tensors = [*computed, *node.outputs]
+    leading = tensors[0].shape[:3] if tensors[0].shape else None
+    if any(tensor.shape is None or len(tensor.shape) != 4 or tensor.shape[:3] != leading for tensor in tensors):
+        return False
+    if leading[0] != BATCH and not isinstance(leading[0], int) or not all(isinstance(dim, int) for dim in leading[1:]):
+        return False
+    constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
+    if node.op in TOKEN_OPERATORS:
+        return node.attrs.get("axis", -1) == -1
+    if node.op == "MatMul":
+        return len(constants) == 1 and constants[0] is node.inputs[1] and len(constants[0].shape) == 2
+    if node.op == "ReduceMean":
+        return reduces_last_axis(node)
+    return (node.op in ELEMENTWISE and all(len(tensor.shape) <= 1 for tensor in constants)
+            and any(tensor.name in flat for tensor in computed))
+
+
+def reduces_last_axis(node: gs.Node) -> bool:
+    """Whether a Reduce operator keeps its rank and reduces the last axis alone (axes: attribute or input)."""
+    axes = node.attrs.get("axes", values(node.inputs[1]) if len(node.inputs) > 1 else None)
+    shape = node.inputs[0].shape
+    last = (-1,) if shape is None else (-1, len(shape) - 1)
+    return node.attrs.get("keepdims", 1) == 1 and axes is not None and len(axes) == 1 and int(axes[0]) in last
+
+
+def drop_idle(graph: gs.Graph) -> None:
+    """Remove operators that change nothing, until none is left."""
+    changed = True
+    while changed:
+        changed = False
+        for node in graph.nodes:
+            if not node.outputs or not node.inputs or isinstance(node.inputs[0], gs.Constant):
+                continue
+            x, y = node.inputs[0], node.outputs[0]
+            before = producer(x)
+            if node.op == "Reshape" and before is not None and before.op == "Reshape" and values(node.inputs[1]) is not None:
+                node.inputs[0] = before.inputs[0]  # what it was reshaped to in between does not matter
+                changed = True
+            elif _is_idle(node) and not is_output(graph, y) and y.outputs:
+                replace_uses(graph, y, x)
+                changed = True
+            elif node.op == "Expand" and y.outputs and all(_broadcasts(reader, y) for reader in y.outputs):
+                replace_uses(graph, y, x)
+                changed = True
+        graph.cleanup()
+    graph.toposort()
+
+
+def _is_idle(node: gs.Node) -> bool:
+    x, y = node.inputs[0], node.outputs[0]
+    if node.op in ("Identity", "Dropout"):
+        return True
+    if node.op == "Cast":
+        return x.dtype is not None and helper.np_dtype_to_tensor_dtype(np.dtype(x.dtype)) == node.attrs["to"]
+    if None in (x.shape, y.shape) or None in x.shape or x.shape != y.shape:
+        return False
+    if node.op in ("Reshape", "Expand"):
+        return True
+    if node.op == "Concat":
+        return len(node.inputs) == 1
+    if node.op == "Transpose":
+        return node.attrs.get("perm") == sorted(node.attrs.get("perm", []))
+    if node.op == "Pad":
+        return not np.any(values(node.inputs[1])) if len(node.inputs) > 1 else not any(node.attrs["pads"])
+    if node.op == "Slice":
+        return len(node.inputs) < 5 or bool(np.all(values(node.inputs[4]) == 1))
+    return False
+
+
+def _broadcasts(reader: gs.Node, expanded: gs.Variable) -> bool:
+    """Whether a reader of an Expand's output would broadcast by itself, because its other operand is as large."""
+    if reader.op not in ("Add", "Sub", "Mul", "Div"):
+        return False
+    others = [tensor for tensor in reader.inputs if tensor is not expanded]
+    return len(others) == 1 and others[0].shape is not None and list(others[0].shape) == list(expanded.shape)

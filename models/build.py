@@ -127,7 +127,7 @@ def _download(url: str, path: Path) -> None:
 def _model_and_state(path: Path, config: CfgNode) -> tuple[SwinTransformer, dict[str, Tensor]]:
     """A model with random weights, and the weights for it: official keys, FP32, checked to fit."""
     found = _official_keys(_read_state_dict(path, shown(path)))
-    if "head.weight" in found:
+    if "head.weight" in found and found["head.weight"].ndim == 2:
         config = config.clone()
         config.defrost()
         config.MODEL.NUM_CLASSES = found["head.weight"].shape[0]

@@ -1,0 +1,53 @@
+"""What the tests share: an importable timm, and weights that let a mistake show."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+
+def _make_torchvision_importable() -> None:
+    """Stand in for two operators of torchvision's compiled part, where that part cannot be loaded.
+
+    timm imports torchvision, and torchvision's import fails if its library of operators does not match the torch
+    beside it, as with the PyPI wheel beside a CPU build of torch. No test calls these operators: that they are defined
+    is enough.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+_make_torchvision_importable()
+
+
+@pytest.fixture(scope="session")
+def randomize() -> Callable[[nn.Module, int], nn.Module]:
+    """randomize(model, seed): give a model weights with which every part of it contributes to the logits.
+
+    Under the usual initial weights a Swin Transformer hides mistakes: attention is all but uniform, biases are zero,
+    and V2's blocks are the identity.
+    """
+    def fill(model: nn.Module, seed: int = 0) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.normal_(generator=generator)
+                if name.endswith("logit_scale"):
+                    parameter.mul_(1.5).add_(3)  # one in seven is beyond the clamp, ln(100) = 4.6
+                elif name.endswith("relative_position_bias_table"):
+                    pass
+                elif "norm" in name and name.endswith("weight"):
+                    parameter.mul_(0.2).add_(1)
+                elif parameter.ndim == 1:
+                    parameter.mul_(0.1)
+                else:
+                    gain = 2 if name.endswith("qkv.weight") else 1  # attention far from uniform
+                    parameter.mul_(gain / parameter[0].numel() ** 0.5)
+        return model
+
+    return fill

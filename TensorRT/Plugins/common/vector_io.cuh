@@ -45,10 +45,22 @@ template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(f
     return __float2bfloat16_rn(value);
 }
 
+// Two neighbouring elements of a 16-bit type, rounded by one instruction where the GPU has it (sm_80 and later).
+template <class T> struct PairOf { using Type = T; };  // FP32 has no pairs
+template <> struct PairOf<__half> { using Type = __half2; };
+template <> struct PairOf<__nv_bfloat16> { using Type = __nv_bfloat162; };
+
+__device__ __forceinline__ void round_pair(float low, float high, __half2& pair) { pair = __floats2half2_rn(low, high); }
+__device__ __forceinline__ void round_pair(float low, float high, __nv_bfloat162& pair)
+{
+    pair = __floats2bfloat162_rn(low, high);
+}
+
 // The elements of one access, addressable one by one; lives in registers once loops over it are unrolled.
 template <class T, int VEC> union Pack {
     Raw<T, VEC> raw;
     T element[VEC];
+    typename PairOf<T>::Type pair[(VEC + 1) / 2];
     __device__ Pack() {}
 };
 
@@ -63,8 +75,13 @@ template <class T, int VEC> __device__ __forceinline__ void unpack(const Raw<T, 
 template <class T, int VEC> __device__ __forceinline__ Raw<T, VEC> pack(const float (&value)[VEC])
 {
     Pack<T, VEC> pack;
+    if constexpr (sizeof(T) == 2 && VEC > 1) {
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) pack.element[i] = from_float<T>(value[i]);
+        for (int i = 0; i < VEC / 2; ++i) round_pair(value[2 * i], value[2 * i + 1], pack.pair[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) pack.element[i] = from_float<T>(value[i]);
+    }
     return pack.raw;
 }
 

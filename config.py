@@ -60,12 +60,13 @@ def get_config(cfg: str | Path | None, opts: Sequence[str] = (), model_type: str
     config = _DEFAULTS.clone()
     try:
         config.merge_from_other_cfg(_read_yaml(path))
-    except (KeyError, ValueError, AssertionError) as error:
-        raise UserError(f"{path}: {error.args[0]}; the keys and their types stand in config.py") from error
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"{path}: {_one_line(error.args[0])}; the keys and their types stand in config.py") from error
     try:
         config.merge_from_list(list(opts))
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"--opts {' '.join(opts)}: {error.args[0]}; the keys and types stand in config.py") from error
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"--opts {' '.join(opts)}: {_one_line(error.args[0])}; the keys and their types stand in "
+                        "config.py") from error
     config.MODEL.NAME = config.MODEL.NAME or path.stem
     if model_type not in (None, config.MODEL.TYPE):
         raise UserError(f"{path}: its MODEL.TYPE is {config.MODEL.TYPE!r}, which contradicts --type {model_type}; "
@@ -90,11 +91,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                         help="override configuration keys, e.g. --opts DATA.IMG_SIZE 448")
 
 
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
 def _read_yaml(path: Path) -> CfgNode:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a yaml file ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not a yaml file ({_one_line(error)})") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a yaml file of KEY: VALUE pairs")
     return CfgNode(loaded)
@@ -103,6 +108,10 @@ def _read_yaml(path: Path) -> CfgNode:
 def _problem(config: CfgNode) -> str | None:
     """What keeps a model from being built with these values, in words; None where nothing does."""
     model, swin, img_size = config.MODEL, config.MODEL.SWIN, config.DATA.IMG_SIZE
+    for name, node in (("MODEL", model), ("MODEL.SWIN", swin), ("DATA", config.DATA)):
+        for key, value in node.items():
+            if value is None:
+                return f"{name}.{key} has no value"
     if model.TYPE not in DEFAULT_CFG:
         return f"MODEL.TYPE is {model.TYPE!r}; it must be one of {', '.join(DEFAULT_CFG)}"
     lists = {key: swin[key] for key in ("DEPTHS", "NUM_HEADS", "PRETRAINED_WINDOW_SIZES")}

@@ -195,8 +195,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and crops (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1800, help="held-out crops to test on (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                        help="cuda, cuda:1, cpu (default here: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="default: the GPU if torch finds one")
     parser.add_argument("--precision", choices=("bf16", "fp32"),
                         help="bf16: autocast, weights stay FP32 (default: bf16 on a GPU, fp32 on a CPU)")
     args = parser.parse_args()
@@ -204,9 +204,9 @@ def main() -> None:
         if not getattr(args, flag) > 0:
             parser.error(f"--{flag.replace('_', '-')} must be above zero")
     config = get_config(args.cfg, [*args.opts, "MODEL.NUM_CLASSES", str(len(CLASSES))], args.type)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {args.device}: torch finds no GPU here; give --device cpu")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
+    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
     output = args.output or ROOT / "models" / "checkpoints" / f"{config.MODEL.NAME}.safetensors"
     if output.suffix != ".safetensors":

@@ -1,0 +1,406 @@
+"""Accuracy of a Swin model, V1 as well as V2, in PyTorch, as an ONNX file, and as a TensorRT engine.
+
+    python test_swinV2.py --cfg models/swinv2_micro.yaml
+
+runs over held-out crops of the packaged photographs; --images FOLDER runs over a folder instead (ImageNet layout: one
+folder per class, or flat with --labels FILE). For every runner: top-1, top-5, how often its top-1 is PyTorch FP32's,
+and the error of its logits against PyTorch FP32's, beside the error that PyTorch itself makes in that precision.
+Rows are added to Results/accuracy.csv. NaN or infinity in the logits is reported, and fails.
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from config import add_model_arguments, get_config
+from data.photo_crops import CLASSES, crops
+from models.build import checkpoint_path, load_model
+from utils import (
+    ACCURACY_COLUMNS,
+    RESULTS,
+    ROOT,
+    UserError,
+    append_rows,
+    batch_sizes,
+    choices,
+    cpu_name,
+    existing_file,
+    git_commit,
+    gpu_name,
+    list_images,
+    load_image,
+    load_onnx,
+    max_abs_err,
+    median_rel_err,
+    new_run_id,
+    normalise,
+    onnx_img_size,
+    onnx_logits,
+    onnx_precision,
+    onnx_session,
+    package_versions,
+    preprocess,
+    run_script,
+    shown,
+    top1_agreement,
+    write_environment,
+)
+
+TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+RUNNERS = ("torch-fp32", "torch-fp16", "torch-bf16", "onnx", "engine")
+CHUNK = 512  # images read, and held in memory, at a time; the last batch of each may be a smaller one
+PROGRESS_S = 10  # seconds between two lines of progress
+
+
+class Runner(Protocol):
+    """What can be tested: something that turns images into logits.
+
+    Attributes:
+        name: as it stands in the table.
+        precision: fp32, fp16, bf16 or int8.
+    """
+
+    name: str
+    precision: str
+
+    def __call__(self, images: np.ndarray, batch: int) -> np.ndarray:
+        """float32 [N, 3, S, S], normalised -> float32 logits [N, classes], computed `batch` images at a time."""
+
+
+class TorchRunner:
+    """The PyTorch model, all of it in one precision, with constants folded."""
+
+    def __init__(self, model: torch.nn.Module, precision: str, device: str) -> None:
+        self.name, self.precision, self.device = "torch", precision, device
+        self.model = model.fold_constants().to(device, TORCH_TYPES[precision])
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray, batch: int) -> np.ndarray:
+        parts = torch.from_numpy(images).split(batch)
+        logits = [self.model(part.to(self.device, TORCH_TYPES[self.precision])).float().cpu() for part in parts]
+        return torch.cat(logits).numpy()
+
+
+class OnnxRunner:
+    """An ONNX file in onnxruntime; plugin nodes are replaced by the standard operators that they stand for."""
+
+    def __init__(self, path: Path, img_size: int, device: str) -> None:
+        import onnxruntime
+
+        providers: list[str | tuple[str, dict]] = ["CPUExecutionProvider"]
+        if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
+        self.path, self.name, self.precision = path, path.name, onnx_precision(load_onnx(path))
+        self.session = onnx_session(path, providers)
+        if onnx_img_size(self.session, path) != img_size:
+            raise UserError(f"{shown(path)}: takes images of {onnx_img_size(self.session, path)} pixels and the model "
+                            f"{img_size}; give the --cfg that it was exported with")
+
+    def __call__(self, images: np.ndarray, batch: int) -> np.ndarray:
+        parts = [images[start:start + batch] for start in range(0, len(images), batch)]
+        return np.concatenate([onnx_logits(self.session, part, self.path) for part in parts]).astype(np.float32)
+
+
+class EngineRunner:
+    """A TensorRT engine, run by TensorRT/run_engine.py under the Python that imports tensorrt ($TRT_PYTHON)."""
+
+    def __init__(self, path: Path, plugins: Path | None) -> None:
+        self.path, self.plugins = existing_file(path, "a TensorRT engine (--plan)"), plugins
+        self.name = path.name
+        # Build scripts name engines after their precision.
+        self.precision = next((p for p in ("int8", "bf16", "fp16") if path.stem.endswith(f"_{p}")), "fp32")
+
+    def __call__(self, images: np.ndarray, batch: int) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as folder:
+            inputs, outputs = Path(folder) / "input.npy", Path(folder) / "output.npy"
+            np.save(inputs, images)
+            command = [os.environ.get("TRT_PYTHON", sys.executable), str(ROOT / "TensorRT" / "run_engine.py"),
+                       "--plan", str(self.path), "--input", str(inputs), "--output", str(outputs),
+                       "--batch", str(batch), *(["--plugins", str(self.plugins)] if self.plugins else [])]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode or not outputs.is_file():
+                reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+                raise UserError(f"{self.path}: the engine did not run: {reason}")
+            return np.load(outputs).astype(np.float32)
+
+
+# --- images and labels ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class ImageSet:
+    """Images to test on.
+
+    Attributes:
+        what: in words, for the heading.
+        count: how many.
+        labels: int64 [count], or None where they are not known.
+        read: (start, stop) -> float32 [stop - start, 3, S, S], normalised.
+    """
+
+    what: str
+    count: int
+    labels: np.ndarray | None
+    read: Callable[[int, int], np.ndarray]
+
+
+def packaged_images(count: int, img_size: int, classes: int) -> ImageSet:
+    """Held-out crops of the packaged photographs; no labels for a model that was trained on other classes."""
+    images, labels = crops("test", count, img_size)
+    if classes == len(CLASSES):
+        return ImageSet(f"{count} held-out crops of the packaged photographs", count, labels,
+                        lambda start, stop: normalise(images[start:stop]))
+    return ImageSet(f"{count} held-out crops of the packaged photographs (without labels: the model has {classes} "
+                    f"classes, the photographs are {len(CLASSES)})", count, None,
+                    lambda start, stop: normalise(images[start:stop]))
+
+
+def folder_images(folder: Path, label_file: Path | None, count: int | None, img_size: int, classes: int) -> ImageSet:
+    """Images of a folder, all of them or `count` spread evenly over the sorted list.
+
+    Raises:
+        UserError: no images, fewer than asked for, or labels that do not fit the images or the model.
+    """
+    files = list_images(folder)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    labels = read_labels(label_file, names, classes) if label_file else folder_labels(folder, names, classes)
+    if count is not None and count > len(files):
+        raise UserError(f"{folder}: holds {len(files)} images, fewer than --count {count}")
+    chosen = np.arange(count or len(files)) * len(files) // (count or len(files))
+    what = f"{len(chosen)} of {len(files)} images in {folder}{'' if labels is not None else ' (without labels)'}"
+    return ImageSet(what, len(chosen), None if labels is None else labels[chosen], lambda start, stop: np.stack(
+        [preprocess(load_image(files[i]), img_size) for i in chosen[start:stop]]))
+
+
+def folder_labels(folder: Path, names: list[str], classes: int) -> np.ndarray | None:
+    """Labels of images in class folders: the index of the folder in their sorted list. None for a flat folder."""
+    parents = [name.split("/")[0] if "/" in name else "" for name in names]
+    if not any(parents):
+        return None
+    if not all(parents):
+        raise UserError(f"{folder}: has images both in class folders and beside them ({names[parents.index('')]}); "
+                        f"give --labels FILE, or move them")
+    order = {name: index for index, name in enumerate(sorted(set(parents)))}
+    if len(order) != classes:
+        raise UserError(f"{folder}: has {len(order)} class folders and the model {classes} classes, so a folder's "
+                        f"class cannot be told; give --labels FILE, or the folder with all classes")
+    return np.array([order[parent] for parent in parents], np.int64)
+
+
+def read_labels(path: Path, names: list[str], classes: int) -> np.ndarray:
+    """Labels from a text file of lines "path-in-the-folder class-index", one for every image, int64 [images].
+
+    Raises:
+        UserError: a line of another form, an index that the model does not have, or an image without a line.
+    """
+    path = existing_file(path, "a label file (--labels)")
+    found = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file of lines `name index`") from error
+    for number, line in enumerate(lines, start=1):
+        name, _, index = line.strip().replace("\t", " ").rpartition(" ")
+        if not line.strip():
+            continue
+        if not name or not index.isdecimal() or int(index) >= classes:
+            raise UserError(f"{path}:{number}: {line!r} is not `name index` with an index from 0 to {classes - 1}")
+        found[name.strip()] = int(index)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UserError(f"{path}: has no label for {len(missing)} of {len(names)} images, such as {missing[0]}")
+    return np.array([found[name] for name in names], np.int64)
+
+
+# --- running and reporting -----------------------------------------------------------------------------------
+
+
+def collect_logits(images: ImageSet, runners: list[Runner], batches: list[int],
+                   classes: int) -> dict[tuple[Runner, int], np.ndarray]:
+    """Logits float32 [count, classes] over all images, of every runner at every batch size.
+
+    Raises:
+        UserError: a runner gives logits of another shape.
+    """
+    runs = [(runner, batch) for batch in batches for runner in runners]
+    parts: list[list[np.ndarray]] = [[] for _ in runs]
+    chunk = max(CHUNK, *batches)
+    begun = told = time.perf_counter()
+    steps = [(start, which) for start in range(0, images.count, chunk) for which in range(len(runs))]
+    for done, (start, which) in enumerate(steps, start=1):
+        if which == 0:
+            inputs = images.read(start, min(start + chunk, images.count))
+        runner, batch = runs[which]
+        logits = runner(inputs, batch)
+        if logits.shape != (len(inputs), classes):
+            raise UserError(f"{runner.name}: gives logits of {list(logits.shape)} for {len(inputs)} images, and the "
+                            f"model has {classes} classes; give the --cfg and weights that it was made from")
+        parts[which].append(logits)
+        now = time.perf_counter()
+        if now - told > PROGRESS_S and done < len(steps):
+            told = now
+            print(f"  {runner.name} {runner.precision}: {start + len(inputs)} of {images.count} images, "
+                  f"about {(now - begun) / done * (len(steps) - done):.0f} s left", flush=True)
+    return {run: np.concatenate(part) for run, part in zip(runs, parts)}
+
+
+def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Share of rows, 0 to 1, whose label is among the k largest logits. A row with a NaN never is right."""
+    largest = np.argpartition(-logits, min(k, logits.shape[1]) - 1, axis=1)[:, :k]
+    return float(np.mean((largest == labels[:, None]).any(axis=1) & np.isfinite(logits).all(axis=1)))
+
+
+def choose_runners(args: argparse.Namespace, model_name: str, device: str) -> tuple[list[str], list[Path], list[str]]:
+    """Runners to run, ONNX files for them, and what is left out and why.
+
+    Raises:
+        UserError: --runner names one that does not exist, or whose file is not given.
+    """
+    default_onnx = ROOT / "onnx" / f"{model_name}.onnx"
+    onnx_files = args.onnx or ([default_onnx] if default_onnx.exists() else [])
+    missing = {}
+    if importlib.util.find_spec("onnxruntime") is None:
+        missing["onnx"] = "onnxruntime is not installed; pip install -r requirements.txt"
+    elif not onnx_files:
+        missing["onnx"] = f"{shown(default_onnx)} is not there; make it with onnx/export_onnx.py, or give --onnx FILE"
+    if not args.plan:
+        missing["engine"] = "no engine given; build one with TensorRT/build.sh and give --plan FILE"
+    if args.runner:
+        chosen = choices(args.runner, RUNNERS)
+        for name in chosen:
+            if name in missing:
+                raise UserError(f"--runner {name}: {missing[name]}")
+        return chosen, onnx_files, []
+    if device == "cpu":
+        missing |= {name: "slow on a CPU; ask for it with --runner" for name in ("torch-fp16", "torch-bf16")}
+    chosen = [name for name in RUNNERS if name not in missing]
+    return chosen, onnx_files, [f"{name}: left out: {missing[name]}" for name in RUNNERS if name in missing]
+
+
+def row_of(runner: Runner, batch: int, logits: np.ndarray, reference: np.ndarray, torch_same: np.ndarray | None,
+           labels: np.ndarray | None) -> dict[str, str]:
+    """The measured columns of one row of Results/accuracy.csv; shares from 0 to 1, empty where not known."""
+    def share(of: np.ndarray, k: int = 1) -> str:
+        return "" if labels is None else f"{top_k(of, labels, k):.5f}"
+
+    return {
+        "engine": runner.name, "precision": runner.precision, "batch": str(batch),
+        "max_abs_err": f"{max_abs_err(logits, reference):.3e}",
+        "median_rel_err": f"{median_rel_err(logits, reference):.3e}",
+        "torch_max_abs_err": "" if torch_same is None else f"{max_abs_err(torch_same, reference):.3e}",
+        "top1": share(logits), "top5": share(logits, 5), "top1_torch": share(reference),
+        "agreement": f"{top1_agreement(logits, reference):.5f}",
+    }
+
+
+def print_table(rows: list[dict[str, str]]) -> None:
+    """The rows as a table, widths as needed."""
+    heading = {"engine": "runner", "precision": "precision", "batch": "batch", "top1": "top-1", "top5": "top-5",
+               "agreement": "agreement", "max_abs_err": "max abs err", "median_rel_err": "median rel err",
+               "torch_max_abs_err": "PyTorch's max"}
+    shares = ("top1", "top5", "agreement")
+    cells = [list(heading.values())] + [
+        [f"{100 * float(row[key]):.2f} %" if key in shares and row[key] else row[key] or "-" for key in heading]
+        for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heading))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
+                        for column, (cell, width) in enumerate(zip(line, widths))))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    parser.add_argument("--runner", metavar="A,B", help=f"of {','.join(RUNNERS)} (default: those this machine can run "
+                        "at a fair speed; PyTorch FP32, the reference, always runs)")
+    parser.add_argument("--onnx", type=Path, nargs="+", default=[], metavar="FILE",
+                        help="ONNX files, patched or not (default: onnx/<MODEL.NAME>.onnx if it is there)")
+    parser.add_argument("--plan", type=Path, nargs="+", default=[], metavar="FILE", help="TensorRT engines")
+    parser.add_argument("--plugins", type=Path, metavar="LIB", help="plugin library that the engines need")
+    parser.add_argument("--images", type=Path, metavar="FOLDER",
+                        help="images, one folder per class or flat (default: crops of the packaged photographs)")
+    parser.add_argument("--labels", type=Path, metavar="FILE",
+                        help="text file of lines `path-in-the-folder class-index` for --images")
+    parser.add_argument("--count", type=int, metavar="N",
+                        help="number of images (default: all of --images, or 1000 crops)")
+    parser.add_argument("--batch", type=batch_sizes, default=[8], metavar="N,M",
+                        help="images at a time; every size runs over all images and gives its own row (default: 8)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="of PyTorch and onnxruntime (default: the GPU if torch finds one)")
+    args = parser.parse_args()
+    if args.count is not None and args.count < 1:
+        parser.error("--count must be above zero")
+    if args.labels and not args.images:
+        parser.error("--labels needs --images")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # FP32 is the reference
+
+    config = get_config(args.cfg, args.opts, args.type)
+    weights = checkpoint_path(config, args.resume, args.pretrained)
+    chosen, onnx_files, left_out = choose_runners(args, config.MODEL.NAME, device)
+    reference = TorchRunner(load_model(config, weights), "fp32", device)
+    img_size, classes = reference.model.img_size, reference.model.num_classes
+    others: list[Runner] = []
+    if "onnx" in chosen:
+        others += [OnnxRunner(path, img_size, device) for path in onnx_files]
+    if "engine" in chosen:
+        others += [EngineRunner(path, args.plugins) for path in args.plan]
+    wanted = [name.removeprefix("torch-") for name in chosen if name.startswith("torch-")]
+    # PyTorch in each precision that is asked for or that an ONNX file or an engine has: what it is measured against.
+    in_torch = {"fp32": reference} | {
+        precision: TorchRunner(load_model(config, weights), precision, device) for precision in ("fp16", "bf16")
+        if precision in wanted or any(runner.precision == precision for runner in others)}
+
+    if args.images:
+        images = folder_images(args.images, args.labels, args.count, img_size, classes)
+    else:
+        images = packaged_images(args.count or 1000, img_size, classes)
+    batches = sorted({min(batch, images.count) for batch in args.batch})
+    machine = gpu_name() if device == "cuda" or "engine" in chosen else cpu_name()
+    print(f"{config.MODEL.NAME}, {shown(weights)}, on {machine}; {images.what}",
+          *left_out, sep="\n", flush=True)
+
+    logits = collect_logits(images, [*in_torch.values(), *others], batches, classes)
+    rows, broken = [], []
+    for runner in [*(in_torch[precision] for precision in wanted), *others]:
+        for batch in batches:
+            own, same = logits[runner, batch], in_torch.get(runner.precision)
+            rows.append(row_of(runner, batch, own, logits[reference, batch], logits[same, batch] if same else None,
+                               images.labels))
+            bad = len(own) - int(np.isfinite(own).all(axis=1).sum())
+            if bad:
+                broken.append(f"{runner.name} {runner.precision} at batch {batch} gave NaN or infinity for {bad} of "
+                              f"{len(own)} images")
+    print_table(rows)
+    run_id = new_run_id()
+    common = {"run_id": run_id, "commit": git_commit(), "gpu": machine, "model": config.MODEL.NAME,
+              "weights": shown(weights)}
+    append_rows(RESULTS / "accuracy.csv", ACCURACY_COLUMNS,
+                [{**common, **{key: value for key, value in row.items() if key != "top5"}} for row in rows])
+    write_environment(run_id, package_versions("torch", "onnxruntime", "onnxruntime-gpu"))
+    print(f"added {len(rows)} rows to {shown(RESULTS / 'accuracy.csv')}, run {run_id}")
+    if broken:
+        raise UserError("; ".join(broken))
+
+
+if __name__ == "__main__":
+    run_script(main)

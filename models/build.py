@@ -15,9 +15,8 @@ import struct
 from collections import OrderedDict
 from pathlib import Path
 
-import safetensors
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -34,9 +33,9 @@ DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask")
 # to run no code of the file's choosing.
 _SAFE_GLOBALS = [(OrderedDict, "yacs.config.CfgNode")]
 
-# What torch.load raises for a file that is damaged or something else: found by truncating and corrupting files.
-_DAMAGED = (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError,
-            AssertionError, OverflowError, struct.error)
+# What reading a file raises that is damaged or something else: found by truncating and corrupting files.
+_DAMAGED = (safetensors.SafetensorError, pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError,
+            LookupError, ValueError, TypeError, AttributeError, AssertionError, OverflowError)
 
 LISTED = 10  # keys that an error names, of each kind
 
@@ -147,16 +146,16 @@ def _read_state_dict(path: Path, source: str) -> dict[str, Tensor]:
         UserError: no such file, truncated, or no checkpoint.
     """
     existing_file(path, "a checkpoint (--resume)")
-    try:
-        if path.suffix == ".safetensors":
-            found = load_file(path)
-        else:
-            with torch.serialization.safe_globals(_SAFE_GLOBALS):
-                found = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, *_DAMAGED) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{source}: truncated, or no PyTorch or safetensors checkpoint ({reason}); "
-                        "get the file again") from error
+    with path.open("rb") as file, torch.serialization.safe_globals(_SAFE_GLOBALS):
+        try:
+            if path.suffix == ".safetensors":
+                found = safetensors.torch.load(file.read())
+            else:
+                found = torch.load(file, map_location="cpu", weights_only=True)
+        except _DAMAGED as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise UserError(f"{source}: truncated, or no PyTorch or safetensors checkpoint ({reason}); "
+                            "get the file again") from error
     for key in ("model", "state_dict"):  # official files and training scripts nest the weights under one of these
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

@@ -5,6 +5,7 @@ has TensorRT is often not the one that has torch.
 """
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import platform
@@ -241,6 +242,46 @@ def top1_agreement(output: np.ndarray, reference: np.ndarray) -> float:
     return float(np.mean(same & np.isfinite(output).all(axis=-1)))
 
 
+def error_figures(output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
+    """The error columns of Results/latency.csv."""
+    return {
+        "max_abs_err": f"{max_abs_err(output, reference):.3e}",
+        "median_rel_err": f"{median_rel_err(output, reference):.3e}",
+        "top1_agreement": f"{top1_agreement(output, reference):.4f}",
+    }
+
+
+def reference_batch(model: str, batch: int, img_size: int, fp32_logits: Callable[[np.ndarray], np.ndarray],
+                    data: str | Path = ROOT / "data") -> tuple[np.ndarray, np.ndarray]:
+    """What a latency is measured on, and compared with: images float32 [batch, 3, S, S] and their FP32 logits.
+
+    They are those of data/<model>-b<batch>.npz, where that file is there; else held-out crops and what `fp32_logits`
+    says of them.
+
+    Args:
+        model: stem of the FP32 ONNX file.
+        batch: number of images.
+        img_size: S, in pixels.
+        fp32_logits: the FP32 model that is measured: images -> float32 [N, num_classes].
+        data: folder of the npz files.
+    Raises:
+        UserError: the npz file is of another model, size or checkpoint.
+    """
+    path = Path(data) / f"{model}-b{batch}.npz"
+    if not path.exists():
+        images = real_images(batch, img_size)
+        return images, fp32_logits(images)
+    with np.load(path) as arrays:
+        images, logits = arrays["input"], arrays["logits"]
+    first = fp32_logits(images[:1]) if images.shape == (batch, 3, img_size, img_size) else None
+    # FP32 implementations differ by some 1e-6 of the largest logit; other weights by as much as the logits themselves.
+    if first is None or first.shape != logits[:1].shape or (
+            max_abs_err(first, logits[:1]) > 1e-3 * float(np.abs(logits).max())):
+        raise UserError(f"{shown(path)}: its input or logits are not those of the model measured; write it again with "
+                        "data/batch_data_gen.py, or remove it")
+    return images, logits
+
+
 # --- ONNX files ----------------------------------------------------------------------------------------------
 
 PLUGIN_DOMAIN = "swin"  # of the nodes that the TensorRT plugins implement
@@ -388,6 +429,22 @@ def timed_runs(run_once_ms: Callable[[], float], *, warmup_runs: int = 10, warmu
             return np.array(times)
 
 
+def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the latency scripts: --batch --data --results --min-seconds --min-runs."""
+    parser.add_argument("--batch", type=batch_sizes, default=[1, 32, 128], metavar="N,N",
+                        help="batch sizes (default: 1,32,128)")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR",
+                        help="folder of <model>-b<N>.npz files; where there is none for a batch, held-out crops are "
+                             "used (default: data/)")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
+                        help="folder of latency.csv and environment/ (default: Results/)")
+    parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",
+                        help="measure each row for at least this long (default: 2)")
+    parser.add_argument("--min-runs", type=int, default=100, metavar="N",
+                        help="and for at least this many runs, unless that takes ten times --min-seconds "
+                             "(default: 100)")
+
+
 def latency_figures(times_ms: np.ndarray, batch: int) -> dict[str, str]:
     """The latency columns of Results/latency.csv: median and p99 in ms, and images/s at the median."""
     median = float(np.median(times_ms))
@@ -432,6 +489,16 @@ def gpu_name() -> str:
     return cpu_name()
 
 
+def record_latency(results: Path, row: dict) -> None:
+    """Append one row to <results>/latency.csv and print it."""
+    append_rows(results / "latency.csv", LATENCY_COLUMNS, [row])
+    print(f"{row['runner']:<13} {row['model']} {row['precision']} b{row['batch']:<4} "
+          f"{float(row['latency_ms_median']):>9.3f} ms  p99 {float(row['latency_ms_p99']):>9.3f} ms  "
+          f"{float(row['images_per_s']):>9.1f} images/s  max abs err {row['max_abs_err']}  "
+          f"median rel err {row['median_rel_err']}  top-1 {float(row['top1_agreement']):.1%}  [{row['notes']}]",
+          flush=True)
+
+
 def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
     """Append rows to a CSV table, writing its heading first where the file is new.
 
@@ -460,9 +527,9 @@ def package_versions(*names: str) -> dict[str, str]:
     return versions
 
 
-def write_environment(run_id: str, versions: dict[str, str]) -> None:
-    """Add what a run was measured on to Results/environment/<run_id>.txt: GPU, driver and `versions`, one a line."""
-    path = RESULTS / "environment" / f"{run_id}.txt"
+def write_environment(run_id: str, versions: dict[str, str], results: Path = RESULTS) -> None:
+    """Add what a run was measured on to <results>/environment/<run_id>.txt: GPU, driver and `versions`, one a line."""
+    path = results / "environment" / f"{run_id}.txt"
     known = path.read_text().splitlines() if path.exists() else []
     lines = [f"gpu: {gpu_name()}", f"python: {platform.python_version()}", f"platform: {platform.platform()}"]
     try:

@@ -1,0 +1,206 @@
+"""Latency of the PyTorch model, eager, as TorchScript and by torch.compile, with the error of the same runs beside it.
+
+    python Torch_Latency.py --type swinv2 --resume models/checkpoints/swinv2_small_patch4_window8_256.pth
+
+On the GPU where torch has one, else on the CPU; the first line says which. One row per combination of runner,
+precision and batch goes to Results/latency.csv (on a GPU two for eager and TorchScript: launched kernel by kernel, and
+as one CUDA graph; torch.compile's modes make CUDA graphs by themselves). Errors are against the FP32 ONNX output on the
+same input: data/<model>-b<N>.npz, else --onnx on held-out crops; without an ONNX file, against PyTorch in FP32, which
+the row's notes then say.
+
+The model is measured at its best: constants folded, weights and input in the row's precision, on the device
+before the clock starts. FP32 is without TF32. A combination that fails is reported in one line; the others go on.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from config import add_model_arguments, get_config
+from models.build import checkpoint_path, load_model
+from utils import (
+    ROOT,
+    UserError,
+    add_measuring_arguments,
+    choices,
+    cpu_name,
+    error_figures,
+    first_line,
+    git_commit,
+    latency_figures,
+    max_abs_err,
+    new_run_id,
+    onnx_logits,
+    onnx_session,
+    package_versions,
+    real_images,
+    record_latency,
+    reference_batch,
+    run_script,
+    shown,
+    timed_runs,
+    write_environment,
+)
+
+RUNNERS = ("torch-eager", "torch-script", "torch-compile")
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MODES = ("reduce-overhead", "max-autotune", "default")  # of torch.compile
+
+Run = Callable[[], Tensor]
+
+
+def variants(runner: str, modes: list[str], device: torch.device) -> list[str]:
+    """The ways in which a runner is measured; they become the row's notes."""
+    if runner == "torch-compile":
+        return [f"mode {mode}" for mode in modes]
+    return ["no CUDA graph", "CUDA graph"] if device.type == "cuda" else ["CPU"]
+
+
+def prepare(runner: str, variant: str, model: nn.Module, x: Tensor) -> Run:
+    """One run of the model on x, after whatever is done once: tracing, compiling, capturing. Returns its logits."""
+    if runner == "torch-script":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that TorchScript is the old way
+            model = torch.jit.freeze(torch.jit.trace(model, x))
+    if runner == "torch-compile":
+        torch.compiler.reset()
+        model = torch.compile(model, mode=variant.removeprefix("mode "), dynamic=False, fullgraph=True)
+    if variant != "CUDA graph":
+        return lambda: model(x)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(5):  # libraries choose their algorithms, TorchScript specialises itself
+            model(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = model(x)
+
+    def replay() -> Tensor:
+        graph.replay()
+        return logits
+
+    return replay
+
+
+def timer(run: Run, device: torch.device) -> Callable[[], float]:
+    """One run and its time in ms: CUDA events on the stream, or the clock on a CPU."""
+    def on_gpu() -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def on_cpu() -> float:
+        start = time.perf_counter()
+        run()
+        return 1000 * (time.perf_counter() - start)
+
+    return on_gpu if device.type == "cuda" else on_cpu
+
+
+def onnx_reference(path: Path, model: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+    """The FP32 logits of an ONNX file, as a function of the images.
+
+    Raises:
+        UserError: it is not an export of this model with these weights.
+    """
+    session = onnx_session(path)
+    images = real_images(1, model.img_size)
+    expected, found = torch_logits(model, images), onnx_logits(session, images, path)
+    if found.shape != expected.shape or max_abs_err(found, expected) > 1e-3 * float(np.abs(expected).max()):
+        raise UserError(f"{shown(path)}: its output is not that of the checkpoint; export it again, or give its "
+                        "export with --onnx")
+    return lambda images: onnx_logits(session, images, path)
+
+
+def torch_logits(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    """float32 [N, num_classes] of an FP32 model on the CPU."""
+    with torch.inference_mode():
+        return model(torch.from_numpy(images)).numpy()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    parser.add_argument("--runner", type=lambda text: choices(text, RUNNERS), default=list(RUNNERS), metavar="R,R",
+                        help=f"any of {','.join(RUNNERS)} (default: all)")
+    parser.add_argument("--precision", type=lambda text: choices(text, tuple(PRECISIONS)), default=list(PRECISIONS),
+                        metavar="P,P", help=f"any of {','.join(PRECISIONS)} (default: all)")
+    parser.add_argument("--mode", type=lambda text: choices(text, MODES), default=[MODES[0]], metavar="M,M",
+                        help=f"of torch.compile, any of {','.join(MODES)} (default: {MODES[0]})")
+    parser.add_argument("--onnx", type=Path, metavar="FILE",
+                        help="FP32 export of the model, which errors are taken against "
+                             "(default: onnx/<MODEL.NAME>.onnx where it is there)")
+    add_measuring_arguments(parser)
+    args = parser.parse_args(arguments)
+    config = get_config(args.cfg, args.opts, args.type)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()
+    torch.set_float32_matmul_precision("highest")  # FP32 is FP32: no TF32
+    torch.backends.cudnn.allow_tf32 = False
+
+    checkpoint = checkpoint_path(config, args.resume, args.pretrained)
+    model = load_model(config, checkpoint).fold_constants()
+    name = config.MODEL.NAME
+    onnx_file = args.onnx or ROOT / "onnx" / f"{name}.onnx"
+    if args.onnx or onnx_file.exists():
+        fp32_logits, against = onnx_reference(onnx_file, model), shown(onnx_file)
+    else:
+        fp32_logits, against = (lambda images: torch_logits(model, images)), "PyTorch FP32"
+    run = {"run_id": new_run_id(), "commit": git_commit(), "gpu": gpu, "model": name}
+    print(f"{name} with {shown(checkpoint)} on the {device.type.upper()}, gpu: {gpu}, run {run['run_id']}; "
+          f"errors against {against}", flush=True)
+
+    failed = []
+    rows = 0
+    for batch in args.batch:
+        images, reference = reference_batch(name, batch, model.img_size, fp32_logits, args.data)
+        for precision in args.precision:
+            measured = copy.deepcopy(model).to(device, PRECISIONS[precision])
+            for runner in args.runner:
+                for variant in variants(runner, args.mode, device):
+                    try:
+                        x = torch.from_numpy(images).to(device, PRECISIONS[precision])
+                        with torch.inference_mode():
+                            once = prepare(runner, variant, measured, x)
+                            output = once().float().cpu().numpy()
+                            times_ms = timed_runs(timer(once, device), min_runs=args.min_runs, min_s=args.min_seconds)
+                    except (RuntimeError, MemoryError) as error:  # torch's errors, out of memory among them
+                        failed.append(f"{runner} {precision} b{batch} ({variant})")
+                        print(f"{failed[-1]} failed: {first_line(error)}", file=sys.stderr, flush=True)
+                    else:
+                        notes = variant if against != "PyTorch FP32" else f"{variant}; errors against PyTorch FP32"
+                        rows += 1
+                        record_latency(args.results, {
+                            **run, "runner": runner, "precision": precision, "batch": batch,
+                            **latency_figures(times_ms, batch), **error_figures(output, reference), "notes": notes})
+                    once = x = None  # the next one gets the memory
+                    gc.collect()
+                    if device.type == "cuda":
+                        torch.cuda.empty_cache()
+    write_environment(run["run_id"], {
+        **package_versions("torch", "triton", "numpy"), "torch device": gpu, "torch CUDA": str(torch.version.cuda),
+        "torch cuDNN": str(torch.backends.cudnn.version()), "torch CPU threads": str(torch.get_num_threads()),
+    }, args.results)
+    print(f"wrote {rows} rows to {shown(args.results / 'latency.csv')}")
+    if failed:
+        raise UserError(f"{len(failed)} of {rows + len(failed)} combinations failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

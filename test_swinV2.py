@@ -320,7 +320,7 @@ def print_table(rows: list[dict[str, str]]) -> None:
                         for column, (cell, width) in enumerate(zip(line, widths))))
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     parser.add_argument("--runner", metavar="A,B", help=f"of {','.join(RUNNERS)} (default: those this machine can run "
@@ -339,7 +339,9 @@ def parse_arguments() -> argparse.Namespace:
                         help="images at a time; every size runs over all images and gives its own row (default: 8)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="of PyTorch and onnxruntime (default: the GPU if torch finds one)")
-    args = parser.parse_args()
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
+                        help="where accuracy.csv and environment/ are (default: Results/)")
+    args = parser.parse_args(arguments)
     if args.count is not None and args.count < 1:
         parser.error("--count must be above zero")
     if args.labels and not args.images:
@@ -347,8 +349,8 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
@@ -394,10 +396,10 @@ def main() -> None:
     run_id = new_run_id()
     common = {"run_id": run_id, "commit": git_commit(), "gpu": machine, "model": config.MODEL.NAME,
               "weights": shown(weights)}
-    append_rows(RESULTS / "accuracy.csv", ACCURACY_COLUMNS,
+    append_rows(args.results / "accuracy.csv", ACCURACY_COLUMNS,
                 [{**common, **{key: value for key, value in row.items() if key != "top5"}} for row in rows])
-    write_environment(run_id, package_versions("torch", "onnxruntime", "onnxruntime-gpu"))
-    print(f"added {len(rows)} rows to {shown(RESULTS / 'accuracy.csv')}, run {run_id}")
+    write_environment(run_id, package_versions("torch", "onnxruntime", "onnxruntime-gpu"), args.results)
+    print(f"added {len(rows)} rows to {shown(args.results / 'accuracy.csv')}, run {run_id}")
     if broken:
         raise UserError("; ".join(broken))
 

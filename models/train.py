@@ -182,7 +182,7 @@ def held_out_top1(model: nn.Module, count: int, device: torch.device) -> list[fl
     return [right[labels == label].float().mean().item() for label in range(len(CLASSES))]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--type", choices=tuple(DEFAULT_CFG), help="model type; with no --cfg, its Small variant")
     parser.add_argument("--cfg", type=Path, metavar="YAML", help="the variant, e.g. models/swinv2_micro.yaml")
@@ -199,7 +199,7 @@ def main() -> None:
                         help="default: the GPU if torch finds one")
     parser.add_argument("--precision", choices=("bf16", "fp32"),
                         help="bf16: autocast, weights stay FP32 (default: bf16 on a GPU, fp32 on a CPU)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     for flag in ("steps", "batch_size", "lr", "count"):
         if not getattr(args, flag) > 0:
             parser.error(f"--{flag.replace('_', '-')} must be above zero")

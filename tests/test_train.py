@@ -105,17 +105,12 @@ def test_weight_decay_is_for_matrices(cfg):
         assert name.endswith(("bias", "logit_scale", "bias_table")) or "norm" in name or "cpb_mlp" in name, name
 
 
-@pytest.fixture
-def run_train(monkeypatch):
-    """run_train(argument, ...): the script's main() with this command line, on the CPU."""
-    def call(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["train.py", "--device", "cpu", *arguments])
-        train.main()
-    return call
+def run_train(*arguments: str) -> None:
+    train.main(["--device", "cpu", *arguments])
 
 
 @pytest.mark.parametrize("cfg", ["models/swin_micro.yaml", "models/swinv2_micro.yaml"])
-def test_a_tiny_model_learns_and_its_file_loads(tmp_path, run_train, capsys, cfg):
+def test_a_tiny_model_learns_and_its_file_loads(tmp_path, capsys, cfg):
     output = tmp_path / "tiny.safetensors"
     run_train("--cfg", str(ROOT / cfg), "--opts", *TINY, "--steps", "60", "--batch-size", "32", "--lr", "2e-3",
               "--count", "180", "--half", "--output", str(output))
@@ -137,14 +132,14 @@ def test_a_tiny_model_learns_and_its_file_loads(tmp_path, run_train, capsys, cfg
     assert f"{100 * right:.2f} %" in printed
 
 
-def test_bf16_trains_and_keeps_fp32_weights(tmp_path, run_train):
+def test_bf16_trains_and_keeps_fp32_weights(tmp_path):
     run_train("--cfg", str(ROOT / "models/swinv2_micro.yaml"), "--opts", *TINY, "--steps", "2", "--batch-size", "4",
               "--count", "18", "--precision", "bf16", "--output", str(tmp_path / "tiny.safetensors"))
     with safe_open(tmp_path / "tiny.safetensors", "pt") as file:
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float32}  # noqa: SIM118
 
 
-def test_bad_input_is_named_and_leaves_nothing(tmp_path, run_train):
+def test_bad_input_is_named_and_leaves_nothing(tmp_path):
     (tmp_path / "file").touch()
     tiny = ["--cfg", str(ROOT / "models/swin_micro.yaml"), "--opts", *TINY, "--batch-size", "4"]
     for arguments, problem in [

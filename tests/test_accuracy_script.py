@@ -1,0 +1,293 @@
+"""test_swinV2.py: every figure against one computed another way, folders and labels, runners, bad input."""
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.metrics import top_k_accuracy_score
+
+import test_swinV2 as script
+import utils
+from config import get_config
+from data.photo_crops import CLASSES, held_out_batch
+from models.build import build_model
+from utils import ROOT, UserError
+
+TINY = ["DATA.IMG_SIZE", "32", "MODEL.SWIN.WINDOW_SIZE", "4", "MODEL.SWIN.EMBED_DIM", "16",
+        "MODEL.SWIN.DEPTHS", "[1,2]", "MODEL.SWIN.NUM_HEADS", "[1,2]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0,0]"]
+CFG = {"swinv1": ROOT / "models" / "swin_micro.yaml", "swinv2": ROOT / "models" / "swinv2_micro.yaml"}
+
+
+@pytest.fixture
+def tiny(tmp_path, randomize):
+    """tiny(type, classes): a tiny model with every part at work, and the flags that make the script load it."""
+    def make(model_type: str = "swinv2", classes: int = len(CLASSES)):
+        config = get_config(CFG[model_type], [*TINY, "MODEL.NUM_CLASSES", str(classes)])
+        model = randomize(build_model(config), 3)
+        path = tmp_path / f"{model_type}-{classes}.safetensors"
+        save_file(model.state_dict(), path)
+        flags = ["--cfg", str(CFG[model_type]), "--resume", str(path), "--device", "cpu",
+                 "--results", str(tmp_path / "Results"), "--opts", *TINY]
+        return model, flags
+    return make
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The folder that the flags of `tiny` name."""
+    return tmp_path / "Results"
+
+
+def export(model: torch.nn.Module, path) -> None:
+    images = torch.zeros(2, 3, model.img_size, model.img_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(model, (images,), str(path), dynamo=False, input_names=["input"], output_names=["logits"],
+                          dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}})
+
+
+def rows_of(results) -> list[dict[str, str]]:
+    with (results / "accuracy.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def logits_of(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.from_numpy(images)).numpy()
+
+
+@pytest.mark.parametrize("model_type", ["swinv1", "swinv2"])
+def test_figures_are_those_of_the_logits(tmp_path, results, tiny, capsys, model_type):
+    """The ONNX file holds slightly other weights than the checkpoint, so that every figure has something to say."""
+    model, flags = tiny(model_type)
+    images, labels = held_out_batch(90, 32)
+    reference = logits_of(model, images)
+    with torch.no_grad():
+        model.head.weight.mul_(1 + 0.3 * torch.randn(model.head.weight.shape, generator=torch.Generator()))
+    other = logits_of(model, images)
+    export(model, tmp_path / "other.onnx")
+    script.main([*flags, "--onnx", str(tmp_path / "other.onnx"), "--count", "90", "--batch", "1,8,128"])
+    rows = rows_of(results)
+    assert [(row["engine"], row["precision"], row["batch"]) for row in rows] == [
+        (engine, "fp32", batch) for engine in ("torch", "other.onnx") for batch in ("1", "8", "90")]
+    for row in rows:
+        logits = reference if row["engine"] == "torch" else other
+        share = dict(abs=1e-5)
+        assert float(row["top1"]) == pytest.approx((logits.argmax(1) == labels).mean(), **share)
+        assert float(row["top1_torch"]) == pytest.approx((reference.argmax(1) == labels).mean(), **share)
+        assert float(row["agreement"]) == pytest.approx((logits.argmax(1) == reference.argmax(1)).mean(), **share)
+        error = np.abs(logits - reference)
+        # The folded model and onnxruntime round in another order than the model here; the changed weights err more.
+        assert float(row["max_abs_err"]) == pytest.approx(error.max(), rel=1e-3, abs=1e-4)
+        assert float(row["median_rel_err"]) == pytest.approx(np.median(error / np.abs(reference)), rel=1e-2, abs=1e-5)
+        assert float(row["torch_max_abs_err"]) == 0
+    assert 0 < float(rows[-1]["agreement"]) < 1
+    printed = capsys.readouterr().out
+    top5 = top_k_accuracy_score(labels, other, k=5, labels=range(len(CLASSES)))
+    assert f"{100 * top5:.2f} %" in printed.splitlines()[-2]
+    for left_out in ("torch-fp16: left out", "torch-bf16: left out", "engine: left out"):
+        assert left_out in printed
+    run_id = rows[0]["run_id"]
+    assert f"torch: {torch.__version__}" in (results / "environment" / f"{run_id}.txt").read_text()
+
+
+def test_low_precision_is_measured_against_fp32(results, tiny):
+    _, flags = tiny()
+    script.main([*flags, "--count", "18", "--batch", "18", "--runner", "torch-fp32,torch-fp16,torch-bf16"])
+    fp32, fp16, bf16 = (float(row["max_abs_err"]) for row in rows_of(results))
+    assert fp32 == 0 < fp16 < bf16
+    assert all(row["torch_max_abs_err"] == row["max_abs_err"] for row in rows_of(results))
+
+
+def test_top_k_equals_scikit_learn():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((400, 12)).astype(np.float32), rng.integers(0, 12, 400)
+    for k in (1, 5, 11):
+        expected = top_k_accuracy_score(labels, logits, k=k, labels=range(12))
+        assert script.top_k(logits, labels, k) == pytest.approx(expected)
+    assert script.top_k(logits[:, :3], labels % 3, 5) == 1
+    logits[:, 0] = np.nan
+    assert script.top_k(logits, labels, 5) == 0
+
+
+ENGINE = """#!{python}
+# Stands in for the Python that has TensorRT: takes run_engine.py's flags, and doubles the mean of each channel.
+import argparse, sys, numpy as np
+assert sys.argv[1].endswith("TensorRT/run_engine.py"), sys.argv
+parser = argparse.ArgumentParser()
+for flag in ("--plan", "--input", "--output", "--plugins", "--batch"):
+    parser.add_argument(flag)
+args = parser.parse_args(sys.argv[2:])
+plan = open(args.plan).read()
+if plan == "broken":
+    sys.exit("run_engine.py: error: x.plan: built by another TensorRT; build it again")
+images = np.load(args.input)
+assert images.dtype == np.float32 and images.shape[1:] == (3, 32, 32)
+logits = np.zeros((len(images), 18), np.float32)
+logits[:, :3] = 2 * images.mean(axis=(2, 3))
+logits[:, 3] = int(args.batch)
+if plan == "nan":
+    logits[1, 0] = np.nan
+np.save(args.output, logits)
+"""
+
+
+@pytest.fixture
+def engine_python(tmp_path, monkeypatch):
+    path = tmp_path / "trt_python"
+    path.write_text(ENGINE.format(python=sys.executable))
+    path.chmod(0o755)
+    monkeypatch.setenv("TRT_PYTHON", str(path))
+
+
+def test_engine_runs_in_the_other_python(tmp_path, results, tiny, engine_python):
+    model, flags = tiny()
+    (tmp_path / "swinv2_fp16.plan").write_text("good")
+    script.main([*flags, "--plan", str(tmp_path / "swinv2_fp16.plan"), "--runner", "engine", "--count", "20",
+                 "--batch", "4,16"])
+    images, _ = held_out_batch(20, 32)
+    reference, logits = logits_of(model, images), np.zeros((20, 18), np.float32)
+    logits[:, :3] = 2 * images.mean(axis=(2, 3))
+    for row, batch in zip(rows_of(results), (4, 16)):
+        logits[:, 3] = batch
+        assert (row["engine"], row["precision"], row["batch"]) == ("swinv2_fp16.plan", "fp16", str(batch))
+        assert float(row["max_abs_err"]) == pytest.approx(np.abs(logits - reference).max(), rel=1e-3)
+        # Beside it, what PyTorch does in the engine's precision: an error, but a small one.
+        assert 0 < float(row["torch_max_abs_err"]) < 0.1 * float(row["max_abs_err"])
+
+
+def test_flags_that_the_engine_runner_gives_exist():
+    done = subprocess.run([sys.executable, str(ROOT / "TensorRT" / "run_engine.py"), "--help"],
+                          capture_output=True, text=True)
+    assert all(flag in done.stdout for flag in ("--plan", "--input", "--output", "--plugins", "--batch"))
+
+
+def test_nan_is_reported_in_the_rows_and_fails(tmp_path, results, tiny, engine_python, capsys):
+    _, flags = tiny()
+    (tmp_path / "swinv2.plan").write_text("nan")
+    with pytest.raises(UserError, match=r"swinv2\.plan fp32 at batch 4 gave NaN or infinity for 1 of 10 images"):
+        script.main([*flags, "--plan", str(tmp_path / "swinv2.plan"), "--runner", "engine", "--count", "10",
+                     "--batch", "4"])
+    row, = rows_of(results)
+    assert row["max_abs_err"] == "nan" and "nan" in capsys.readouterr().out
+    assert float(row["agreement"]) <= 0.9 and float(row["top1"]) <= 0.9
+
+
+def test_engine_that_does_not_run_is_one_line(tmp_path, results, tiny, engine_python):
+    _, flags = tiny()
+    (tmp_path / "swinv2.plan").write_text("broken")
+    with pytest.raises(UserError, match=r"swinv2\.plan: the engine did not run: .*built by another TensorRT"):
+        script.main([*flags, "--plan", str(tmp_path / "swinv2.plan"), "--runner", "engine", "--count", "10"])
+    assert not results.exists()
+
+
+# --- folders and labels --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """ImageNet layout: three class folders, two images each, and what belongs to no class beside them."""
+    folder = tmp_path / "val"
+    for label, name in enumerate(("n01", "n02", "n10")):
+        (folder / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = np.random.default_rng(10 * label + i).integers(0, 255, (50, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.JPEG")
+    (folder / "README.txt").touch()
+    return folder
+
+
+def test_class_folders_in_sorted_order_are_the_labels(photos):
+    images = script.folder_images(photos, None, None, 32, 3)
+    assert images.count == 6 and images.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    read = images.read(1, 4)
+    assert read.shape == (3, 3, 32, 32) and read.dtype == np.float32
+    expected = utils.preprocess(utils.load_image(photos / "n02" / "0.JPEG"), 32)
+    np.testing.assert_array_equal(read[1], expected)
+    some = script.folder_images(photos, None, 3, 32, 3)
+    assert some.labels.tolist() == [0, 1, 2], "a count takes images from the whole folder, not from its beginning"
+
+
+def test_label_file_names_the_classes(photos, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("n01/0.JPEG 700\nn01/1.JPEG\t3\n\nn02/0.JPEG 1\nn02/1.JPEG 2\nn10/0.JPEG 999\nn10/1.JPEG 0\n"
+                      "not in the folder.jpg 5\n")
+    assert script.folder_images(photos, labels, None, 32, 1000).labels.tolist() == [700, 3, 1, 2, 999, 0]
+
+
+def test_accuracy_over_a_folder(photos, results, tiny, capsys):
+    model, flags = tiny(classes=3)
+    script.main([*flags, "--images", str(photos), "--runner", "torch-fp32"])
+    images = script.folder_images(photos, None, None, 32, 3)
+    expected = (logits_of(model, images.read(0, 6)).argmax(axis=1) == images.labels).mean()
+    row, = rows_of(results)
+    assert float(row["top1"]) == pytest.approx(expected, abs=1e-5) and row["batch"] == "6"
+    assert "6 of 6 images" in capsys.readouterr().out
+
+
+def test_without_labels_there_is_agreement_alone(photos, results, tiny, capsys):
+    _, flags = tiny(classes=3)
+    script.main([*flags, "--images", str(photos / "n01"), "--runner", "torch-fp32"])
+    script.main([*flags, "--count", "4", "--runner", "torch-fp32"])  # 18 photographs, 3 classes
+    assert [(row["top1"], row["top1_torch"], row["agreement"]) for row in rows_of(results)] == [("", "", "1.00000")] * 2
+    assert capsys.readouterr().out.count("without labels") == 2
+
+
+@pytest.mark.parametrize(("break_it", "problem"), [
+    (lambda folder, labels: labels.write_text("n01/0.JPEG 1\n"), "no label for 5 of 6 images, such as n01/1.JPEG"),
+    (lambda folder, labels: labels.write_text("n01/0.JPEG 3\n"), r"labels\.txt:1: .* index from 0 to 2"),
+    (lambda folder, labels: labels.write_text("n01/0.JPEG cat\n"), r"labels\.txt:1"),
+    (lambda folder, labels: labels.write_bytes(b"\xff\xfe\x00"), "not a text file"),
+    (lambda folder, labels: labels.mkdir(), "is a folder, not a label file"),
+    (lambda folder, labels: None, "no such file"),
+])
+def test_bad_label_files(photos, tmp_path, break_it, problem):
+    break_it(photos, tmp_path / "labels.txt")
+    with pytest.raises(UserError, match=problem):
+        script.folder_images(photos, tmp_path / "labels.txt", None, 32, 3)
+
+
+def test_bad_folders(photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, count, classes, problem in [
+        (tmp_path / "empty", None, 3, "holds no image"), (tmp_path / "missing", None, 3, "no such folder"),
+        (photos, None, 1000, "has 3 class folders and the model 1000 classes"), (photos, 7, 3, "fewer than --count 7"),
+    ]:
+        with pytest.raises(UserError, match=problem):
+            script.folder_images(folder, None, count, 32, classes)
+    (photos / "n02" / "0.JPEG").write_text("no image")
+    with pytest.raises(UserError, match=r"n02/0\.JPEG: cannot be read as an image"):
+        script.folder_images(photos, None, None, 32, 3).read(0, 6)
+    Image.new("RGB", (40, 40)).save(photos / "stray.png")
+    with pytest.raises(UserError, match="both in class folders and beside them"):
+        script.folder_images(photos, None, None, 32, 3)
+
+
+def test_bad_flags_and_files_change_nothing(tmp_path, results, tiny):
+    model, flags = tiny()
+    (tmp_path / "text.onnx").write_text("not a model")
+    export(tiny(classes=3)[0], tmp_path / "classes.onnx")
+    for arguments, problem in [
+        (["--runner", "torch-fp64"], "unknown; choose from"), (["--runner", "engine"], "give --plan FILE"),
+        (["--runner", "onnx", "--onnx", str(tmp_path / "text.onnx")], "is not an ONNX file"),
+        (["--runner", "onnx", "--onnx", str(tmp_path / "no.onnx")], "no such file"),
+        (["--onnx", str(tmp_path / "classes.onnx"), "--count", "4"], r"logits of \[4, 3\] .* the model has 18 classes"),
+        (["--plan", str(tmp_path / "no.plan")], "no such file"), (["--batch", "0"], "not a list of batch sizes"),
+        (["--images", str(tmp_path / "nowhere")], "no such folder"),
+    ]:
+        with pytest.raises(UserError, match=problem):
+            script.main([*flags, *arguments])
+    export(model, tmp_path / "tiny.onnx")
+    with pytest.raises(UserError, match="takes images of 32 pixels and the model 224"):
+        script.main(["--cfg", str(CFG["swinv1"]), "--onnx", str(tmp_path / "tiny.onnx")])
+    for arguments in (["--count", "0"], ["--labels", "x.txt"]):
+        with pytest.raises(SystemExit):
+            script.main([*flags, *arguments])
+    assert not results.exists()

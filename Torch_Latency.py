@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
+import itertools
 import sys
 import time
 import warnings
@@ -113,6 +113,22 @@ def timer(run: Run, device: torch.device) -> Callable[[], float]:
     return on_gpu if device.type == "cuda" else on_cpu
 
 
+def measure(runner: str, variant: str, model: nn.Module, images: np.ndarray, device: torch.device, dtype: torch.dtype,
+            **timing: float) -> tuple[np.ndarray, np.ndarray]:
+    """float32 logits of one combination, and its times in ms by timed_runs(**timing).
+
+    Raises:
+        RuntimeError, MemoryError: it cannot be run: out of memory, no compiler, an operator that lacks the dtype.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    x = torch.from_numpy(images).to(device, dtype)
+    with torch.inference_mode():
+        run = prepare(runner, variant, copy.deepcopy(model).to(device, dtype), x)
+        logits = run().float().cpu().numpy()
+        return logits, timed_runs(timer(run, device), **timing)
+
+
 def onnx_reference(path: Path, model: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     """The FP32 logits of an ONNX file, as a function of the images.
 
@@ -166,40 +182,31 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{name} with {shown(checkpoint)} on the {device.type.upper()}, gpu: {gpu}, run {run['run_id']}; "
           f"errors against {against}", flush=True)
 
-    failed = []
-    rows = 0
-    for batch in args.batch:
-        images, reference = reference_batch(name, batch, model.img_size, fp32_logits, args.data)
-        for precision in args.precision:
-            measured = copy.deepcopy(model).to(device, PRECISIONS[precision])
-            for runner in args.runner:
-                for variant in variants(runner, args.mode, device):
-                    try:
-                        x = torch.from_numpy(images).to(device, PRECISIONS[precision])
-                        with torch.inference_mode():
-                            once = prepare(runner, variant, measured, x)
-                            output = once().float().cpu().numpy()
-                            times_ms = timed_runs(timer(once, device), min_runs=args.min_runs, min_s=args.min_seconds)
-                    except (RuntimeError, MemoryError) as error:  # torch's errors, out of memory among them
-                        failed.append(f"{runner} {precision} b{batch} ({variant})")
-                        print(f"{failed[-1]} failed: {first_line(error)}", file=sys.stderr, flush=True)
-                    else:
-                        notes = variant if against != "PyTorch FP32" else f"{variant}; errors against PyTorch FP32"
-                        rows += 1
-                        record_latency(args.results, {
-                            **run, "runner": runner, "precision": precision, "batch": batch,
-                            **latency_figures(times_ms, batch), **error_figures(output, reference), "notes": notes})
-                    once = x = None  # the next one gets the memory
-                    gc.collect()
-                    if device.type == "cuda":
-                        torch.cuda.empty_cache()
     write_environment(run["run_id"], {
         **package_versions("torch", "triton", "numpy"), "torch device": gpu, "torch CUDA": str(torch.version.cuda),
         "torch cuDNN": str(torch.backends.cudnn.version()), "torch CPU threads": str(torch.get_num_threads()),
     }, args.results)
-    print(f"wrote {rows} rows to {shown(args.results / 'latency.csv')}")
+
+    written, failed = 0, []
+    for batch in args.batch:
+        images, reference = reference_batch(name, batch, model.img_size, fp32_logits, args.data)
+        for precision, runner in itertools.product(args.precision, args.runner):
+            for variant in variants(runner, args.mode, device):
+                try:
+                    output, times_ms = measure(runner, variant, model, images, device, PRECISIONS[precision],
+                                               min_runs=args.min_runs, min_s=args.min_seconds)
+                except (RuntimeError, MemoryError) as error:  # torch's errors, out of memory among them
+                    failed.append(f"{runner} {precision} b{batch} ({variant})")
+                    print(f"{failed[-1]} failed: {first_line(error)}", file=sys.stderr, flush=True)
+                    continue
+                record_latency(args.results, {
+                    **run, "runner": runner, "precision": precision, "batch": batch,
+                    **latency_figures(times_ms, batch), **error_figures(output, reference),
+                    "notes": variant if against == shown(onnx_file) else f"{variant}; errors against {against}"})
+                written += 1
+    print(f"wrote {written} rows to {shown(args.results / 'latency.csv')}")
     if failed:
-        raise UserError(f"{len(failed)} of {rows + len(failed)} combinations failed: {', '.join(failed)}")
+        raise UserError(f"{len(failed)} of {written + len(failed)} combinations failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -327,6 +327,14 @@ def has_plugins(model) -> bool:
     return any(node.domain == PLUGIN_DOMAIN for node in model.graph.node)
 
 
+def onnx_refusals() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises for a model that it cannot load or run."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented,
+            state.RuntimeException, state.EPFail)
+
+
 def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] = ("CPUExecutionProvider",)):
     """An onnxruntime.InferenceSession on an ONNX file; plugin nodes run as the standard operators that they stand for.
 
@@ -340,7 +348,6 @@ def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] =
     model = load_onnx(path)
     try:
         import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as refusals
     except ImportError as error:
         raise UserError("onnxruntime is not installed; pip install -r requirements.txt") from error
     names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
@@ -359,8 +366,7 @@ def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] =
     options.log_severity_level = 3  # errors; warnings are about its own optimisations
     try:
         session = onnxruntime.InferenceSession(source, options, providers=list(providers))
-    except (refusals.Fail, refusals.InvalidArgument, refusals.InvalidGraph, refusals.InvalidProtobuf,
-            refusals.NotImplemented, refusals.RuntimeException) as error:
+    except onnx_refusals() as error:
         raise UserError(f"{shown(path)}: onnxruntime refuses it: {first_line(error)}") from error
     if session.get_providers()[:len(names)] != names:
         raise UserError(f"{names[0]} is installed but does not start (it runs {', '.join(session.get_providers())}); "

@@ -1,0 +1,201 @@
+"""Latency of ONNX files under onnxruntime, on the CPU and by CUDA, with the error of the same runs beside it.
+
+    python Onnx_Latency.py --model onnx/swinv2.onnx onnx/swinv2_fp16.onnx --runner ort-cpu,ort-cuda
+
+One row per file, runner and batch goes to Results/latency.csv (ort-cuda: two, launched kernel by kernel and as one CUDA
+graph). The precision is what the graph computes in. Input and output stay on the device (IO binding); FP32 is without
+TF32. Plugin nodes (of a patched graph) run as the standard operators they stand for.
+
+Errors are against the FP32 output on the same input: data/<model>-b<N>.npz, else the FP32 export itself on held-out
+crops. For an FP32 file of onnx/export_onnx.py that is the file itself; for onnx/swinv2_attention_fp16.onnx it is the
+file that the patches were made on, found beside it by leaving out the name's endings, or given by --reference.
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from utils import (
+    ROOT,
+    UserError,
+    add_measuring_arguments,
+    choices,
+    cpu_name,
+    error_figures,
+    first_line,
+    git_commit,
+    gpu_name,
+    has_plugins,
+    latency_figures,
+    load_onnx,
+    new_run_id,
+    onnx_img_size,
+    onnx_logits,
+    onnx_precision,
+    onnx_refusals,
+    onnx_session,
+    package_versions,
+    record_latency,
+    reference_batch,
+    run_script,
+    shown,
+    timed_runs,
+    write_environment,
+)
+
+# The file to measure; --model overrides it.
+ONNX_FILE = "onnx/swinv1.onnx"
+
+VARIANTS = {"ort-cpu": ("CPU",), "ort-cuda": ("no CUDA graph", "CUDA graph")}  # runner: what its rows' notes say
+
+
+def is_reference(path: Path) -> bool:
+    """Whether an ONNX file is a plain FP32 export: what errors are taken against."""
+    model = load_onnx(path)
+    return onnx_precision(model) == "fp32" and not has_plugins(model)
+
+
+def reference_path(path: Path, given: Path | None) -> Path:
+    """The FP32 export that a file's errors are taken against.
+
+    Raises:
+        UserError: the file is no such export itself, and none lies beside it under a beginning of its name.
+    """
+    if given is not None or is_reference(path):
+        return given or path
+    words = path.stem.split("_")
+    beside = [path.with_name("_".join(words[:count]) + ".onnx") for count in range(len(words) - 1, 0, -1)]
+    for candidate in beside:
+        if candidate.exists() and is_reference(candidate):
+            return candidate
+    raise UserError(f"{shown(path)}: the FP32 export that it was made from is not beside it; give --reference FILE")
+
+
+def available_runners() -> list[str]:
+    """The runners that the installed onnxruntime has."""
+    import onnxruntime
+
+    return ["ort-cpu", "ort-cuda"] if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else ["ort-cpu"]
+
+
+def cuda_stream():
+    """A torch.cuda.Stream to time onnxruntime on with CUDA events; None where no torch with CUDA is installed."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    return torch.cuda.Stream() if torch.cuda.is_available() else None
+
+
+def measure(path: Path, runner: str, variant: str, images: np.ndarray, **timing: float,
+            ) -> tuple[np.ndarray, np.ndarray, str]:
+    """float32 logits of one combination, its times in ms by timed_runs(**timing), and how they were taken.
+
+    Raises:
+        UserError: what onnx_session raises.
+        onnx_refusals(): it cannot be run: out of memory, or a CUDA graph of a model that needs the CPU.
+    """
+    import onnxruntime
+
+    stream, options, providers, device = None, onnxruntime.RunOptions(), ["CPUExecutionProvider"], "cpu"
+    if runner == "ort-cuda":
+        device, stream = "cuda", cuda_stream()
+        cuda = {"use_tf32": "0", "enable_cuda_graph": "1" if variant == "CUDA graph" else "0"}
+        if stream is not None:
+            cuda["user_compute_stream"] = str(stream.cuda_stream)
+            # A run then only queues its work, and the events around it say when the GPU began and ended.
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        providers.insert(0, ("CUDAExecutionProvider", cuda))
+    session = onnx_session(path, providers)
+    output = session.get_outputs()[0]
+    x = onnxruntime.OrtValue.ortvalue_from_numpy(images, device)
+    y = onnxruntime.OrtValue.ortvalue_from_shape_and_type([len(images), output.shape[-1]], np.float32, device)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(session.get_inputs()[0].name, x)
+    binding.bind_ortvalue_output(output.name, y)
+
+    def by_events() -> float:
+        import torch
+
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record(stream)
+        session.run_with_iobinding(binding, options)
+        end.record(stream)
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def by_clock() -> float:
+        start = time.perf_counter()
+        session.run_with_iobinding(binding, options)
+        return 1000 * (time.perf_counter() - start)
+
+    once = by_clock if stream is None else by_events
+    once()  # with a CUDA graph: captures it
+    logits = y.numpy().copy()
+    return logits, timed_runs(once, **timing), "" if stream is not None or device == "cpu" else "; timed by the clock"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, nargs="+", default=[ROOT / ONNX_FILE], metavar="FILE",
+                        help=f"ONNX files (default: {ONNX_FILE})")
+    parser.add_argument("--runner", type=lambda text: choices(text, tuple(VARIANTS)), metavar="R,R",
+                        help=f"any of {','.join(VARIANTS)} (default: those that the installed onnxruntime has)")
+    parser.add_argument("--reference", type=Path, metavar="FILE",
+                        help="FP32 ONNX file that errors are taken against (default: the export that the file was "
+                             "made from)")
+    add_measuring_arguments(parser)
+    args = parser.parse_args(arguments)
+    references = [reference_path(path, args.reference) for path in args.model]
+    runners = args.runner or available_runners()
+    for runner in runners:
+        if runner not in available_runners():
+            raise UserError(f"{runner}: the installed onnxruntime has no CUDA; replace it by onnxruntime-gpu, or leave "
+                            "the runner out")
+    run = {"run_id": new_run_id(), "commit": git_commit()}
+
+    write_environment(run["run_id"], {**package_versions("onnxruntime", "onnxruntime-gpu", "onnx", "numpy"),
+                                      "onnxruntime on": ", ".join(runners)}, args.results)
+
+    written, failed = 0, []
+    for path, reference in zip(args.model, references):
+        graph = load_onnx(path)
+        precision, plugins = onnx_precision(graph), has_plugins(graph)
+        session = onnx_session(reference)
+        img_size = onnx_img_size(session, reference)
+        print(f"{shown(path)}: {precision}, errors against {shown(reference)}, run {run['run_id']}", flush=True)
+        for batch in args.batch:
+            images, expected = reference_batch(
+                reference.stem, batch, img_size,
+                lambda images, session=session, reference=reference: onnx_logits(session, images, reference), args.data)
+            for runner in runners:
+                for variant in VARIANTS[runner]:
+                    try:
+                        logits, times_ms, timed = measure(path, runner, variant, images, min_runs=args.min_runs,
+                                                          min_s=args.min_seconds)
+                    except onnx_refusals() as error:
+                        failed.append(f"{path.stem} {runner} b{batch} ({variant})")
+                        print(f"{failed[-1]} failed: {first_line(error)}", file=sys.stderr, flush=True)
+                        continue
+                    if logits.shape != expected.shape:
+                        raise UserError(f"{shown(path)}: gives logits {list(logits.shape)}, {shown(reference)} gives "
+                                        f"{list(expected.shape)}; give its own export with --reference")
+                    standard = "; plugin nodes as standard operators" if plugins else ""
+                    record_latency(args.results, {
+                        **run, "gpu": cpu_name() if runner == "ort-cpu" else gpu_name(), "runner": runner,
+                        "model": reference.stem, "precision": precision, "batch": batch,
+                        **latency_figures(times_ms, batch), **error_figures(logits, expected),
+                        "notes": f"{path.stem}; {variant}{timed}{standard}"})
+                    written += 1
+    print(f"wrote {written} rows to {shown(args.results / 'latency.csv')}")
+    if failed:
+        raise UserError(f"{len(failed)} of {written + len(failed)} combinations failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

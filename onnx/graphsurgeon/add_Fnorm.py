@@ -10,14 +10,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import onnx_graphsurgeon as gs
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
+from patterns import l2_normalisations  # noqa: E402
+from surgeon import Report, plugin_node, run_surgery  # noqa: E402
 
-import onnx_graphsurgeon as gs
-from patterns import l2_normalisations
-from surgeon import Report, plugin_node, run_surgery
-
-from utils import run_script
+from utils import run_script  # noqa: E402
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv2.onnx"

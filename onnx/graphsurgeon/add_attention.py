@@ -1,6 +1,6 @@
 """Replace each (shifted-)window attention, V1's and V2's, by the plugin node SwinAttention.
 
-    python onnx/graphsurgeon/add_attention.py --onnx onnx/swinv1.onnx --output onnx/swinv1_attention.onnx
+    python onnx/graphsurgeon/add_attention.py --onnx onnx/swinv1.onnx --output onnx/swinv1_attention_alone.onnx
 
 One node stands for all that lies between the linear layers qkv and proj: roll, window partition, (cosine) scores,
 relative position bias, mask, softmax, window reverse and roll back. Where an exporter put roll and partition before
@@ -21,22 +21,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper, numpy_helper
-from patterns import (Unmatched, is_linear, linear_output, moved_tokens, nodes_between, positions, reader, results,
-                      run_between, sources)
-from surgeon import Report, plugin_node, run_surgery
-from tidy import PROBED_BATCHES, add_node, is_output, producer, reshape_target, run, shape_at
 
-from utils import PLUGIN_DOMAIN, run_script
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT))
+from patterns import (  # noqa: E402
+    Unmatched,
+    is_linear,
+    linear_output,
+    moved_tokens,
+    nodes_between,
+    positions,
+    reader,
+    results,
+    run_between,
+    sources,
+)
+from surgeon import Report, plugin_node, run_surgery  # noqa: E402
+from tidy import PROBED_BATCHES, add_node, is_output, producer, reshape_target, session, shape_at  # noqa: E402
+
+from utils import PLUGIN_DOMAIN, run_script  # noqa: E402
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"
-SUFFIX = "_attention"
+SUFFIX = "_attention_alone"
 
 TOLERANCE = 1e-4  # of the largest value; FP32 rounding is below 1e-5, a wrong bias, mask or scale far above
 BIAS_COLUMNS = 8  # the bias has its last axis padded to a multiple of this
@@ -355,7 +365,8 @@ def reference_output(attention: Attention, qkv: np.ndarray) -> np.ndarray:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in zip(names[1:], attention.constants())])
     domains = [helper.make_opsetid("", 17), helper.make_opsetid(PLUGIN_DOMAIN, 1)]
-    return run(helper.make_model(graph, opset_imports=domains, ir_version=8), {"qkv": qkv})[0]
+    model = helper.make_model(graph, opset_imports=domains, ir_version=8)
+    return session(model).run(None, {"qkv": qkv})[0]
 
 
 def main() -> None:

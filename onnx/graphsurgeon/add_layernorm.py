@@ -1,6 +1,6 @@
 """Replace the normalisation of each LayerNorm by the plugin node SwinLayerNorm; weight and bias stay Mul and Add.
 
-    python onnx/graphsurgeon/add_layernorm.py --onnx onnx/swinv1.onnx --output onnx/swinv1_layernorm.onnx
+    python onnx/graphsurgeon/add_layernorm.py --onnx onnx/swinv1.onnx --output onnx/swinv1_layernorm_alone.onnx
 
 SwinLayerNorm gives (x - mean) / sqrt(variance + epsilon) over the last axis. Finds opset 17's LayerNormalization and
 the ReduceMean, Sub, Pow, ... that exporters write below it.
@@ -10,19 +10,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import onnx_graphsurgeon as gs
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
+from patterns import LayerNorm, layer_norms  # noqa: E402
+from surgeon import Report, plugin_node, run_surgery  # noqa: E402
+from tidy import add_node  # noqa: E402
 
-import onnx_graphsurgeon as gs
-from patterns import LayerNorm, layer_norms
-from surgeon import Report, plugin_node, run_surgery
-from tidy import add_node
-
-from utils import run_script
+from utils import run_script  # noqa: E402
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"
-SUFFIX = "_layernorm"
+SUFFIX = "_layernorm_alone"
 
 
 def add_layernorm(graph: gs.Graph) -> Report:

@@ -1,7 +1,7 @@
 """Replace each LayerNorm, with its weight and bias, by the plugin node SwinLayerNormWithParams.
 
     python onnx/graphsurgeon/add_layernorm_with_params.py --onnx onnx/swinv1.onnx \
-        --output onnx/swinv1_layernorm_with_params.onnx
+        --output onnx/swinv1_layernorm.onnx
 
 Takes the same LayerNorms as add_layernorm.py, and also those that it has replaced already.
 """
@@ -10,18 +10,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import onnx_graphsurgeon as gs
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
+from patterns import layer_norms  # noqa: E402
+from surgeon import Report, plugin_node, run_surgery  # noqa: E402
 
-import onnx_graphsurgeon as gs
-from patterns import layer_norms
-from surgeon import Report, plugin_node, run_surgery
-
-from utils import run_script
+from utils import run_script  # noqa: E402
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"
-SUFFIX = "_layernorm_with_params"
+SUFFIX = "_layernorm"
 
 
 def add_layernorm_with_params(graph: gs.Graph) -> Report:

@@ -1,7 +1,7 @@
 """Replace each residual Add with the LayerNorm beside it by one plugin node.
 
     python onnx/graphsurgeon/add_residual_layernorm.py --onnx onnx/swinv1.onnx \
-        --output onnx/swinv1_residual_layernorm.onnx
+        --output onnx/swinv1_residual.onnx
 
 V1 adds, then normalises the sum, which the next Add reads too: SwinAddLayerNorm gives both. V2 normalises a branch,
 then adds it: SwinLayerNormAdd. LayerNorms that add_layernorm.py or add_layernorm_with_params.py has replaced are taken
@@ -12,19 +12,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import onnx_graphsurgeon as gs
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
+from patterns import LayerNorm, layer_norms, made_by, reader  # noqa: E402
+from surgeon import Report, plugin_node, run_surgery  # noqa: E402
+from tidy import is_output, values  # noqa: E402
 
-import onnx_graphsurgeon as gs
-from patterns import LayerNorm, layer_norms, made_by, reader
-from surgeon import Report, plugin_node, run_surgery
-from tidy import is_output, values
-
-from utils import run_script
+from utils import run_script  # noqa: E402
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"
-SUFFIX = "_residual_layernorm"
+SUFFIX = "_residual"
 
 
 def add_residual_layernorm(graph: gs.Graph) -> Report:

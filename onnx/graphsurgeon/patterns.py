@@ -3,18 +3,13 @@ written-out forms, and stretches of a graph that only move elements, whose effec
 """
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import helper
-from tidy import REFUSALS, exported, is_output, producer, reduces_last_axis, run, values
+from tidy import REFUSALS, exported, is_output, producer, reduces_last_axis, session, values
 
 from utils import first_line
 
@@ -66,10 +61,8 @@ def linear_output(matmul: gs.Node) -> gs.Variable:
     """Output of the linear layer that a MatMul belongs to: after its bias, where it has one."""
     product = matmul.outputs[0]
     add = reader(product)
-    if add is not None and add.op == "Add" and operands(add)[1] is not None:
-        if operands(add)[1].size in (matmul.inputs[1].shape[1], 1):
-            return add.outputs[0]
-    return product
+    bias = operands(add)[1] if add is not None and add.op == "Add" else None
+    return product if bias is None or bias.size not in (matmul.inputs[1].shape[1], 1) else add.outputs[0]
 
 
 # --- LayerNorm -----------------------------------------------------------------------------------------------
@@ -133,7 +126,7 @@ def _written_out(sqrt: gs.Node) -> LayerNorm | None:
     if x is None or divide is None or divide.op not in ("Div", "Mul"):
         return None
     numerator = next((tensor for tensor in divide.inputs if _centred(tensor) is x), None)
-    if numerator is None or divide.op == "Div" and divide.inputs[0] is not numerator:
+    if numerator is None or (divide.op == "Div" and divide.inputs[0] is not numerator):
         return None
     return _with_parameters(sqrt.name, x, divide.outputs[0], epsilon, None)
 
@@ -300,7 +293,7 @@ def run_between(graph: gs.Graph, start: gs.Tensor, numbers: np.ndarray, *ends: g
     for output in part.graph.output:
         output.CopyFrom(helper.make_tensor_value_info(output.name, element_type, None))
     try:
-        return run(part, {start.name: numbers})
+        return session(part).run(None, {start.name: numbers})
     except REFUSALS as error:
         raise Unmatched(f"the part from {start.name} does not run by itself: {first_line(error)}") from error
 
@@ -320,3 +313,56 @@ def moved_tokens(graph: gs.Graph, start: gs.Tensor, shape: tuple[int, ...], end:
     if np.any(moved != moved[:, :1] + np.arange(channels)):
         raise Unmatched(f"channels change places between {start.name} and {end.name}")
     return moved[:, 0] // channels
+
+
+# --- regions that want FP32 in an FP16 graph ------------------------------------------------------------------
+
+
+def written_out_normalisations(graph: gs.Graph) -> list[gs.Node]:
+    """The nodes of LayerNorms and F.normalizes that are written out: squares overflow, and 1e-12 is 0, in FP16."""
+    nodes = []
+    for norm in layer_norms(graph):
+        if norm.normalised is not None and norm.plugin is None:
+            nodes += nodes_between([norm.x], [norm.normalised])
+    for norm in l2_normalisations(graph):
+        nodes += nodes_between([norm.x], [norm.y])
+    return nodes
+
+
+def gelus(graph: gs.Graph) -> list[gs.Node]:
+    """The nodes of each x * (1 + erf(x / sqrt(2))) / 2, and Gelu."""
+    nodes = [node for node in graph.nodes if node.op == "Gelu"]
+    for erf in [node for node in graph.nodes if node.op == "Erf"]:
+        scaled = producer(erf.inputs[0])
+        x = operands(scaled)[0] if scaled is not None and scaled.op in ("Div", "Mul") else None
+        end = reader(erf.outputs[0])
+        while x is not None and end is not None and end.op in ("Add", "Mul"):
+            following = reader(end.outputs[0])
+            last = following is None or following.op != "Mul"
+            if last:
+                nodes += nodes_between([x], [end.outputs[0]])
+            end = None if last else following
+    return nodes
+
+
+def softmaxes(graph: gs.Graph) -> list[gs.Node]:
+    """Each Softmax and what is done to the scores between the product of q and k and it."""
+    nodes = []
+    for softmax in [node for node in graph.nodes if node.op == "Softmax"]:
+        node: gs.Node | None = softmax
+        while node is not None and node.op in ("Softmax", "Add", "Mul", "Div", "Reshape"):
+            nodes.append(node)
+            node = producer(next(tensor for tensor in node.inputs if values(tensor) is None))
+    return nodes
+
+
+def head(graph: gs.Graph) -> list[gs.Node]:
+    """The nodes from the pooling of the tokens to the logits; none where the graph does not end so."""
+    nodes = []
+    node = producer(graph.outputs[0])
+    while node is not None and node.op in ("MatMul", "Add", "Reshape", "ReduceMean", "GlobalAveragePool"):
+        nodes.append(node)
+        if node.op in ("ReduceMean", "GlobalAveragePool"):
+            return nodes
+        node = producer(next(tensor for tensor in node.inputs if values(tensor) is None))
+    return []

@@ -7,19 +7,14 @@ patched graphs and the CUDA kernels are both held against it.
 """
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from utils import UserError
+from utils import PLUGIN_DOMAIN, UserError, has_plugins
 
-DOMAIN = "swin"
 LAST_OPSET_OF_AXES_ATTRIBUTE = 17  # from 18 on ReduceMean and ReduceL2 take their axes as an input
 
 
@@ -145,7 +140,12 @@ def _join_heads(ops: Operators, x: str) -> str:
     return ops.op("Reshape", x, ops.constant([0, 0, -1], np.int64))
 
 
-# What each node computes in FP32, from FP32 inputs (names of tensors) to FP32 outputs. A missing optional input is None.
+def _add_layer_norm(ops: Operators, attributes: dict, x: str, residual: str, gamma: str, beta: str) -> list[str]:
+    total = ops.op("Add", x, residual)  # normalised as it is: y does not see the rounding of the output `sum`
+    return [total, ops.layer_norm(total, gamma, beta, attributes["epsilon"])]
+
+
+# What each node computes, from the names of its FP32 inputs to those of its FP32 outputs.
 EXPANSIONS = {
     "SwinLayerNorm": lambda ops, a, x: [ops.normalised(x, a["epsilon"])],
     "SwinLayerNormWithParams": lambda ops, a, x, gamma, beta: [ops.layer_norm(x, gamma, beta, a["epsilon"])],
@@ -160,35 +160,49 @@ EXPANSIONS = {
 }
 
 
-def _add_layer_norm(ops: Operators, attributes: dict, x: str, residual: str, gamma: str, beta: str) -> list[str]:
-    total = ops.op("Add", x, residual)  # normalised as it is: y does not see the rounding of the output `sum`
-    return [total, ops.layer_norm(total, gamma, beta, attributes["epsilon"])]
+LARGE_WEIGHT = 1024  # elements
 
 
-def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of each tensor that the model says or that shape inference can tell."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    types.update({value.name: value.type.tensor_type.elem_type
-                  for value in (*graph.value_info, *graph.input, *graph.output)})
-    return types
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of each tensor, by name, where the model says it or shape inference can tell.
+
+    Large weights are left out of the inference, for which only their types count: it would copy them several times.
+    """
+    graph = model.graph
+    weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    outline = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    outline.graph.node.extend(graph.node)
+    outline.graph.output.extend(graph.output)
+    outline.graph.value_info.extend(graph.value_info)
+    outline.graph.input.extend(value for value in graph.input if value.name not in weights)
+    for tensor in graph.initializer:
+        if np.prod(tensor.dims) > LARGE_WEIGHT:
+            outline.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            outline.graph.initializer.append(tensor)
+    inferred = onnx.shape_inference.infer_shapes(outline).graph
+    types = {value.name: value.type.tensor_type.elem_type
+             for value in (*inferred.value_info, *inferred.input, *inferred.output)}
+    return types | weights
 
 
 def expand(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model in which each plugin node is replaced by standard operators.
+    """A copy of the model in which each plugin node is replaced by standard operators; itself, where it has none.
 
     The operators compute in FP32; an FP16 node's input and output are cast. Tensor names outside the nodes stay.
 
     Raises:
         UserError: a node of the domain `swin` that has no reference meaning.
     """
+    if not has_plugins(model):
+        return model
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    types = _element_types(model)
+    types = element_types(model)
     expanded = onnx.ModelProto()
     expanded.CopyFrom(model)
     del expanded.graph.node[:]
     for index, node in enumerate(model.graph.node):
-        if node.domain != DOMAIN:
+        if node.domain != PLUGIN_DOMAIN:
             expanded.graph.node.append(node)
             continue
         if node.op_type not in EXPANSIONS:
@@ -203,7 +217,7 @@ def expand(model: onnx.ModelProto) -> onnx.ModelProto:
             ops.nodes.append(helper.make_node("Cast", [name], [output], name=f"{output}/cast", to=element_type))
         expanded.graph.node.extend(ops.nodes)
         expanded.graph.initializer.extend(ops.initializers)
-    domains = [entry for entry in expanded.opset_import if entry.domain != DOMAIN]
+    domains = [entry for entry in expanded.opset_import if entry.domain != PLUGIN_DOMAIN]
     del expanded.opset_import[:]
     expanded.opset_import.extend(domains)
     return expanded

@@ -1,4 +1,4 @@
-"""What every surgery script does around its own replacement: load, tidy, count, check against the unpatched graph, save.
+"""What every surgery script does around its own replacement: load, tidy, count, check against the unpatched, save.
 
 A script gives `run_surgery` its steps. A step takes a tidied onnx_graphsurgeon graph, replaces in place, and gives back
 a Report. Nothing is written unless something was replaced and the patched graph computes the same.
@@ -6,22 +6,18 @@ a Report. Nothing is written unless something was replaced and the patched graph
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from tidy import LAST_OPSET_OF_TENSORRT_8, REFUSALS, drop_idle, exported, image_input, opset_of, run, tidy
+from tidy import LAST_OPSET_OF_TENSORRT_8, REFUSALS, drop_idle, exported, image_input, opset_of, session, tidy
 
 from data.photo_crops import held_out_batch
-from utils import PLUGIN_DOMAIN, UserError, first_line, load_onnx, max_abs_err, onnx_precision, shown, whole_file
+from utils import PLUGIN_DOMAIN, ROOT, UserError, first_line, load_onnx, max_abs_err, onnx_precision, shown, whole_file
 
 CHECKED_BATCHES = (1, 3)
 TOLERANCE = 1e-5  # of the largest logit: both graphs compute in FP32, in a different order
@@ -108,10 +104,14 @@ def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = T
     if dims[1] != 3 or dims[2] != dims[3]:
         raise UserError(f"takes images {dims[1:]}; there are only square colour images to check with, use --no-check")
     lines = []
+    try:
+        expected_by, actual_by = session(model), session(patched)
+    except REFUSALS as error:
+        raise UserError(f"onnxruntime refuses it: {first_line(error)}") from error
     for batch in CHECKED_BATCHES if dims[0] is None else (dims[0],):
         images = {name: held_out_batch(batch, dims[2])[0]}
         try:
-            expected, actual = run(model, images)[0], run(patched, images)[0]
+            (expected,), (actual,) = expected_by.run(None, images), actual_by.run(None, images)
         except REFUSALS as error:
             raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
         error, largest = max_abs_err(actual, expected), float(np.abs(expected).max())
@@ -123,26 +123,41 @@ def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = T
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, onnx_file: str, suffix: str) -> None:
-    """The flags of every script here: --onnx, --output, --no-check."""
-    parser.add_argument("--onnx", default=onnx_file, help="graph to change (default: %(default)s)")
-    parser.add_argument("--output", help=f"file to write (default: the input's name with {suffix} appended)")
+    """The flags of every script here: --onnx, --output, --no-check. `onnx_file` is relative to the repository."""
+    parser.add_argument("--onnx", type=Path, default=ROOT / onnx_file, metavar="FILE",
+                        help=f"graph to change, in FP32 (default: {onnx_file})")
+    parser.add_argument("--output", type=Path, metavar="FILE",
+                        help=f"graph to write (default: beside the first, with {suffix} appended to its name)")
     parser.add_argument("--no-check", action="store_true",
-                        help="do not run both graphs on held-out images before writing")
+                        help="do not compare the two graphs on held-out images before writing")
 
 
-def file_arguments(args: argparse.Namespace, suffix: str) -> tuple[Path, Path]:
-    """Source and target of a script's flags; relative defaults count from the repository's root.
+def target_of(args: argparse.Namespace, suffix: str) -> Path:
+    """The file to write.
 
     Raises:
-        UserError: both are the same file.
+        UserError: it is the file to read.
     """
-    source = Path(args.onnx)
-    if not source.exists() and (ROOT / source).exists():
-        source = ROOT / source
-    target = Path(args.output) if args.output else source.with_name(f"{source.stem}{suffix}.onnx")
-    if target.resolve() == source.resolve():
-        raise UserError(f"{shown(target)}: is the file to read; give another --output")
-    return source, target
+    target = args.output or args.onnx.with_name(f"{args.onnx.stem}{suffix}.onnx")
+    if target.resolve() == args.onnx.resolve():
+        raise UserError(f"{shown(target)}: is the graph to change; give another --output")
+    return target
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """The model in a file; says what was read."""
+    model = load_onnx(path)
+    print(f"read {shown(path)}: {len(model.graph.node)} nodes, opset {opset_of(model)}")
+    return model
+
+
+def patch_and_check(model: onnx.ModelProto, steps: list[Step], checked: bool) -> onnx.ModelProto:
+    """`patch`, and `check` if asked for; prints what both found."""
+    patched, reports = patch(model, steps)
+    print("\n".join(line for report in reports for line in report.lines()))
+    if checked:
+        print("\n".join(check(model, patched)))
+    return patched
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -168,14 +183,10 @@ def run_surgery(steps: list[Step], onnx_file: str, suffix: str, description: str
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_file_arguments(parser, onnx_file, suffix)
     args = parser.parse_args()
-    source, target = file_arguments(args, suffix)
-    model = load_onnx(source)
-    print(f"read {shown(source)}: {len(model.graph.node)} nodes, opset {opset_of(model)}")
+    target = target_of(args, suffix)
+    model = read(args.onnx)
     try:
-        patched, reports = patch(model, steps)
-        print("\n".join(line for report in reports for line in report.lines()))
-        if not args.no_check:
-            print("\n".join(check(model, patched)))
+        patched = patch_and_check(model, steps, not args.no_check)
     except UserError as error:
-        raise UserError(f"{shown(source)}: {error}") from error
+        raise UserError(f"{shown(args.onnx)}: {error}") from error
     save(patched, target)

@@ -13,11 +13,7 @@ batch is a multiple of it. After `tidy`:
 """
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -40,12 +36,12 @@ REFUSALS = (ort_state.Fail, ort_state.InvalidArgument, ort_state.InvalidGraph, o
 # --- small things that every surgery script needs ------------------------------------------------------------
 
 
-def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], outputs: list[str] | None = None) -> list[np.ndarray]:
-    """Outputs of a model on the CPU by onnxruntime, plugin nodes by their reference meaning."""
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """The model in onnxruntime on the CPU, plugin nodes by their reference meaning."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors arrive as exceptions
     serialized = reference.expand(model).SerializeToString()
-    return onnxruntime.InferenceSession(serialized, options, ["CPUExecutionProvider"]).run(outputs, feeds)
+    return onnxruntime.InferenceSession(serialized, options, ["CPUExecutionProvider"])
 
 
 def exported(graph: gs.Graph) -> onnx.ModelProto:
@@ -80,7 +76,7 @@ def add_node(graph: gs.Graph, op: str, inputs: list, output: gs.Variable | str, 
     return output
 
 
-def replace_uses(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
+def replace_uses(old: gs.Tensor, new: gs.Tensor) -> None:
     """Let every node that reads `old` read `new`."""
     for node in list(old.outputs):
         for i, tensor in enumerate(node.inputs):
@@ -168,14 +164,24 @@ def image_input(model: onnx.ModelProto) -> tuple[str, list[int | None]]:
     return inputs[0].name, dims
 
 
-def _probe(model: onnx.ModelProto, batch: int) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, ...]]]:
-    """Run once at a batch size: the values of all integer tensors and the shapes of all others, by name."""
+@dataclass
+class Run:
+    """What running a model once at a batch size showed."""
+
+    integers: dict[str, np.ndarray]         # values of the integer tensors, by name
+    shapes: dict[str, tuple[int, ...]]      # of all others
+
+
+def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
+    """Run a model once at each batch size, to see what depends on the batch and how."""
     name, dims = image_input(model)
-    probed = onnx.shape_inference.infer_shapes(reference.expand(model))
-    types = {value.name: value.type.tensor_type.elem_type for value in (*probed.graph.value_info, *probed.graph.output)}
+    expanded = reference.expand(model)
+    types = reference.element_types(expanded)
     computed = [output for node in model.graph.node for output in node.output if output]
     integers = [output for output in computed if types.get(output) in INTEGER_TYPES]
     others = [output for output in computed if types.get(output) not in INTEGER_TYPES]
+    probed = onnx.ModelProto()
+    probed.CopyFrom(expanded)
     del probed.graph.output[:]
     for output in integers:
         probed.graph.output.append(helper.make_tensor_value_info(output, types[output], None))
@@ -183,13 +189,18 @@ def _probe(model: onnx.ModelProto, batch: int) -> tuple[dict[str, np.ndarray], d
         shape = f"{output}/probed_shape"
         probed.graph.node.append(helper.make_node("Shape", [output], [shape]))
         probed.graph.output.append(helper.make_tensor_value_info(shape, TensorProto.INT64, None))
-    image = np.random.default_rng(0).standard_normal((batch, *dims[1:])).astype(np.float32)
+    runs = []
     try:
-        found = run(probed, {name: image})
+        runner = session(probed)
+        for batch in batches:
+            image = np.random.default_rng(0).standard_normal((batch, *dims[1:])).astype(np.float32)
+            found = runner.run(None, {name: image})
+            shapes = (tuple(int(dim) for dim in shape) for shape in found[len(integers):])
+            runs.append(Run(dict(zip(integers, found)), dict(zip(others, shapes))))
     except REFUSALS as error:
+        batch = batches[min(len(runs), len(batches) - 1)]
         raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
-    return (dict(zip(integers, found)),
-            {output: tuple(int(dim) for dim in shape) for output, shape in zip(others, found[len(integers):])})
+    return runs
 
 
 def _symbolic(shapes: list[tuple[int, ...]], batches: tuple[int, ...]) -> list[int | str | None]:
@@ -213,20 +224,20 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
         UserError: the model is no image classifier, or onnxruntime does not run it at batches 2 and 3 although its
             batch is not fixed.
     """
-    name, dims = image_input(model)
+    _, dims = image_input(model)
     batches = PROBED_BATCHES if dims[0] is None else (dims[0],)
-    probes = [_probe(model, batch) for batch in batches]
+    first, *others = runs = _probe(model, batches)
 
     graph = gs.import_onnx(model)
     tensors = graph.tensors()
-    for tensor in probes[0][1]:
-        tensors[tensor].shape = _symbolic([shapes[tensor] for _, shapes in probes], batches)
+    for tensor in first.shapes:
+        tensors[tensor].shape = _symbolic([run.shapes[tensor] for run in runs], batches)
         tensors[tensor].dtype = tensors[tensor].dtype or np.float32
     graph.inputs[0].shape = [BATCH if dims[0] is None else dims[0], *dims[1:]]
-
-    for tensor, first in probes[0][0].items():
-        if all(np.array_equal(first, found[tensor]) for found, _ in probes) and not is_output(graph, tensors[tensor]):
-            _make_constant(tensors[tensor], first)
+    for tensor, numbers in first.integers.items():
+        same = all(np.array_equal(numbers, run.integers[tensor]) for run in others)
+        if same and not is_output(graph, tensors[tensor]):
+            _make_constant(tensors[tensor], numbers)
     _fold_weights(graph)
     for node in list(graph.cleanup().nodes):
         _plain_operator(graph, node)
@@ -259,17 +270,15 @@ def _fold_weights(graph: gs.Graph) -> None:
         return
     weights_only = gs.Graph(idle, [], wanted, opset=graph.opset, import_domains=graph.import_domains,
                             ir_version=graph.ir_version)
-    for tensor, numbers in zip(wanted, run(_untyped(exported(weights_only)), {})):
+    for tensor, numbers in zip(wanted, session(_with_output_types(exported(weights_only))).run(None, {})):
         _make_constant(tensor, numbers)
 
 
-def _untyped(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop the recorded types and shapes of inner tensors: they may not hold for a part that is run by itself."""
-    del model.graph.value_info[:]
-    typed = onnx.shape_inference.infer_shapes(model)
-    types = {value.name: value.type for value in (*typed.graph.value_info, *typed.graph.output)}
+def _with_output_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer the types of the outputs anew: those of constants are not recorded."""
+    types = reference.element_types(model)
     for output in model.graph.output:
-        output.type.CopyFrom(types[output.name])
+        output.CopyFrom(helper.make_tensor_value_info(output.name, types[output.name], None))
     return model
 
 
@@ -338,7 +347,7 @@ def _is_token_operator(node: gs.Node, computed: list[gs.Variable], flat: dict[st
     leading = tensors[0].shape[:3] if tensors[0].shape else None
     if any(tensor.shape is None or len(tensor.shape) != 4 or tensor.shape[:3] != leading for tensor in tensors):
         return False
-    if leading[0] != BATCH and not isinstance(leading[0], int) or not all(isinstance(dim, int) for dim in leading[1:]):
+    if (leading[0] != BATCH and not isinstance(leading[0], int)) or None in leading:
         return False
     constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
     if node.op in TOKEN_OPERATORS:
@@ -368,15 +377,12 @@ def drop_idle(graph: gs.Graph) -> None:
             if not node.outputs or not node.inputs or isinstance(node.inputs[0], gs.Constant):
                 continue
             x, y = node.inputs[0], node.outputs[0]
-            before = producer(x)
-            if node.op == "Reshape" and before is not None and before.op == "Reshape" and values(node.inputs[1]) is not None:
+            before = producer(x) if node.op == "Reshape" and values(node.inputs[1]) is not None else None
+            if before is not None and before.op == "Reshape":
                 node.inputs[0] = before.inputs[0]  # what it was reshaped to in between does not matter
                 changed = True
-            elif _is_idle(node) and not is_output(graph, y) and y.outputs:
-                replace_uses(graph, y, x)
-                changed = True
-            elif node.op == "Expand" and y.outputs and all(_broadcasts(reader, y) for reader in y.outputs):
-                replace_uses(graph, y, x)
+            elif y.outputs and not is_output(graph, y) and _is_idle(node):
+                replace_uses(y, x)
                 changed = True
         graph.cleanup()
     graph.toposort()
@@ -385,6 +391,8 @@ def drop_idle(graph: gs.Graph) -> None:
 def _is_idle(node: gs.Node) -> bool:
     x, y = node.inputs[0], node.outputs[0]
     if node.op in ("Identity", "Dropout"):
+        return True
+    if node.op == "Expand" and all(_broadcasts(reader, y) for reader in y.outputs):
         return True
     if node.op == "Cast":
         return x.dtype is not None and helper.np_dtype_to_tensor_dtype(np.dtype(x.dtype)) == node.attrs["to"]

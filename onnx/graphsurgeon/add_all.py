@@ -1,0 +1,50 @@
+"""Apply all plugins at once: what the engines build_*_attention_fp16.sh are built from.
+
+    python onnx/graphsurgeon/add_all.py --onnx onnx/swinv1.onnx --fp16      writes onnx/swinv1_attention_fp16.onnx
+
+Attention, patch merging, residual Add + LayerNorm, then the LayerNorms that are left; with --fp16 the conversion of
+to_fp16.py after them. Equal to running those scripts one after the other.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT))
+from add_attention import add_attention  # noqa: E402
+from add_layernorm_with_params import add_layernorm_with_params  # noqa: E402
+from add_patch_merging import add_patch_merging  # noqa: E402
+from add_residual_layernorm import add_residual_layernorm  # noqa: E402
+from surgeon import add_file_arguments, patch_and_check, read, save, target_of  # noqa: E402
+from to_fp16 import add_precision_arguments, convert_and_check, islands  # noqa: E402
+
+from utils import UserError, run_script, shown  # noqa: E402
+
+# Edit here, or give --onnx and --output.
+ONNX_FILE = "onnx/swinv1.onnx"
+SUFFIX = "_attention"
+
+STEPS = [add_attention, add_patch_merging, add_residual_layernorm, add_layernorm_with_params]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_file_arguments(parser, ONNX_FILE, f"{SUFFIX} or {SUFFIX}_fp16")
+    parser.add_argument("--fp16", action="store_true", help="convert the patched graph to FP16")
+    add_precision_arguments(parser)
+    args = parser.parse_args()
+    target, fp32 = target_of(args, f"{SUFFIX}_fp16" if args.fp16 else SUFFIX), islands(args.fp32)
+    model = read(args.onnx)
+    try:
+        patched = patch_and_check(model, STEPS, not args.no_check)
+        if args.fp16:
+            patched = convert_and_check(patched, fp32, not args.no_check)
+    except UserError as error:
+        raise UserError(f"{shown(args.onnx)}: {error}") from error
+    save(patched, target)
+
+
+if __name__ == "__main__":
+    run_script(main)

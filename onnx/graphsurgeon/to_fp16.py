@@ -1,0 +1,165 @@
+"""Make the FP16 graph: FP16 weights and activations with FP32 islands, FP32 input and output.
+
+    python onnx/graphsurgeon/to_fp16.py --onnx onnx/swinv1.onnx --output onnx/swinv1_fp16.onnx
+
+Patch first, convert last: the other scripts take FP32 graphs only. What stays FP32:
+  - LayerNorm and F.normalize where they are written out in operators, because their squares overflow and an epsilon of
+    1e-12 is zero in FP16 (one LayerNormalization node is FP16: what runs it accumulates in FP32);
+  - the parameters of plugin nodes (gamma, beta, bias, logit_scale), as their contract says;
+  - what --fp32 names: `head` (pooling and classifier, a few microseconds; without it each logit is rounded to FP16),
+    `gelu`, `softmax` (scores, bias and mask too), or `none`.
+
+The conversion is onnxruntime's convert_float_to_float16. Here are chosen the nodes it leaves alone, and removed the
+pairs of Cast that it puts between two of them. A weight beyond FP16's range is an error, not clamped.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT))
+from patterns import gelus, head, softmaxes, written_out_normalisations  # noqa: E402
+from surgeon import add_file_arguments, check, read, save, target_of  # noqa: E402
+from tidy import exported, producer, replace_uses, tidy, values  # noqa: E402
+
+from utils import PLUGIN_DOMAIN, UserError, choices, onnx_precision, run_script, shown  # noqa: E402
+
+# Edit here, or give --onnx and --output.
+ONNX_FILE = "onnx/swinv1.onnx"
+SUFFIX = "_fp16"
+
+ISLANDS = {"head": head, "gelu": gelus, "softmax": softmaxes}
+FP32_BY_DEFAULT = "head"
+LARGEST = float(np.finfo(np.float16).max)
+# Of the largest logit. FP16 rounds to 2^-11 = 5e-4 at each of about a hundred steps; a lost bias or an overflow costs
+# far more than this.
+TOLERANCE = 0.05
+
+
+def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fp32", default=FP32_BY_DEFAULT, metavar="WHAT",
+                        help=f"with commas between them, of {', '.join(ISLANDS)}: what is to stay FP32 besides "
+                             "written-out LayerNorm and F.normalize; or none (default: %(default)s)")
+
+
+def islands(text: str) -> list[str]:
+    """What --fp32 takes.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    return [] if text == "none" else choices(text, tuple(ISLANDS))
+
+
+def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
+    """The FP16 form of an FP32 model, patched or not.
+
+    Args:
+        fp32: keys of ISLANDS that stay FP32.
+    Raises:
+        UserError: the model is not FP32, or a weight is beyond FP16's range.
+    """
+    precision = onnx_precision(model)
+    if precision != "fp32":
+        raise UserError(f"is an {precision.upper()} graph already; give the FP32 graph")
+    graph = tidy(model)
+    kept = {node.name for nodes in (written_out_normalisations(graph), *(ISLANDS[name](graph) for name in fp32))
+            for node in nodes}
+    parameters = _parameters(graph)
+    _refuse_overflow(graph, kept, parameters)
+    _own_constants(graph, kept)
+    converted = convert_float_to_float16(exported(graph), keep_io_types=True, disable_shape_infer=True,
+                                         op_block_list=[], node_block_list=sorted(kept))
+    fp16 = gs.import_onnx(converted).toposort()
+    for tensor in fp16.tensors().values():
+        if tensor.name in parameters:
+            tensor.values = parameters[tensor.name]
+    _drop_casts(fp16)
+    result = exported(fp16)
+    result.producer_name, result.producer_version = model.producer_name, model.producer_version
+    onnx.checker.check_model(result)
+    return result
+
+
+def _parameters(graph: gs.Graph) -> dict[str, np.ndarray]:
+    """Constants that plugin nodes read, by name: FP32 by contract."""
+    return {tensor.name: values(tensor) for node in graph.nodes if node.domain == PLUGIN_DOMAIN
+            for tensor in node.inputs if values(tensor) is not None}
+
+
+def _refuse_overflow(graph: gs.Graph, kept: set[str], parameters: dict[str, np.ndarray]) -> None:
+    for node in graph.nodes:
+        for tensor in node.inputs if node.name not in kept else ():
+            numbers = values(tensor)
+            if numbers is None or numbers.dtype != np.float32 or tensor.name in parameters or not numbers.size:
+                continue
+            if np.abs(numbers).max() > LARGEST:
+                raise UserError(f"the constant {tensor.name} of {node.name} holds {np.abs(numbers).max():.3g}, beyond "
+                                f"FP16's {LARGEST:.0f}; keep the graph in FP32")
+
+
+def _own_constants(graph: gs.Graph, kept: set[str]) -> None:
+    """Give the nodes that stay FP32 constants of their own: one shared with an FP16 node would become FP16."""
+    for node in [node for node in graph.nodes if node.name in kept]:
+        for i, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant) and len(tensor.outputs) > 1:
+                node.inputs[i] = gs.Constant(f"{node.name}/constant_{i}", tensor.values)
+
+
+def _drop_casts(graph: gs.Graph) -> None:
+    """Remove a Cast that undoes the Cast before it, which the converter leaves between two nodes that stay FP32."""
+    for node in [node for node in graph.nodes if node.op == "Cast"]:
+        before = producer(node.inputs[0])
+        if before is None or before.op != "Cast":
+            continue
+        original = before.inputs[0]
+        if original.dtype is None or helper.np_dtype_to_tensor_dtype(np.dtype(original.dtype)) != node.attrs["to"]:
+            continue
+        if any(node.outputs[0] is output for output in graph.outputs):
+            maker = producer(original)
+            if maker is None or len(original.outputs) > 1:
+                continue
+            maker.outputs[[tensor is original for tensor in maker.outputs].index(True)] = node.outputs[0]
+            node.outputs.clear()
+        else:
+            replace_uses(node.outputs[0], original)
+    graph.cleanup().toposort()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_file_arguments(parser, ONNX_FILE, SUFFIX)
+    add_precision_arguments(parser)
+    args = parser.parse_args()
+    target, fp32 = target_of(args, SUFFIX), islands(args.fp32)
+    model = read(args.onnx)
+    try:
+        converted = convert_and_check(model, fp32, not args.no_check)
+    except UserError as error:
+        raise UserError(f"{shown(args.onnx)}: {error}") from error
+    save(converted, target)
+
+
+def convert_and_check(model: onnx.ModelProto, fp32: list[str], checked: bool) -> onnx.ModelProto:
+    """`to_fp16`, and a comparison with the FP32 model if asked for; prints what both found."""
+    converted = to_fp16(model, fp32)
+    weights = {tensor.data_type for tensor in converted.graph.initializer}
+    casts = sum(node.op_type == "Cast" for node in converted.graph.node)
+    print(f"FP16, with {casts} Cast" + (f"; FP32: {', '.join(fp32)}" if fp32 else ""))
+    if TensorProto.FLOAT16 not in weights:
+        raise UserError("has no FP32 weight to convert")
+    if checked:
+        print("\n".join(check(model, converted, TOLERANCE)))
+    return converted
+
+
+if __name__ == "__main__":
+    run_script(main)

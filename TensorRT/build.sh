@@ -24,7 +24,7 @@ usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
 
 Builder options, --flag=value, go to the builder as they are: --noTF32, --memPoolSize=workspace:MIB (default 4096),
 --builderOptimizationLevel=0-5, --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN (where those libraries are missing),
---timingCacheFile=FILE, --profilingVerbosity=..., --verbose.
+--precisionConstraints=obey, --timingCacheFile=FILE, --profilingVerbosity=..., --verbose.
 X
 }
 
@@ -40,7 +40,8 @@ how_to_make() {
         *_attention)      echo "python onnx/graphsurgeon/add_all.py --onnx onnx/$base.onnx" ;;
         *_fp16)           echo "python onnx/graphsurgeon/to_fp16.py --onnx onnx/${model%_fp16}.onnx" ;;
         *_layernorm)      echo "python onnx/graphsurgeon/add_layernorm_with_params.py --onnx onnx/$base.onnx" ;;
-        *)                echo "python onnx/export_onnx.py --type ${model%%_*}" ;;
+        swinv1 | swinv2)  echo "python onnx/export_onnx.py --type $model" ;;
+        *)                echo "python onnx/export_onnx.py --output onnx/$model.onnx (see its --help)" ;;
     esac
 }
 

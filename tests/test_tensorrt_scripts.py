@@ -84,7 +84,7 @@ def test_build_flags_of_any_model():
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["onnx/absent.onnx"], "onnx/absent.onnx: no such file; make it with: python onnx/export_onnx.py"),
+    (["onnx/absent.onnx"], "onnx/absent.onnx: no such file; make it with: python onnx/export_onnx.py --output"),
     (["onnx/absent_fp16.onnx", "--fp16"], "to_fp16.py --onnx onnx/absent.onnx"),
     (["onnx/absent_attention_fp16.onnx", "--fp16"], "add_all.py --onnx onnx/absent.onnx --fp16"),
     (["onnx/absent_layernorm.onnx"], "add_layernorm_with_params.py --onnx onnx/absent.onnx"),

@@ -7,8 +7,8 @@
 // (token_of, mask_flags): nothing but qkv is read and nothing but the result is written.
 //
 // Two kernels compute the same:
-//   plain_attention        one thread a query, FP32 arithmetic. FP32 tensors, GPUs before sm_80, unaligned pointers.
-//   tensor_core_attention  FP16 and BF16 from sm_80 on. A block of kWarps warps owns one head and 16 * kWarps queries
+//   plain_attention        one thread a query, FP32 arithmetic. FP32 tensors, BF16 before sm_80, unaligned pointers.
+//   tensor_core_attention  FP16, and BF16 from sm_80 on. A block of kWarps warps owns one head and 16 * kWarps queries
 //                          of a window; each warp keeps 16 rows of scores in registers from q k^T to p v (as flash
 //                          attention does), so scores never touch memory. Keys arrive in tiles of 16 * kWarps.
 //
@@ -17,11 +17,16 @@
 
 #include "attention_kernel.h"
 
+#include <climits>
 #include <cstdint>
 
+#include "common/mma.cuh"
 #include "common/swin_types.h"
 #include "common/vector_io.cuh"
 
+#ifndef SWIN_RESIDENT
+#define SWIN_RESIDENT 4
+#endif
 namespace {
 
 using swin::from_float;
@@ -33,40 +38,38 @@ constexpr float kNormEpsilon = 1e-12F;  // F.normalize's, on the norm and not on
 
 struct Shape {
     int height, width, channels, num_heads, window, shift;
-    int positions;           // N = window^2
-    int bias_stride;         // Np
-    int windows_x, windows;  // windows in a row of one image; windows in the whole batch
-    int windows_per_image;
-    int reciprocal;  // position / window == position * reciprocal >> 16, exact for window <= 32
+    int positions;            // N = window^2
+    int bias_stride;          // Np
+    int windows_x, windows_y, windows;  // windows along an image's sides; in the whole batch
+    int reciprocal;           // position / window == position * reciprocal >> 16, exact for window <= 32
     float scale, mask_value;
 };
 
 struct Window {
-    int y, x;          // in units of windows
-    long long tokens;  // tokens of the images before this one
-    int mask_axes;     // bit 0: last row of windows, bit 1: last column; 0 where nothing is masked
+    int y, x;    // in units of windows
+    int tokens;  // tokens of the images before this one
 };
 
 __device__ Window window_at(const Shape& shape, int index) {
-    int const image = index / shape.windows_per_image;
-    int const in_image = index - image * shape.windows_per_image;
-    Window window;
-    window.y = in_image / shape.windows_x;
-    window.x = in_image - window.y * shape.windows_x;
-    window.tokens = static_cast<long long>(image) * shape.height * shape.width;
-    bool const last_row = (window.y + 1) * shape.window == shape.height;
-    bool const last_column = window.x + 1 == shape.windows_x;
-    window.mask_axes = shape.shift > 0 ? static_cast<int>(last_row) | static_cast<int>(last_column) << 1 : 0;
-    return window;
+    int const row = index / shape.windows_x;
+    int const image = row / shape.windows_y;
+    return {row - image * shape.windows_y, index - row * shape.windows_x, image * shape.height * shape.width};
 }
 
-// The token that `position` of a window holds: window partition of the image rolled by -shift. Window reverse and the
+struct Position {
+    int row, column;  // in a window
+};
+
+__device__ Position position_at(const Shape& shape, int index) {
+    int const row = index * shape.reciprocal >> 16;
+    return {row, index - row * shape.window};
+}
+
+// The token that a position of a window holds: window partition of the image rolled by -shift. Window reverse and the
 // roll back write to the same token.
-__device__ long long token_of(const Shape& shape, const Window& window, int position) {
-    int const row = position * shape.reciprocal >> 16;
-    int const column = position - row * shape.window;
-    int y = window.y * shape.window + row + shape.shift;
-    int x = window.x * shape.window + column + shape.shift;
+__device__ int token_of(const Shape& shape, const Window& window, const Position& position) {
+    int y = window.y * shape.window + position.row + shape.shift;
+    int x = window.x * shape.window + position.column + shape.shift;
     y -= y >= shape.height ? shape.height : 0;
     x -= x >= shape.width ? shape.width : 0;
     return window.tokens + y * shape.width + x;
@@ -74,19 +77,25 @@ __device__ long long token_of(const Shape& shape, const Window& window, int posi
 
 // Which side of the wrap a position lies on: bit 0 below it, bit 1 right of it. In a window of the last row (column) of
 // the rolled image, tokens with different bits come from opposite ends of the image and must not see each other:
-//   masked(i, j) = ((mask_flags(i) ^ mask_flags(j)) & window.mask_axes) != 0
-__device__ unsigned mask_flags(const Shape& shape, int position) {
-    int const row = position * shape.reciprocal >> 16;
-    int const column = position - row * shape.window;
+//   masked(i, j) = ((mask_flags(i) ^ mask_flags(j)) & mask_axes(window)) != 0
+__device__ unsigned mask_flags(const Shape& shape, int index) {
+    Position const position = position_at(shape, index);
     int const wrap = shape.window - shape.shift;
-    return static_cast<unsigned>(row >= wrap) | static_cast<unsigned>(column >= wrap) << 1;
+    return static_cast<unsigned>(position.row >= wrap) | static_cast<unsigned>(position.column >= wrap) << 1;
+}
+__device__ unsigned mask_axes(const Shape& shape, const Window& window) {
+    if (shape.shift == 0) {
+        return 0;
+    }
+    bool const last_row = window.y + 1 == shape.windows_y, last_column = window.x + 1 == shape.windows_x;
+    return static_cast<unsigned>(last_row) | static_cast<unsigned>(last_column) << 1;
 }
 
 // --- the plain kernel --------------------------------------------------------------------------------------------
 
 constexpr int kPlainThreads = 64;  // queries of a block
 constexpr int kPlainKeys = 64;     // keys in shared memory at a time
-constexpr int kChunk = 8;          // keys between two corrections of the running maximum; divides every Np
+constexpr int kChunk = 8;          // keys between two corrections of the running maximum
 
 // Four partial sums: a quarter of the rounding steps of one running sum, and four independent chains.
 __device__ float dot(const float (&q)[kHeadDim], const float* k) {
@@ -110,8 +119,8 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
     int const query = blockIdx.z * kPlainThreads + threadIdx.x;
     bool const live = query < shape.positions;
     Window const window = window_at(shape, blockIdx.x);
-    long long const token = token_of(shape, window, live ? query : 0);
-    unsigned const flags = mask_flags(shape, query);
+    long long const token = token_of(shape, window, position_at(shape, live ? query : 0));
+    unsigned const flags = mask_flags(shape, query), axes = mask_axes(shape, window);
     const float* bias_row = bias + (static_cast<long long>(head) * shape.positions + (live ? query : 0)) * shape.bias_stride;
 
     float q[kHeadDim], out[kHeadDim] = {};
@@ -130,7 +139,8 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
         __syncthreads();
         for (int i = threadIdx.x; i < count * kHeadDim; i += kPlainThreads) {
             int const key = i / kHeadDim, d = i % kHeadDim;
-            const T* source = qkv + token_of(shape, window, first + key) * 3 * shape.channels + head * kHeadDim + d;
+            long long const token = token_of(shape, window, position_at(shape, first + key));
+            const T* source = qkv + token * 3 * shape.channels + head * kHeadDim + d;
             keys[key][d] = to_float(source[shape.channels]);
             values[key][d] = to_float(source[2 * shape.channels]);
         }
@@ -157,113 +167,60 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
                 scores[c] = -INFINITY;
                 if (key < count) {
                     scores[c] = fmaf(dot(q, keys[key]), query_scale * key_scale[key], bias_row[first + key]);
-                    if ((flags ^ mask_flags(shape, first + key)) & window.mask_axes) {
+                    if ((flags ^ mask_flags(shape, first + key)) & axes) {
                         scores[c] += shape.mask_value;
                     }
                     chunk_maximum = fmaxf(chunk_maximum, scores[c]);
                 }
             }
+            // Sums of a chunk are added to the running ones as a whole: far fewer roundings than key by key.
             float const correction = expf(maximum - chunk_maximum);
+            float chunk_sum = 0.F, chunk_out[kHeadDim] = {};
             maximum = chunk_maximum;
-            sum *= correction;
-#pragma unroll
-            for (int d = 0; d < kHeadDim; ++d) {
-                out[d] *= correction;
-            }
 #pragma unroll
             for (int c = 0; c < kChunk; ++c) {
                 if (start + c < count) {
                     float const p = expf(scores[c] - maximum);
-                    sum += p;
+                    chunk_sum += p;
 #pragma unroll
                     for (int d = 0; d < kHeadDim; ++d) {
-                        out[d] = fmaf(p, values[start + c][d], out[d]);
+                        chunk_out[d] = fmaf(p, values[start + c][d], chunk_out[d]);
                     }
                 }
+            }
+            sum = fmaf(sum, correction, chunk_sum);
+#pragma unroll
+            for (int d = 0; d < kHeadDim; ++d) {
+                out[d] = fmaf(out[d], correction, chunk_out[d]);
             }
         }
     }
     if (live) {
-        float const normaliser = 1.F / sum;
 #pragma unroll
         for (int d = 0; d < kHeadDim; ++d) {
-            y[token * shape.channels + head * kHeadDim + d] = from_float<T>(out[d] * normaliser);
+            y[token * shape.channels + head * kHeadDim + d] = from_float<T>(out[d] / sum);
         }
     }
 }
 
 // --- the tensor-core kernel --------------------------------------------------------------------------------------
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-
 constexpr float kLog2e = 1.4426950408889634F;
+
+// The next window of the batch.
+__device__ void step(Window& window, const Shape& shape) {
+    if (++window.x == shape.windows_x) {
+        window.x = 0;
+        if (++window.y == shape.windows_y) {
+            window.y = 0;
+            window.tokens += shape.height * shape.width;
+        }
+    }
+}
 
 // A tile in shared memory is [rows][32] of 2-byte elements: 4 chunks of 16 bytes a row. Chunks are swizzled so that
 // the 8 rows that ldmatrix reads at once, or the 8 rows of an accumulator, lie in different banks.
 __device__ int swizzled(int row, int chunk) { return row * kHeadDim + ((chunk ^ (row >> 1 & 3)) << 3); }
-
-__device__ uint32_t shared_address(const void* pointer) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// 16 bytes from global to shared memory without passing through registers; zeros where `live` is false.
-__device__ void copy_async(void* shared, const void* global, bool live) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-                 "r"(live ? 16 : 0));
-}
-__device__ void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-__device__ void load_matrix(uint32_t (&fragment)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-                 : "r"(shared_address(row)));
-}
-__device__ void load_matrix_transposed(uint32_t (&fragment)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-                 : "r"(shared_address(row)));
-}
-
-// What the two 16-bit types differ in.
-template <typename T>
-struct Packed;
-template <>
-struct Packed<__half> {
-    static __device__ uint32_t pack(float low, float high) {
-        __half2 const pair = __floats2half2_rn(low, high);
-        return *reinterpret_cast<const uint32_t*>(&pair);
-    }
-    static __device__ float2 unpack(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
-    // accumulator[16x8] += a[16x16] b[16x8]
-    static __device__ void multiply(float (&accumulator)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                     "{%0, %1, %2, %3};"
-                     : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-};
-template <>
-struct Packed<__nv_bfloat16> {
-    static __device__ uint32_t pack(float low, float high) {
-        __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
-        return *reinterpret_cast<const uint32_t*>(&pair);
-    }
-    static __device__ float2 unpack(uint32_t pair) {
-        return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
-    }
-    static __device__ void multiply(float (&accumulator)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                     "{%0, %1, %2, %3};"
-                     : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-};
-
-__device__ float exp2_approximate(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 // Reductions over the four lanes that share a row of an accumulator.
 __device__ float quad_sum(float x) {
@@ -277,7 +234,7 @@ __device__ float quad_max(float x) {
 
 template <typename T>
 __device__ float sum_of_squares(float sum, uint32_t pair) {
-    float2 const x = Packed<T>::unpack(pair);
+    float2 const x = swin::Packed<T>::unpack(pair);
     return fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
 }
 
@@ -293,29 +250,27 @@ __device__ float2 bias_pair(const float* head_bias, const Shape& shape, int i, i
     return pair;
 }
 
-// Mask flags of the 16 (or 12) key columns that one lane holds of a tile, 2 bits each.
-template <int kColumns>
-__device__ unsigned column_flags(const Shape& shape, int first, int lane) {
+// Mask flags of the two key columns that a lane holds of each accumulator of a tile, 2 bits a column.
+template <int kBlocks>
+__device__ unsigned column_flags(const Shape& shape, int first_column) {
     unsigned flags = 0;
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-        flags |= mask_flags(shape, first + (c / 2) * 8 + (lane & 3) * 2 + (c & 1)) << (2 * c);
+    for (int c = 0; c < 2 * kBlocks; ++c) {
+        flags |= mask_flags(shape, first_column + c / 2 * 8 + (c & 1)) << (2 * c);
     }
     return flags;
 }
 
-#endif  // sm_80 and later
-
-// Grid: (num_heads, query tiles, chunks of windows). kOneTile: the window fits one tile (window 7 and 8); the bias of
-// the block's head then stays in registers while the block walks its windows.
-template <typename T, bool kCosine, int kWarps, bool kOneTile>
-__global__ void __launch_bounds__(32 * kWarps, 4)
+// Grid: (num_heads, query tiles, chunks of windows). kBlocks: accumulators of 8 key columns in a tile. kOneTile: the
+// window fits one tile (window 7 and 8); the bias of the block's head then stays in registers while the block walks its
+// windows. The instruction issue rate is what limits this kernel, so what does not change from window to window is
+// kept, windows are stepped through instead of divided out, and the row sums are one more column of p v (v = 1).
+template <typename T, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
+__global__ void __launch_bounds__(32 * kWarps, SWIN_RESIDENT)
     tensor_core_attention(const T* __restrict__ qkv, const float* __restrict__ bias,
                           const float* __restrict__ logit_scale, T* __restrict__ y, Shape shape, int windows_per_block) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-    using P = Packed<T>;
+    using P = swin::Packed<T>;
     constexpr int kTile = 16 * kWarps;
-    constexpr int kBlocks = kTile / 8;  // accumulators of 8 key columns
     __shared__ alignas(128) T queries[2][kTile * kHeadDim];
     __shared__ alignas(128) T keys[2][kTile * kHeadDim];
     __shared__ alignas(128) T values[2][kTile * kHeadDim];
@@ -329,42 +284,47 @@ __global__ void __launch_bounds__(32 * kWarps, 4)
     int const items = (min(first_window + windows_per_block, shape.windows) - first_window) * tiles;
     const float* head_bias = bias + static_cast<long long>(head) * shape.positions * shape.bias_stride;
 
-    // This lane's place in an accumulator: rows row[0] and row[1] of the window, columns column and column + 1 of 8.
-    int const row[2] = {first_query + warp * 16 + lane / 4, first_query + warp * 16 + lane / 4 + 8};
-    int const column = (lane & 3) * 2;
-    unsigned const row_flags[2] = {mask_flags(shape, row[0]), mask_flags(shape, row[1])};
+    // This lane's rows of the tile, as holder of accumulators (columns `column` and column + 1 of each 8) and as
+    // copier of tokens (16-byte chunk `chunk` of a head's 64 bytes).
+    int const row[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
+    int const column = (lane & 3) * 2, chunk = lane & 3;
+    int const place[2] = {swizzled(row[0], chunk), swizzled(row[1], chunk)};
+    Position const query[2] = {position_at(shape, first_query + row[0]), position_at(shape, first_query + row[1])};
+    bool const live[2] = {first_query + row[0] < shape.positions, first_query + row[1] < shape.positions};
 
     // Item = one key tile of one window. Its K and V, and Q with the first tile of a window, go to stage item % 2.
-    auto load = [&](int item) {
-        int const tile = kOneTile ? 0 : item % tiles;
+    Window ahead = window_at(shape, first_window);
+    const T* const source = qkv + head * kHeadDim + chunk * 8;
+    auto load = [&](int item, int tile, int (&token)[2]) {
         int const stage = item & 1;
-        Window const window = window_at(shape, first_window + item / tiles);
-        const T* source = qkv + head * kHeadDim;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            int const r = threadIdx.x / 4 + i * (kTile / 2), chunk = threadIdx.x & 3;
-            int const place = swizzled(r, chunk);
-            int const key = tile * kTile + r;
-            bool const live = key < shape.positions;
-            const T* token = source + token_of(shape, window, live ? key : 0) * 3 * shape.channels + chunk * 8;
-            copy_async(&keys[stage][place], token + shape.channels, live);
-            copy_async(&values[stage][place], token + 2 * shape.channels, live);
-            if (kOneTile) {
-                copy_async(&queries[stage][place], token, live);
-            } else if (tile == 0) {
-                int const query = first_query + r;
-                bool const live_query = query < shape.positions;
-                token = source + token_of(shape, window, live_query ? query : 0) * 3 * shape.channels + chunk * 8;
-                copy_async(&queries[stage][place], token, live_query);
+        for (int r = 0; r < 2; ++r) {
+            if (kOneTile || tile == 0) {
+                token[r] = live[r] ? token_of(shape, ahead, query[r]) : 0;
+                const T* from = source + static_cast<long long>(token[r]) * 3 * shape.channels;
+                swin::copy_async(&queries[stage][place[r]], from, live[r]);
+                if (kOneTile) {  // keys are the same tokens
+                    swin::copy_async(&keys[stage][place[r]], from + shape.channels, live[r]);
+                    swin::copy_async(&values[stage][place[r]], from + 2 * shape.channels, live[r]);
+                }
+            }
+            if (!kOneTile) {
+                int const key = tile * kTile + row[r];
+                bool const live_key = key < shape.positions;
+                long long const key_token = live_key ? token_of(shape, ahead, position_at(shape, key)) : 0;
+                const T* from = source + key_token * 3 * shape.channels;
+                swin::copy_async(&keys[stage][place[r]], from + shape.channels, live_key);
+                swin::copy_async(&values[stage][place[r]], from + 2 * shape.channels, live_key);
             }
         }
     };
-    load(0);
+    int next_token[2];
+    load(0, 0, next_token);
 
+    unsigned const row_flags[2] = {mask_flags(shape, first_query + row[0]), mask_flags(shape, first_query + row[1])};
+    unsigned const kept_flags = kOneTile ? column_flags<kBlocks>(shape, column) : 0;
     float2 kept_bias[kOneTile ? kBlocks : 1][2];
-    unsigned kept_flags = 0;
     if (kOneTile) {
-        kept_flags = column_flags<2 * kBlocks>(shape, 0, lane);
 #pragma unroll
         for (int n = 0; n < kBlocks; ++n) {
             kept_bias[kOneTile ? n : 0][0] = bias_pair(head_bias, shape, row[0], n * 8 + column);
@@ -372,27 +332,38 @@ __global__ void __launch_bounds__(32 * kWarps, 4)
         }
     }
 
+    float const zeros[4] = {};
     uint32_t q[2][4];
-    float row_scale[2], maximum[2], sum[2], out[4][4];
-    for (int item = 0; item < items; ++item) {
-        int const tile = kOneTile ? 0 : item % tiles;
+    float row_scale[2] = {shape.scale * kLog2e, shape.scale * kLog2e};
+    float maximum[2], out[4][4], sum[4];
+    int token[2];
+    unsigned axes = 0;
+    for (int item = 0, tile = 0; item < items; ++item) {
         int const stage = item & 1;
         int const first_key = tile * kTile;
-        copy_async_wait();
+        bool const first = kOneTile || tile == 0, last = kOneTile || tile == tiles - 1;
+        swin::copy_async_commit();
+        swin::copy_async_wait<0>();
         __syncthreads();  // this item has arrived, and every warp is done with the other stage
+        if (first) {
+            axes = mask_axes(shape, ahead);
+            token[0] = next_token[0];
+            token[1] = next_token[1];
+        }
+        if (last) {
+            step(ahead, shape);
+        }
+        tile = last ? 0 : tile + 1;  // of the next item
         if (item + 1 < items) {
-            load(item + 1);
+            load(item + 1, tile, next_token);
         }
 
-        if (kCosine) {  // two threads a key
-            uint4 const* chunk[2];
+        if (kCosine) {  // logit_scale / |k|, two threads a key
             int const key = threadIdx.x / 2, half = threadIdx.x & 1;
-            chunk[0] = reinterpret_cast<const uint4*>(&keys[stage][swizzled(key, 2 * half)]);
-            chunk[1] = reinterpret_cast<const uint4*>(&keys[stage][swizzled(key, 2 * half + 1)]);
             float squares = 0.F;
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
-                uint4 const x = *chunk[c];
+                uint4 const x = *reinterpret_cast<const uint4*>(&keys[stage][swizzled(key, 2 * half + c)]);
                 squares = sum_of_squares<T>(squares, x.x);
                 squares = sum_of_squares<T>(squares, x.y);
                 squares = sum_of_squares<T>(squares, x.z);
@@ -405,25 +376,23 @@ __global__ void __launch_bounds__(32 * kWarps, 4)
             __syncthreads();
         }
 
-        if (tile == 0) {  // a new window
+        if (first) {
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                load_matrix(q[k], &queries[stage][swizzled(warp * 16 + (lane & 15), 2 * k + lane / 16)]);
+                swin::load_matrix(q[k], &queries[stage][swizzled(warp * 16 + (lane & 15), 2 * k + lane / 16)]);
             }
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                row_scale[r] = shape.scale * kLog2e;
                 if (kCosine) {  // fragments 0, 2 hold row 0 and fragments 1, 3 row 1
                     float squares = sum_of_squares<T>(sum_of_squares<T>(0.F, q[0][r]), q[0][r + 2]);
                     squares = sum_of_squares<T>(sum_of_squares<T>(squares, q[1][r]), q[1][r + 2]);
                     row_scale[r] = 1.F / fmaxf(sqrtf(quad_sum(squares)), kNormEpsilon);
                 }
                 maximum[r] = -INFINITY;
-                sum[r] = 0.F;
             }
 #pragma unroll
-            for (int n = 0; n < 4; ++n) {
-                out[n][0] = out[n][1] = out[n][2] = out[n][3] = 0.F;
+            for (int c = 0; c < 4; ++c) {
+                out[0][c] = out[1][c] = out[2][c] = out[3][c] = sum[c] = 0.F;
             }
         }
 
@@ -432,10 +401,9 @@ __global__ void __launch_bounds__(32 * kWarps, 4)
 #pragma unroll
         for (int n = 0; n < kBlocks; ++n) {
             uint32_t k[4];
-            load_matrix(k, &keys[stage][swizzled(n * 8 + (lane & 7), lane / 8)]);
-            scores[n][0] = scores[n][1] = scores[n][2] = scores[n][3] = 0.F;
-            P::multiply(scores[n], q[0], k[0], k[1]);
-            P::multiply(scores[n], q[1], k[2], k[3]);
+            swin::load_matrix(k, &keys[stage][swizzled(n * 8 + (lane & 7), lane / 8)]);
+            P::multiply(scores[n], q[0], k[0], k[1], zeros);
+            P::multiply(scores[n], q[1], k[2], k[3], scores[n]);
             float2 column_scale = make_float2(1.F, 1.F);
             if (kCosine) {
                 column_scale = *reinterpret_cast<const float2*>(&key_scale[n * 8 + column]);
@@ -443,26 +411,25 @@ __global__ void __launch_bounds__(32 * kWarps, 4)
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 float2 const b = kOneTile ? kept_bias[kOneTile ? n : 0][r]
-                                          : bias_pair(head_bias, shape, row[r], first_key + n * 8 + column);
+                                          : bias_pair(head_bias, shape, first_query + row[r], first_key + n * 8 + column);
                 scores[n][2 * r] = fmaf(scores[n][2 * r], row_scale[r] * column_scale.x, b.x);
                 scores[n][2 * r + 1] = fmaf(scores[n][2 * r + 1], row_scale[r] * column_scale.y, b.y);
             }
         }
-        int const mask_axes = window_at(shape, first_window + item / tiles).mask_axes;
-        if (mask_axes) {
-            unsigned const flags = kOneTile ? kept_flags : column_flags<2 * kBlocks>(shape, first_key, lane);
+        if (axes) {
+            unsigned const flags = kOneTile ? kept_flags : column_flags<kBlocks>(shape, first_key + column);
 #pragma unroll
             for (int c = 0; c < 2 * kBlocks; ++c) {
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    if ((flags >> (2 * c) ^ row_flags[r]) & mask_axes) {
+                    if ((flags >> (2 * c) ^ row_flags[r]) & axes) {
                         scores[c / 2][2 * r + (c & 1)] += shape.mask_value * kLog2e;
                     }
                 }
             }
         }
 
-        // Softmax numerators, with the running maximum and sum over the tiles of a window.
+        // Softmax numerators, with a running maximum over the tiles of a window.
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float new_maximum = maximum[r];
@@ -471,64 +438,65 @@ __global__ void __launch_bounds__(32 * kWarps, 4)
                 new_maximum = fmaxf(new_maximum, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
             }
             new_maximum = quad_max(new_maximum);
-            if (!kOneTile) {
-                float const correction = exp2_approximate(maximum[r] - new_maximum);
-                sum[r] *= correction;
+            if (!first) {
+                float const correction = swin::exp2_approximate(maximum[r] - new_maximum);
 #pragma unroll
-                for (int n = 0; n < 4; ++n) {
-                    out[n][2 * r] *= correction;
-                    out[n][2 * r + 1] *= correction;
+                for (int c = 2 * r; c < 2 * r + 2; ++c) {
+                    sum[c] *= correction;
+                    out[0][c] *= correction;
+                    out[1][c] *= correction;
+                    out[2][c] *= correction;
+                    out[3][c] *= correction;
                 }
             }
             maximum[r] = new_maximum;
 #pragma unroll
             for (int n = 0; n < kBlocks; ++n) {
-                scores[n][2 * r] = exp2_approximate(scores[n][2 * r] - new_maximum);
-                scores[n][2 * r + 1] = exp2_approximate(scores[n][2 * r + 1] - new_maximum);
-                sum[r] += scores[n][2 * r] + scores[n][2 * r + 1];
+                scores[n][2 * r] = swin::exp2_approximate(scores[n][2 * r] - new_maximum);
+                scores[n][2 * r + 1] = swin::exp2_approximate(scores[n][2 * r + 1] - new_maximum);
             }
         }
 
-        // out += p v. Two neighbouring accumulators of scores are one A fragment.
+        // out += p v and sum += p 1, of the rounded p. Two neighbouring accumulators of scores are one A fragment.
 #pragma unroll
-        for (int k = 0; k < kBlocks / 2; ++k) {
-            uint32_t const p[4] = {
-                P::pack(scores[2 * k][0], scores[2 * k][1]), P::pack(scores[2 * k][2], scores[2 * k][3]),
-                P::pack(scores[2 * k + 1][0], scores[2 * k + 1][1]), P::pack(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+        for (int k = 0; k < (kBlocks + 1) / 2; ++k) {
+            uint32_t p[4] = {P::pack(scores[2 * k][0], scores[2 * k][1]), P::pack(scores[2 * k][2], scores[2 * k][3]), 0, 0};
+            if (2 * k + 1 < kBlocks) {
+                p[2] = P::pack(scores[(2 * k + 1) % kBlocks][0], scores[(2 * k + 1) % kBlocks][1]);
+                p[3] = P::pack(scores[(2 * k + 1) % kBlocks][2], scores[(2 * k + 1) % kBlocks][3]);
+            }
+            P::multiply(sum, p, P::kOnes, P::kOnes, sum);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 uint32_t v[4];
-                load_matrix_transposed(v, &values[stage][swizzled(k * 16 + (lane & 15), 2 * half + lane / 16)]);
-                P::multiply(out[2 * half], p, v[0], v[1]);
-                P::multiply(out[2 * half + 1], p, v[2], v[3]);
+                swin::load_matrix_transposed(v, &values[stage][swizzled(k * 16 + (lane & 15), 2 * half + lane / 16)]);
+                P::multiply(out[2 * half], p, v[0], v[1], out[2 * half]);
+                P::multiply(out[2 * half + 1], p, v[2], v[3], out[2 * half + 1]);
             }
         }
 
-        if (tile == tiles - 1) {  // the window is done: through this warp's own rows of queries, in 16-byte stores
+        if (last) {  // the window is done: through this warp's own rows of queries, in 16-byte stores
             T* staged = queries[stage];
             __syncwarp();
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                float const normaliser = 1.F / quad_sum(sum[r]);
+                float const normaliser = 1.F / sum[2 * r];
 #pragma unroll
                 for (int n = 0; n < 4; ++n) {
-                    *reinterpret_cast<uint32_t*>(&staged[swizzled(warp * 16 + lane / 4 + 8 * r, n) + column]) =
+                    *reinterpret_cast<uint32_t*>(&staged[swizzled(row[r], n) + column]) =
                         P::pack(out[n][2 * r] * normaliser, out[n][2 * r + 1] * normaliser);
                 }
             }
             __syncwarp();
-            Window const window = window_at(shape, first_window + item / tiles);
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                if (row[r] < shape.positions) {
-                    long long const token = token_of(shape, window, row[r]);
-                    *reinterpret_cast<uint4*>(y + token * shape.channels + head * kHeadDim + (lane & 3) * 8) =
-                        *reinterpret_cast<const uint4*>(&staged[swizzled(warp * 16 + lane / 4 + 8 * r, lane & 3)]);
+                if (live[r]) {
+                    T* to = y + static_cast<long long>(token[r]) * shape.channels + head * kHeadDim + chunk * 8;
+                    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&staged[place[r]]);
                 }
             }
         }
     }
-#endif
 }
 
 // --- launching ---------------------------------------------------------------------------------------------------
@@ -547,9 +515,9 @@ void launch_plain(const Tensors& t, const Shape& shape, cudaStream_t stream) {
                                                                     static_cast<T*>(t.y), shape);
 }
 
-template <typename T, bool kCosine, int kWarps, bool kOneTile>
+template <typename T, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
 void launch_tensor_core(const Tensors& t, const Shape& shape, int multiprocessors, cudaStream_t stream) {
-    auto const kernel = tensor_core_attention<T, kCosine, kWarps, kOneTile>;
+    auto const kernel = tensor_core_attention<T, kCosine, kWarps, kBlocks, kOneTile>;
     static int const resident_blocks = [kernel] {
         int blocks = 0;
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 32 * kWarps, 0);
@@ -564,22 +532,25 @@ void launch_tensor_core(const Tensors& t, const Shape& shape, int multiprocessor
                                              shape, windows_per_block);
 }
 
+// first_major: the compute capability from which on tensor cores multiply T.
 template <typename T, bool kCosine>
-void launch_16_bit(const Tensors& t, const Shape& shape, cudaStream_t stream) {
+void launch_16_bit(const Tensors& t, const Shape& shape, int first_major, cudaStream_t stream) {
     int device = 0, major = 0, multiprocessors = 1;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
     bool const aligned = (reinterpret_cast<uintptr_t>(t.qkv) | reinterpret_cast<uintptr_t>(t.y)) % 16 == 0 &&
                          reinterpret_cast<uintptr_t>(t.bias) % 8 == 0;
-    if (major < 8 || !aligned) {
+    if (major < first_major || !aligned) {
         launch_plain<T, kCosine>(t, shape, stream);
+    } else if (shape.positions <= 56) {  // window 7: 49 keys are 7 columns of 8
+        launch_tensor_core<T, kCosine, 4, 7, true>(t, shape, multiprocessors, stream);
     } else if (shape.positions <= 64) {
-        launch_tensor_core<T, kCosine, 4, true>(t, shape, multiprocessors, stream);
+        launch_tensor_core<T, kCosine, 4, 8, true>(t, shape, multiprocessors, stream);
     } else if (shape.positions % 48 == 0 && shape.positions % 64 != 0) {  // window 12: 144 = 3 * 48, without padding
-        launch_tensor_core<T, kCosine, 3, false>(t, shape, multiprocessors, stream);
+        launch_tensor_core<T, kCosine, 3, 6, false>(t, shape, multiprocessors, stream);
     } else {
-        launch_tensor_core<T, kCosine, 4, false>(t, shape, multiprocessors, stream);
+        launch_tensor_core<T, kCosine, 4, 8, false>(t, shape, multiprocessors, stream);
     }
 }
 
@@ -587,8 +558,8 @@ template <bool kCosine>
 int launch(const Tensors& t, const Shape& shape, int type, cudaStream_t stream) {
     switch (type) {
         case SWIN_FP32: launch_plain<float, kCosine>(t, shape, stream); break;
-        case SWIN_FP16: launch_16_bit<__half, kCosine>(t, shape, stream); break;
-        case SWIN_BF16: launch_16_bit<__nv_bfloat16, kCosine>(t, shape, stream); break;
+        case SWIN_FP16: launch_16_bit<__half, kCosine>(t, shape, 7, stream); break;
+        case SWIN_BF16: launch_16_bit<__nv_bfloat16, kCosine>(t, shape, 8, stream); break;
         default: return cudaErrorInvalidValue;
     }
     return cudaGetLastError();
@@ -601,7 +572,8 @@ extern "C" int swin_attention(const void* qkv, const float* bias, const float* l
                               float scale, float mask_value, cudaStream_t stream) {
     bool const valid = batch > 0 && num_heads > 0 && channels == num_heads * kHeadDim && window_size > 0 &&
                        window_size <= kMaxWindow && height > 0 && width > 0 && height % window_size == 0 &&
-                       width % window_size == 0 && shift_size >= 0 && shift_size < window_size;
+                       width % window_size == 0 && shift_size >= 0 && shift_size < window_size &&
+                       static_cast<long long>(batch) * height * width <= INT_MAX;
     if (!valid) {
         return cudaErrorInvalidValue;
     }
@@ -615,8 +587,8 @@ extern "C" int swin_attention(const void* qkv, const float* bias, const float* l
     shape.positions = window_size * window_size;
     shape.bias_stride = (shape.positions + 7) / 8 * 8;
     shape.windows_x = width / window_size;
-    shape.windows_per_image = shape.windows_x * (height / window_size);
-    shape.windows = shape.windows_per_image * batch;
+    shape.windows_y = height / window_size;
+    shape.windows = shape.windows_x * shape.windows_y * batch;
     shape.reciprocal = 65536 / window_size + 1;
     shape.scale = scale;
     shape.mask_value = mask_value;

@@ -1,0 +1,125 @@
+// Tensor cores and the copies that feed them: what the Attention and Linear kernels share.
+//
+// FP16 runs from sm_75 on: there the copies pass through registers and a product of depth 16 is two of depth 8. BF16
+// products exist from sm_80 on; before, the launchers must take another kernel.
+#pragma once
+
+#include <cstdint>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace swin {
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// 16 bytes from global to shared memory without passing through registers; zeros where `live` is false.
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool live) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+        "r"(live ? 16 : 0)
+        : "memory");
+#else
+    *static_cast<uint4*>(shared) = live ? *static_cast<const uint4*>(global) : uint4{};
+#endif
+}
+
+// What was started before a commit is one group; wait<N> until at most N groups are under way.
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// Four 8x8 matrices of 16-bit elements from shared memory; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void load_matrix(uint32_t (&fragment)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+__device__ __forceinline__ void load_matrix_transposed(uint32_t (&fragment)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// exp2 to 2 ulp; results below 2^-126 are 0.
+__device__ __forceinline__ float exp2_approximate(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// What the two 16-bit types differ in. A pair is two neighbouring elements in one register, the first one low.
+//   multiply: d[16x8] = a[16x16] b[16x8] + c[16x8], FP32 sums; d and c may be the same.
+template <typename T> struct Packed;
+
+template <> struct Packed<__half> {
+    static constexpr uint32_t kOnes = 0x3C003C00;
+    static __device__ __forceinline__ uint32_t pack(float low, float high)
+    {
+        __half2 const pair = __floats2half2_rn(low, high);
+        return *reinterpret_cast<const uint32_t*>(&pair);
+    }
+    static __device__ __forceinline__ float2 unpack(uint32_t pair)
+    {
+        return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    }
+    static __device__ __forceinline__ void multiply(
+        float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4])
+    {
+#if __CUDA_ARCH__ >= 800
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%10, %11, %12, %13};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+#else
+        multiply_8(d, a[0], a[1], b0, c);
+        multiply_8(d, a[2], a[3], b1, d);
+    }
+    // d[16x8] = a[16x8] b[8x8] + c[16x8]
+    static __device__ __forceinline__ void multiply_8(
+        float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, const float (&c)[4])
+    {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(a0), "r"(a1), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+#endif
+    }
+};
+
+template <> struct Packed<__nv_bfloat16> {
+    static constexpr uint32_t kOnes = 0x3F803F80;
+    static __device__ __forceinline__ uint32_t pack(float low, float high)
+    {
+        __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
+        return *reinterpret_cast<const uint32_t*>(&pair);
+    }
+    static __device__ __forceinline__ float2 unpack(uint32_t pair)
+    {
+        return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+    }
+    static __device__ __forceinline__ void multiply(
+        float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4])
+    {
+#if __CUDA_ARCH__ >= 800
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%10, %11, %12, %13};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+#else
+        __trap();
+#endif
+    }
+};
+
+// Sum of two pairs, added in FP32 and rounded once.
+template <typename T> __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
+    float2 const x = Packed<T>::unpack(a), y = Packed<T>::unpack(b);
+    return Packed<T>::pack(x.x + y.x, x.y + y.y);
+}
+
+}  // namespace swin

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -470,9 +470,13 @@ def new_run_id() -> str:
 
 
 def git_commit() -> str:
-    """Short hash of the checked-out commit; $COMMIT, else 'unknown', where there is no git repository."""
-    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else os.environ.get("COMMIT", "unknown")
+    """Short hash of the checked-out commit; $COMMIT, else 'unknown', where there is no git or no repository."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    with suppress(FileNotFoundError):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return os.environ.get("COMMIT", "unknown")
 
 
 def cpu_name() -> str:

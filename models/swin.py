@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Added to the logits between tokens that touch only through the cyclic shift. The official value: finite, so a window
-# whose every logit is below it would still see the others.
+# Added to the logits between tokens that only the cyclic shift brought together. The official value; weaker than -inf
+# where logits differ by as much, so it must not be replaced by that.
 MASK_VALUE = -100.0
 
 
@@ -302,11 +302,12 @@ class SwinTransformer(nn.Module):
 
         Call it after the weights are loaded and before .half() or .bfloat16(), so that the constants are computed in
         FP32. The folded weights leave the state dict: a folded model is for running and exporting, not for saving.
+        Folding twice does nothing more.
 
         Returns:
             The model itself.
         """
         for module in self.modules():
-            if isinstance(module, WindowAttentionBase):
+            if isinstance(module, WindowAttentionBase) and module.relative_position_bias is None:
                 module.fold_constants()
         return self

@@ -75,13 +75,11 @@ class WindowAttentionV2(WindowAttentionBase):
 
     def _qkv(self, x: Tensor) -> Tensor:
         if self.qkv.bias is not None:
-            return self.qkv(x)  # folded: as a call of the module, so that an exported graph says /attn/qkv/MatMul
+            return self.qkv(x)  # folded: a call of the module, so that its name is in an exported graph
         return F.linear(x, self.qkv.weight, self._qkv_bias())
 
     def _qkv_bias(self) -> Tensor:
-        """[3C]; k has none, as it would shift all logits of a row alike were they not cosines."""
-        if self.qkv.bias is not None:
-            return self.qkv.bias
+        """[3C]; k has none."""
         return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
 
     def _scale(self) -> Tensor:

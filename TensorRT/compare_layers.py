@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "onnx" / "graphsurgeon"))
 
 from utils import RESULTS, ROOT, UserError, existing_file, load_onnx, onnx_session, run_script, shown, whole_file
 
@@ -55,8 +56,11 @@ def mark(model, names: list[str], types: dict[str, int] | None = None):
     return marked
 
 
-def session_of(model):
-    """An onnxruntime session on a model in memory, plugin nodes by their reference meaning."""
+def session_of(model, names: list[str]):
+    """An onnxruntime session on a model, plugin nodes by their reference meaning, with tensors as further outputs."""
+    from reference import expand
+
+    model = mark(expand(model), names)  # in this order: expand() needs the types that the model gives its tensors
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "marked.onnx"
         path.write_bytes(model.SerializeToString())
@@ -97,7 +101,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
     depth = {name: index for index, name in enumerate(live_tensors(reference.graph))}
     operators = {name: op for name, op in live_tensors(model.graph).items() if name in depth}
-    typed = session_of(mark(model, list(operators))).get_outputs()
+    typed = session_of(model, list(operators)).get_outputs()
     kinds = {"tensor(float)": 1, "tensor(float16)": 10}  # onnxruntime's names: onnx.TensorProto.FLOAT and FLOAT16
     types = {tensor.name: kinds[tensor.type] for tensor in typed if tensor.name in operators and tensor.type in kinds}
     names = sorted((name for name in types if re.search(arguments.match, name)), key=depth.__getitem__)
@@ -106,7 +110,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         raise UserError(f"{shown(path)}: no tensor to compare: none that matches '{arguments.match}' is in "
                         f"{shown(reference_path)} too; --reference names the FP32 graph")
 
-    session = session_of(mark(reference, names))
+    session = session_of(reference, names)
     print(f"running {shown(reference_path)} on {len(images)} images for {len(names)} tensors", flush=True)
     arrays = session.run(names, {session.get_inputs()[0].name: images})
     layers = Path(arguments.output) / f"{path.stem}_layers.onnx"

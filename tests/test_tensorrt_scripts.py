@@ -353,6 +353,25 @@ def test_prepare_stores_what_the_tensors_are_in_fp32(small_graph, graph):
         ("logits", TensorProto.FLOAT), ("h", element), ("r", element), ("z", element)]
 
 
+def test_prepare_runs_plugin_nodes_by_their_meaning(small_graph):
+    folder, weights = small_graph
+    for name, element in (("p", TensorProto.FLOAT), ("p_fp16", TensorProto.FLOAT16)):
+        model = onnx.load(str(folder / f"{name.replace('p', 'm', 1)}.onnx"))
+        relu = next(node for node in model.graph.node if node.op_type == "Relu")
+        relu.op_type, relu.domain = "SwinFNorm", "swin"
+        relu.attribute.append(helper.make_attribute("epsilon", 1e-12))
+        model.opset_import.append(helper.make_opsetid("swin", 1))
+        onnx.save(model, str(folder / f"{name}.onnx"))
+        done = prepare(folder, f"{name}.onnx")
+        assert done.returncode == 0, done.stderr
+        outputs = onnx.load(str(folder / f"{name}_layers.onnx")).graph.output
+        assert {value.type.tensor_type.elem_type for value in outputs[1:]} == {element}
+        with np.load(folder / f"{name}_layers.npz") as stored:
+            h = stored["input"] @ weights
+            assert list(stored["operators"]) == ["MatMul", "SwinFNorm", "MatMul"]
+            np.testing.assert_allclose(stored["tensor_1"], h / np.linalg.norm(h, axis=-1, keepdims=True), atol=1e-6)
+
+
 def test_prepare_chooses_tensors(small_graph):
     folder, _ = small_graph
     for flags, names in ((["--every", "2"], ["h", "z"]), (["--match", "r|z"], ["r", "z"])):

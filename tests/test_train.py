@@ -110,14 +110,22 @@ def run_train(*arguments: str) -> None:
 
 
 @pytest.mark.parametrize("cfg", ["models/swin_micro.yaml", "models/swinv2_micro.yaml"])
-def test_a_tiny_model_learns_and_its_file_loads(tmp_path, capsys, cfg):
+def test_a_tiny_model_learns_and_its_file_loads(tmp_path, capsys, monkeypatch, cfg):
+    tested = {}
+
+    def spy(model, count, device, original=train.held_out_top1):
+        tested.update({key: value.clone() for key, value in model.state_dict().items()})
+        return original(model, count, device)
+
+    monkeypatch.setattr(train, "held_out_top1", spy)
     output = tmp_path / "tiny.safetensors"
     run_train("--cfg", str(ROOT / cfg), "--opts", *TINY, "--steps", "60", "--batch-size", "32", "--lr", "2e-3",
               "--count", "180", "--half", "--output", str(output))
     printed = capsys.readouterr().out
     assert "step    60/60" in printed and "s left" in printed
     config = get_config(ROOT / cfg, TINY)
-    assert all(value.dtype == torch.float32 for value in load_checkpoint(output, config).values())
+    for key, value in load_checkpoint(output, config).items():
+        assert value.dtype == torch.float32 and torch.equal(value, tested[key]), "tested is not what was written"
     with safe_open(output, "pt") as file:
         metadata = file.metadata()
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118

@@ -361,6 +361,7 @@ def test_prepare_runs_plugin_nodes_by_their_meaning(small_graph):
         relu.op_type, relu.domain = "SwinFNorm", "swin"
         relu.attribute.append(helper.make_attribute("epsilon", 1e-12))
         model.opset_import.append(helper.make_opsetid("swin", 1))
+        model.graph.value_info.append(helper.make_tensor_value_info("h", element, ["batch", 8]))
         onnx.save(model, str(folder / f"{name}.onnx"))
         done = prepare(folder, f"{name}.onnx")
         assert done.returncode == 0, done.stderr

@@ -17,8 +17,7 @@ struct FNormArguments {
 // its error, so that is kept far below one rounding: vectors' sums of squares are added up in FP64 (a dozen additions
 // a thread), and the inverse is a sum of two floats, the second what the square root and the division lost.
 template <class Shape>
-__global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArguments a, const int group)
-{
+__global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArguments a, const int group) {
     using T = typename Shape::T;
     constexpr int VEC = Shape::VEC;
     constexpr int ITEMS = Shape::ITEMS;
@@ -86,8 +85,7 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) fnorm_kernel(const FNormArg
 }  // namespace
 }  // namespace swin
 
-int swin_fnorm(const void* x, void* y, int type, long long rows, int width, float epsilon, cudaStream_t stream)
-{
+int swin_fnorm(const void* x, void* y, int type, long long rows, int width, float epsilon, cudaStream_t stream) {
     if (rows == 0) return cudaSuccess;
     if (x == nullptr || y == nullptr) return cudaErrorInvalidValue;
     const swin::FNormArguments a{x, y, rows, width, epsilon};

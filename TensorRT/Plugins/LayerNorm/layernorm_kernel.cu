@@ -3,8 +3,7 @@
 #include "common/layer_norm.cuh"
 
 int swin_layernorm(const void* x, const float* gamma, const float* beta, void* y, int type, long long rows, int width,
-    float epsilon, cudaStream_t stream)
-{
+    float epsilon, cudaStream_t stream) {
     swin::LayerNormArguments a{};
     a.x = x;
     a.gamma = gamma;

@@ -2,8 +2,7 @@
 #include "layernorm_fused_kernel.h"
 
 int swin_add_layernorm(const void* x, const void* residual, const float* gamma, const float* beta, void* sum, void* y,
-    int type, long long rows, int width, float epsilon, cudaStream_t stream)
-{
+    int type, long long rows, int width, float epsilon, cudaStream_t stream) {
     if (residual == nullptr || sum == nullptr) return cudaErrorInvalidValue;
     swin::LayerNormArguments a{};
     a.x = x;

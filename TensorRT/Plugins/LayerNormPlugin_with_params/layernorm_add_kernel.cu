@@ -2,8 +2,7 @@
 #include "layernorm_fused_kernel.h"
 
 int swin_layernorm_add(const void* x, const void* residual, const float* gamma, const float* beta, void* y, int type,
-    long long rows, int width, float epsilon, cudaStream_t stream)
-{
+    long long rows, int width, float epsilon, cudaStream_t stream) {
     if (residual == nullptr) return cudaErrorInvalidValue;
     swin::LayerNormArguments a{};
     a.x = x;

@@ -7,8 +7,7 @@ namespace {
 // The gather alone moves bits: one warp a row, WORD by WORD. channels counts WORDs.
 template <class WORD>
 __global__ void __launch_bounds__(128)
-    gather_kernel(const WORD* __restrict__ x, WORD* __restrict__ y, int rows, int merged_width, int channels)
-{
+    gather_kernel(const WORD* __restrict__ x, WORD* __restrict__ y, int rows, int merged_width, int channels) {
     const int row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
     if (row >= rows) return;
     WORD* out = y + static_cast<long long>(row) * 4 * channels;
@@ -19,8 +18,7 @@ __global__ void __launch_bounds__(128)
 }
 
 template <class WORD>
-int launch_gather(const void* x, void* y, int rows, int merged_width, int channels, cudaStream_t stream)
-{
+int launch_gather(const void* x, void* y, int rows, int merged_width, int channels, cudaStream_t stream) {
     cudaLaunchConfig_t config{};
     config.blockDim = dim3(128);
     config.gridDim = dim3((rows + 3) / 4);
@@ -33,8 +31,7 @@ int launch_gather(const void* x, void* y, int rows, int merged_width, int channe
 }  // namespace swin
 
 int swin_patch_merge(const void* x, const float* gamma, const float* beta, void* y, int type, int batch, int height,
-    int width, int channels, float epsilon, cudaStream_t stream)
-{
+    int width, int channels, float epsilon, cudaStream_t stream) {
     if (batch < 0 || height < 2 || width < 2 || height % 2 != 0 || width % 2 != 0) return cudaErrorInvalidValue;
     if (channels < 1 || channels > SWIN_MAX_WIDTH / 4) return cudaErrorInvalidValue;
     const long long rows = static_cast<long long>(batch) * (height / 2) * (width / 2);

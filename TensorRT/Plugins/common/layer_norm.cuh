@@ -34,8 +34,7 @@ struct LayerNormArguments {
 
 // Where element `column` of merged row `row` lies in x. Neighbours stand in the official order
 // (0,0), (1,0), (0,1), (1,1), each (row offset, column offset).
-__device__ __forceinline__ long long merge_source(int row, int column, int merged_width, int channels)
-{
+__device__ __forceinline__ long long merge_source(int row, int column, int merged_width, int channels) {
     const int neighbour = (column >= channels) + (column >= 2 * channels) + (column >= 3 * channels);
     const int j = row % merged_width;
     const int batch_and_i = row / merged_width;  // merged rows of the batch lie one under the other, and so do x's
@@ -45,8 +44,7 @@ __device__ __forceinline__ long long merge_source(int row, int column, int merge
 }
 
 // What rounding lost of inverse_root = 1 / sqrt(x): one Newton step with the products' low parts. 0 where x overflowed.
-__device__ __forceinline__ float inverse_root_rest(float x, float inverse_root)
-{
+__device__ __forceinline__ float inverse_root_rest(float x, float inverse_root) {
     if (!(x < INFINITY)) return 0.0f;
     const float product = x * inverse_root;
     const float product_rest = fmaf(x, inverse_root, -product);
@@ -55,8 +53,7 @@ __device__ __forceinline__ float inverse_root_rest(float x, float inverse_root)
 }
 
 template <Form FORM, class Shape>
-__global__ void __launch_bounds__(Shape::THREADS, 1) layer_norm_kernel(const LayerNormArguments a, const int group)
-{
+__global__ void __launch_bounds__(Shape::THREADS, 1) layer_norm_kernel(const LayerNormArguments a, const int group) {
     using T = typename Shape::T;
     constexpr int VEC = Shape::VEC;
     constexpr int ITEMS = Shape::ITEMS;
@@ -175,8 +172,7 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) layer_norm_kernel(const Lay
     }
 }
 
-template <Form FORM> int launch_layer_norm(const LayerNormArguments& a, int type, cudaStream_t stream)
-{
+template <Form FORM> int launch_layer_norm(const LayerNormArguments& a, int type, cudaStream_t stream) {
     if (a.rows == 0) return cudaSuccess;
     const bool missing = a.x == nullptr || a.y == nullptr || (a.gamma == nullptr) != (a.beta == nullptr);
     if (missing) return cudaErrorInvalidValue;

@@ -16,8 +16,7 @@ namespace swin {
 constexpr int kWarp = 32;
 
 // Rows that a group works on at once: more loads in flight, and gamma and beta are read once for all of them.
-constexpr int rows_at_once(int elements_per_thread, int vec)
-{
+constexpr int rows_at_once(int elements_per_thread, int vec) {
     return vec > 1 && elements_per_thread <= 32 ? 2 : 1;
 }
 
@@ -30,8 +29,7 @@ struct RowPlan {
     int threads;  // of a block
 };
 
-inline RowPlan plan_rows(int width, int vec)
-{
+inline RowPlan plan_rows(int width, int vec) {
     const int vectors = (width + vec - 1) / vec;
     int group = 4;
     while (group < kWarp && vectors > 4 * group) group *= 2;
@@ -51,8 +49,7 @@ template <class T_, int VEC_, int ITEMS_> struct RowShape {
     static constexpr int THREADS = max_threads(VEC_);
 };
 
-template <class T, int VEC, class Launch> int with_items(const RowPlan& plan, const Launch& launch)
-{
+template <class T, int VEC, class Launch> int with_items(const RowPlan& plan, const Launch& launch) {
     switch (plan.items) {
     case 2: return launch(RowShape<T, VEC, 2>{}, plan);
     case 3: return launch(RowShape<T, VEC, 3>{}, plan);
@@ -62,8 +59,7 @@ template <class T, int VEC, class Launch> int with_items(const RowPlan& plan, co
     }
 }
 
-template <class T, class Launch> int with_vector(int width, bool vectorised, const Launch& launch)
-{
+template <class T, class Launch> int with_vector(int width, bool vectorised, const Launch& launch) {
     if (vectorised) return with_items<T, kVector<T>>(plan_rows(width, kVector<T>), launch);
     return with_items<T, 1>(plan_rows(width, 1), launch);
 }
@@ -72,8 +68,7 @@ inline int bytes_of(int type) { return type == SWIN_FP32 ? 4 : 2; }
 
 // Calls launch(RowShape, RowPlan) with the shape that fits. contiguous: elements that are known to lie in a row in
 // memory (the width, or the channels that a gather keeps together); aligned: all pointers are multiples of 16 bytes.
-template <class Launch> int dispatch_rows(int type, int width, int contiguous, bool aligned, const Launch& launch)
-{
+template <class Launch> int dispatch_rows(int type, int width, int contiguous, bool aligned, const Launch& launch) {
     if (width < 1 || width > SWIN_MAX_WIDTH) return cudaErrorInvalidValue;
     const bool vectorised = aligned && contiguous % (16 / bytes_of(type)) == 0;
     switch (type) {
@@ -87,8 +82,7 @@ template <class Launch> int dispatch_rows(int type, int width, int contiguous, b
 // Launches kernel(arguments, plan.group) over `rows` rows, rows_at_once of them by each group.
 template <class Arguments>
 int launch_rows(void (*kernel)(Arguments, int), const Arguments& arguments, const RowPlan& plan, long long rows,
-    int rows_at_once, cudaStream_t stream)
-{
+    int rows_at_once, cudaStream_t stream) {
     const long long rows_per_block = static_cast<long long>(plan.threads / plan.group) * rows_at_once;
     const long long blocks = (rows + rows_per_block - 1) / rows_per_block;
     if (rows < 0 || blocks > INT_MAX) return cudaErrorInvalidValue;
@@ -100,16 +94,14 @@ int launch_rows(void (*kernel)(Arguments, int), const Arguments& arguments, cons
 }
 
 // Sums over the elements of one vector; a row's sum is a sum of these, which rounds less than one running sum.
-template <int VEC> __device__ __forceinline__ float sum_of(const float (&value)[VEC])
-{
+template <int VEC> __device__ __forceinline__ float sum_of(const float (&value)[VEC]) {
     float sum = value[0];
 #pragma unroll
     for (int v = 1; v < VEC; ++v) sum += value[v];
     return sum;
 }
 
-template <int VEC> __device__ __forceinline__ float sum_of_squares(const float (&value)[VEC])
-{
+template <int VEC> __device__ __forceinline__ float sum_of_squares(const float (&value)[VEC]) {
     float sum = value[0] * value[0];
 #pragma unroll
     for (int v = 1; v < VEC; ++v) sum = fmaf(value[v], value[v], sum);
@@ -118,8 +110,7 @@ template <int VEC> __device__ __forceinline__ float sum_of_squares(const float (
 
 // Sums of N values over the threads of each group; every thread of a group gets the same bits. All threads of the
 // block must call it.
-template <class Scalar, int N> __device__ __forceinline__ void group_sum(Scalar (&value)[N], int group)
-{
+template <class Scalar, int N> __device__ __forceinline__ void group_sum(Scalar (&value)[N], int group) {
     for (int offset = min(group, kWarp) / 2; offset > 0; offset /= 2) {
 #pragma unroll
         for (int n = 0; n < N; ++n) value[n] += __shfl_xor_sync(0xffffffffu, value[n], offset);

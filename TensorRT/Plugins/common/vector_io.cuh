@@ -19,29 +19,25 @@ template <> struct RawOf<16> { using Type = uint4; };
 // VEC elements of T as the register(s) that one load fills.
 template <class T, int VEC> using Raw = typename RawOf<sizeof(T) * VEC>::Type;
 
-template <class T, int VEC> __device__ __forceinline__ Raw<T, VEC> load_raw(const T* address)
-{
+template <class T, int VEC> __device__ __forceinline__ Raw<T, VEC> load_raw(const T* address) {
     return *reinterpret_cast<const Raw<T, VEC>*>(address);
 }
 
-template <class T, int VEC> __device__ __forceinline__ void store_raw(T* address, const Raw<T, VEC>& raw)
-{
+template <class T, int VEC> __device__ __forceinline__ void store_raw(T* address, const Raw<T, VEC>& raw) {
     *reinterpret_cast<Raw<T, VEC>*>(address) = raw;
 }
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
 // BF16 is the upper half of an FP32: a shift, on every architecture.
-__device__ __forceinline__ float to_float(__nv_bfloat16 value)
-{
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) {
     return __uint_as_float(static_cast<uint32_t>(__bfloat16_as_ushort(value)) << 16);
 }
 
 template <class T> __device__ __forceinline__ T from_float(float value);
 template <> __device__ __forceinline__ float from_float<float>(float value) { return value; }
 template <> __device__ __forceinline__ __half from_float<__half>(float value) { return __float2half_rn(value); }
-template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value)
-{
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
     return __float2bfloat16_rn(value);
 }
 
@@ -51,8 +47,7 @@ template <> struct PairOf<__half> { using Type = __half2; };
 template <> struct PairOf<__nv_bfloat16> { using Type = __nv_bfloat162; };
 
 __device__ __forceinline__ void round_pair(float low, float high, __half2& pair) { pair = __floats2half2_rn(low, high); }
-__device__ __forceinline__ void round_pair(float low, float high, __nv_bfloat162& pair)
-{
+__device__ __forceinline__ void round_pair(float low, float high, __nv_bfloat162& pair) {
     pair = __floats2bfloat162_rn(low, high);
 }
 
@@ -64,16 +59,14 @@ template <class T, int VEC> union Pack {
     __device__ Pack() {}
 };
 
-template <class T, int VEC> __device__ __forceinline__ void unpack(const Raw<T, VEC>& raw, float (&value)[VEC])
-{
+template <class T, int VEC> __device__ __forceinline__ void unpack(const Raw<T, VEC>& raw, float (&value)[VEC]) {
     Pack<T, VEC> pack;
     pack.raw = raw;
 #pragma unroll
     for (int i = 0; i < VEC; ++i) value[i] = to_float(pack.element[i]);
 }
 
-template <class T, int VEC> __device__ __forceinline__ Raw<T, VEC> pack(const float (&value)[VEC])
-{
+template <class T, int VEC> __device__ __forceinline__ Raw<T, VEC> pack(const float (&value)[VEC]) {
     Pack<T, VEC> pack;
     if constexpr (sizeof(T) == 2 && VEC > 1) {
 #pragma unroll
@@ -87,8 +80,7 @@ template <class T, int VEC> __device__ __forceinline__ Raw<T, VEC> pack(const fl
 
 // VEC FP32 parameters from `address`, or `fallback` in each where there are none.
 template <int VEC>
-__device__ __forceinline__ void load_parameters(const float* address, int column, float fallback, float (&value)[VEC])
-{
+__device__ __forceinline__ void load_parameters(const float* address, int column, float fallback, float (&value)[VEC]) {
     constexpr int STEP = VEC >= 4 ? 4 : 1;
 #pragma unroll
     for (int i = 0; i < VEC; ++i) value[i] = fallback;

@@ -1,0 +1,62 @@
+// SwinAttention: whole (shifted-)window attention, V1 and V2. README.md beside this file is the contract.
+#include "Attention/attention_kernel.h"
+#include "common/registration.h"
+
+namespace {
+
+using namespace swin;
+
+constexpr int64_t kHeadDim = 32;
+constexpr int64_t kMaxWindow = 32;
+
+struct AttentionOp {
+    static constexpr const char* kName = "SwinAttention";
+    static constexpr const char* kInputs[] = {"qkv", "bias", "logit_scale"};
+    static constexpr int kActivations = 1;
+    static constexpr int kRequired = 2;  // with logit_scale: V2's scaled cosine, without: V1's dot product
+    static constexpr int kOutputs = 1;
+    static constexpr Ratio kTokens{}, kChannels{1, 3};
+
+    struct Attributes {
+        int32_t height, width, num_heads, window_size, shift_size;
+        float scale, mask_value;
+    };
+    static constexpr Field<Attributes> kFields[] = {{"height", &Attributes::height}, {"width", &Attributes::width},
+        {"num_heads", &Attributes::num_heads}, {"window_size", &Attributes::window_size},
+        {"shift_size", &Attributes::shift_size}, {"scale", &Attributes::scale},
+        {"mask_value", &Attributes::mask_value}};
+
+    static void check(const Attributes& a, const Inputs& inputs) {
+        const Shape& qkv = inputs[0];
+        check_image("qkv", qkv, a.height, a.width);
+        if (a.num_heads < 1) throw Refusal("num_heads is " + number(a.num_heads));
+        if (qkv.last() != kUnknown && qkv.last() != 3 * kHeadDim * a.num_heads) {
+            throw Refusal("qkv has " + number(qkv.last()) + " channels for " + number(a.num_heads)
+                + " heads; the head dimension must be 32, which takes 3 * 32 * " + number(a.num_heads));
+        }
+        if (a.window_size < 1 || a.window_size > kMaxWindow) {
+            throw Refusal("window_size is " + number(a.window_size) + "; 1 to " + number(kMaxWindow) + " is supported");
+        }
+        if (a.height % a.window_size != 0 || a.width % a.window_size != 0) {
+            throw Refusal("window_size " + number(a.window_size) + " does not divide height " + number(a.height)
+                + " and width " + number(a.width));
+        }
+        if (a.shift_size < 0 || a.shift_size >= a.window_size) {
+            throw Refusal("shift_size " + number(a.shift_size) + " is not in 0 .. window_size - 1");
+        }
+        const int64_t positions = a.window_size * a.window_size;
+        expect_shape("bias", inputs[1], {a.num_heads, positions, (positions + 7) / 8 * 8});
+        if (inputs.size() > 2) expect_shape("logit_scale", inputs[2], {a.num_heads});
+    }
+
+    static int launch(const Attributes& a, const Call& call) {
+        const Shape& qkv = call.shapes[0];
+        return swin_attention(call.inputs[0], call.parameter(1), call.optional_parameter(2), call.outputs[0],
+            call.type, static_cast<int>(qkv.sizes[0]), a.height, a.width, static_cast<int>(qkv.last() / 3),
+            a.num_heads, a.window_size, a.shift_size, a.scale, a.mask_value, call.stream);
+    }
+};
+
+SWIN_REGISTER(AttentionOp)
+
+}  // namespace

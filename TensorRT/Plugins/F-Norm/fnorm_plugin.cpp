@@ -1,0 +1,33 @@
+// SwinFNorm: L2 norm over the last axis. README.md beside this file is the contract.
+#include "F-Norm/fnorm_kernel.h"
+#include "common/registration.h"
+
+namespace {
+
+using namespace swin;
+
+struct FNormOp {
+    static constexpr const char* kName = "SwinFNorm";
+    static constexpr const char* kInputs[] = {"x"};
+    static constexpr int kActivations = 1;
+    static constexpr int kRequired = 1;
+    static constexpr int kOutputs = 1;
+    static constexpr Ratio kTokens{}, kChannels{};
+
+    struct Attributes {
+        float epsilon;
+    };
+    static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon}};
+
+    static void check(const Attributes&, const Inputs& inputs) { check_rows(inputs, 1, inputs[0].last()); }
+
+    static int launch(const Attributes& attributes, const Call& call) {
+        const Shape& x = call.shapes[0];
+        return swin_fnorm(call.inputs[0], call.outputs[0], call.type, x.rows(), static_cast<int>(x.last()),
+            attributes.epsilon, call.stream);
+    }
+};
+
+SWIN_REGISTER(FNormOp)
+
+}  // namespace

@@ -1,0 +1,33 @@
+// SwinLayerNorm: normalisation alone. README.md beside this file is the contract.
+#include "LayerNorm/layernorm_kernel.h"
+#include "common/registration.h"
+
+namespace {
+
+using namespace swin;
+
+struct LayerNormOp {
+    static constexpr const char* kName = "SwinLayerNorm";
+    static constexpr const char* kInputs[] = {"x"};
+    static constexpr int kActivations = 1;
+    static constexpr int kRequired = 1;
+    static constexpr int kOutputs = 1;
+    static constexpr Ratio kTokens{}, kChannels{};
+
+    struct Attributes {
+        float epsilon;
+    };
+    static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon}};
+
+    static void check(const Attributes&, const Inputs& inputs) { check_rows(inputs, 1, inputs[0].last()); }
+
+    static int launch(const Attributes& attributes, const Call& call) {
+        const Shape& x = call.shapes[0];
+        return swin_layernorm(call.inputs[0], nullptr, nullptr, call.outputs[0], call.type, x.rows(),
+            static_cast<int>(x.last()), attributes.epsilon, call.stream);
+    }
+};
+
+SWIN_REGISTER(LayerNormOp)
+
+}  // namespace

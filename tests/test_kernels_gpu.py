@@ -9,13 +9,16 @@ poisoned with NaN and have guards on both sides; padding that must not be used h
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the kernels are compared with PyTorch")
 
-import gpu_kernels as kernels  # noqa: E402, imports torch
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "TensorRT" / "Plugins"))
+import swin_kernels as kernels  # noqa: E402, imports torch
 
 F = torch.nn.functional
 pytestmark = [

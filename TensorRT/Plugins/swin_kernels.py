@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-PLUGINS = ROOT / "TensorRT" / "Plugins"
+PLUGINS = Path(__file__).resolve().parent
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 _pointer, _int, _long, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_float

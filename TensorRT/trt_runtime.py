@@ -104,7 +104,7 @@ def load_plugins(library: str | Path | None = None) -> None:
         return
     path = existing_file(PLUGIN_LIBRARY if library is None else library, "a plugin library (--plugins)")
     try:
-        # The plugins take TensorRT's symbols from the process; Python loaded libnvinfer with local symbols only.
+        # For a library that does not link libnvinfer itself: Python has loaded that with local symbols only.
         ctypes.CDLL(f"libnvinfer.so.{TRT_MAJOR}", mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:

@@ -117,6 +117,23 @@ def test_top_k_equals_scikit_learn():
     assert script.top_k(logits, labels, 5) == 0
 
 
+def test_chunks_join_to_the_whole():
+    """Seven images in chunks of four, by two runners that tell which image and batch they were given."""
+    class Echo:
+        def __init__(self, name):
+            self.name, self.precision = name, "fp32"
+
+        def __call__(self, images, batch):
+            return np.stack([images[:, 0, 0, 0], np.full(len(images), batch)], axis=1)
+
+    first, second = Echo("first"), Echo("second")
+    images = script.ImageSet("numbers", 7, None, lambda start, stop: np.arange(start, stop).reshape(-1, 1, 1, 1))
+    logits = script.collect_logits(images, [first, second], [2, 3], 4, 2)
+    assert set(logits) == {(first, 2), (first, 3), (second, 2), (second, 3)}
+    for (_, batch), given in logits.items():
+        assert given.tolist() == [[i, batch] for i in range(7)]
+
+
 ENGINE = """#!{python}
 # Stands in for the Python that has TensorRT: takes run_engine.py's flags, and doubles the mean of each channel.
 import argparse, sys, numpy as np

@@ -358,7 +358,9 @@ def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] =
                             f"{', '.join(available)}; for CUDA, replace it by onnxruntime-gpu")
     source = str(path)
     if has_plugins(model):
-        sys.path.insert(1, str(ROOT / "onnx" / "graphsurgeon"))
+        folder = str(ROOT / "onnx" / "graphsurgeon")
+        if folder not in sys.path:
+            sys.path.insert(1, folder)
         from reference import expand
 
         source = expand(model).SerializeToString()

@@ -1,0 +1,287 @@
+"""Torch_Latency.py, Onnx_Latency.py and the timing in utils.py: protocol, rows, errors, and what happens on failure.
+
+No test looks at how fast anything is.
+"""
+from __future__ import annotations
+
+import copy
+import csv
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from safetensors.torch import save_file
+
+import Onnx_Latency
+import Torch_Latency
+import utils
+from config import get_config
+from data.photo_crops import held_out_batch
+from models.build import build_model
+from utils import LATENCY_COLUMNS, ROOT, UserError
+
+sys.path.append(str(ROOT / "onnx"))
+import export_onnx
+
+CFG = ROOT / "models" / "swinv2_micro.yaml"
+# The micro model cut down to two stages, at 64 x 64 pixels, under a name of its own.
+OPTS = ["MODEL.SWIN.DEPTHS", "[2, 1]", "MODEL.SWIN.NUM_HEADS", "[1, 2]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES",
+        "[0, 0]", "DATA.IMG_SIZE", "64", "MODEL.NAME", "cut_down"]
+QUICK = ["--min-seconds", "0", "--min-runs", "2"]
+
+
+# --- the protocol --------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that only runs while something is measured, and a run that takes `seconds` of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.now, self.seconds, self.runs = 0.0, seconds, 0
+        monkeypatch.setattr(utils.time, "perf_counter", lambda: self.now)
+
+    def run_once_ms(self) -> float:
+        self.now += self.seconds
+        self.runs += 1
+        return float(self.runs)
+
+
+@pytest.mark.parametrize("seconds, warmup, measured", [
+    (0.001, 500, 2000),  # fast: 0.5 s and 2 s decide
+    (0.1, 10, 100),  # 10 and 100 runs decide
+    (1.0, 9, 20),  # 100 runs would take 100 s: stops after ten times 2 s; warming up, after four times 2 s
+    (5.0, 3, 10),  # never fewer than 3 and 10
+])
+def test_timed_runs_warms_up_and_measures_long_enough(monkeypatch, seconds, warmup, measured):
+    clock = Clock(monkeypatch, seconds)
+    times_ms = utils.timed_runs(clock.run_once_ms)
+    assert abs(len(times_ms) - measured) <= 1
+    assert abs(clock.runs - len(times_ms) - warmup) <= 1
+    assert times_ms[0] == clock.runs - len(times_ms) + 1  # no time of a warm-up run
+
+
+def test_timed_runs_can_be_short(monkeypatch):
+    clock = Clock(monkeypatch, 1.0)
+    assert len(utils.timed_runs(clock.run_once_ms, min_runs=2, min_s=0)) == 2
+    assert clock.runs == 4
+
+
+def test_latency_figures():
+    figures = utils.latency_figures(np.arange(1.0, 102.0), batch=8)  # 1 to 101 ms, median 51
+    assert figures == {"latency_ms_median": "51.0000", "latency_ms_p99": "100.0000", "images_per_s": "156.9"}
+
+
+def test_error_figures():
+    reference = np.array([[1.0, 2.0, 0.0], [4.0, -8.0, 1.0]], np.float32)
+    output = np.array([[1.5, 2.0, 0.25], [4.0, -8.0, 5.0]], np.float32)
+    # |differences| 0.5 0 0.25 0 0 4; relative, without the one of reference 0: 0.5 0 0 0 4
+    assert utils.error_figures(output, reference) == {
+        "max_abs_err": "4.000e+00", "median_rel_err": "0.000e+00", "top1_agreement": "0.5000"}
+
+
+def test_error_figures_do_not_hide_nan():
+    reference = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    output = np.array([[1.0, np.nan], [3.0, 4.0]], np.float32)
+    figures = utils.error_figures(output, reference)
+    assert figures["max_abs_err"] == "nan" and figures["top1_agreement"] == "0.5000"
+
+
+def test_rows_are_added_to_the_table_and_other_tables_are_left_alone(tmp_path):
+    path = tmp_path / "table.csv"
+    utils.append_rows(path, ("a", "b"), [{"a": 1, "b": "x, y"}])
+    utils.append_rows(path, ("a", "b"), [{"a": 2, "b": "z"}])
+    with path.open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{"a": "1", "b": "x, y"}, {"a": "2", "b": "z"}]
+    with pytest.raises(UserError, match="has other columns"):
+        utils.append_rows(path, ("a", "c"), [{"a": 3, "c": 4}])
+
+
+# --- the scripts ---------------------------------------------------------------------------------------------
+
+
+class Files(NamedTuple):
+    """A model, its checkpoint and its FP32 export, and the flags that choose it."""
+
+    model: torch.nn.Module
+    checkpoint: Path
+    onnx: Path
+    flags: list[str]
+
+
+@pytest.fixture(scope="module")
+def files(randomize, tmp_path_factory) -> Files:
+    folder = tmp_path_factory.mktemp("model")
+    model = randomize(build_model(get_config(CFG, OPTS)))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    flags = ["--cfg", str(CFG), "--resume", str(folder / "model.safetensors"), "--opts", *OPTS]
+    export_onnx.main(["--output", str(folder / "cut_down.onnx"), *flags])
+    return Files(model, folder / "model.safetensors", folder / "cut_down.onnx", flags)
+
+
+def rows(results: Path) -> list[dict[str, str]]:
+    """Results/latency.csv, its form checked."""
+    with (results / "latency.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    for row in table:
+        assert tuple(row) == LATENCY_COLUMNS
+        assert 0 < float(row["latency_ms_median"]) <= float(row["latency_ms_p99"])
+        speed = 1000 * int(row["batch"]) / float(row["latency_ms_median"])
+        assert float(row["images_per_s"]) == pytest.approx(speed, abs=0.05, rel=1e-4)
+        environment = (results / "environment" / f"{row['run_id']}.txt").read_text()
+        assert row["gpu"] in environment or row["gpu"].startswith("none")
+        assert "numpy: " in environment
+    return table
+
+
+def ort(path: Path, images: np.ndarray) -> np.ndarray:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"input": images})[0]
+
+
+def test_torch_latency_on_every_precision(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Torch_Latency.main(["--onnx", str(files.onnx), "--runner", "torch-eager", "--batch", "1,3", *QUICK,
+                        "--results", str(tmp_path), "--data", str(tmp_path), *files.flags])
+    table = rows(tmp_path)
+    assert len({row["run_id"] for row in table}) == 1
+    assert [(row["runner"], row["batch"], row["precision"]) for row in table] == [
+        ("torch-eager", batch, precision) for batch in "13" for precision in ("fp32", "fp16", "bf16")]
+    out = capsys.readouterr().out
+    assert "on the CPU" in out and out.count("images/s") == len(table)
+    for row in table:
+        assert row["model"] == "cut_down" and row["notes"] == "CPU" and row["gpu"].startswith("none (")
+        images = held_out_batch(int(row["batch"]), 64)[0]
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[row["precision"]]
+        model = copy.deepcopy(files.model).fold_constants().to(dtype)
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(images).to(dtype)).float().numpy()
+        error = np.abs(logits - ort(files.onnx, images)).max()
+        assert float(row["max_abs_err"]) == pytest.approx(error, rel=1e-3)
+        assert float(row["max_abs_err"]) < {"fp32": 1e-5, "fp16": 0.02, "bf16": 0.2}[row["precision"]]
+
+
+def test_torchscript_and_compile_and_what_the_error_is_against(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(Torch_Latency, "ROOT", tmp_path)  # where no onnx/cut_down.onnx is
+    Torch_Latency.main(["--runner", "torch-script,torch-compile", "--precision", "fp32", "--batch", "2", *QUICK,
+                        "--mode", "default", "--results", str(tmp_path), "--data", str(tmp_path), *files.flags])
+    script, compiled = rows(tmp_path)
+    assert (script["runner"], script["notes"]) == ("torch-script", "CPU; errors against PyTorch FP32")
+    assert (compiled["runner"], compiled["notes"]) == ("torch-compile", "mode default; errors against PyTorch FP32")
+    for row in (script, compiled):
+        assert float(row["max_abs_err"]) < 1e-5 and row["top1_agreement"] == "1.0000"
+
+
+def test_a_combination_that_fails_is_one_line_and_the_others_go_on(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/no/such/compiler"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # where nothing is compiled yet
+    with pytest.raises(UserError, match=r"1 of 2 combinations failed: torch-compile fp32 b1 \(mode reduce-overhead\)"):
+        Torch_Latency.main(["--onnx", str(files.onnx), "--runner", "torch-compile,torch-eager", "--precision", "fp32",
+                            "--batch", "1", *QUICK, "--results", str(tmp_path), "--data", str(tmp_path),
+                            *files.flags])
+    assert [row["runner"] for row in rows(tmp_path)] == ["torch-eager"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    assert len(lines) == 1 and "C++ compiler" in lines[0]
+
+
+def test_torch_latency_refuses_an_export_of_another_checkpoint(files, tmp_path, randomize):
+    other = randomize(build_model(get_config(CFG, OPTS)), 1)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"cut_down\.onnx: its output is not that of the checkpoint"):
+        Torch_Latency.main(["--onnx", str(files.onnx), "--results", str(tmp_path), *QUICK, "--cfg", str(CFG),
+                            "--resume", str(tmp_path / "other.safetensors"), "--opts", *OPTS])
+    assert not (tmp_path / "latency.csv").exists()
+
+
+@pytest.mark.parametrize("flag, value", [
+    ("--runner", "torch-lazy"), ("--precision", "fp8"), ("--mode", "fastest"), ("--batch", "0"), ("--batch", "1,x")])
+def test_torch_latency_refuses_unknown_values(files, flag, value):
+    with pytest.raises(UserError, match=value.split(",")[-1]):
+        Torch_Latency.main([flag, value, *files.flags])
+
+
+def as_fp16(source: Path, path: Path) -> Path:
+    """The same graph, its output rounded to FP16."""
+    model = onnx.load(source)
+    for node in model.graph.node:
+        node.output[:] = ["exact" if name == "logits" else name for name in node.output]
+    model.graph.node.append(helper.make_node("Cast", ["exact"], ["half"], to=TensorProto.FLOAT16))
+    model.graph.node.append(helper.make_node("Cast", ["half"], ["logits"], to=TensorProto.FLOAT))
+    onnx.save(model, path)
+    return path
+
+
+def test_onnx_latency_takes_errors_against_the_fp32_export(files, tmp_path, capsys):
+    exported = tmp_path / "cut_down.onnx"
+    exported.write_bytes(files.onnx.read_bytes())
+    patched = as_fp16(exported, tmp_path / "cut_down_attention_fp16.onnx")
+    Onnx_Latency.main(["--model", str(exported), str(patched), "--runner", "ort-cpu", "--batch", "1,4", *QUICK,
+                       "--results", str(tmp_path), "--data", str(tmp_path)])
+    table = rows(tmp_path)
+    assert [(row["model"], row["precision"], row["batch"]) for row in table] == [
+        ("cut_down", precision, batch) for precision in ("fp32", "fp16") for batch in "14"]
+    assert "cut_down_attention_fp16; CPU" in table[2]["notes"]
+    assert capsys.readouterr().out.count("images/s") == 4
+    for row in table:
+        images = held_out_batch(int(row["batch"]), 64)[0]
+        expected = ort(files.onnx, images)
+        error = np.abs(expected.astype(np.float16) - expected).max() if row["precision"] == "fp16" else 0
+        assert float(row["max_abs_err"]) == pytest.approx(error, rel=0.01, abs=1e-6)
+
+
+def test_reference_is_found_by_the_beginning_of_the_name(files, tmp_path):
+    exported = tmp_path / "v2_cut.onnx"
+    exported.write_bytes(files.onnx.read_bytes())
+    patched = as_fp16(exported, tmp_path / "v2_cut_fp16.onnx")
+    assert Onnx_Latency.reference_path(exported, None) == exported
+    assert Onnx_Latency.reference_path(patched, None) == exported
+    assert Onnx_Latency.reference_path(patched, files.onnx) == files.onnx
+    twice = as_fp16(patched, tmp_path / "v2_cut_fp16_twice.onnx")
+    assert Onnx_Latency.reference_path(twice, None) == exported  # not the FP16 file between them
+    exported.unlink()
+    with pytest.raises(UserError, match=r"v2_cut_fp16\.onnx: the FP32 export .* --reference"):
+        Onnx_Latency.reference_path(patched, None)
+
+
+def test_cuda_asked_for_and_absent_is_one_line(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(UserError, match="ort-cuda: the installed onnxruntime has no CUDA"):
+        Onnx_Latency.main(["--model", str(files.onnx), "--runner", "ort-cpu,ort-cuda", "--results", str(tmp_path)])
+    assert not (tmp_path / "latency.csv").exists()
+    with pytest.raises(UserError, match="CUDAExecutionProvider is not in the installed onnxruntime"):
+        utils.onnx_session(files.onnx, ["CUDAExecutionProvider"])
+
+
+def test_onnx_latency_refuses_what_is_no_model(files, tmp_path):
+    with pytest.raises(UserError, match="is not an ONNX file"):
+        Onnx_Latency.main(["--model", str(CFG)])
+    with pytest.raises(UserError, match=r"none\.onnx: no such file"):
+        Onnx_Latency.main(["--model", str(tmp_path / "none.onnx")])
+
+
+def test_reference_batch_reads_the_data_file_if_it_is_of_this_model(files, tmp_path):
+    def logits(images: np.ndarray) -> np.ndarray:
+        return ort(files.onnx, images)
+
+    crops = held_out_batch(2, 64)[0]
+    images, expected = utils.reference_batch("cut_down", 2, 64, logits, tmp_path)
+    assert np.array_equal(images, crops) and np.array_equal(expected, logits(crops))
+
+    other = crops[:, :, ::-1].copy()  # upside down: images that are not the crops
+    path = tmp_path / "cut_down-b2.npz"
+    np.savez(path, input=other, logits=logits(other), model="cut_down")
+    images, expected = utils.reference_batch("cut_down", 2, 64, logits, tmp_path)
+    assert np.array_equal(images, other) and np.array_equal(expected, logits(other))
+
+    for wrong in ({"input": other, "logits": logits(crops)}, {"input": other[:1], "logits": logits(other[:1])},
+                  {"input": other[..., :32, :32], "logits": logits(other)},
+                  {"input": other, "logits": logits(other)[:, :5]}):
+        np.savez(path, **wrong, model="cut_down")
+        with pytest.raises(UserError, match=r"cut_down-b2\.npz: .* not those of the model"):
+            utils.reference_batch("cut_down", 2, 64, logits, tmp_path)

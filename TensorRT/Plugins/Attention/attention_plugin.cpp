@@ -29,20 +29,20 @@ struct AttentionOp {
     static void check(const Attributes& a, const Inputs& inputs) {
         const Shape& qkv = inputs[0];
         check_image("qkv", qkv, a.height, a.width);
-        if (a.num_heads < 1) throw Refusal("num_heads is " + number(a.num_heads));
+        if (a.num_heads < 1) throw Refusal("num_heads is " + std::to_string(a.num_heads));
         if (qkv.last() != kUnknown && qkv.last() != 3 * kHeadDim * a.num_heads) {
-            throw Refusal("qkv has " + number(qkv.last()) + " channels for " + number(a.num_heads)
-                + " heads; the head dimension must be 32, which takes 3 * 32 * " + number(a.num_heads));
+            throw Refusal("qkv has " + std::to_string(qkv.last()) + " channels for " + std::to_string(a.num_heads)
+                + " heads; the head dimension must be 32, which takes 3 * 32 * " + std::to_string(a.num_heads));
         }
         if (a.window_size < 1 || a.window_size > kMaxWindow) {
-            throw Refusal("window_size is " + number(a.window_size) + "; 1 to " + number(kMaxWindow) + " is supported");
+            throw Refusal("window_size is " + std::to_string(a.window_size) + "; 1 to " + std::to_string(kMaxWindow) + " is supported");
         }
         if (a.height % a.window_size != 0 || a.width % a.window_size != 0) {
-            throw Refusal("window_size " + number(a.window_size) + " does not divide height " + number(a.height)
-                + " and width " + number(a.width));
+            throw Refusal("window_size " + std::to_string(a.window_size) + " does not divide height " + std::to_string(a.height)
+                + " and width " + std::to_string(a.width));
         }
         if (a.shift_size < 0 || a.shift_size >= a.window_size) {
-            throw Refusal("shift_size " + number(a.shift_size) + " is not in 0 .. window_size - 1");
+            throw Refusal("shift_size " + std::to_string(a.shift_size) + " is not in 0 .. window_size - 1");
         }
         const int64_t positions = a.window_size * a.window_size;
         expect_shape("bias", inputs[1], {a.num_heads, positions, (positions + 7) / 8 * 8});

@@ -79,7 +79,7 @@ struct LayerNormAddOp : ResidualLayerNorm {
 void check_merge(const Inputs& inputs, int64_t height, int64_t width) {
     check_image("x", inputs[0], height, width);
     if (height % 2 != 0 || width % 2 != 0) {
-        throw Refusal("height " + number(height) + " and width " + number(width) + " must be even");
+        throw Refusal("height " + std::to_string(height) + " and width " + std::to_string(width) + " must be even");
     }
     if (inputs[0].last() != kUnknown) check_rows(inputs, 1, 4 * inputs[0].last());
 }

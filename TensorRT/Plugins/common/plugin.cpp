@@ -15,23 +15,24 @@ long long Shape::rows() const {
     return product;
 }
 
-std::string number(int64_t value) { return value == kUnknown ? "?" : std::to_string(value); }
-
 std::string Shape::text() const {
     std::string text;
-    for (int64_t size : sizes) text += (text.empty() ? "" : ", ") + number(size);
+    for (int64_t size : sizes) {
+        text += text.empty() ? "" : ", ";
+        text += size == kUnknown ? "?" : std::to_string(size);
+    }
     return "[" + text + "]";
 }
 
 void expect_size(const char* what, int64_t actual, int64_t expected) {
     if (actual != kUnknown && expected != kUnknown && actual != expected) {
-        throw Refusal(std::string(what) + " is " + number(actual) + " instead of " + number(expected));
+        throw Refusal(std::string(what) + " is " + std::to_string(actual) + " instead of " + std::to_string(expected));
     }
 }
 
 void expect_rank(const char* input, const Shape& shape, int rank) {
     if (shape.rank() != rank) {
-        throw Refusal(std::string(input) + " is " + shape.text() + " instead of " + number(rank) + "-dimensional");
+        throw Refusal(std::string(input) + " is " + shape.text() + " instead of " + std::to_string(rank) + "-dimensional");
     }
 }
 
@@ -47,7 +48,7 @@ void expect_shape(const char* input, const Shape& shape, std::initializer_list<i
 void check_rows(const Inputs& inputs, int activations, int64_t row_width) {
     if (inputs[0].rank() < 1) throw Refusal("x is a scalar; it needs an axis to normalise over");
     if (row_width > SWIN_MAX_WIDTH) {
-        throw Refusal("rows of " + number(row_width) + " elements are wider than " + number(SWIN_MAX_WIDTH));
+        throw Refusal("rows of " + std::to_string(row_width) + " elements are wider than " + std::to_string(SWIN_MAX_WIDTH));
     }
     for (int i = 1; i < activations; ++i) {
         expect_rank("residual", inputs[i], inputs[0].rank());
@@ -61,8 +62,8 @@ void check_image(const char* input, const Shape& x, int64_t height, int64_t widt
     expect_rank(input, x, 3);
     if (height < 1 || width < 1) throw Refusal("height and width must be positive");
     if (x.sizes[1] != kUnknown && x.sizes[1] != height * width) {
-        throw Refusal(std::string(input) + " has " + number(x.sizes[1]) + " tokens instead of height * width = "
-            + number(height) + " * " + number(width));
+        throw Refusal(std::string(input) + " has " + std::to_string(x.sizes[1]) + " tokens instead of height * width = "
+            + std::to_string(height) + " * " + std::to_string(width));
     }
 }
 
@@ -75,7 +76,7 @@ bool is_activation_type(nvinfer1::DataType type) {
 
 int swin_type(nvinfer1::DataType type) {
     if (!is_activation_type(type)) {
-        throw Refusal("activations of TensorRT type " + number(static_cast<int>(type))
+        throw Refusal("activations of TensorRT type " + std::to_string(static_cast<int>(type))
             + (NV_TENSORRT_MAJOR >= 10 ? "; FP32, FP16 and BF16 are supported" : "; FP32 and FP16 are supported"));
     }
     if (type == nvinfer1::DataType::kFLOAT) return SWIN_FP32;

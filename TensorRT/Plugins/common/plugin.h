@@ -94,8 +94,6 @@ struct Call {
 
 // --- checks that several operators make ---
 
-std::string number(int64_t value);
-
 // `actual` where it is known must be `expected`.
 void expect_size(const char* what, int64_t actual, int64_t expected);
 void expect_rank(const char* input, const Shape& shape, int rank);
@@ -139,8 +137,8 @@ template <class Op> void check_inputs(const typename Op::Attributes& attributes,
     const int most = static_cast<int>(std::size(Op::kInputs));
     const int count = static_cast<int>(inputs.size());
     if (count < Op::kRequired || count > most) {
-        throw Refusal("has " + number(count) + " inputs instead of " + number(Op::kRequired)
-            + (most > Op::kRequired ? " to " + number(most) : ""));
+        throw Refusal("has " + std::to_string(count) + " inputs instead of " + std::to_string(Op::kRequired)
+            + (most > Op::kRequired ? " to " + std::to_string(most) : ""));
     }
     Op::check(attributes, inputs);
 }

@@ -1,0 +1,412 @@
+// The plugins' TensorRT side on a machine that has neither TensorRT nor a GPU: tests/test_plugins_build.py links this
+// with the plugins' object files. It stands in for libnvinfer (registry, logger, shape expressions) and asks every
+// plugin what the builder asks: output shapes, refusals with their reason, formats, serialised attributes.
+// Prints one line a failed check; the exit status is their number.
+
+#include <algorithm>
+#include <cstdio>
+#include <deque>
+#include <iterator>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <NvInfer.h>
+
+using namespace nvinfer1;
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
+// --- what libnvinfer gives -------------------------------------------------------------------------------------------
+
+#if NV_TENSORRT_MAJOR >= 10
+using Size = int64_t;
+using AnyCreator = IPluginCreatorInterface;
+#else
+using Size = int32_t;
+using AnyCreator = IPluginCreator;
+#endif
+
+std::vector<std::string> logged;
+
+class Logger : public ILogger {
+    void log(Severity, const char* message) noexcept override { logged.push_back(message); }
+} logger;
+
+class Registry : public IPluginRegistry {
+public:
+    std::vector<std::pair<AnyCreator*, std::string>> creators;
+    ~Registry() noexcept override = default;
+    bool registerCreator(AnyCreator& creator, const char* name) noexcept override {
+        creators.emplace_back(&creator, name);
+        return true;
+    }
+    bool deregisterCreator(const AnyCreator&) noexcept override { return false; }
+    void setErrorRecorder(IErrorRecorder*) noexcept override {}
+    IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
+    bool isParentSearchEnabled() const override { return false; }
+    void setParentSearchEnabled(bool) override {}
+    void* loadLibrary(const char*) noexcept override { return nullptr; }
+    void deregisterLibrary(void*) noexcept override {}
+#if NV_TENSORRT_MAJOR >= 10
+    AnyCreator* const* getAllCreators(int32_t*) const noexcept override { return nullptr; }
+    AnyCreator* getCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
+    IPluginResource* acquirePluginResource(const char*, IPluginResource*) noexcept override { return nullptr; }
+    int32_t releasePluginResource(const char*) noexcept override { return 0; }
+    AnyCreator* const* getAllCreatorsRecursive(int32_t*) noexcept override { return nullptr; }
+#endif
+#if NV_TENSORRT_MAJOR == 10
+    bool registerCreator(IPluginCreator&, const char*) noexcept override { return false; }
+    bool deregisterCreator(const IPluginCreator&) noexcept override { return false; }
+#endif
+#if NV_TENSORRT_MAJOR <= 10
+    IPluginCreator* const* getPluginCreatorList(int32_t*) const noexcept override { return nullptr; }
+    IPluginCreator* getPluginCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
+#endif
+};
+
+Registry& registry() {
+    static Registry* const only = new Registry;  // before any plugin's static registration, and never destroyed
+    return *only;
+}
+extern "C" IPluginRegistry* getPluginRegistry() noexcept { return &registry(); }
+extern "C" ILogger* getLogger() noexcept { return &logger; }
+
+// A dimension: its value, or -1 where it is not known while building.
+class Dimension : public IDimensionExpr, public apiv::VDimensionExpr {
+public:
+    explicit Dimension(Size value) : value_(value) { mImpl = this; }
+    bool isConstant() const noexcept override { return value_ >= 0; }
+    Size getConstantValue() const noexcept override { return value_; }
+#if NV_TENSORRT_MAJOR >= 10
+    bool isSizeTensor() const noexcept override { return false; }
+#endif
+private:
+    Size value_;
+};
+
+class Builder : public IExprBuilder, public apiv::VExprBuilder {
+public:
+    Builder() { mImpl = this; }
+    const IDimensionExpr* constant(Size value) noexcept override {
+        made_.emplace_back(value);
+        return &made_.back();
+    }
+    const IDimensionExpr* operation(
+        DimensionOperation operation, const IDimensionExpr& first, const IDimensionExpr& second) noexcept override {
+        const Size a = first.isConstant() ? first.getConstantValue() : -1;
+        const Size b = second.getConstantValue();
+        return constant(a < 0 ? -1 : operation == DimensionOperation::kPROD ? a * b : a / b);
+    }
+#if NV_TENSORRT_MAJOR >= 10
+    const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) noexcept override {
+        return nullptr;
+    }
+#endif
+private:
+    std::deque<Dimension> made_;
+};
+
+// --- checks ----------------------------------------------------------------------------------------------------------
+
+using Shape = std::vector<Size>;
+using Attributes = std::map<std::string, float>;  // integers end in "!"
+
+int failures = 0;
+
+void expect(bool condition, const std::string& what) {
+    if (condition) return;
+    ++failures;
+    std::printf("FAILED: %s%s%s\n", what.c_str(), logged.empty() ? "" : "; logged: ",
+        logged.empty() ? "" : logged.back().c_str());
+}
+
+// The plugin of either generation behind one face.
+class Plugin {
+public:
+    Plugin(const std::string& op, const Attributes& attributes) {
+        std::deque<int32_t> integers;
+        std::deque<float> reals;
+        std::deque<std::string> names;
+        std::vector<PluginField> fields;
+        for (const auto& [name, value] : attributes) {
+            const bool integer = name.back() == '!';
+            names.push_back(integer ? name.substr(0, name.size() - 1) : name);
+            integers.push_back(static_cast<int32_t>(value));
+            reals.push_back(value);
+            const void* data = integer ? static_cast<void*>(&integers.back()) : &reals.back();
+            fields.emplace_back(
+                names.back().c_str(), data, integer ? PluginFieldType::kINT32 : PluginFieldType::kFLOAT32, 1);
+        }
+        PluginFieldCollection collection{static_cast<int32_t>(fields.size()), fields.data()};
+        for (const auto& [candidate, name] : registry().creators) {
+            auto* creator = static_cast<Creator*>(candidate);
+            if (creator->getPluginName() == op && name == "swin") creator_ = creator;
+        }
+        if (creator_ != nullptr) plugin_ = create(collection);
+    }
+    ~Plugin() { drop(plugin_); }
+
+    bool registered() const { return creator_ != nullptr; }
+    bool made() const { return plugin_ != nullptr; }
+
+#if NV_TENSORRT_MAJOR >= 10
+    using Creator = IPluginCreatorV3One;
+    using Made = IPluginV3;
+    Made* create(const PluginFieldCollection& fields) const {
+        return creator_->createPlugin("layer", &fields, TensorRTPhase::kBUILD);
+    }
+    static void drop(Made* made) { delete made; }
+    template <class Capability> Capability* as(PluginCapabilityType type) const {
+        return static_cast<Capability*>(plugin_->getCapabilityInterface(type));
+    }
+    IPluginV3OneBuild* build() const { return as<IPluginV3OneBuild>(PluginCapabilityType::kBUILD); }
+    int outputs() const { return build()->getNbOutputs(); }
+
+    // Output shapes as the builder learns them; empty where they are refused.
+    std::vector<Shape> output_shapes(const std::vector<Shape>& inputs) const {
+        Builder builder;
+        const std::vector<DimsExprs> given = expressions(inputs, builder);
+        std::vector<DimsExprs> out(outputs());
+        const int32_t status = build()->getOutputShapes(given.data(), static_cast<int32_t>(given.size()), nullptr, 0,
+            out.data(), outputs(), builder);
+        std::vector<Shape> shapes;
+        for (const DimsExprs& dims : out) {
+            if (status == 0) shapes.push_back(values(dims));
+        }
+        return shapes;
+    }
+    bool supports(int position, const std::vector<PluginTensorDesc>& tensors, int inputs) const {
+        std::vector<DynamicPluginTensorDesc> dynamic;
+        for (const PluginTensorDesc& tensor : tensors) dynamic.push_back({tensor, tensor.dims, tensor.dims, tensor.dims});
+        return build()->supportsFormatCombination(
+            position, dynamic.data(), inputs, static_cast<int32_t>(tensors.size()) - inputs);
+    }
+    // The plugin that a runtime makes of what this one stores in an engine.
+    void reload() {
+        const auto* stored = as<IPluginV3OneRuntime>(PluginCapabilityType::kRUNTIME)->getFieldsToSerialize();
+        Made* again = creator_->createPlugin("layer", stored, TensorRTPhase::kRUNTIME);
+        drop(plugin_);
+        plugin_ = again;
+    }
+    int enqueue(const std::vector<PluginTensorDesc>& inputs) const {
+        auto* runtime = as<IPluginV3OneRuntime>(PluginCapabilityType::kRUNTIME);
+        runtime->onShapeChange(inputs.data(), static_cast<int32_t>(inputs.size()), nullptr, outputs());
+        const void* none[4] = {};
+        void* nothing[2] = {};
+        return runtime->enqueue(inputs.data(), nullptr, none, nothing, nullptr, nullptr);
+    }
+#else
+    using Creator = IPluginCreator;
+    using Made = IPluginV2DynamicExt;
+    Made* create(const PluginFieldCollection& fields) const {
+        return static_cast<Made*>(creator_->createPlugin("layer", &fields));
+    }
+    static void drop(Made* made) {
+        if (made != nullptr) made->destroy();
+    }
+    int outputs() const { return plugin_->getNbOutputs(); }
+
+    std::vector<Shape> output_shapes(const std::vector<Shape>& inputs) const {
+        Builder builder;
+        const std::vector<DimsExprs> given = expressions(inputs, builder);
+        std::vector<Shape> shapes;
+        for (int i = 0; i < outputs(); ++i) {
+            const DimsExprs dims
+                = plugin_->getOutputDimensions(i, given.data(), static_cast<int32_t>(given.size()), builder);
+            if (dims.nbDims >= 0) shapes.push_back(values(dims));
+        }
+        return shapes;
+    }
+    bool supports(int position, const std::vector<PluginTensorDesc>& tensors, int inputs) const {
+        return plugin_->supportsFormatCombination(
+            position, tensors.data(), inputs, static_cast<int32_t>(tensors.size()) - inputs);
+    }
+    void reload() {
+        std::vector<char> bytes(plugin_->getSerializationSize());
+        plugin_->serialize(bytes.data());
+        expect(creator_->deserializePlugin("layer", bytes.data(), bytes.size() - 1) == nullptr, "a truncated engine");
+        logged.clear();
+        drop(plugin_);
+        plugin_ = static_cast<Made*>(creator_->deserializePlugin("layer", bytes.data(), bytes.size()));
+    }
+    int enqueue(const std::vector<PluginTensorDesc>& inputs) const {
+        std::vector<DynamicPluginTensorDesc> dynamic(inputs.size());
+        plugin_->configurePlugin(dynamic.data(), static_cast<int32_t>(inputs.size()), nullptr, outputs());
+        const void* none[4] = {};
+        void* nothing[2] = {};
+        return plugin_->enqueue(inputs.data(), nullptr, none, nothing, nullptr, nullptr);
+    }
+#endif
+
+    void clone() {
+        Made* copy = plugin_->clone();
+        drop(plugin_);
+        plugin_ = copy;
+    }
+
+private:
+    static std::vector<DimsExprs> expressions(const std::vector<Shape>& shapes, Builder& builder) {
+        std::vector<DimsExprs> all;
+        for (const Shape& shape : shapes) {
+            DimsExprs dims{};
+            dims.nbDims = static_cast<int32_t>(shape.size());
+            for (size_t i = 0; i < shape.size(); ++i) dims.d[i] = builder.constant(shape[i]);
+            all.push_back(dims);
+        }
+        return all;
+    }
+    static Shape values(const DimsExprs& dims) {
+        Shape shape;
+        for (int i = 0; i < dims.nbDims; ++i) {
+            shape.push_back(dims.d[i]->isConstant() ? dims.d[i]->getConstantValue() : -1);
+        }
+        return shape;
+    }
+
+    Creator* creator_ = nullptr;
+    Made* plugin_ = nullptr;
+};
+
+PluginTensorDesc tensor(const Shape& shape, DataType type, TensorFormat format = TensorFormat::kLINEAR) {
+    PluginTensorDesc description{};
+    description.type = type;
+    description.format = format;
+    description.dims.nbDims = static_cast<int32_t>(shape.size());
+    std::copy(shape.begin(), shape.end(), description.dims.d);
+    return description;
+}
+
+struct Valid {
+    std::string op;
+    Attributes attributes;
+    int activations;
+    std::vector<Shape> inputs, outputs;
+};
+
+struct Invalid {
+    std::string op;
+    Attributes attributes;
+    std::vector<Shape> inputs;
+    std::string reason;  // part of what is logged
+};
+
+const Attributes kEpsilon{{"epsilon", 1e-5F}};
+const Attributes kMerge{{"epsilon", 1e-5F}, {"height!", 56}, {"width!", 28}};
+const Attributes kGather{{"height!", 56}, {"width!", 28}};
+
+Attributes attention(int height, int width, int heads, int window, int shift) {
+    return {{"height!", height}, {"width!", width}, {"num_heads!", heads}, {"window_size!", window},
+        {"shift_size!", shift}, {"scale", 0.17F}, {"mask_value", -100}};
+}
+
+void check_valid(const Valid& valid) {
+    logged.clear();
+    Plugin plugin(valid.op, valid.attributes);
+    expect(plugin.registered(), valid.op + " is registered in namespace swin");
+    expect(plugin.made(), valid.op + " is made from its attributes");
+    if (!plugin.made()) return;
+    const int inputs = static_cast<int>(valid.inputs.size());
+    for (int round = 0; round < 3; ++round) {  // as parsed, as cloned, as loaded from an engine
+        expect(plugin.output_shapes(valid.inputs) == valid.outputs, valid.op + " gives its output shapes");
+        std::vector<DataType> types{DataType::kFLOAT, DataType::kHALF};
+#if NV_TENSORRT_MAJOR >= 10
+        types.push_back(DataType::kBF16);
+#endif
+        for (DataType type : types) {
+            std::vector<PluginTensorDesc> tensors;
+            for (int i = 0; i < inputs; ++i) {
+                tensors.push_back(tensor(valid.inputs[i], i < valid.activations ? type : DataType::kFLOAT));
+            }
+            for (const Shape& shape : valid.outputs) tensors.push_back(tensor(shape, type));
+            for (int i = 0; i < static_cast<int>(tensors.size()); ++i) {
+                const std::string which = valid.op + ", tensor " + std::to_string(i) + ", type "
+                    + std::to_string(static_cast<int>(type));
+                expect(plugin.supports(i, tensors, inputs), which + " is supported");
+                auto other = tensors;
+                other[i].type = DataType::kINT8;
+                expect(!plugin.supports(i, other, inputs), which + " as INT8 is not");
+                other[i] = tensors[i];
+                other[i].format = TensorFormat::kCHW32;
+                expect(!plugin.supports(i, other, inputs), which + " in another format is not");
+                if (i > 0) {
+                    other[i] = tensors[i];
+                    other[i].type = type == DataType::kFLOAT ? DataType::kHALF : DataType::kFLOAT;
+                    const bool parameter = i >= valid.activations && i < inputs;
+                    expect(!plugin.supports(i, other, inputs) || (parameter && type != DataType::kFLOAT),
+                        which + " of another type than the first is not");
+                }
+            }
+        }
+        if (round == 0) plugin.clone();
+        if (round == 1) plugin.reload();
+    }
+
+    expect(logged.empty(), valid.op + " logs nothing while all is well");
+    // A batch of none is nothing to do; activations of a type that was never agreed on are an error, not a launch.
+    std::vector<PluginTensorDesc> tensors;
+    for (Shape shape : valid.inputs) {
+        if (shape[0] < 0) shape[0] = 0;
+        tensors.push_back(tensor(shape, DataType::kFLOAT));
+    }
+    expect(plugin.enqueue(tensors) == 0 && logged.empty(), valid.op + " with an empty batch");
+    tensors[0].type = DataType::kINT8;
+    expect(plugin.enqueue(tensors) != 0 && !logged.empty(), valid.op + " on INT8 activations");
+}
+
+void check_invalid(const Invalid& invalid) {
+    logged.clear();
+    const Plugin plugin(invalid.op, invalid.attributes);
+    const std::string what = invalid.op + " refuses: " + invalid.reason;
+    if (plugin.made()) {
+        expect(plugin.output_shapes(invalid.inputs).empty(), what);
+    }
+    expect(!logged.empty() && logged.back().find(invalid.op + " (layer): ") == 0, what + " (logged with its name)");
+    expect(!logged.empty() && logged.back().find(invalid.reason) != std::string::npos, what + " (reason logged)");
+}
+
+int main() {
+    const Valid valid[] = {
+        {"SwinLayerNorm", kEpsilon, 1, {{-1, 49, 96}}, {{-1, 49, 96}}},
+        {"SwinLayerNorm", kEpsilon, 1, {{-1, 96}}, {{-1, 96}}},
+        {"SwinLayerNormWithParams", kEpsilon, 1, {{-1, 7, 7, 96}, {96}, {96}}, {{-1, 7, 7, 96}}},
+        {"SwinAddLayerNorm", kEpsilon, 2, {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}}, {{-1, 49, 96}, {-1, 49, 96}}},
+        {"SwinLayerNormAdd", kEpsilon, 2, {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}}, {{-1, 49, 96}}},
+        {"SwinPatchMergeLayerNorm", kMerge, 1, {{-1, 1568, 96}, {384}, {384}}, {{-1, 392, 384}}},
+        {"SwinPatchMerge", kGather, 1, {{-1, 1568, 96}}, {{-1, 392, 384}}},
+        {"SwinFNorm", {{"epsilon", 1e-12F}}, 1, {{-1, 3, 49, 32}}, {{-1, 3, 49, 32}}},
+        {"SwinAttention", attention(14, 21, 3, 7, 3), 1, {{-1, 294, 288}, {3, 49, 56}}, {{-1, 294, 96}}},
+        {"SwinAttention", attention(16, 16, 3, 8, 0), 1, {{-1, 256, 288}, {3, 64, 64}, {3}}, {{-1, 256, 96}}},
+    };
+    const Invalid invalid[] = {
+        {"SwinLayerNorm", {}, {{2, 96}}, "attribute epsilon is missing"},
+        {"SwinLayerNorm", {{"epsilon!", 1}}, {{2, 96}}, "attribute epsilon is not a float"},
+        {"SwinLayerNorm", kEpsilon, {{-1, 8193}}, "wider than 8192"},
+        {"SwinLayerNorm", kEpsilon, {{}}, "scalar"},
+        {"SwinLayerNorm", kEpsilon, {{-1, 96}, {96}}, "2 inputs instead of 1"},
+        {"SwinLayerNormWithParams", kEpsilon, {{-1, 96}, {95}, {96}}, "gamma is [95] instead of [96]"},
+        {"SwinLayerNormWithParams", kEpsilon, {{-1, 96}, {96}, {1, 96}}, "beta is [1, 96] instead of [96]"},
+        {"SwinAddLayerNorm", kEpsilon, {{-1, 49, 96}, {-1, 48, 96}, {96}, {96}}, "residual is 48 instead of 49"},
+        {"SwinLayerNormAdd", kEpsilon, {{-1, 49, 96}, {-1, 96}, {96}, {96}}, "residual is [?, 96]"},
+        {"SwinLayerNormAdd", kEpsilon, {{-1, 49, 96}, {-1, 49, 96}, {96}}, "3 inputs instead of 4"},
+        {"SwinPatchMergeLayerNorm", kMerge, {{-1, 1567, 96}, {384}, {384}}, "1567 tokens instead of height * width"},
+        {"SwinPatchMergeLayerNorm", kMerge, {{-1, 1568, 96}, {96}, {96}}, "gamma is [96] instead of [384]"},
+        {"SwinPatchMergeLayerNorm", kMerge, {{-1, 1568, 2049}, {8196}, {8196}}, "wider than 8192"},
+        {"SwinPatchMerge", {{"height!", 7}, {"width!", 7}}, {{-1, 49, 96}}, "must be even"},
+        {"SwinPatchMerge", {{"height!", 7}}, {{-1, 49, 96}}, "attribute width is missing"},
+        {"SwinFNorm", {{"epsilon", 1e-12F}}, {{-1, 9000}}, "wider than 8192"},
+        {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 195, 288}, {3, 49, 56}}, "195 tokens instead of"},
+        {"SwinAttention", attention(14, 14, 4, 7, 3), {{-1, 196, 288}, {4, 49, 56}}, "head dimension must be 32"},
+        {"SwinAttention", attention(14, 14, 3, 5, 0), {{-1, 196, 288}, {3, 25, 32}}, "does not divide"},
+        {"SwinAttention", attention(99, 33, 3, 33, 0), {{-1, 3267, 288}, {3, 1089, 1096}}, "1 to 32"},
+        {"SwinAttention", attention(14, 14, 3, 7, 7), {{-1, 196, 288}, {3, 49, 56}}, "shift_size 7"},
+        {"SwinAttention", attention(14, 14, 3, 7, -1), {{-1, 196, 288}, {3, 49, 56}}, "shift_size -1"},
+        {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 196, 288}, {3, 49, 49}}, "bias is [3, 49, 49] instead of"},
+        {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 196, 288}, {3, 49, 56}, {3, 1}}, "logit_scale is [3, 1]"},
+        {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 196, 288}}, "1 inputs instead of 2 to 3"},
+    };
+    for (const Valid& one : valid) check_valid(one);
+    for (const Invalid& one : invalid) check_invalid(one);
+    std::printf("%zu plugins, %zu shapes accepted, %zu refused, %d checks failed\n", registry().creators.size(),
+        std::size(valid), std::size(invalid), failures);
+    return failures;
+}

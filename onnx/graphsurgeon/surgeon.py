@@ -73,7 +73,7 @@ def patch(model: onnx.ModelProto, steps: list[Step]) -> tuple[onnx.ModelProto, l
     """
     precision = onnx_precision(model)
     if precision != "fp32":
-        raise UserError(f"is an {precision.upper()} graph; patch the FP32 graph and convert that")
+        raise UserError(f"is in {precision.upper()}; patch the FP32 graph, and convert the patched one")
     graph = tidy(model)
     reports = []
     for step in steps:
@@ -87,7 +87,7 @@ def patch(model: onnx.ModelProto, steps: list[Step]) -> tuple[onnx.ModelProto, l
             raise UserError(f"none of {len(reasons)} {what} could be replaced; the first: {reasons[0]}")
         if present:
             raise UserError(f"already patched: it holds {present} and no {what} besides; start from the unpatched file")
-        raise UserError(f"has no {what} to replace; give the ONNX file of a Swin Transformer")
+        raise UserError(f"has no {what} to replace; give the graph of a Swin Transformer that has")
     patched = exported(graph)
     patched.producer_name, patched.producer_version = model.producer_name, model.producer_version
     onnx.checker.check_model(patched)
@@ -111,7 +111,7 @@ def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = T
     for batch in CHECKED_BATCHES if dims[0] is None else (dims[0],):
         images = {name: held_out_batch(batch, dims[2])[0]}
         try:
-            (expected,), (actual,) = expected_by.run(None, images), actual_by.run(None, images)
+            expected, actual = expected_by.run(None, images)[0], actual_by.run(None, images)[0]
         except REFUSALS as error:
             raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
         error, largest = max_abs_err(actual, expected), float(np.abs(expected).max())

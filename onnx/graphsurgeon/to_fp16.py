@@ -27,9 +27,11 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
 from patterns import gelus, head, softmaxes, written_out_normalisations  # noqa: E402
+from reference import element_types, expand  # noqa: E402
 from surgeon import add_file_arguments, check, read, save, target_of  # noqa: E402
-from tidy import exported, producer, replace_uses, tidy, values  # noqa: E402
+from tidy import exported, image_input, producer, replace_uses, session, tidy, values  # noqa: E402
 
+from data.photo_crops import held_out_batch  # noqa: E402
 from utils import PLUGIN_DOMAIN, UserError, choices, onnx_precision, run_script, shown  # noqa: E402
 
 # Edit here, or give --onnx and --output.
@@ -69,7 +71,7 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
     """
     precision = onnx_precision(model)
     if precision != "fp32":
-        raise UserError(f"is an {precision.upper()} graph already; give the FP32 graph")
+        raise UserError(f"is in {precision.upper()} already; give the FP32 graph")
     graph = tidy(model)
     kept = {node.name for nodes in (written_out_normalisations(graph), *(ISLANDS[name](graph) for name in fp32))
             for node in nodes}
@@ -134,6 +136,48 @@ def _drop_casts(graph: gs.Graph) -> None:
     graph.cleanup().toposort()
 
 
+def largest_activation(model: onnx.ModelProto, images: np.ndarray) -> tuple[str, float]:
+    """The FP16 tensor with the largest magnitude for these images, and that magnitude.
+
+    onnxruntime runs on a CPU in FP32 what it has no FP16 kernel for, so that an overflow need not reach the logits
+    there; each tensor is looked at instead. Beyond LARGEST it is infinite on a GPU.
+    """
+    types = element_types(model)
+    names = [name for node in model.graph.node for name in node.output if types.get(name) == TensorProto.FLOAT16]
+    probed = onnx.ModelProto()
+    probed.CopyFrom(expand(model))
+    del probed.graph.output[:]
+    for name in names:
+        probed.graph.node.extend([
+            helper.make_node("Cast", [name], [f"{name}/fp32"], to=TensorProto.FLOAT),
+            helper.make_node("Abs", [f"{name}/fp32"], [f"{name}/magnitude"]),
+            helper.make_node("ReduceMax", [f"{name}/magnitude"], [f"{name}/largest"], keepdims=0)])
+        probed.graph.output.append(helper.make_tensor_value_info(f"{name}/largest", TensorProto.FLOAT, []))
+    magnitudes = session(probed).run(None, {model.graph.input[0].name: images})
+    largest = int(np.argmax(magnitudes))  # of a NaN, where there is one
+    return names[largest], float(magnitudes[largest])
+
+
+def convert_and_check(model: onnx.ModelProto, fp32: list[str], checked: bool) -> onnx.ModelProto:
+    """`to_fp16`, and a comparison with the FP32 model if asked for; prints what both found.
+
+    Raises:
+        UserError: what `to_fp16` raises; the logits differ by more than TOLERANCE; an activation overflows.
+    """
+    converted = to_fp16(model, fp32)
+    casts = sum(node.op_type == "Cast" for node in converted.graph.node)
+    print(f"converted to FP16, with {casts} Cast; FP32 as chosen: {', '.join(fp32) or 'nothing'}")
+    if checked:
+        print("\n".join(check(model, converted, TOLERANCE)))
+        _, dims = image_input(model)
+        name, magnitude = largest_activation(converted, held_out_batch(dims[0] or 1, dims[2])[0])
+        if not magnitude <= LARGEST:
+            raise UserError(f"{name} reaches {magnitude:.3g} on a held-out image, beyond FP16's {LARGEST:.0f}, "
+                            "so nothing was written; keep the graph in FP32")
+        print(f"check, largest FP16 activation: {magnitude:.3g} of {LARGEST:.0f}, in {name}")
+    return converted
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_file_arguments(parser, ONNX_FILE, SUFFIX)
@@ -146,19 +190,6 @@ def main() -> None:
     except UserError as error:
         raise UserError(f"{shown(args.onnx)}: {error}") from error
     save(converted, target)
-
-
-def convert_and_check(model: onnx.ModelProto, fp32: list[str], checked: bool) -> onnx.ModelProto:
-    """`to_fp16`, and a comparison with the FP32 model if asked for; prints what both found."""
-    converted = to_fp16(model, fp32)
-    weights = {tensor.data_type for tensor in converted.graph.initializer}
-    casts = sum(node.op_type == "Cast" for node in converted.graph.node)
-    print(f"FP16, with {casts} Cast" + (f"; FP32: {', '.join(fp32)}" if fp32 else ""))
-    if TensorProto.FLOAT16 not in weights:
-        raise UserError("has no FP32 weight to convert")
-    if checked:
-        print("\n".join(check(model, converted, TOLERANCE)))
-    return converted
 
 
 if __name__ == "__main__":

@@ -1,0 +1,599 @@
+"""Graph surgery without a GPU: what plugin nodes mean, what is found in which exporter's graphs, what is left alone."""
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from timm.models.swin_transformer import SwinTransformer as TimmSwin
+from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwinV2
+from torch import nn
+from torch.nn import functional as F
+
+from config import get_config
+from models.build import build_model
+from models.swin import PatchMerging, WindowAttention
+from models.swin_v2 import WindowAttentionV2
+from utils import ROOT, UserError
+
+SURGERY = ROOT / "onnx" / "graphsurgeon"
+sys.path[:0] = [str(SURGERY), str(ROOT / "onnx")]
+import surgeon  # noqa: E402
+from export_onnx import export  # noqa: E402
+from reference import expand, shift_mask  # noqa: E402
+from surgeon import patch, plugin_counts  # noqa: E402
+from tidy import session, tidy  # noqa: E402
+
+STEPS = {name: getattr(importlib.import_module(file), step) for name, file, step in (
+    ("layernorm", "add_layernorm", "add_layernorm"),
+    ("with_params", "add_layernorm_with_params", "add_layernorm_with_params"),
+    ("fnorm", "add_Fnorm", "add_fnorm"),
+    ("attention", "add_attention", "add_attention"),
+    ("residual", "add_residual_layernorm", "add_residual_layernorm"),
+    ("merging", "add_patch_merging", "add_patch_merging"),
+)}
+ALL = ("attention", "merging", "residual", "with_params")  # as in add_all.py
+
+
+# --- what plugin nodes mean ----------------------------------------------------------------------------------
+
+
+def run_node(op: str, inputs: list[np.ndarray], attributes: dict, opset: int = 17) -> list[np.ndarray]:
+    """Outputs of one plugin node, expanded, by onnxruntime. The first input is computed, the others are constants."""
+    names = [f"input_{i}" for i in range(len(inputs))]
+    outputs = ["sum", "y"] if op == "SwinAddLayerNorm" else ["y"]
+    element_type = helper.np_dtype_to_tensor_dtype(inputs[0].dtype)
+    graph = helper.make_graph(
+        [helper.make_node(op, names, outputs, domain="swin", **attributes)], "one_node",
+        [helper.make_tensor_value_info(names[0], element_type, inputs[0].shape)],
+        [helper.make_tensor_value_info(name, element_type, None) for name in outputs],
+        [numpy_helper.from_array(array, name) for array, name in zip(inputs[1:], names[1:])])
+    domains = [helper.make_opsetid("", opset), helper.make_opsetid("swin", 1)]
+    model = helper.make_model(graph, opset_imports=domains, ir_version=8)
+    assert all(node.domain == "" for node in expand(model).graph.node)
+    return session(model).run(None, {names[0]: inputs[0]})
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray | torch.Tensor) -> float:
+    expected = np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def rows(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random rows; the first has the mean 1e4, the second is zero."""
+    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    x[0, 0] += 1e4
+    x[0, 1] = 0
+    return x
+
+
+@pytest.mark.parametrize("opset", [12, 14, 17, 18])
+@pytest.mark.parametrize("width", [32, 97, 768])
+def test_layernorm_nodes_mean_pytorchs_layer_norm(opset, width):
+    """FP32 against F.layer_norm in FP64. The error of a mean of 1e4 in FP32 is about 1e4 * 2^-24 = 6e-4 of sigma."""
+    x, residual = rows(2, 5, width), rows(2, 5, width, seed=1)
+    residual[0, 0] = 0
+    gamma, beta = np.random.default_rng(2).standard_normal((2, width)).astype(np.float32)
+
+    def layer_norm(array, *parameters):
+        tensors = [torch.tensor(item, dtype=torch.float64) for item in (array, *parameters)]
+        return F.layer_norm(tensors[0], (width,), *tensors[1:], eps=1e-5).numpy()
+
+    epsilon = {"epsilon": 1e-5}
+    (y,) = run_node("SwinLayerNorm", [x], epsilon, opset)
+    assert relative_error(y, layer_norm(x)) < 1e-3
+    assert relative_error(y[1], layer_norm(x)[1]) < 1e-6  # rows with an ordinary mean
+    (y,) = run_node("SwinLayerNormWithParams", [x, gamma, beta], epsilon, opset)
+    assert relative_error(y[1], layer_norm(x, gamma, beta)[1]) < 1e-6
+    total, y = run_node("SwinAddLayerNorm", [x, residual, gamma, beta], epsilon, opset)
+    assert np.array_equal(total, x + residual)
+    assert relative_error(y[1], layer_norm(x + residual, gamma, beta)[1]) < 1e-6
+    (y,) = run_node("SwinLayerNormAdd", [x, residual, gamma, beta], epsilon, opset)
+    assert relative_error(y[1], residual[1] + layer_norm(x, gamma, beta)[1]) < 1e-6
+
+
+def test_fnorm_means_pytorchs_normalize():
+    x = rows(2, 5, 32)
+    x[1, 0] *= 1e-13  # below epsilon
+    (y,) = run_node("SwinFNorm", [x], {"epsilon": 1e-12})
+    assert relative_error(y, F.normalize(torch.tensor(x, dtype=torch.float64), dim=-1)) < 1e-6
+    assert not y[0, 1].any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 10)])
+def test_patch_merge_means_the_official_order(height, width):
+    """x(0,0), x(1,0), x(0,1), x(1,1) side by side, (row, column)."""
+    x = np.random.default_rng(0).standard_normal((3, height * width, 5)).astype(np.float32)
+    image = x.reshape(3, height, width, 5)
+    quarters = [image[:, 0::2, 0::2], image[:, 1::2, 0::2], image[:, 0::2, 1::2], image[:, 1::2, 1::2]]
+    expected = np.concatenate(quarters, axis=-1).reshape(3, -1, 20)
+    size = {"height": height, "width": width}
+    assert np.array_equal(run_node("SwinPatchMerge", [x], size)[0], expected)
+    gamma, beta = np.random.default_rng(1).standard_normal((2, 20)).astype(np.float32)
+    (y,) = run_node("SwinPatchMergeLayerNorm", [x, gamma, beta], {"epsilon": 1e-5, **size})
+    normalised = F.layer_norm(torch.tensor(expected), (20,), torch.tensor(gamma), torch.tensor(beta), 1e-5)
+    assert relative_error(y, normalised) < 1e-6
+
+
+def test_patch_merge_means_the_models_patch_merging():
+    merging = PatchMerging(6, 8)
+    x = torch.randn(2, 64, 6)
+    (y,) = run_node("SwinPatchMerge", [x.numpy()], {"height": 8, "width": 8})
+    assert np.array_equal(y, merging._gather(x).numpy())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("opset", [12, 17])
+@pytest.mark.parametrize(("version", "resolution", "window", "shift"), [
+    (1, 14, 7, 0), (1, 14, 7, 3), (1, 7, 7, 0), (2, 16, 8, 4), (2, 24, 12, 6), (2, 8, 8, 0), (1, 12, 4, 1)])
+def test_attention_means_the_models_attention(version, resolution, window, shift, opset, randomize):
+    """Against PyTorch's window attention (models/), both in FP32; V2's first head with a saturated logit_scale."""
+    heads, channels = 3, 96
+    attention = randomize((WindowAttention if version == 1 else WindowAttentionV2)(
+        channels, resolution, heads, window, shift))
+    attention.proj = nn.Identity()
+    x = torch.randn(2, resolution**2, channels, generator=torch.Generator().manual_seed(1))
+    bias = F.pad(attention._bias(), (0, -window**2 % 8)).numpy()
+    inputs = [attention._qkv(x).numpy(), bias]
+    if version == 2:
+        attention.logit_scale[0] = 10
+        inputs.append(attention._scale().reshape(heads).numpy())
+        assert inputs[-1][0] == pytest.approx(100)
+    (y,) = run_node("SwinAttention", inputs, {
+        "height": resolution, "width": resolution, "num_heads": heads, "window_size": window, "shift_size": shift,
+        "scale": 32**-0.5 if version == 1 else 1.0, "mask_value": -100.0}, opset)
+    # FP32 rounding of a score of 116 is 4e-6 of a softmax weight's own size; sums of it over N terms.
+    assert relative_error(y, attention(x)) < (2e-6 if version == 1 else 5e-5)
+
+
+def attention_by_definition(qkv: np.ndarray, bias: np.ndarray, logit_scale: np.ndarray | None, *, height: int,
+                            width: int, num_heads: int, window_size: int, shift_size: int, scale: float,
+                            mask_value: float) -> np.ndarray:
+    """The contract's words, token by token in FP64: which window, place and region each token has, then attention."""
+    batch, tokens, channels = qkv.shape[0], height * width, qkv.shape[-1] // 3
+    row, column = np.divmod(np.arange(tokens), width)
+    row, column = (row - shift_size) % height, (column - shift_size) % width  # in the rolled image
+    window = row // window_size * width + column // window_size
+    place = row % window_size * window_size + column % window_size
+
+    def region(position, size):  # the official slices: up to -window, from there to -shift, the rest
+        return (position >= size - window_size).astype(int) + (position >= size - shift_size).astype(int)
+
+    regions = 3 * region(row, height) + region(column, width) if shift_size else np.zeros(tokens, int)
+    q, k, v = qkv.astype(np.float64).reshape(batch, tokens, 3, num_heads, -1).transpose(2, 0, 3, 1, 4)
+    if logit_scale is None:
+        scores = scale * (q @ k.swapaxes(-1, -2))
+    else:
+        q, k = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (q, k))
+        scores = logit_scale[:, None, None].astype(np.float64) * (q @ k.swapaxes(-1, -2))
+    scores += bias[:, place[:, None], place[None, :]]
+    scores += np.where(regions[:, None] != regions[None, :], mask_value, 0)
+    scores[:, :, window[:, None] != window[None, :]] = -np.inf
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    y = weights / weights.sum(axis=-1, keepdims=True) @ v
+    return y.transpose(0, 2, 1, 3).reshape(batch, tokens, channels)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize(("height", "width", "window_size", "shift_size"), [(8, 12, 4, 2), (6, 6, 6, 0), (9, 6, 3, 1)])
+def test_attention_means_its_definition(height, width, window_size, shift_size, cosine, dtype):
+    """Height and width that differ, a mask other than -100, zero rows, FP16 tensors beside FP32 constants."""
+    rng = np.random.default_rng(0)
+    heads, size = 2, window_size**2
+    qkv = rng.standard_normal((2, height * width, 3 * heads * 8)).astype(dtype)
+    qkv[0, 3] = 0
+    bias = rng.standard_normal((heads, size, size)).astype(np.float32)
+    logit_scale = np.array([10, 100], np.float32) if cosine else None
+    attributes = {"height": height, "width": width, "num_heads": heads, "window_size": window_size,
+                  "shift_size": shift_size, "scale": 0.25, "mask_value": -3.0}
+    padded = np.pad(bias, ((0, 0), (0, 0), (0, -size % 8)), constant_values=1e9)  # that padding must not be read
+    constants = [padded] if logit_scale is None else [padded, logit_scale]
+    (y,) = run_node("SwinAttention", [qkv, *constants], attributes)
+    assert y.dtype == dtype
+    expected = attention_by_definition(qkv, bias, logit_scale, **attributes)
+    assert relative_error(y, expected) < (2e-5 if dtype == np.float32 else 2**-11)  # FP16: one rounding, of y
+
+
+def test_shift_mask_is_the_official_one():
+    """With the loops of the official code, which numbers nine slices of the image."""
+    height, width, window, shift = 12, 8, 4, 2
+    image = np.zeros((height, width))
+    slices = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+    for number, (h, w) in enumerate((h, w) for h in slices for w in slices):
+        image[h, w] = number
+    windows = image.reshape(3, window, 2, window).transpose(0, 2, 1, 3).reshape(6, 16)
+    expected = np.where(windows[:, None, :] != windows[:, :, None], -100.0, 0.0)
+    assert np.array_equal(shift_mask(height, width, window, shift, -100.0), expected)
+
+
+def test_an_unknown_plugin_node_is_refused():
+    with pytest.raises(UserError, match="SwinUnknown has no reference meaning"):
+        run_node("SwinUnknown", [np.zeros((1, 2), np.float32)], {})
+
+
+# --- exports -------------------------------------------------------------------------------------------------
+
+
+class Exported:
+    """An ONNX model, the PyTorch model that it came from, and what is in it."""
+
+    def __init__(self, onnx_model: onnx.ModelProto, torch_model: nn.Module, img_size: int, batches: tuple[int, ...],
+                 version: int):
+        self.onnx, self.torch, self.img_size, self.batches, self.version = (
+            onnx_model, torch_model, img_size, batches, version)
+
+    def assert_equal(self, patched: onnx.ModelProto) -> None:
+        """The patched graph gives PyTorch's logits, at each batch."""
+        runner = session(patched)
+        name = patched.graph.input[0].name
+        for batch in self.batches:
+            x = torch.randn(batch, 3, self.img_size, self.img_size, generator=torch.Generator().manual_seed(batch))
+            with torch.no_grad():
+                expected = self.torch(x).numpy()
+            assert expected.std() > 0.1
+            assert relative_error(runner.run(None, {name: x.numpy()})[0], expected) < 5e-5
+
+
+def torch_export(model: nn.Module, img_size: int, folder: Path, *, dynamo: bool, opset: int,
+                 batch: int | None = None) -> onnx.ModelProto:
+    """What people have: timm's model by torch.onnx.export, with a dynamic batch or a fixed one."""
+    file = folder / "model.onnx"
+    x = torch.zeros(batch or 2, 3, img_size, img_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the old exporter, and about constants that timm computes from shapes
+        if dynamo:
+            shapes = None if batch else ({0: torch.export.Dim("batch")},)
+            torch.onnx.export(model, (x,), file, dynamo=True, opset_version=opset, dynamic_shapes=shapes,
+                              external_data=False, verbose=False)
+        else:
+            axes = None if batch else {"input": {0: "n"}, "output": {0: "n"}}
+            torch.onnx.export(model, (x,), file, dynamo=False, opset_version=opset, input_names=["input"],
+                              output_names=["output"], dynamic_axes=axes)
+    return onnx.load(file)
+
+
+def small(version: int, randomize: Callable) -> nn.Module:
+    """This project's model, two stages of two blocks: windows in two rows, then a single one."""
+    opts = ["DATA.IMG_SIZE", str({1: 56, 2: 64}[version]), "MODEL.SWIN.DEPTHS", "[2, 2]",
+            "MODEL.SWIN.NUM_HEADS", "[1, 2]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0, 0]"]
+    config = get_config(ROOT / "models" / {1: "swin_micro.yaml", 2: "swinv2_micro.yaml"}[version], opts)
+    return randomize(build_model(config)).eval()
+
+
+TIMM = {"embed_dim": 32, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 18}
+PROJECT = [f"v{version}-{opset}" for version in (1, 2) for opset in (12, 14, 17)]
+TIMMS = ["timm-v1-torchscript", "timm-v2-torchscript", "timm-v1-dynamo", "timm-v2-dynamo", "timm-v1-window12",
+         "timm-v2-batch2", "timm-v1-dynamic-mask"]
+
+
+@pytest.fixture(scope="session")
+def exported(randomize, tmp_path_factory) -> Callable[[str], Exported]:
+    """exported(kind): each kind is exported once."""
+    cache: dict[str, Exported] = {}
+
+    def make(kind: str) -> Exported:
+        version = 1 if "v1" in kind else 2
+        if kind in PROJECT:
+            model = small(version, randomize)
+            return Exported(export(model, int(kind[3:]), kind), model, model.img_size, (1, 3), version)
+        img_size, arguments = {1: (56, {"window_size": 7}), 2: (64, {"window_size": 8})}[version]
+        if kind.endswith("window12"):
+            img_size, arguments = 96, {"window_size": 12}
+        if kind.endswith("dynamic-mask"):
+            arguments = {"window_size": 7, "dynamic_img_size": True}  # the mask is computed in the graph
+        model = randomize((TimmSwin if version == 1 else TimmSwinV2)(img_size=img_size, **TIMM, **arguments)).eval()
+        batch = 2 if kind.endswith("batch2") else None
+        dynamo = "dynamo" in kind or batch is not None
+        opset = 18 if dynamo else 13 if "dynamic-mask" in kind else 16 if version == 1 else 17
+        if kind == "timm-v2-dynamo":
+            opset = 20  # where GELU is one operator
+        graph = torch_export(model, img_size, tmp_path_factory.mktemp(kind), dynamo=dynamo, opset=opset, batch=batch)
+        return Exported(graph, model, img_size, (batch,) if batch else (1, 3), version)
+
+    def cached(kind: str) -> Exported:
+        if kind not in cache:
+            cache[kind] = make(kind)
+        return cache[kind]
+
+    return cached
+
+
+# Two stages of two blocks. LayerNorms: patch embedding, two a block, patch merging, the last one.
+COUNTS = {
+    1: {"layernorm": Counter(SwinLayerNorm=11), "with_params": Counter(SwinLayerNormWithParams=11),
+        "attention": Counter(SwinAttention=4), "merging": Counter(SwinPatchMergeLayerNorm=1),
+        # all but those of the patch embedding, the patch merging and the two blocks after them
+        "residual": Counter(SwinAddLayerNorm=7)},
+    2: {"layernorm": Counter(SwinLayerNorm=11), "with_params": Counter(SwinLayerNormWithParams=11),
+        "fnorm": Counter(SwinFNorm=8), "attention": Counter(SwinAttention=4), "merging": Counter(SwinPatchMerge=1),
+        "residual": Counter(SwinLayerNormAdd=8)},
+}
+ALL_COUNTS = {
+    1: Counter(SwinAttention=4, SwinPatchMergeLayerNorm=1, SwinAddLayerNorm=7, SwinLayerNormWithParams=3),
+    2: Counter(SwinAttention=4, SwinPatchMerge=1, SwinLayerNormAdd=8, SwinLayerNormWithParams=3),
+}
+
+
+@pytest.mark.parametrize("kind", ["v1-12", "v2-17", "timm-v1-dynamo", "timm-v2-torchscript", "timm-v2-batch2"])
+def test_each_step_by_itself(kind, exported):
+    model = exported(kind)
+    for name, expected in COUNTS[model.version].items():
+        patched, (report,) = patch(model.onnx, [STEPS[name]])
+        assert (report.replaced, report.left) == (sum(expected.values()), [])
+        assert plugin_counts(patched) == expected
+        model.assert_equal(patched)
+
+
+@pytest.mark.parametrize("kind", PROJECT + TIMMS)
+def test_all_steps_leave_only_linear_layers_and_gelu(kind, exported):
+    model = exported(kind)
+    patched, reports = patch(model.onnx, [STEPS[name] for name in ALL])
+    assert all(not report.left for report in reports)
+    assert plugin_counts(patched) == ALL_COUNTS[model.version]
+    others = Counter(node.op_type for node in patched.graph.node if node.domain == "")
+    # 4 blocks of qkv, proj, fc1, fc2; the reduction; the head. GELU is Div, Erf, Add, Mul, Mul.
+    moves = others.pop("Reshape", 0) + others.pop("Transpose")  # tokens from the image; timm's pooling wants an image
+    assert moves <= 3
+    norms_first = model.version == 1  # one Add less where the merging, not a LayerNorm, reads the stage's sum
+    assert others == Counter(Conv=1, MatMul=18, Add=16 + 4 + 1 + norms_first, Div=4, Erf=4, Mul=8, ReduceMean=1)
+    assert next(entry.version for entry in patched.opset_import if entry.domain == "swin") == 1
+    model.assert_equal(patched)
+
+
+@pytest.mark.parametrize("kind", ["v1-12", "v2-17", "timm-v2-dynamo"])
+def test_steps_in_any_order_and_one_after_the_other(kind, exported):
+    """Each step reads the file that the one before has written; plain LayerNorm nodes are taken up by later steps."""
+    model = exported(kind)
+    orders = [("with_params", "residual", "merging", "attention"),
+              ("layernorm", "attention", "merging", "residual", "with_params")]
+    if model.version == 2:
+        orders.append(("fnorm", "merging", "residual", "attention", "with_params"))
+    for order in orders:
+        patched = model.onnx
+        for name in order:
+            patched, _ = patch(onnx.load_from_string(patched.SerializeToString()), [STEPS[name]])
+        assert plugin_counts(patched) == ALL_COUNTS[model.version]
+        model.assert_equal(patched)
+
+
+def test_the_attention_node_says_what_the_model_is(exported):
+    """Attributes and constants of the nodes against the PyTorch modules they stand for."""
+    for kind in ("v1-17", "timm-v1-torchscript", "timm-v2-torchscript"):
+        model = exported(kind)
+        patched, _ = patch(model.onnx, [STEPS["attention"]])
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in patched.graph.initializer}
+        shapes = {value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+                  for value in patched.graph.value_info}
+        nodes = [node for node in patched.graph.node if node.op_type == "SwinAttention"]
+        window = 7 if model.version == 1 else 8
+        stages = [(2 * window, 1), (2 * window, 1), (window, 2), (window, 2)]
+        blocks = [block for layer in model.torch.layers for block in layer.blocks]
+        for index, (node, (resolution, heads), block) in enumerate(zip(nodes, stages, blocks)):
+            attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+            assert attributes == {
+                "height": resolution, "width": resolution, "num_heads": heads, "window_size": window,
+                "shift_size": window // 2 if index == 1 else 0, "mask_value": -100.0,
+                "scale": np.float32(32**-0.5) if model.version == 1 else 1.0,
+                "plugin_version": b"1", "plugin_namespace": b"swin"}
+            bias = constants[node.input[1]]
+            assert bias.shape == (heads, window**2, (window**2 + 7) // 8 * 8)
+            assert bias.dtype == np.float32
+            assert not bias[:, :, window**2:].any()
+            assert shapes[node.input[0]] == ["batch", resolution**2, 3 * 32 * heads]
+            assert shapes[node.output[0]] == ["batch", resolution**2, 32 * heads]
+            with torch.no_grad():
+                if kind == "timm-v1-torchscript":
+                    assert np.array_equal(bias[:, :, :window**2], block.attn._get_rel_pos_bias()[0])
+                if model.version == 2:
+                    clamped = block.attn.logit_scale.clamp(max=np.log(100)).exp().reshape(-1)
+                    np.testing.assert_allclose(constants[node.input[2]], clamped, rtol=2e-7)
+
+
+def test_scale_after_the_product_and_other_scales(randomize, monkeypatch):
+    """q may be scaled before or after q @ k^T, and by another number than d^-0.5."""
+    monkeypatch.setattr(WindowAttention, "_similarity", lambda self, q, k: q @ k.transpose(-2, -1) * 0.3)
+    model = small(1, randomize)
+    exported = Exported(export(model, 17, "scaled"), model, model.img_size, (1,), 1)
+    patched, _ = patch(exported.onnx, [STEPS["attention"]])
+    scales = [item.f for node in patched.graph.node for item in node.attribute if item.name == "scale"]
+    np.testing.assert_allclose(scales, [0.3] * 4, rtol=1e-6)
+    exported.assert_equal(patched)
+
+
+# --- what must be left alone ---------------------------------------------------------------------------------
+
+
+def constants_of(model: onnx.ModelProto, shape: tuple[int, ...]) -> list[onnx.TensorProto]:
+    return [tensor for tensor in model.graph.initializer if tuple(tensor.dims) == shape]
+
+
+def edited(model: onnx.ModelProto, tensor: onnx.TensorProto, change: Callable[[np.ndarray], None]) -> onnx.ModelProto:
+    """A copy of the model in which `change` was made to the array of one initializer."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    target = next(item for item in copy.graph.initializer if item.name == tensor.name)
+    array = numpy_helper.to_array(target).copy()
+    change(array)
+    target.CopyFrom(numpy_helper.from_array(array, target.name))
+    return copy
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda mask: mask.__setitem__((3, 0, 0, 48), 0), "has not one value"),           # a hole
+    (lambda mask: mask.__setitem__((0, 0, 0, 1), -100), "differs between windows"),  # where there is no other region
+    (lambda mask: np.copyto(mask, np.roll(mask, 1, axis=-1)), "differs between windows"),
+    (lambda mask: np.copyto(mask, np.where(mask, -np.inf, 0)), "not finite"),
+])
+def test_another_mask_is_left_alone(change, reason, exported):
+    model = exported("v1-17").onnx
+    (mask,) = constants_of(model, (4, 1, 49, 49))
+    wrong = edited(model, mask, change)
+    patched, (report,) = patch(wrong, [STEPS["attention"]])
+    assert report.replaced == 3
+    assert len(report.left) == 1
+    assert reason in report.left[0]
+    x = np.random.default_rng(0).standard_normal((2, 3, 56, 56)).astype(np.float32)
+    (expected,), (actual,) = (session(graph).run(None, {"input": x}) for graph in (wrong, patched))
+    assert relative_error(actual, expected) < 1e-5
+
+
+def test_another_mask_value_is_taken_over(exported):
+    model = exported("v1-17").onnx
+    (mask,) = constants_of(model, (4, 1, 49, 49))
+    patched, (report,) = patch(edited(model, mask, lambda array: np.copyto(array, array / 40)), [STEPS["attention"]])
+    assert not report.left
+    values = [item.f for node in patched.graph.node for item in node.attribute if item.name == "mask_value"]
+    assert values == [-100.0, -2.5, -100.0, -100.0]
+
+
+def with_node(model: onnx.ModelProto, change: Callable[[gs.Graph], None]) -> onnx.ModelProto:
+    graph = gs.import_onnx(model)
+    change(graph)
+    return gs.export_onnx(graph.cleanup().toposort())
+
+
+def test_attention_that_is_no_cosine_is_left_alone(exported):
+    """q and k divided by their sum of absolute values instead of their length."""
+    def l1(graph: gs.Graph) -> None:
+        for node in graph.nodes:
+            node.op = "ReduceL1" if node.op == "ReduceL2" else node.op
+
+    with pytest.raises(UserError, match=r"none of 4 window attention could be replaced.*no scaled dot product or cosi"):
+        patch(with_node(exported("v2-17").onnx, l1), [STEPS["attention"]])
+
+
+def test_attention_whose_inside_is_read_elsewhere_is_left_alone(exported):
+    """Softmax weights that are an output of the model."""
+    def expose(graph: gs.Graph) -> None:
+        weights = next(node for node in graph.nodes if node.op == "Softmax").outputs[0]
+        weights.dtype = np.float32
+        graph.outputs.append(weights)
+
+    patched, (report,) = patch(with_node(exported("v1-17").onnx, expose), [STEPS["attention"]])
+    assert report.replaced == 3
+    assert "read elsewhere" in report.left[0]
+    assert len(patched.graph.output) == 2
+
+
+def test_other_norms_are_left_alone(exported):
+    """The L1 norm is no F.normalize; a gather in another order is no patch merging."""
+    def l1(graph: gs.Graph) -> None:
+        next(node for node in graph.nodes if node.op == "ReduceL2").op = "ReduceL1"
+
+    _, (report,) = patch(with_node(exported("v2-17").onnx, l1), [STEPS["fnorm"]])
+    assert report.replaced == 7
+
+    def row_major(graph: gs.Graph) -> None:
+        gather = next(node for node in graph.nodes if node.attrs.get("perm") == [0, 1, 3, 4, 2, 5])
+        gather.attrs["perm"] = [0, 1, 3, 2, 4, 5]
+
+    with pytest.raises(UserError, match="has no patch merging"):
+        patch(with_node(exported("v2-17").onnx, row_major), [STEPS["merging"]])
+
+
+def test_a_frozen_batch_is_said(exported):
+    """A graph that claims a dynamic batch but has 1 written into a Reshape."""
+    def freeze(graph: gs.Graph) -> None:
+        reshape = next(node for node in graph.nodes if node.op == "Reshape" and node.inputs[1].values[0] == -1)
+        reshape.inputs[1].values = np.array([1, *reshape.inputs[1].values[1:]])
+
+    with pytest.raises(UserError, match="does not run it at batch 2"):
+        patch(with_node(exported("v1-17").onnx, freeze), [STEPS["layernorm"]])
+
+
+def test_tidying_changes_nothing_but_the_form(exported):
+    for kind in ("timm-v1-torchscript", "timm-v2-dynamo"):
+        model = exported(kind)
+        tidied = gs.export_onnx(tidy(model.onnx))
+        model.assert_equal(tidied)
+        assert len(tidied.graph.node) < 300
+        assert not {"Shape", "ConstantOfShape", "Pad", "Squeeze", "Unsqueeze", "Gemm", "Gelu", "Expand", "Constant",
+                    "Sigmoid"} & {node.op_type for node in tidied.graph.node}
+        assert next(entry.version for entry in tidied.opset_import if entry.domain == "") <= 17
+
+
+# --- scripts -------------------------------------------------------------------------------------------------
+
+
+def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(SURGERY / script), *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_a_script_counts_checks_and_saves(exported, tmp_path):
+    onnx.save(exported("v1-17").onnx, tmp_path / "swin.onnx")
+    done = run_script("add_layernorm_with_params.py", "--onnx", tmp_path / "swin.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "replaced 11 of 11 LayerNorm" in done.stdout
+    checks = [line for line in done.stdout.splitlines() if line.startswith("check, batch")]
+    assert [line.split(":")[0] for line in checks] == ["check, batch 1", "check, batch 3"]
+    patched = onnx.load(tmp_path / "swin_layernorm.onnx")
+    assert plugin_counts(patched) == Counter(SwinLayerNormWithParams=11)
+
+    again = run_script("add_layernorm_with_params.py", "--onnx", tmp_path / "swin_layernorm.onnx")
+    assert_refused(again, "already patched: it holds 11 SwinLayerNormWithParams and no LayerNorm besides")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["swin.onnx", "swin_layernorm.onnx"]
+
+
+def assert_refused(done: subprocess.CompletedProcess, message: str) -> None:
+    """One line on stderr with the message, and exit status 1."""
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_bad_files_are_refused(tmp_path):
+    (tmp_path / "text.onnx").write_text("not a graph")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 8, 8]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+              tmp_path / "relu.onnx")
+    for name, message in (("text.onnx", "is not an ONNX file"), ("empty.onnx", "is not an ONNX file"),
+                          ("absent.onnx", "no such file"), ("relu.onnx", "has no window attention to replace")):
+        done = run_script("add_attention.py", "--onnx", tmp_path / name, "--output", tmp_path / "out.onnx")
+        assert_refused(done, message)
+        assert name in done.stderr
+    done = run_script("add_attention.py", "--onnx", tmp_path / "relu.onnx", "--output", tmp_path / "relu.onnx")
+    assert_refused(done, "is the graph to change")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_wrong_patch_is_not_written(exported, tmp_path, monkeypatch, capsys):
+    """The check holds the patched graph against the unpatched one: an epsilon of 1e-2 is found, and nothing saved."""
+    import add_layernorm_with_params as script
+
+    real = script.plugin_node
+    monkeypatch.setattr(script, "plugin_node", lambda *args, epsilon, **more: real(*args, epsilon=1e-2, **more))
+    onnx.save(exported("v1-17").onnx, tmp_path / "swin.onnx")
+    monkeypatch.setattr(sys, "argv", ["script", "--onnx", str(tmp_path / "swin.onnx")])
+    with pytest.raises(UserError, match="differs at batch 1"):
+        script.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["swin.onnx"]
+    monkeypatch.setattr(sys, "argv", ["script", "--onnx", str(tmp_path / "swin.onnx"), "--no-check"])
+    script.main()
+    assert (tmp_path / "swin_layernorm.onnx").exists()
+
+
+def test_an_opset_that_cannot_be_lowered_is_said(exported, tmp_path, capsys):
+    """Mish came with opset 18 and has no older form."""
+    def mish(graph: gs.Graph) -> None:
+        (logits,) = graph.outputs
+        output = gs.Variable("mish", np.float32, logits.shape)
+        graph.nodes.append(gs.Node("Mish", "mish", inputs=[logits], outputs=[output]))
+        graph.outputs = [output]
+
+    patched, _ = patch(with_node(exported("timm-v1-dynamo").onnx, mish), [STEPS["attention"]])
+    surgeon.save(patched, tmp_path / "mish.onnx")
+    assert "TensorRT 8.6 does not read it" in capsys.readouterr().out

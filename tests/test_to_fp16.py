@@ -1,0 +1,199 @@
+"""The FP16 graph without a GPU: which tensors are FP16, where a Cast stands, and that it computes the same."""
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from config import get_config
+from models.build import build_model
+from utils import ROOT, UserError
+
+sys.path[:0] = [str(ROOT / "onnx" / "graphsurgeon"), str(ROOT / "onnx")]
+import add_all  # noqa: E402
+import to_fp16 as script  # noqa: E402
+from export_onnx import export  # noqa: E402
+from reference import element_types  # noqa: E402
+from surgeon import patch, plugin_counts  # noqa: E402
+from tidy import session  # noqa: E402
+from to_fp16 import ISLANDS, to_fp16  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def graphs(randomize) -> Callable[[int, int, bool], onnx.ModelProto]:
+    """graphs(version, opset, patched): an FP32 graph of two stages of two blocks, made once."""
+    cache = {}
+
+    def cached(version: int, opset: int, patched: bool) -> onnx.ModelProto:
+        if (version, opset) not in cache:
+            cache[version, opset] = export(small(version, randomize), opset, f"v{version}")
+        if (version, opset, patched) not in cache:
+            cache[version, opset, patched] = (patch(cache[version, opset], add_all.STEPS)[0] if patched
+                                              else cache[version, opset])
+        return cache[version, opset, patched]
+
+    return cached
+
+
+def small(version: int, randomize: Callable) -> torch.nn.Module:
+    opts = ["DATA.IMG_SIZE", str({1: 56, 2: 64}[version]), "MODEL.SWIN.DEPTHS", "[2, 2]", "MODEL.SWIN.NUM_HEADS",
+            "[1, 2]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0, 0]"]
+    config = get_config(ROOT / "models" / {1: "swin_micro.yaml", 2: "swinv2_micro.yaml"}[version], opts)
+    return randomize(build_model(config)).eval()
+
+
+def run(model: onnx.ModelProto, batch: int) -> np.ndarray:
+    size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    x = np.random.default_rng(batch).standard_normal((batch, 3, size, size)).astype(np.float32)
+    return session(model).run(None, {model.graph.input[0].name: x})[0]
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def casts(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    """(op type of the maker, op types of the readers) of each Cast; the graph's input and output by those names."""
+    maker = {name: node.op_type for node in model.graph.node for name in node.output}
+    readers: dict[str, list[str]] = {value.name: ["output"] for value in model.graph.output}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    return [(maker.get(node.input[0], "input"), "+".join(sorted(readers[node.output[0]])))
+            for node in model.graph.node if node.op_type == "Cast"]
+
+
+@pytest.mark.parametrize("opset", [12, 17])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_patched_graph_is_fp16_between_its_ends(version, opset, graphs):
+    """Two Casts, behind the input and before the pooling; parameters of plugin nodes FP32 and unchanged."""
+    fp32 = graphs(version, opset, True)
+    fp16 = to_fp16(fp32, ["head"])
+    onnx.checker.check_model(fp16)
+    assert casts(fp16) == [("input", "Conv"), ("SwinAddLayerNorm" if version == 1 else "SwinLayerNormWithParams",
+                                               "ReduceMean")]
+    assert plugin_counts(fp16) == plugin_counts(fp32)
+
+    types = element_types(fp16)
+    before = {tensor.name: tensor for tensor in fp32.graph.initializer}
+    after = {tensor.name: tensor for tensor in fp16.graph.initializer}
+    for node in fp16.graph.node:
+        activations = [name for name in (*node.input, *node.output) if name not in after]
+        if node.domain == "swin":
+            assert {types[name] for name in activations} == {TensorProto.FLOAT16}
+            for name in node.input:
+                if name in after:
+                    np.testing.assert_array_equal(numpy_helper.to_array(after[name]),
+                                                  numpy_helper.to_array(before[name]), strict=True)
+        elif node.op_type != "Cast":
+            used = {types[name] for name in (*node.input, *node.output)} - {TensorProto.INT64}
+            assert len(used) == 1, f"{node.name} mixes types"
+    assert [types[value.name] for value in (*fp16.graph.input, *fp16.graph.output)] == [TensorProto.FLOAT] * 2
+    for batch in (1, 3):
+        # FP16 rounds by 2^-11 = 5e-4; some thirty roundings follow each other, most of them of smaller terms.
+        assert relative_error(run(fp16, batch), run(fp32, batch)) < 5e-3
+
+
+@pytest.mark.parametrize("opset", [12, 17])
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_unpatched_graph_keeps_its_norms_in_fp32(version, opset, graphs):
+    fp32 = graphs(version, opset, False)
+    fp16 = to_fp16(fp32, ["head"])
+    onnx.checker.check_model(fp16)
+    types = element_types(fp16)
+    fp32_ops = {"Sqrt", "Pow", "ReduceMean", "ReduceL2", "Clip"}
+    for node in fp16.graph.node:
+        if node.op_type in fp32_ops:
+            assert {types[name] for name in node.output} == {TensorProto.FLOAT}, node.name
+        if node.op_type in ("Softmax", "Erf", "LayerNormalization"):
+            assert {types[name] for name in node.output} == {TensorProto.FLOAT16}, node.name
+    # One Cast into each LayerNorm and each F.normalize and one out of it; none inside.
+    norms = (11 if opset < 17 else 0) + (8 if version == 2 else 0)
+    assert len(casts(fp16)) <= 2 * norms + 2
+    for batch in (1, 3):
+        assert relative_error(run(fp16, batch), run(fp32, batch)) < 5e-3
+
+
+def test_written_out_norms_survive_what_overflows_fp16(graphs, monkeypatch, capsys):
+    """Patch embeddings of 1e3: their squares, in the first LayerNorm, are beyond 65504. Without its island: refused."""
+    large = onnx.ModelProto()
+    large.CopyFrom(graphs(1, 12, False))
+    weight = next(tensor for tensor in large.graph.initializer if list(tensor.dims) == [32, 3, 4, 4])
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1e3), weight.name))
+
+    fp16 = script.convert_and_check(large, [], True)
+    name, magnitude = script.largest_activation(fp16, np.ones((1, 3, 56, 56), np.float32))
+    assert "patch_embed" in name
+    assert 1e3 < magnitude < 65504
+    assert "check, largest FP16 activation" in capsys.readouterr().out
+
+    monkeypatch.setattr(script, "written_out_normalisations", lambda graph: [])
+    with pytest.raises(UserError, match=r"norm/Pow_output_0 reaches \S+ on a held-out image, beyond FP16's 65504"):
+        script.convert_and_check(large, [], True)
+
+
+def test_the_epsilon_of_a_norm_is_not_rounded_to_fp16(graphs):
+    """F.normalize's 1e-12 is zero in FP16, and 0 / 0 is no number; LayerNorm's 1e-5 loses two digits there."""
+    for opset, version, epsilon, op in ((12, 1, 1e-5, "Add"), (17, 2, 1e-12, "Clip")):
+        fp16 = to_fp16(graphs(version, opset, False), [])
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in fp16.graph.initializer}
+        found = [constants[name] for node in fp16.graph.node if node.op_type == op
+                 for name in node.input if name in constants and constants[name].size == 1]
+        epsilons = [array for array in found if array < 1e-3]
+        assert len(epsilons) == (11 if version == 1 else 8)
+        assert all(array.dtype == np.float32 and array == np.float32(epsilon) for array in epsilons)
+
+
+@pytest.mark.parametrize("names", [[], ["gelu"], ["softmax"], ["head", "gelu", "softmax"]])
+def test_chosen_islands(names, graphs):
+    fp32 = graphs(1, 17, False)
+    fp16 = to_fp16(fp32, names)
+    types = element_types(fp16)
+    kinds = {"gelu": "Erf", "softmax": "Softmax", "head": "ReduceMean"}
+    assert set(kinds) == set(ISLANDS)
+    for name, op in kinds.items():
+        expected = TensorProto.FLOAT if name in names else TensorProto.FLOAT16
+        found = {types[node.output[0]] for node in fp16.graph.node if node.op_type == op}
+        assert found == {expected}, op
+    # A Cast into each island and one out of it; the one behind the input, and before the output unless that is FP32.
+    islands = 4 * ("gelu" in names) + 4 * ("softmax" in names)
+    assert len(casts(fp16)) == 2 * islands + 2
+    assert not any(maker == "Cast" or "Cast" in readers for maker, readers in casts(fp16))
+    assert relative_error(run(fp16, 1), run(fp32, 1)) < 5e-3
+
+
+def test_refusals(graphs):
+    fp32 = graphs(1, 17, True)
+    with pytest.raises(UserError, match="is in FP16 already"):
+        to_fp16(to_fp16(fp32, []), [])
+    with pytest.raises(UserError, match="is in FP16; patch the FP32 graph"):
+        patch(to_fp16(graphs(1, 17, False), []), add_all.STEPS)
+    with pytest.raises(UserError, match="unknown; choose from head,gelu,softmax"):
+        script.islands("head,body")
+    huge = onnx.ModelProto()
+    huge.CopyFrom(fp32)
+    weight = next(tensor for tensor in huge.graph.initializer if list(tensor.dims) == [32, 96])
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1e6), weight.name))
+    with pytest.raises(UserError, match=r"beyond FP16's 65504"):
+        to_fp16(huge, [])
+
+
+def test_add_all_writes_the_fp16_graph(graphs, tmp_path, monkeypatch, capsys):
+    onnx.save(graphs(2, 17, False), tmp_path / "swinv2.onnx")
+    monkeypatch.setattr(sys, "argv", ["add_all.py", "--onnx", str(tmp_path / "swinv2.onnx"), "--fp16"])
+    add_all.main()
+    printed = capsys.readouterr().out
+    assert "replaced 4 of 4 window attention" in printed
+    assert printed.count("check, batch") == 4  # the patched FP32 graph, and the FP16 one
+    fp16 = onnx.load(tmp_path / "swinv2_attention_fp16.onnx")
+    assert plugin_counts(fp16) == Counter(SwinAttention=4, SwinPatchMerge=1, SwinLayerNormAdd=8,
+                                          SwinLayerNormWithParams=3)
+    types = {tensor.data_type for tensor in fp16.graph.initializer if len(tensor.dims) == 2 and tensor.dims[0] == 32}
+    assert types == {TensorProto.FLOAT16}
+    assert helper.get_attribute_value(fp16.graph.node[0].attribute[0]) is not None

@@ -63,6 +63,11 @@ def allowed_errors(model: torch.nn.Module, batches: list[np.ndarray], references
     return each, max(each)
 
 
+def within(errors: list[float], each: list[float], overall: float) -> bool:
+    """Whether every batch's error is at most what it may be, and at most what all may be. NaN never is."""
+    return all(error <= allowed and error <= overall for error, allowed in zip(errors, each, strict=True))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="the file to test (default: onnx/<MODEL.NAME>.onnx)")
@@ -110,8 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
         errors.append(max_abs_err(logits, reference))
         print(f"{len(batch):>5}  {errors[-1]:>13.2e}  {allowed:>9.2e}  {median_rel_err(logits, reference):>16.2e}  "
               f"{top1_agreement(logits, reference):>15.1%}", flush=True)
-    # Written so that a NaN, which is not at most anything, fails.
-    passed = all(error <= allowed for error, allowed in zip(errors, each, strict=True)) and max(errors) <= overall
+    passed = within(errors, each, overall)
     largest = max(float(np.abs(reference).max()) for reference in references)
     print(f"{'PASS' if passed else 'FAIL'}: max abs error {max(errors):.2e}, at most {overall:.2e} allowed; largest "
           f"|logit| {largest:.2f}; {time.perf_counter() - start:.1f} s")

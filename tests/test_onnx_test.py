@@ -97,6 +97,12 @@ def test_tolerance_is_a_share_of_the_largest_logit(capsys, tmp_path, pair):
     assert verdict(capsys, path, pair, "--tolerance", "0.0001")[0] == 1
 
 
+@pytest.mark.parametrize("errors, passes", [
+    ([1.0, 2.0], True), ([1.1, 2.0], False), ([1.0, 2.1], False), ([1.0, np.nan], False), ([np.nan, 1.0], False)])
+def test_every_batch_must_be_within_its_limit(errors, passes):
+    assert onnx_test.within(errors, [1.0, 2.5], 2.0) == passes
+
+
 def as_fp16(source: Path, path: Path) -> Path:
     """The same graph, its output rounded to FP16."""
     model = onnx.load(source)

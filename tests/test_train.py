@@ -119,7 +119,7 @@ def test_a_tiny_model_learns_and_its_file_loads(tmp_path, capsys, monkeypatch, c
 
     monkeypatch.setattr(train, "held_out_top1", spy)
     output = tmp_path / "tiny.safetensors"
-    run_train("--cfg", str(ROOT / cfg), "--opts", *TINY, "--steps", "60", "--batch-size", "32", "--lr", "2e-3",
+    run_train("--cfg", str(ROOT / cfg), "--opts", *TINY, "--steps", "60", "--batch-size", "32",
               "--count", "180", "--half", "--output", str(output))
     printed = capsys.readouterr().out
     assert "step    60/60" in printed and "s left" in printed
@@ -129,7 +129,7 @@ def test_a_tiny_model_learns_and_its_file_loads(tmp_path, capsys, monkeypatch, c
     with safe_open(output, "pt") as file:
         metadata = file.metadata()
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
-    assert metadata["classes"].split(",") == CLASSES and metadata["steps"] == "60"
+    assert metadata["classes"].split(",") == CLASSES and metadata["steps"] == "60" and metadata["lr"] == "0.002"
     # The figure in the file is that of the weights in the file, and far from guessing (1 in 18, +- 2 %).
     images, labels = held_out_batch(180, 32)
     model = load_model(config, output)
@@ -158,8 +158,9 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path):
     ]:
         with pytest.raises(UserError, match=problem):
             run_train(*arguments)
-    with pytest.raises(SystemExit):
-        run_train(*tiny, "--steps", "0")
+    for arguments in (["--steps", "0"], ["--count", "17"]):
+        with pytest.raises(SystemExit):
+            run_train(*tiny, *arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

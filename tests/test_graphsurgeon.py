@@ -291,6 +291,8 @@ def exported(randomize, tmp_path_factory) -> Callable[[str], Exported]:
         img_size, arguments = {1: (56, {"window_size": 7}), 2: (64, {"window_size": 8})}[version]
         if kind.endswith("window12"):
             img_size, arguments = 96, {"window_size": 12}
+        if kind.endswith("padded"):
+            img_size = 60  # 15 tokens, which timm pads to three windows of 7
         if kind.endswith("dynamic-mask"):
             arguments = {"window_size": 7, "dynamic_img_size": True}  # the mask is computed in the graph
         model = randomize((TimmSwin if version == 1 else TimmSwinV2)(img_size=img_size, **TIMM, **arguments)).eval()
@@ -503,6 +505,15 @@ def test_other_norms_are_left_alone(exported):
         patch(with_node(exported("v2-17").onnx, row_major), [STEPS["merging"]])
 
 
+def test_windows_that_need_padding(exported):
+    """A node's image holds whole windows: without shift the windows can be an image by themselves, with it they stay."""
+    model = exported("timm-v1-padded")
+    patched, (report,) = patch(model.onnx, [STEPS["attention"]])
+    assert (report.replaced, len(report.left)) == (2, 2)
+    assert "Pad" in {node.op_type for node in patched.graph.node}
+    model.assert_equal(patched)
+
+
 def test_a_frozen_batch_is_said(exported):
     """A graph that claims a dynamic batch but has 1 written into a Reshape."""
     def freeze(graph: gs.Graph) -> None:
@@ -522,6 +533,23 @@ def test_tidying_changes_nothing_but_the_form(exported):
         assert not {"Shape", "ConstantOfShape", "Pad", "Squeeze", "Unsqueeze", "Gemm", "Gelu", "Expand", "Constant",
                     "Sigmoid"} & {node.op_type for node in tidied.graph.node}
         assert next(entry.version for entry in tidied.opset_import if entry.domain == "") <= 17
+
+
+def test_what_keeps_the_shape_may_still_do_something():
+    """A Pad that crops as much as it adds, a Slice backwards, a Transpose of equal axes."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3, 4, 4])
+    integers = {"pads": [0, 0, 1, 0, 0, 0, -1, 0], "start": [-1], "end": [-5], "axis": [3], "step": [-1]}
+    nodes = [helper.make_node("Pad", ["x", "pads"], ["padded"]),
+             helper.make_node("Slice", ["padded", "start", "end", "axis", "step"], ["mirrored"]),
+             helper.make_node("Transpose", ["mirrored"], ["turned"], perm=[0, 1, 3, 2]),
+             helper.make_node("Relu", ["turned"], ["y"])]
+    initializers = [numpy_helper.from_array(np.array(numbers), name) for name, numbers in integers.items()]
+    model = helper.make_model(helper.make_graph(nodes, "moves", [x], [y], initializers),
+                              opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    image = np.random.default_rng(0).random((2, 3, 4, 4)).astype(np.float32)
+    expected = np.pad(image, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :4, ::-1].transpose(0, 1, 3, 2)
+    assert np.array_equal(session(gs.export_onnx(tidy(model))).run(None, {"x": image})[0], expected)
 
 
 # --- scripts -------------------------------------------------------------------------------------------------
@@ -558,10 +586,12 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "empty.onnx").write_bytes(b"")
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 8, 8]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
-              tmp_path / "relu.onnx")
+    for name, opset in (("relu.onnx", 17), ("old.onnx", 11)):
+        domains = [helper.make_opsetid("", opset)]
+        onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=6), tmp_path / name)
     for name, message in (("text.onnx", "is not an ONNX file"), ("empty.onnx", "is not an ONNX file"),
-                          ("absent.onnx", "no such file"), ("relu.onnx", "has no window attention to replace")):
+                          ("absent.onnx", "no such file"), ("relu.onnx", "has no window attention to replace"),
+                          ("old.onnx", "has opset 11; export it again with 12 to 17")):
         done = run_script("add_attention.py", "--onnx", tmp_path / name, "--output", tmp_path / "out.onnx")
         assert_refused(done, message)
         assert name in done.stderr

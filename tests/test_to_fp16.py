@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -140,11 +141,24 @@ def test_written_out_norms_survive_what_overflows_fp16(graphs, monkeypatch, caps
 
 def test_the_epsilon_of_a_norm_is_not_rounded_to_fp16(graphs):
     """F.normalize's 1e-12 is zero in FP16, and 0 / 0 is no number; LayerNorm's 1e-5 loses two digits there."""
+    def shared_with_an_fp16_node(model: onnx.ModelProto, epsilon: str) -> onnx.ModelProto:
+        graph = gs.import_onnx(model)
+        x = next(node for node in graph.nodes if node.op == "Conv").outputs[0]
+        shifted = gs.Variable("shifted", np.float32)
+        for reader in list(x.outputs):
+            reader.inputs = [shifted if tensor is x else tensor for tensor in reader.inputs]
+        graph.nodes.append(gs.Node("Add", "shift", inputs=[x, graph.tensors()[epsilon]], outputs=[shifted]))
+        return gs.export_onnx(graph.toposort())
+
     for opset, version, epsilon, op in ((12, 1, 1e-5, "Add"), (17, 2, 1e-12, "Clip")):
-        fp16 = to_fp16(graphs(version, opset, False), [])
+        model = graphs(version, opset, False)
+        small = {tensor.name for tensor in model.graph.initializer
+                 if not tensor.dims and 0 < numpy_helper.to_array(tensor) < 1e-3}
+        name = next(name for node in model.graph.node if node.op_type == op for name in node.input if name in small)
+        fp16 = to_fp16(shared_with_an_fp16_node(model, name), [])
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in fp16.graph.initializer}
         found = [constants[name] for node in fp16.graph.node if node.op_type == op
-                 for name in node.input if name in constants and constants[name].size == 1]
+                 for name in node.input if name in constants and constants[name].size == 1 and node.name != "shift"]
         epsilons = [array for array in found if array < 1e-3]
         assert len(epsilons) == (11 if version == 1 else 8)
         assert all(array.dtype == np.float32 and array == np.float32(epsilon) for array in epsilons)

@@ -27,7 +27,7 @@ from utils import UserError, first_line
 
 BATCH = "batch"
 PROBED_BATCHES = (2, 3)
-LAST_OPSET_OF_TENSORRT_8 = 17
+OLDEST_OPSET, LAST_OPSET_OF_TENSORRT_8 = 12, 17
 INTEGER_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 REFUSALS = (ort_state.Fail, ort_state.InvalidArgument, ort_state.InvalidGraph, ort_state.NotImplemented,
             ort_state.RuntimeException)  # what onnxruntime raises about a graph or its inputs
@@ -227,9 +227,12 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
     """The plain form of a model, as the head of this file says; equal to it at every batch size.
 
     Raises:
-        UserError: the model is no image classifier, or onnxruntime does not run it at batches 2 and 3 although its
-            batch is not fixed.
+        UserError: the opset is below 12; the model is no image classifier; onnxruntime does not run it at batches 2
+            and 3 although its batch is not fixed.
     """
+    if opset_of(model) < OLDEST_OPSET:
+        raise UserError(f"has opset {opset_of(model)}; export it again with {OLDEST_OPSET} to "
+                        f"{LAST_OPSET_OF_TENSORRT_8}")
     _, dims = image_input(model)
     batches = PROBED_BATCHES if dims[0] is None else (dims[0],)
     first, *others = runs = _probe(model, batches)
@@ -411,7 +414,7 @@ def _is_idle(node: gs.Node) -> bool:
     if node.op == "Transpose":
         return node.attrs.get("perm") == sorted(node.attrs.get("perm", []))
     if node.op == "Pad":
-        return not np.any(values(node.inputs[1])) if len(node.inputs) > 1 else not any(node.attrs["pads"])
+        return not np.any(values(node.inputs[1]))
     if node.op == "Slice":
         return len(node.inputs) < 5 or bool(np.all(values(node.inputs[4]) == 1))
     return False

@@ -506,7 +506,7 @@ def test_other_norms_are_left_alone(exported):
 
 
 def test_windows_that_need_padding(exported):
-    """A node's image holds whole windows: without shift the windows can be an image by themselves, with it they stay."""
+    """A node's image holds whole windows. Without shift, windows can be an image by themselves; with it they stay."""
     model = exported("timm-v1-padded")
     patched, (report,) = patch(model.onnx, [STEPS["attention"]])
     assert (report.replaced, len(report.left)) == (2, 2)

@@ -177,7 +177,7 @@ public:
     }
     bool supports(int position, const std::vector<PluginTensorDesc>& tensors, int inputs) const {
         std::vector<DynamicPluginTensorDesc> dynamic;
-        for (const PluginTensorDesc& tensor : tensors) dynamic.push_back({tensor, tensor.dims, tensor.dims, tensor.dims});
+        for (const PluginTensorDesc& one : tensors) dynamic.push_back({one, one.dims, one.dims, one.dims});
         return build()->supportsFormatCombination(
             position, dynamic.data(), inputs, static_cast<int32_t>(tensors.size()) - inputs);
     }

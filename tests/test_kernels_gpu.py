@@ -362,7 +362,7 @@ def enough_memory(gibibytes: int) -> None:
 
 def test_layernorm_past_2_to_the_31_elements():
     """The last rows of a large tensor get the same bits as when they are alone, and so do the first."""
-    enough_memory(12)
+    enough_memory(24)
     width, tail = 96, 1000
     rows = 2**31 // width + 2 * tail
     x = torch.zeros(rows, width, dtype=torch.float16, device=DEVICE)
@@ -381,7 +381,7 @@ def test_layernorm_past_2_to_the_31_elements():
 
 
 def test_patch_merge_past_2_to_the_31_elements():
-    enough_memory(12)
+    enough_memory(24)
     batch, height, width, channels = 2**31 // (64 * 64 * 96) + 2, 64, 64, 96
     x = torch.zeros(batch, height * width, channels, dtype=torch.float16, device=DEVICE)
     x[-1] = draw(x[-1].shape, x.dtype, "normal", 0)
@@ -397,7 +397,7 @@ def test_patch_merge_past_2_to_the_31_elements():
 
 
 def test_attention_past_2_to_the_31_elements():
-    enough_memory(12)
+    enough_memory(24)
     case = Attention(2**31 // (56 * 56 * 288) + 2, 56, 56, 3, 7, 3)
     one = Attention(1, 56, 56, 3, 7, 3)
     last, bias, _ = attention_inputs(one, torch.float16, False, False)

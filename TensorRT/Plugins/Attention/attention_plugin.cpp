@@ -34,12 +34,13 @@ struct AttentionOp {
             throw Refusal("qkv has " + std::to_string(qkv.last()) + " channels for " + std::to_string(a.num_heads)
                 + " heads; the head dimension must be 32, which takes 3 * 32 * " + std::to_string(a.num_heads));
         }
+        const std::string window = "window_size " + std::to_string(a.window_size);
         if (a.window_size < 1 || a.window_size > kMaxWindow) {
-            throw Refusal("window_size is " + std::to_string(a.window_size) + "; 1 to " + std::to_string(kMaxWindow) + " is supported");
+            throw Refusal(window + " is not in 1 to " + std::to_string(kMaxWindow));
         }
         if (a.height % a.window_size != 0 || a.width % a.window_size != 0) {
-            throw Refusal("window_size " + std::to_string(a.window_size) + " does not divide height " + std::to_string(a.height)
-                + " and width " + std::to_string(a.width));
+            throw Refusal(window + " does not divide height " + std::to_string(a.height) + " and width "
+                + std::to_string(a.width));
         }
         if (a.shift_size < 0 || a.shift_size >= a.window_size) {
             throw Refusal("shift_size " + std::to_string(a.shift_size) + " is not in 0 .. window_size - 1");

@@ -32,7 +32,8 @@ void expect_size(const char* what, int64_t actual, int64_t expected) {
 
 void expect_rank(const char* input, const Shape& shape, int rank) {
     if (shape.rank() != rank) {
-        throw Refusal(std::string(input) + " is " + shape.text() + " instead of " + std::to_string(rank) + "-dimensional");
+        throw Refusal(
+            std::string(input) + " is " + shape.text() + " instead of " + std::to_string(rank) + "-dimensional");
     }
 }
 
@@ -48,7 +49,8 @@ void expect_shape(const char* input, const Shape& shape, std::initializer_list<i
 void check_rows(const Inputs& inputs, int activations, int64_t row_width) {
     if (inputs[0].rank() < 1) throw Refusal("x is a scalar; it needs an axis to normalise over");
     if (row_width > SWIN_MAX_WIDTH) {
-        throw Refusal("rows of " + std::to_string(row_width) + " elements are wider than " + std::to_string(SWIN_MAX_WIDTH));
+        throw Refusal(
+            "rows of " + std::to_string(row_width) + " elements are wider than " + std::to_string(SWIN_MAX_WIDTH));
     }
     for (int i = 1; i < activations; ++i) {
         expect_rank("residual", inputs[i], inputs[0].rank());

@@ -46,7 +46,9 @@ template <class T> struct PairOf { using Type = T; };  // FP32 has no pairs
 template <> struct PairOf<__half> { using Type = __half2; };
 template <> struct PairOf<__nv_bfloat16> { using Type = __nv_bfloat162; };
 
-__device__ __forceinline__ void round_pair(float low, float high, __half2& pair) { pair = __floats2half2_rn(low, high); }
+__device__ __forceinline__ void round_pair(float low, float high, __half2& pair) {
+    pair = __floats2half2_rn(low, high);
+}
 __device__ __forceinline__ void round_pair(float low, float high, __nv_bfloat162& pair) {
     pair = __floats2bfloat162_rn(low, high);
 }

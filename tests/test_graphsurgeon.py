@@ -524,6 +524,26 @@ def test_a_frozen_batch_is_said(exported):
         patch(with_node(exported("v1-17").onnx, freeze), [STEPS["layernorm"]])
 
 
+def test_axes_counted_from_the_front(exported):
+    """Exporters may write the last axis as 2 or 3 rather than -1."""
+    def from_the_front(graph: gs.Graph) -> None:
+        for node in graph.nodes:
+            if node.op == "ReduceMean" and node.attrs.get("axes") == [-1]:
+                node.attrs["axes"] = [2]
+            if node.op == "LayerNormalization":
+                node.attrs["axis"] = len(node.inputs[0].shape) - 1
+
+    model = exported("v1-12")
+    patched, (report,) = patch(with_node(model.onnx, from_the_front), [STEPS["residual"]])
+    assert report.replaced == 7
+    model.assert_equal(patched)
+    model = exported("timm-v1-dynamo")  # where most are over axis 3
+    patched, (report,) = patch(with_node(model.onnx, from_the_front), [STEPS["residual"]])
+    assert report.replaced == 7
+    assert not report.left
+    model.assert_equal(patched)
+
+
 def test_tidying_changes_nothing_but_the_form(exported):
     for kind in ("timm-v1-torchscript", "timm-v2-dynamo"):
         model = exported(kind)
@@ -625,5 +645,6 @@ def test_an_opset_that_cannot_be_lowered_is_said(exported, tmp_path, capsys):
         graph.outputs = [output]
 
     patched, _ = patch(with_node(exported("timm-v1-dynamo").onnx, mish), [STEPS["attention"]])
+    patched, _ = patch(patched, [STEPS["with_params"]])
     surgeon.save(patched, tmp_path / "mish.onnx")
     assert "TensorRT 8.6 does not read it" in capsys.readouterr().out

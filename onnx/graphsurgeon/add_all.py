@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--fp16", action="store_true", help="convert the patched graph to FP16")
     add_precision_arguments(parser)
     args = parser.parse_args()
+    if args.fp32 != parser.get_default("fp32") and not args.fp16:
+        raise UserError(f"--fp32 {args.fp32}: chooses what stays FP32 in an FP16 graph; add --fp16")
     target, fp32 = target_of(args, f"{SUFFIX}_fp16" if args.fp16 else SUFFIX), islands(args.fp32)
     model = read(args.onnx)
     try:

@@ -212,12 +212,11 @@ def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
 def _symbolic(shapes: list[tuple[int, ...]], batches: tuple[int, ...]) -> list[int | str | None]:
     """One shape for all probed batches: numbers, 'batch', multiples such as '4*batch', None for anything else."""
     def one(sizes: tuple[int, ...]) -> int | str | None:
+        multiple = sizes[0] // batches[0]
         if len(set(sizes)) == 1:
             return sizes[0]
-        multiples = {size / batch for size, batch in zip(sizes, batches)}
-        if len(multiples) > 1 or not multiples.copy().pop().is_integer():
+        if any(size != multiple * batch for size, batch in zip(sizes, batches)):
             return None
-        multiple = int(multiples.pop())
         return BATCH if multiple == 1 else f"{multiple}*{BATCH}"
 
     return [one(sizes) for sizes in zip(*shapes)]
@@ -292,7 +291,7 @@ def _with_output_types(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _plain_operator(graph: gs.Graph, node: gs.Node) -> None:
-    """Write Squeeze, Unsqueeze and Flatten as Reshape with a constant target, Gemm as MatMul + Add."""
+    """Write Squeeze, Unsqueeze and Flatten as Reshape with a constant target, Gemm as MatMul + Add, last axes as -1."""
     if node.op in ("Squeeze", "Unsqueeze", "Flatten", "Reshape") and node.outputs[0].shape is not None:
         target = reshape_target(node.outputs[0].shape)
         if target is not None and not isinstance(node.inputs[0], gs.Constant):
@@ -309,6 +308,13 @@ def _plain_operator(graph: gs.Graph, node: gs.Node) -> None:
             add_node(graph, "Add", [product, bias[0]], y)
         else:
             add_node(graph, "MatMul", [x, weight], y)
+    elif node.op.startswith("Reduce") and reduces_last_axis(node):
+        if "axes" in node.attrs:
+            node.attrs["axes"] = [-1]
+        else:
+            node.inputs[1] = gs.Constant(f"{node.outputs[0].name}/axes", np.array([-1]))
+    elif node.op == "LayerNormalization" and node.attrs.get("axis", -1) == len(node.inputs[0].shape) - 1:
+        node.attrs["axis"] = -1
 
 
 def _is_linear_gemm(node: gs.Node) -> bool:
@@ -386,15 +392,23 @@ def drop_idle(graph: gs.Graph) -> None:
             if not node.outputs or not node.inputs or isinstance(node.inputs[0], gs.Constant):
                 continue
             x, y = node.inputs[0], node.outputs[0]
-            before = producer(x) if node.op == "Reshape" and values(node.inputs[1]) is not None else None
-            if before is not None and before.op == "Reshape":
-                node.inputs[0] = before.inputs[0]  # what it was reshaped to in between does not matter
+            if _follows_reshape(node):
+                node.inputs[0] = producer(x).inputs[0]
                 changed = True
             elif y.outputs and not is_output(graph, y) and _is_idle(node):
                 replace_uses(y, x)
                 changed = True
         graph.cleanup()
     graph.toposort()
+
+
+def _follows_reshape(node: gs.Node) -> bool:
+    """Whether a Reshape follows another, which then does not matter: a 0 in the target would refer to it."""
+    before = producer(node.inputs[0])
+    if node.op != "Reshape" or before is None or before.op != "Reshape":
+        return False
+    target = values(node.inputs[1])
+    return target is not None and 0 not in target
 
 
 def _is_idle(node: gs.Node) -> bool:

@@ -1,0 +1,122 @@
+"""Draw what a model says of real images: the image, its label, top-1 of PyTorch and of ONNX files, and their errors.
+
+    python Results/draw.py --cfg models/swin_micro.yaml --onnx onnx/swinv1_micro.onnx
+
+Writes Results/<MODEL.NAME>.png. The images are held-out crops of the packaged photographs, one of each, or from a
+folder. An error is the largest difference of a logit from PyTorch's in FP32.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(1, str(ROOT))
+from config import add_model_arguments, get_config  # noqa: E402
+from data.photo_crops import CLASSES, crops  # noqa: E402
+from models.build import checkpoint_path, load_model  # noqa: E402
+from utils import (  # noqa: E402
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    RESULTS,
+    UserError,
+    max_abs_err,
+    onnx_logits,
+    onnx_session,
+    real_images,
+    run_script,
+    shown,
+    whole_file,
+)
+
+COLUMNS, COUNT = 6, 18
+RIGHT, WRONG, UNKNOWN = "#1a7f37", "#b42318", "#1f2328"
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """float32 [N, 3, S, S] normalised -> [N, S, S, 3] from 0 to 1, to look at."""
+    return np.clip(np.moveaxis(images, 1, -1) * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN), 0, 1)
+
+
+def answer(logits: np.ndarray, names: list[str]) -> str:
+    """Top-1 and its softmax probability of one image's logits [num_classes], e.g. "coffee 97.3 %"."""
+    if not np.isfinite(logits).all():
+        return "NaN or infinity"
+    odds = np.exp(logits - logits.max())
+    return f"{names[logits.argmax()]} {100 * odds.max() / odds.sum():.1f} %"
+
+
+def draw(images: np.ndarray, labels: np.ndarray | None, logits: dict[str, np.ndarray], names: list[str],
+         title: str) -> plt.Figure:
+    """The picture: a grid of images [N, 3, S, S], under each what every runner says of it.
+
+    Args:
+        labels: int64 [N], or None where they are not known.
+        logits: of every runner [N, num_classes]; the first one is the reference that errors are taken against.
+        names: of the classes.
+    """
+    reference = next(iter(logits.values()))
+    rows = -(-len(images) // COLUMNS)
+    figure, axes = plt.subplots(rows, COLUMNS, squeeze=False, layout="constrained",
+                                figsize=(2.6 * COLUMNS, (2.85 + 0.17 * len(logits)) * rows + 0.6))
+    figure.suptitle(title, fontsize=11)
+    for i, axis in enumerate(axes.flat):
+        axis.set_axis_off()
+        if i >= len(images):
+            continue
+        axis.imshow(pixels(images[i:i + 1])[0])
+        if labels is not None:
+            axis.set_title(f"label: {names[labels[i]]}", fontsize=9)
+        for line, (runner, output) in enumerate(logits.items()):
+            error = "" if line == 0 else f"  err {max_abs_err(output[i], reference[i]):.0e}"
+            color = UNKNOWN if labels is None else RIGHT if output[i].argmax() == labels[i] else WRONG
+            axis.text(0, -0.03 - 0.085 * line, f"{runner}: {answer(output[i], names)}{error}", fontsize=8, va="top",
+                      color=color, transform=axis.transAxes)
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    parser.add_argument("--onnx", type=Path, nargs="+", metavar="FILE", required=True,
+                        help="ONNX files of the model, patched or not")
+    parser.add_argument("--images", type=Path, metavar="FOLDER",
+                        help="images to draw (default: held-out crops of the packaged photographs)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: Results/<MODEL.NAME>.png")
+    args = parser.parse_args(arguments)
+    config = get_config(args.cfg, args.opts, args.type)
+    weights = checkpoint_path(config, args.resume, args.pretrained)
+    model = load_model(config, weights)
+    name, classes = config.MODEL.NAME, model.num_classes
+    images, labels = real_images(COUNT, model.img_size, args.images), None
+    names = [f"class {index}" for index in range(classes)]
+    if args.images is None and classes == len(CLASSES):
+        names, labels = CLASSES, crops("test", COUNT, model.img_size)[1]
+
+    with torch.inference_mode():
+        logits = {"PyTorch": model(torch.from_numpy(images)).numpy()}
+    for path in args.onnx:
+        kind = path.stem.removeprefix(name).strip("_").replace("_", " ")
+        runner = f"ONNX {kind}".strip()
+        logits[runner] = onnx_logits(onnx_session(path), images, path)
+        if logits[runner].shape != logits["PyTorch"].shape:
+            raise UserError(f"{shown(path)}: gives logits of {list(logits[runner].shape)}, and the model "
+                            f"{list(logits['PyTorch'].shape)}; give the --cfg and weights that it was made from")
+    errors = {runner: max_abs_err(output, logits["PyTorch"]) for runner, output in logits.items()}
+    figure = draw(images, labels, logits, names, f"{name}: top-1 of PyTorch (FP32) and onnxruntime on the CPU; err: "
+                  "largest difference of a logit from PyTorch's")
+    path = args.output or RESULTS / f"{name}.png"
+    with whole_file(path) as partial:
+        # Without the date and the version of matplotlib in it, the same input gives the same file.
+        figure.savefig(partial, dpi=80, metadata={"Software": None})
+    told = ", ".join(f"{runner} off by {error:.1e}" for runner, error in list(errors.items())[1:])
+    print(f"wrote {shown(path)}: {len(images)} images; {told}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,88 @@
+"""Print the newest figures of each model from accuracy.csv and latency.csv: those of this machine, or of all.
+
+    python Results/table.py swinv1_micro swinv2_micro
+    python Results/table.py --all --markdown              as README shows them
+
+The files keep every run. Of rows that say the same of the same, the last one is shown.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(1, str(ROOT))
+from utils import RESULTS, UserError, cpu_name, gpu_name, run_script, shown  # noqa: E402
+
+# Of each file: the columns that tell what was measured, and those shown, with heading and format.
+TABLES = {
+    "accuracy": (("engine", "precision", "batch"), {
+        "engine": ("runner", "{}"), "precision": ("precision", "{}"), "batch": ("batch", "{}"),
+        "top1": ("top-1", "{:.2%}"), "agreement": ("same as PyTorch FP32", "{:.2%}"),
+        "max_abs_err": ("max abs err", "{:.1e}"), "torch_max_abs_err": ("PyTorch's own", "{:.1e}"),
+        "run_id": ("run", "{}"),
+    }),
+    "latency": (("runner", "precision", "batch", "notes"), {
+        "runner": ("runner", "{}"), "precision": ("precision", "{}"), "batch": ("batch", "{}"),
+        "latency_ms_median": ("median ms", "{:.2f}"), "latency_ms_p99": ("p99 ms", "{:.2f}"),
+        "images_per_s": ("images/s", "{:.0f}"), "max_abs_err": ("max abs err", "{:.1e}"), "notes": ("notes", "{}"),
+        "run_id": ("run", "{}"),
+    }),
+}
+
+
+def newest(path: Path, key: tuple[str, ...]) -> dict[tuple[str, str], list[dict[str, str]]]:
+    """(model, machine) -> the last row of every key, in the order of the keys' first rows. Empty without the file."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = {(row["model"], row["gpu"], *(row[column] for column in key)): row for row in csv.DictReader(file)}
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows.values():
+        groups.setdefault((row["model"], row["gpu"]), []).append(row)
+    return groups
+
+
+def cells(rows: list[dict[str, str]], columns: dict[str, tuple[str, str]]) -> list[list[str]]:
+    """Heading and rows as text; a dash where a value is not known."""
+    def text(value: str, layout: str) -> str:
+        return "-" if not value else layout.format(value if layout == "{}" else float(value))
+
+    return [[heading for heading, _ in columns.values()],
+            *([text(row[column], layout) for column, (_, layout) in columns.items()] for row in rows)]
+
+
+def print_cells(lines: list[list[str]], markdown: bool) -> None:
+    if markdown:
+        lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+        print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        return
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="MODEL.NAME (default: all)")
+    parser.add_argument("--all", action="store_true", help="of all machines, not of this one alone")
+    parser.add_argument("--markdown", action="store_true", help="as Markdown")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: Results/")
+    args = parser.parse_args(arguments)
+    here, shown_any = {gpu_name(), cpu_name()}, False
+    for table, (key, columns) in TABLES.items():
+        for (model, machine), rows in newest(args.results / f"{table}.csv", key).items():
+            if (args.models and model not in args.models) or (machine not in here and not args.all):
+                continue
+            print(f"\n{model}, {table}; GPU: {machine}\n")
+            print_cells(cells(rows, columns), args.markdown)
+            shown_any = True
+    if not shown_any:
+        raise UserError(f"{shown(args.results)}: no rows of {', '.join(args.models) or 'any model'}"
+                        f"{'' if args.all else ' measured on this machine (--all: on any)'}; run_all.sh measures them")
+
+
+if __name__ == "__main__":
+    run_script(main)

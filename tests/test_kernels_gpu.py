@@ -284,6 +284,11 @@ def shift_mask(height: int, width: int, window_size: int, shift_size: int) -> to
     return (region[:, None, :] != region[:, :, None]) * -100.0
 
 
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """F.normalize over the last axis, but with an epsilon that FP16 has: 1e-12 is zero there, and a zero row NaN."""
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(max(1e-12, torch.finfo(x.dtype).tiny))
+
+
 def window_attention(qkv, bias, logit_scale, case: Attention) -> torch.Tensor:
     """The official formulation in the precision of qkv: [B, H*W, 3C] -> [B, H*W, C]; bias [nH, N, N]."""
     window, heads = case.window_size, case.num_heads
@@ -295,7 +300,7 @@ def window_attention(qkv, bias, logit_scale, case: Attention) -> torch.Tensor:
     if logit_scale is None:
         scores = (q * 32**-0.5) @ k.transpose(-2, -1)
     else:
-        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * logit_scale[:, None, None]
+        scores = unit(q) @ unit(k).transpose(-2, -1) * logit_scale[:, None, None]
     scores = scores + bias
     if case.shift_size > 0:
         mask = shift_mask(case.height, case.width, window, case.shift_size).to(qkv.dtype)

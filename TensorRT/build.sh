@@ -24,7 +24,7 @@ usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
 
 Builder options, --flag=value, go to the builder as they are: --noTF32, --memPoolSize=workspace:MIB (default 4096),
 --builderOptimizationLevel=0-5, --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN (where those libraries are missing),
---precisionConstraints=obey, --timingCacheFile=FILE, --profilingVerbosity=..., --verbose.
+--timingCacheFile=FILE, --profilingVerbosity=..., --verbose.
 X
 }
 

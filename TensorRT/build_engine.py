@@ -51,9 +51,6 @@ def parse_arguments() -> argparse.Namespace:
                             help=f"e.g. input:{batch}x3x224x224; default: batch {batch} of the graph's own size")
     parser.add_argument("--fp16", action="store_true", help="permit FP16 (8.6; from TensorRT 10 on the graph decides)")
     parser.add_argument("--stronglyTyped", action="store_true", help="types as in the graph; always so from 10 on")
-    parser.add_argument("--precisionConstraints", choices=("none", "obey"), default="none",
-                        help="8.6 with --fp16: obey keeps layers FP32 that the graph has in FP32 (from 10 on that is "
-                             "always so); default none, TensorRT chooses")
     parser.add_argument("--noTF32", action="store_true", help="multiply FP32 in full precision, not in TF32")
     parser.add_argument("--staticPlugins", "--plugins", metavar="LIB", default="none", help="plugin library to load")
     parser.add_argument("--memPoolSize", metavar="workspace:MIB", type=workspace_mib, default="workspace:4096",

@@ -76,10 +76,9 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
         if arguments.stronglyTyped:
             raise UserError(f"--stronglyTyped: TensorRT {trt.__version__} has no strongly typed networks; use --fp16")
         if arguments.fp16:
+            # Permission is all that 8.6 takes: before the build it knows every tensor between layers as FP32, so layers
+            # cannot be bound to the graph's types here (binding them ran the FP16 graph's products in FP32).
             config.set_flag(trt.BuilderFlag.FP16)
-            if arguments.precisionConstraints == "obey":
-                config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-                _hold_fp32_layers(network)
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _progress_monitor(log)
     if arguments.timingCacheFile:
@@ -103,19 +102,6 @@ def _optimization_profile(builder: trt.Builder, tensor: trt.ITensor, arguments: 
     profile = builder.create_optimization_profile()
     profile.set_shape(tensor.name, *shapes)
     return profile
-
-
-def _hold_fp32_layers(network: trt.INetworkDefinition) -> None:
-    """Bind to FP32 each layer that is FP32 in the graph: once FP16 is permitted, 8.6 may run any layer in it."""
-    kind = trt.LayerType
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        if (layer.type not in (kind.CAST, kind.CONSTANT, kind.SHAPE, kind.PLUGIN_V2)
-                and all(tensor.dtype == trt.float32 and not tensor.is_shape_tensor for tensor in outputs)):
-            layer.precision = trt.float32
-            for i in range(layer.num_outputs):
-                layer.set_output_type(i, trt.float32)
 
 
 def _tactic_mask(mask: int, changes: list[tuple[bool, str]]) -> int:

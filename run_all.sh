@@ -69,7 +69,8 @@ fingerprint() {
 }
 
 # step WHAT OUTPUTS COMMAND...: run the command, unless it ran on the same inputs before and all OUTPUTS (with spaces
-# between them) are still there. Inputs are its words, the files among them, and in $key those of the steps before it.
+# between them) are still there. Inputs are its words, the files among them (so none of OUTPUTS may be), and, in $key,
+# those of the steps before it.
 step() {
     local what=$1 outputs=$2 log stamp begun=$SECONDS how
     shift 2
@@ -106,9 +107,10 @@ has_gpu || { engines=no; lacks+=("an NVIDIA GPU: nvidia-smi finds none; run this
 "$TRT_PYTHON" -c 'import tensorrt' > /dev/null 2>&1 ||
     { engines=no; lacks+=("TensorRT: $TRT_PYTHON cannot import it; set TRT_PYTHON to a Python that can"); }
 # What keeps make from building the plugins, in its own words; nothing where it can.
-plugins_problem=$(make -s -n -C TensorRT/Plugins 2>&1 > /dev/null | sed -n 's/.*\*\*\* \(.*\)\.  Stop\.$/\1/p; /not found/p')
+plugins_problem=$(make -s -n -C TensorRT/Plugins 2>&1 > /dev/null | sed -n 's/.*\*\*\* \(.*\)\.  Stop\.$/\1/p; /not found/p' || true)
 [[ -z $plugins_problem || -f $plugins ]] || lacks+=("what builds the plugins: $plugins_problem")
 short=()  # on a CPU, measure for a second, not until it is certain
+# shellcheck disable=SC2054  # the commas are meant
 has_gpu || short=(--batch 1,8 --min-seconds 1 --min-runs 10)
 
 # --- the pipeline --------------------------------------------------------------------------------------------
@@ -152,7 +154,7 @@ run_model() {  # the options that choose it
     echo "$name"
 
     step "export" "$onnx" python3 onnx/export_onnx.py "${model[@]}"
-    step "check against PyTorch" "$onnx" python3 onnx/onnx_test.py --onnx "$onnx" "${model[@]}"
+    step "check against PyTorch" "" python3 onnx/onnx_test.py --onnx "$onnx" "${model[@]}"
     step "data" "data/$name-b1.npz data/$name-b16.npz" python3 data/batch_data_gen.py --model "$onnx" "${image_options[@]}"
     step "LayerNorm plugin" "onnx/${name}_layernorm.onnx" \
         python3 onnx/graphsurgeon/add_layernorm_with_params.py --onnx "$onnx"

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by run_all.sh and run_tests.sh, in the repository's root: gives a python3 that has the pinned packages.
 #
 #   use_packages requirements.txt

@@ -400,7 +400,8 @@ def main(arguments: list[str] | None = None) -> None:
               "weights": shown(weights)}
     append_rows(args.results / "accuracy.csv", ACCURACY_COLUMNS,
                 [{**common, **{key: value for key, value in row.items() if key != "top5"}} for row in rows])
-    write_environment(run_id, package_versions("torch", "onnxruntime", "onnxruntime-gpu"), args.results)
+    write_environment(run_id, {**package_versions("torch", "onnxruntime", "onnxruntime-gpu"),
+                               f"accuracy of {config.MODEL.NAME}": images.what}, args.results)
     print(f"added {len(rows)} rows to {shown(args.results / 'accuracy.csv')}, run {run_id}")
     if broken:
         raise UserError("; ".join(broken))

@@ -3,7 +3,7 @@
     python Results/draw.py --cfg models/swin_micro.yaml --onnx onnx/swinv1_micro.onnx
 
 Writes Results/<MODEL.NAME>.png. The images are held-out crops of the packaged photographs, one of each, or from a
-folder. An error is the largest difference of a logit from PyTorch's in FP32.
+folder. An error is that of the worst logit against PyTorch in FP32.
 """
 from __future__ import annotations
 
@@ -35,20 +35,21 @@ from utils import (  # noqa: E402
 )
 
 COLUMNS, COUNT = 6, 18
+WIDTH, HEIGHT, HEADING, FOOT = 2.6, 3.3, 0.7, 0.7  # inches, of an image with its text, and above and below all
 RIGHT, WRONG, UNKNOWN = "#1a7f37", "#b42318", "#1f2328"
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
-    """float32 [N, 3, S, S] normalised -> [N, S, S, 3] from 0 to 1, to look at."""
-    return np.clip(np.moveaxis(images, 1, -1) * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN), 0, 1)
+def pixels(image: np.ndarray) -> np.ndarray:
+    """float32 [3, S, S] normalised -> [S, S, 3] from 0 to 1, to look at."""
+    return np.clip(np.moveaxis(image, 0, -1) * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN), 0, 1)
 
 
 def answer(logits: np.ndarray, names: list[str]) -> str:
-    """Top-1 and its softmax probability of one image's logits [num_classes], e.g. "coffee 97.3 %"."""
+    """Top-1 and its softmax probability of one image's logits [num_classes], e.g. "coffee 97 %"."""
     if not np.isfinite(logits).all():
         return "NaN or infinity"
     odds = np.exp(logits - logits.max())
-    return f"{names[logits.argmax()]} {100 * odds.max() / odds.sum():.1f} %"
+    return f"{names[logits.argmax()]} {100 / odds.sum():.0f} %"
 
 
 def draw(images: np.ndarray, labels: np.ndarray | None, logits: dict[str, np.ndarray], names: list[str],
@@ -61,22 +62,24 @@ def draw(images: np.ndarray, labels: np.ndarray | None, logits: dict[str, np.nda
         names: of the classes.
     """
     reference = next(iter(logits.values()))
+    longest = max(map(len, logits))
     rows = -(-len(images) // COLUMNS)
-    figure, axes = plt.subplots(rows, COLUMNS, squeeze=False, layout="constrained",
-                                figsize=(2.6 * COLUMNS, (2.85 + 0.17 * len(logits)) * rows + 0.6))
+    height = HEADING + HEIGHT * rows
+    figure, axes = plt.subplots(rows, COLUMNS, squeeze=False, figsize=(WIDTH * COLUMNS, height))
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - HEADING / height, bottom=FOOT / height, wspace=0.08,
+                           hspace=0.38)
     figure.suptitle(title, fontsize=11)
-    for i, axis in enumerate(axes.flat):
+    for axis in axes.flat:
         axis.set_axis_off()
-        if i >= len(images):
-            continue
-        axis.imshow(pixels(images[i:i + 1])[0])
+    for i, axis in zip(range(len(images)), axes.flat):
+        axis.imshow(pixels(images[i]), aspect="auto")
         if labels is not None:
-            axis.set_title(f"label: {names[labels[i]]}", fontsize=9)
+            axis.set_title(f"label: {names[labels[i]]}", fontsize=9, loc="left", pad=3)
         for line, (runner, output) in enumerate(logits.items()):
-            error = "" if line == 0 else f"  err {max_abs_err(output[i], reference[i]):.0e}"
-            color = UNKNOWN if labels is None else RIGHT if output[i].argmax() == labels[i] else WRONG
-            axis.text(0, -0.03 - 0.085 * line, f"{runner}: {answer(output[i], names)}{error}", fontsize=8, va="top",
-                      color=color, transform=axis.transAxes)
+            error = "" if line == 0 else f"  {max_abs_err(output[i], reference[i]):.0e}"
+            axis.text(0, -0.04 - 0.08 * line, f"{runner:<{longest}}  {answer(output[i], names)}{error}", va="top",
+                      fontsize=7.5, family="monospace", transform=axis.transAxes,
+                      color=UNKNOWN if labels is None else RIGHT if output[i].argmax() == labels[i] else WRONG)
     return figure
 
 
@@ -101,15 +104,14 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.inference_mode():
         logits = {"PyTorch": model(torch.from_numpy(images)).numpy()}
     for path in args.onnx:
-        kind = path.stem.removeprefix(name).strip("_").replace("_", " ")
-        runner = f"ONNX {kind}".strip()
+        runner = path.stem.removeprefix(name).strip("_").replace("_", " ") or "ONNX"  # or "attention fp16"
         logits[runner] = onnx_logits(onnx_session(path), images, path)
         if logits[runner].shape != logits["PyTorch"].shape:
             raise UserError(f"{shown(path)}: gives logits of {list(logits[runner].shape)}, and the model "
                             f"{list(logits['PyTorch'].shape)}; give the --cfg and weights that it was made from")
     errors = {runner: max_abs_err(output, logits["PyTorch"]) for runner, output in logits.items()}
-    figure = draw(images, labels, logits, names, f"{name}: top-1 of PyTorch (FP32) and onnxruntime on the CPU; err: "
-                  "largest difference of a logit from PyTorch's")
+    figure = draw(images, labels, logits, names, f"{name}: top-1 of PyTorch in FP32 and of ONNX files in onnxruntime, "
+                  "its probability, and the error of the worst logit against PyTorch")
     path = args.output or RESULTS / f"{name}.png"
     with whole_file(path) as partial:
         # Without the date and the version of matplotlib in it, the same input gives the same file.

@@ -1,9 +1,9 @@
 """Print the newest figures of each model from accuracy.csv and latency.csv: those of this machine, or of all.
 
     python Results/table.py swinv1_micro swinv2_micro
-    python Results/table.py --all --markdown              as README shows them
+    python Results/table.py --run 20261122-214055 --markdown          of one run, on whatever machine, for README
 
-The files keep every run. Of rows that say the same of the same, the last one is shown.
+The files keep every run. Of rows that measured the same, the last one is shown.
 """
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ TABLES = {
         "engine": ("runner", "{}"), "precision": ("precision", "{}"), "batch": ("batch", "{}"),
         "top1": ("top-1", "{:.2%}"), "agreement": ("same as PyTorch FP32", "{:.2%}"),
         "max_abs_err": ("max abs err", "{:.1e}"), "torch_max_abs_err": ("PyTorch's own", "{:.1e}"),
-        "run_id": ("run", "{}"),
     }),
     "latency": (("runner", "precision", "batch", "notes"), {
         "runner": ("runner", "{}"), "precision": ("precision", "{}"), "batch": ("batch", "{}"),
         "latency_ms_median": ("median ms", "{:.2f}"), "latency_ms_p99": ("p99 ms", "{:.2f}"),
         "images_per_s": ("images/s", "{:.0f}"), "max_abs_err": ("max abs err", "{:.1e}"), "notes": ("notes", "{}"),
-        "run_id": ("run", "{}"),
     }),
 }
 
 
-def newest(path: Path, key: tuple[str, ...]) -> dict[tuple[str, str], list[dict[str, str]]]:
-    """(model, machine) -> the last row of every key, in the order of the keys' first rows. Empty without the file."""
+def newest(path: Path, key: tuple[str, ...], run: str | None) -> dict[tuple[str, str], list[dict[str, str]]]:
+    """(model, machine) -> the last row of every key, of one run or of all, in the order of the keys' first rows."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:
-        rows = {(row["model"], row["gpu"], *(row[column] for column in key)): row for row in csv.DictReader(file)}
+        rows = {(row["model"], row["gpu"], *(row[column] for column in key)): row for row in csv.DictReader(file)
+                if run in (None, row["run_id"])}
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows.values():
         groups.setdefault((row["model"], row["gpu"]), []).append(row)
@@ -68,20 +67,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help="MODEL.NAME (default: all)")
     parser.add_argument("--all", action="store_true", help="of all machines, not of this one alone")
+    parser.add_argument("--run", metavar="RUN_ID", help="of this run alone, on whatever machine it was")
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: Results/")
     args = parser.parse_args(arguments)
     here, shown_any = {gpu_name(), cpu_name()}, False
     for table, (key, columns) in TABLES.items():
-        for (model, machine), rows in newest(args.results / f"{table}.csv", key).items():
-            if (args.models and model not in args.models) or (machine not in here and not args.all):
+        for (model, machine), rows in newest(args.results / f"{table}.csv", key, args.run).items():
+            if (args.models and model not in args.models) or (machine not in here and not (args.all or args.run)):
                 continue
             print(f"\n{model}, {table}; GPU: {machine}\n")
             print_cells(cells(rows, columns), args.markdown)
             shown_any = True
     if not shown_any:
-        raise UserError(f"{shown(args.results)}: no rows of {', '.join(args.models) or 'any model'}"
-                        f"{'' if args.all else ' measured on this machine (--all: on any)'}; run_all.sh measures them")
+        which = f"run {args.run}" if args.run else "any machine" if args.all else "this machine (--all: of any)"
+        raise UserError(f"{shown(args.results)}: no rows of {', '.join(args.models) or 'any model'} of {which}; "
+                        "run_all.sh measures them")
 
 
 if __name__ == "__main__":

@@ -79,12 +79,12 @@ class WindowAttentionBase(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H*W, C] -> [B, H*W, C]"""
-        q, k, v = self._split_windows(self._qkv(x))
+        qkv = self._split_windows(self._qkv(x))
         bias = self._bias() if self.relative_position_bias is None else self.relative_position_bias
-        logits = self._similarity(q, k) + bias  # (B, nW, nH, N, N)
+        logits = self._similarity(qkv) + bias  # (B, nW, nH, N, N)
         if self.attn_mask is not None:
             logits = logits + self.attn_mask  # mask (nW, 1, N, N)
-        y = F.softmax(logits, dim=-1) @ v  # (B, nW, nH, N, d)
+        y = F.softmax(logits, dim=-1) @ qkv[2]  # (B, nW, nH, N, d)
         return self.proj(self._merge_windows(y))
 
     def fold_constants(self) -> None:
@@ -96,23 +96,23 @@ class WindowAttentionBase(nn.Module):
         """[B, H*W, C] -> [B, H*W, 3C], channels ordered (q|k|v, head, d)"""
         return self.qkv(x)
 
-    def _similarity(self, q: Tensor, k: Tensor) -> Tensor:
-        """Attention logits before bias and mask, [B, nW, nH, N, N]."""
+    def _similarity(self, qkv: Tensor) -> Tensor:
+        """Attention logits before bias and mask, [B, nW, nH, N, N], of q and k in [3, B, nW, nH, N, d]."""
         raise NotImplementedError
 
     def _bias(self) -> Tensor:
         """Relative position bias computed from the weights, [nH, N, N]."""
         raise NotImplementedError
 
-    def _split_windows(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, H*W, 3C] -> q, k, v, each [B, nW, nH, N, d]"""
+    def _split_windows(self, qkv: Tensor) -> Tensor:
+        """[B, H*W, 3C] -> [3, B, nW, nH, N, d]"""
         size, side, tokens = self.window_size, self.resolution // self.window_size, self.window_size**2
         if self.shift_size:
             qkv = qkv.reshape(-1, self.resolution, self.resolution, 3 * self.dim)
             qkv = torch.roll(qkv, shifts=(-self.shift_size, -self.shift_size), dims=(1, 2))
         qkv = qkv.reshape(-1, side, size, side, size, 3, self.num_heads, self.head_dim)
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # (3, B, side, side, nH, w, w, d)
-        return qkv.reshape(3, -1, side * side, self.num_heads, tokens, self.head_dim).unbind(0)
+        return qkv.reshape(3, -1, side * side, self.num_heads, tokens, self.head_dim)
 
     def _merge_windows(self, y: Tensor) -> Tensor:
         """[B, nW, nH, N, d] -> [B, H*W, C], tokens back where they were in the image"""
@@ -138,8 +138,8 @@ class WindowAttention(WindowAttentionBase):
         super().fold_constants()
         self.relative_position_bias_table = None
 
-    def _similarity(self, q: Tensor, k: Tensor) -> Tensor:
-        return (q * self.scale) @ k.transpose(-2, -1)
+    def _similarity(self, qkv: Tensor) -> Tensor:
+        return (qkv[0] * self.scale) @ qkv[1].transpose(-2, -1)
 
     def _bias(self) -> Tensor:
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).contiguous()

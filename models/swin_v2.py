@@ -86,8 +86,9 @@ class WindowAttentionV2(WindowAttentionBase):
         """What the cosine is multiplied by, [nH, 1, 1]."""
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() if self.scale is None else self.scale
 
-    def _similarity(self, q: Tensor, k: Tensor) -> Tensor:
-        return l2_normalize(q) @ l2_normalize(k).transpose(-2, -1) * self._scale()
+    def _similarity(self, qkv: Tensor) -> Tensor:
+        unit = l2_normalize(qkv[:2])  # q and k at once: half the nodes of an exported graph
+        return unit[0] @ unit[1].transpose(-2, -1) * self._scale()
 
     def _bias(self) -> Tensor:
         table = 16 * torch.sigmoid(self.cpb_mlp(self.relative_coords_table))  # (1, 2w-1, 2w-1, nH)

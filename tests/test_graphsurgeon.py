@@ -332,6 +332,8 @@ ALL_COUNTS = {
 def test_each_step_by_itself(kind, exported):
     model = exported(kind)
     for name, expected in COUNTS[model.version].items():
+        if name == "fnorm" and kind in PROJECT:
+            expected = Counter(SwinFNorm=4)  # the models here normalise q and k as one tensor
         patched, (report,) = patch(model.onnx, [STEPS[name]])
         assert (report.replaced, report.left) == (sum(expected.values()), [])
         assert plugin_counts(patched) == expected
@@ -405,7 +407,7 @@ def test_the_attention_node_says_what_the_model_is(exported):
 
 def test_scale_after_the_product_and_other_scales(randomize, monkeypatch):
     """q may be scaled before or after q @ k^T, and by another number than d^-0.5."""
-    monkeypatch.setattr(WindowAttention, "_similarity", lambda self, q, k: q @ k.transpose(-2, -1) * 0.3)
+    monkeypatch.setattr(WindowAttention, "_similarity", lambda self, qkv: qkv[0] @ qkv[1].transpose(-2, -1) * 0.3)
     model = small(1, randomize)
     exported = Exported(export(model, 17, "scaled"), model, model.img_size, (1,), 1)
     patched, _ = patch(exported.onnx, [STEPS["attention"]])
@@ -495,7 +497,7 @@ def test_other_norms_are_left_alone(exported):
         next(node for node in graph.nodes if node.op == "ReduceL2").op = "ReduceL1"
 
     _, (report,) = patch(with_node(exported("v2-17").onnx, l1), [STEPS["fnorm"]])
-    assert report.replaced == 7
+    assert report.replaced == 3
 
     def row_major(graph: gs.Graph) -> None:
         gather = next(node for node in graph.nodes if node.attrs.get("perm") == [0, 1, 3, 4, 2, 5])
@@ -535,11 +537,11 @@ def test_axes_counted_from_the_front(exported):
 
     model = exported("v1-12")
     patched, (report,) = patch(with_node(model.onnx, from_the_front), [STEPS["residual"]])
-    assert report.replaced == 7
+    assert report.replaced == 3
     model.assert_equal(patched)
     model = exported("timm-v1-dynamo")  # where most are over axis 3
     patched, (report,) = patch(with_node(model.onnx, from_the_front), [STEPS["residual"]])
-    assert report.replaced == 7
+    assert report.replaced == 3
     assert not report.left
     model.assert_equal(patched)
 

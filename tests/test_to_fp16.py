@@ -160,7 +160,7 @@ def test_the_epsilon_of_a_norm_is_not_rounded_to_fp16(graphs):
         found = [constants[name] for node in fp16.graph.node if node.op_type == op
                  for name in node.input if name in constants and constants[name].size == 1 and node.name != "shift"]
         epsilons = [array for array in found if array < 1e-3]
-        assert len(epsilons) == (11 if version == 1 else 8)
+        assert len(epsilons) == (11 if version == 1 else 4)
         assert all(array.dtype == np.float32 and array == np.float32(epsilon) for array in epsilons)
 
 

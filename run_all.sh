@@ -177,6 +177,8 @@ run_model() {  # the options that choose it
         --onnx "$onnx" "onnx/${name}_attention_fp16.onnx" "${image_options[@]}"
 
     [[ $engines == yes ]] || return 0
+    # An engine is for one GPU and one version of TensorRT.
+    key+=$(fingerprint TensorRT/*.py; nvidia-smi -L; "$TRT_PYTHON" -c 'import tensorrt; print(tensorrt.__version__)')
     layernorm=_layernorm; [[ $type == swinv2 ]] || layernorm=_layernorm_fp16
     for suffix in "" _fp16 "$layernorm" _attention_fp16; do
         build_engine "$name$suffix" "$size"
@@ -191,7 +193,7 @@ build_engine() {  # name of the graph, image size
     local graph=$1 flags=(--size "$2" --noTF32)
     if [[ $graph == *_fp16 ]]; then flags=(--size "$2" --fp16); fi
     case $graph in *_layernorm* | *_attention*)
-        if [[ ! -f $plugins ]]; then return; fi
+        if [[ ! -f $plugins && -n $plugins_problem ]]; then return; fi
         flags+=("--plugins=$plugins") ;;
     esac
     plans+=("TensorRT/TRT_Engine/$graph.plan")

@@ -96,6 +96,32 @@ def test_plan_reads_only_graphs_that_an_earlier_step_writes(plan):
             written |= {Path(graph).stem + suffix for graph in graphs}
 
 
+def test_plan_of_a_gpu_host_builds_and_measures_engines(tmp_path):
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "NvInfer.h").touch()
+    for name in ("nvidia-smi", "trt-python", "nvcc"):
+        (tmp_path / name).write_text("#!/bin/sh\n[ \"$1\" != --list-gpu-arch ] || echo compute_90\n")
+        (tmp_path / name).chmod(0o755)
+    done = bash("-c", 'PATH=$STAND_INS:$PATH exec bash run_all.sh --dry-run', STAND_INS=str(tmp_path), ARCHS="90",
+                TRT_PYTHON="trt-python", TENSORRT_ROOT=str(tmp_path), BUILD_FLAGS="--memPoolSize=workspace:512",
+                CUDA_HOME="")
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert ["make", "-C", "TensorRT/Plugins"] in lines
+    builds = [words for words in lines if words[:2] == ["bash", "TensorRT/build.sh"]]
+    assert {Path(words[2]).stem for words in builds} == {
+        "swinv1_micro", "swinv1_micro_fp16", "swinv1_micro_layernorm_fp16", "swinv1_micro_attention_fp16",
+        "swinv2_micro", "swinv2_micro_fp16", "swinv2_micro_layernorm", "swinv2_micro_attention_fp16"}
+    for words in builds:
+        graph, size = Path(words[2]).stem, words[words.index("--size") + 1]
+        assert size == ("256" if "swinv2" in graph else "224")
+        assert ("--fp16" in words) == graph.endswith("_fp16") != ("--noTF32" in words)
+        assert any(word.startswith("--plugins=") for word in words) == ("layernorm" in graph or "attention" in graph)
+        assert words[-1] == "--memPoolSize=workspace:512"
+    plans = [f"TensorRT/TRT_Engine/{Path(words[2]).stem}.plan" for words in builds]
+    assert lines[-1] == ["trt-python", "TRT_test.py", "--plan", *plans, "--memory"]
+
+
 # --- steps ---------------------------------------------------------------------------------------------------
 
 

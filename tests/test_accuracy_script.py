@@ -296,8 +296,9 @@ def test_bad_flags_and_files_change_nothing(tmp_path, results, tiny):
         (["--runner", "onnx", "--onnx", str(tmp_path / "text.onnx")], "is not an ONNX file"),
         (["--runner", "onnx", "--onnx", str(tmp_path / "no.onnx")], "no such file"),
         (["--onnx", str(tmp_path / "classes.onnx"), "--count", "4"], r"logits of \[4, 3\] .* the model has 18 classes"),
-        (["--plan", str(tmp_path / "no.plan")], "no such file"), (["--batch", "0"], "not a list of batch sizes"),
-        (["--images", str(tmp_path / "nowhere")], "no such folder"),
+        (["--runner", "engine", "--plan", str(tmp_path / "no.plan")], "no such file"),
+        (["--batch", "0"], "not a list of batch sizes"),
+        (["--runner", "torch-fp32", "--images", str(tmp_path / "nowhere")], "no such folder"),
     ]:
         with pytest.raises(UserError, match=problem):
             script.main([*flags, *arguments])

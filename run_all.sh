@@ -68,21 +68,32 @@ fingerprint() {
     done
 }
 
+# still_there RUN FILE...: all files are there, and the tables among them have rows of that run.
+still_there() {
+    local run=$1 file
+    shift
+    for file in "$@"; do
+        [[ -f $file ]] || return 1
+        [[ $file != *.csv ]] || grep -q "^$run,.*,$name," "$file" || return 1
+    done
+}
+
 # step WHAT OUTPUTS COMMAND...: run the command, unless it ran on the same inputs before and all OUTPUTS (with spaces
 # between them) are still there. Inputs are its words, the files among them (so none of OUTPUTS may be), and, in $key,
 # those of the steps before it.
 step() {
-    local what=$1 outputs=$2 log stamp begun=$SECONDS how
+    local what=$1 outputs=$2 log stamp old_key='' old_run='' begun=$SECONDS how
     shift 2
     if [[ $dry_run == yes ]]; then
         printf '%q ' "$@"; echo
         return
     fi
     log=.cache/logs/$name-${what// /-}.log stamp=.cache/stamps/$name-${what// /-}
-    key=$({ echo "$key"; printf '%s\n' "$@"; fingerprint "$@"; } | sha256sum)
+    key=$({ echo "$key"; printf '%s\n' "$@"; fingerprint "$@"; } | sha256sum | cut -c1-64)
+    if [[ -f $stamp ]]; then read -r old_key old_run < "$stamp"; fi
     printf '  %-28s' "$what"
     # shellcheck disable=SC2086  # OUTPUTS is a list
-    if [[ -f $stamp && $(< "$stamp") == "$key" ]] && ls $outputs > /dev/null 2>&1; then
+    if [[ $old_key == "$key" ]] && still_there "$old_run" $outputs; then
         how='as before'
     else
         rm -f "$stamp"
@@ -91,7 +102,7 @@ step() {
             tail -n 15 "$log" >&2
             fail "$name: $what failed; all of its output is in $log"
         fi
-        echo "$key" > "$stamp"
+        echo "$key $RUN_ID" > "$stamp"
         how="$((SECONDS - begun)) s"
     fi
     printf '%9s  %s\n' "$how" "$(grep -E '^(wrote|PASS|added)' "$log" | tail -n 1)"

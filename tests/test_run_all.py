@@ -134,7 +134,7 @@ def steps(tmp_path):
     (tmp_path / "input").write_text("one")
 
     def run(lines: str) -> subprocess.CompletedProcess:
-        script = (f"set -euo pipefail\n{fail}\nmkdir -p .cache/logs .cache/stamps; dry_run=no name=model key=''\n"
+        script = (f"set -euo pipefail\n{fail}\nmkdir -p .cache/logs .cache/stamps; dry_run=no name=model key='' RUN_ID=${{RUN_ID:-1}}\n"
                   f"make() {{ echo \"$1\" >> done; touch \"$1.out\"; echo \"wrote $1\"; }}\n{functions}\n{lines}\n")
         return bash("-c", script, cwd=tmp_path)
 
@@ -184,6 +184,18 @@ def test_a_file_behind_an_equals_sign_and_a_folder_are_inputs(steps, tmp_path):
     (tmp_path / "folder" / "image").write_text("image")
     steps(lines)
     assert made(tmp_path) == ["a", "b", "a", "b"]
+
+
+def test_a_table_without_rows_of_the_step_is_measured_again(steps, tmp_path):
+    lines = """measure() { echo "$1" >> done; echo "$RUN_ID,commit,gpu,$name,7" >> table.csv; }
+    step "first" table.csv measure first; name=other key=''; step "second" table.csv measure second"""
+    steps(f"RUN_ID=1\n{lines}")
+    steps(f"RUN_ID=2\n{lines}")
+    assert made(tmp_path) == ["first", "second"]
+    (tmp_path / "table.csv").unlink()
+    steps(f"RUN_ID=3\n{lines}")
+    steps(f"RUN_ID=4\n{lines}")
+    assert made(tmp_path) == ["first", "second", "first", "second"]
 
 
 def test_a_failure_stops_and_is_tried_again(steps, tmp_path):

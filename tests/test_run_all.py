@@ -134,7 +134,7 @@ def steps(tmp_path):
     (tmp_path / "input").write_text("one")
 
     def run(lines: str) -> subprocess.CompletedProcess:
-        script = (f"set -euo pipefail\n{fail}\nmkdir -p .cache/logs .cache/stamps; dry_run=no name=model key='' RUN_ID=${{RUN_ID:-1}}\n"
+        script = (f"set -euo pipefail; RUN_ID=1\n{fail}\nmkdir -p .cache/logs .cache/stamps; dry_run=no name=model key=''\n"
                   f"make() {{ echo \"$1\" >> done; touch \"$1.out\"; echo \"wrote $1\"; }}\n{functions}\n{lines}\n")
         return bash("-c", script, cwd=tmp_path)
 

@@ -134,7 +134,8 @@ def steps(tmp_path):
     (tmp_path / "input").write_text("one")
 
     def run(lines: str) -> subprocess.CompletedProcess:
-        script = (f"set -euo pipefail; RUN_ID=1\n{fail}\nmkdir -p .cache/logs .cache/stamps; dry_run=no name=model key=''\n"
+        script = (f"set -euo pipefail\n{fail}\nmkdir -p .cache/logs .cache/stamps\n"
+                  f"dry_run=no name=model key='' RUN_ID=1\n"
                   f"make() {{ echo \"$1\" >> done; touch \"$1.out\"; echo \"wrote $1\"; }}\n{functions}\n{lines}\n")
         return bash("-c", script, cwd=tmp_path)
 

@@ -125,6 +125,18 @@ def find_batches(plan: Path, pattern: str | None) -> list[Batch]:
     return sorted(batches, key=lambda batch: len(batch.input))
 
 
+def chosen_batches(plan: Path, arguments: argparse.Namespace) -> list[Batch]:
+    """The data files for an engine that --data and --batch choose; UserError if a batch is missing."""
+    batches = find_batches(plan, arguments.data)
+    if arguments.batch is None:
+        return batches
+    missing = set(arguments.batch) - {len(batch.input) for batch in batches}
+    if missing:
+        raise UserError(f"{shown(plan)}: no data of batch {min(missing)}; data/batch_data_gen.py --batches "
+                        f"{min(missing)} writes it")
+    return [batch for batch in batches if len(batch.input) in arguments.batch]
+
+
 def precision(plan: Path) -> str:
     """int8, fp16, bf16 or fp32, by the suffix in the plan's name."""
     return next((name for name in ("int8", "fp16", "bf16") if f"_{name}" in plan.stem), "fp32")
@@ -189,7 +201,7 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str])
     """Test one engine: prints its table, adds to Results/latency.csv. Returns the table's lines and its rows."""
     from engine import Engine
 
-    batches = find_batches(plan, arguments.data)
+    batches = chosen_batches(plan, arguments)
     allowed = tolerance(plan, arguments.tolerance, batches)
     lines, rows = [], []
 
@@ -203,7 +215,8 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str])
         say(TABLE_HEAD.format(tolerance=f"{allowed:.1e}"))
         for batch in batches:
             for graph in (False, True):
-                rows.append(measure(context, batch, allowed, graph))
+                rows.append(measure(context, batch, allowed, graph, min_s=arguments.min_seconds,
+                                    min_runs=arguments.min_runs))
                 say(table_line(rows[-1]))
     append_rows(arguments.results / "latency.csv", LATENCY_COLUMNS,
                 [{**run, **latency_row(row, plan, batches[0].model, runner)} for row in rows])
@@ -247,12 +260,16 @@ def main() -> None:
     parser.add_argument("--plan", nargs="+", default=[ROOT / PLANFILE], metavar="FILE",
                         help=f"engines; default {PLANFILE}")
     parser.add_argument("--data", metavar="GLOB", help="data files; default data/<model>-b*.npz of the engine's model")
+    parser.add_argument("--batch", type=batch_sizes, metavar="N,N", help="of these, only the batches; default all")
     parser.add_argument("--plugins", metavar="LIB",
                         help="plugin library; default this project's where it is built; none for none")
     parser.add_argument("--tolerance", type=float, metavar="ERROR",
                         help="largest absolute error of a logit; default 1e-4 for FP32, 1%% of the largest for FP16")
     parser.add_argument("--memory", nargs="?", const="1,4,16,128", metavar="BATCHES",
                         help="also measure device memory at these batches, default 1,4,16,128; to Results/memory.csv")
+    parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",
+                        help="measure each row for at least this long; default 2")
+    parser.add_argument("--min-runs", type=int, default=100, metavar="N", help="and for this many runs; default 100")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the tables go")
     arguments = parser.parse_args()
     plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]
@@ -267,7 +284,7 @@ def main() -> None:
         lines += [*table, *(measure_memory(plan, arguments, run) if arguments.memory else []), ""]
     with whole_file(arguments.results / "encoderScore.txt") as partial:
         partial.write_text("\n".join(lines))
-    write_environment(run_id, trt_runtime.versions())
+    write_environment(run_id, trt_runtime.versions(), arguments.results)
     print(f"wrote {shown(arguments.results)}/encoderScore.txt and {len(rows)} rows of latency.csv there, run {run_id}")
     failed = [row for row in rows if row.check != "good"]
     if failed:

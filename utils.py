@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import platform
 import subprocess
@@ -526,6 +527,27 @@ def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
         if not old:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def latency_rows(results: Path, run_id: str | None = None) -> list[dict[str, str]]:
+    """The rows of <results>/latency.csv, of one run or of all; none where there is no such file."""
+    path = results / "latency.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if run_id in (None, row["run_id"])]
+
+
+def row_problem(row: dict[str, str]) -> str:
+    """Why the speed in a row of latency.csv does not count: its output is not right; "" where it does.
+
+    Finite logits are asked of every runner, and of an engine with this project's plugins that its check was good.
+    """
+    if not math.isfinite(float(row["max_abs_err"])):
+        return "NaN or infinity in the output"
+    if row["runner"] == "trt-plugins" and not row["notes"].endswith("; good"):
+        return f"the error {row['max_abs_err']} is beyond the tolerance of TRT_test.py"
+    return ""
 
 
 def package_versions(*names: str) -> dict[str, str]:

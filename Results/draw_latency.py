@@ -1,0 +1,160 @@
+"""Draw throughput over batch for every runner of one measuring run, and write how much faster the plugins are.
+
+    python Results/draw_latency.py --run 20261122-220232
+
+Reads Results/latency.csv alone; writes Results/latency.png, a panel for each model and precision, and
+Results/speedup.md, which it prints too. A runner has several rows for a batch: launched kernel by kernel, as a CUDA
+graph, by the modes of torch.compile. The fastest one counts, for every runner.
+"""
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(1, str(ROOT))
+from utils import RESULTS, UserError, latency_rows, row_problem, run_script, shown, whole_file  # noqa: E402
+
+OURS = "trt-plugins"
+# runner: its name in the legend, colour and marker. Colours that the colour-blind tell apart (Okabe and Ito, 2008).
+STYLES = {
+    OURS: ("TensorRT with this project's plugins", "#D55E00", "o"),
+    "trt": ("TensorRT", "#0072B2", "s"),
+    "torch-compile": ("torch.compile", "#009E73", "^"),
+    "torch-script": ("TorchScript", "#CC79A7", "v"),
+    "torch-eager": ("PyTorch eager", "#E69F00", "D"),
+    "ort-cuda": ("onnxruntime CUDA", "#56B4E9", "P"),
+    "ort-cpu": ("onnxruntime CPU", "#000000", "X"),
+}
+PANEL = 4.2, 3.3  # inches
+
+Row = dict[str, str]  # of latency.csv
+Cell = tuple[str, str, int]  # model, precision, batch
+
+
+def best_rows(rows: list[Row]) -> dict[Cell, dict[str, Row]]:
+    """The fastest row of each runner, among those whose output is right, for every cell in the order of the table."""
+    best: dict[Cell, dict[str, Row]] = {}
+    for row in rows:
+        runners = best.setdefault((row["model"], row["precision"], int(row["batch"])), {})
+        if not row_problem(row) and (row["runner"] not in runners or latency_ms(row) < latency_ms(
+                runners[row["runner"]])):
+            runners[row["runner"]] = row
+    return dict(sorted(best.items()))
+
+
+def latency_ms(row: Row) -> float:
+    return float(row["latency_ms_median"])
+
+
+def how(row: Row) -> str:
+    """How a row was measured, from its notes: CUDA graph, or the mode of torch.compile."""
+    return next((part for part in row["notes"].split("; ") if part.startswith(("CUDA graph", "mode "))), "")
+
+
+def speedup_table(best: dict[Cell, dict[str, Row]]) -> list[list[str]]:
+    """Heading and a line for each cell: ours, the fastest other runner, and the ratio of their medians."""
+    table = [["model", "precision", "batch", "ours, ms", "max abs err", "best other", "ms", "max abs err",
+              "times as fast"]]
+    for (model, precision, batch), runners in best.items():
+        ours = runners.get(OURS)
+        other = min((row for runner, row in runners.items() if runner != OURS), key=latency_ms, default=None)
+        line = [model, precision, str(batch)]
+        line += [f"{latency_ms(ours):.3f}", ours["max_abs_err"]] if ours else ["-", "-"]
+        if other:
+            line += [", ".join(filter(None, (other["runner"], how(other)))), f"{latency_ms(other):.3f}",
+                     other["max_abs_err"]]
+        else:
+            line += ["-", "-", "-"]
+        table.append([*line, f"{latency_ms(other) / latency_ms(ours):.2f}" if ours and other else "-"])
+    return table
+
+
+def markdown(run_id: str, rows: list[Row]) -> str:
+    """Results/speedup.md: what was measured where, the table, and the rows that do not count."""
+    def all_of(column: str) -> str:
+        return ", ".join(dict.fromkeys(row[column] for row in rows))
+
+    head, *lines = speedup_table(best_rows(rows))
+    text = [f"Run {run_id} on {all_of('gpu')}, commit {all_of('commit')}. Median latency of a batch; errors are those "
+            "of the same run, against the FP32 ONNX output. The fastest row of each runner counts: with or without a "
+            "CUDA graph, any mode of torch.compile.", ""]
+    text += [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
+    dropped = [f"- {row['model']} {row['precision']} {row['runner']} b{row['batch']} ({row['notes']}): "
+               f"{row_problem(row)}" for row in rows if row_problem(row)]
+    if dropped:
+        text += ["", "Measured, but not counted:", "", *dropped]
+    return "\n".join(text) + "\n"
+
+
+def draw(rows: list[Row], title: str) -> plt.Figure:
+    """Images per second over batch: a row of panels for each model, a column for each precision, a line a runner."""
+    best = best_rows(rows)
+    models = list(dict.fromkeys(model for model, _, _ in best))
+    precisions = sorted({precision for _, precision, _ in best}, reverse=True)  # fp32 first
+    batches = sorted({batch for _, _, batch in best})
+    width, height = PANEL[0] * max(2, len(precisions)), PANEL[1] * len(models) + 1.3
+    figure, axes = plt.subplots(len(models), len(precisions), squeeze=False, sharex=True, sharey=True,
+                                figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    handles = {}
+    for axis, (model, precision) in zip(axes.flat, itertools.product(models, precisions)):
+        for runner, (label, colour, marker) in reversed(STYLES.items()):  # ours last, on top
+            points = [(batch, float(best[model, precision, batch][runner]["images_per_s"])) for batch in batches
+                      if runner in best.get((model, precision, batch), {})]
+            if points:
+                ours = runner == OURS
+                (handles[runner],) = axis.plot(*zip(*points), color=colour, marker=marker, label=label,
+                                               markersize=7 if ours else 5.5, linewidth=2.6 if ours else 1.4)
+        axis.set_title(f"{model}, {precision.upper()}", fontsize=10)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(batches, [str(batch) for batch in batches])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.grid(color="#d0d7de", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("batch")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("images per second")
+    figure.legend(handles=[handles[runner] for runner in STYLES if runner in handles], loc="outside lower center",
+                  ncols=3, fontsize=9, frameon=False,
+                  title="each runner's best: with or without a CUDA graph, any mode of torch.compile", title_fontsize=9)
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", metavar="RUN_ID", help="default: that of the last row in latency.csv")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
+                        help="of latency.csv, and where the picture and the table go (default: Results/)")
+    args = parser.parse_args(arguments)
+    rows = latency_rows(args.results)
+    run_id = args.run or (rows[-1]["run_id"] if rows else None)
+    rows = [row for row in rows if row["run_id"] == run_id]
+    if not rows:
+        raise UserError(f"{shown(args.results / 'latency.csv')}: no rows of {f'run {run_id}' if run_id else 'any run'}"
+                        "; race.py measures them")
+    table = markdown(run_id, rows)
+    print(table)
+    with whole_file(args.results / "speedup.md") as partial:
+        partial.write_text(table)
+    gpus = ", ".join(dict.fromkeys(row["gpu"] for row in rows)).removeprefix("none ").strip("()")
+    figure = draw(rows, f"Throughput on {gpus}")
+    with whole_file(args.results / "latency.png") as partial:
+        # Without the version of matplotlib in it, the same rows give the same file.
+        figure.savefig(partial, dpi=110, metadata={"Software": None})
+    print(f"wrote {shown(args.results / 'latency.png')} and {shown(args.results / 'speedup.md')}: "
+          f"{len(rows)} rows of run {run_id}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,358 @@
+"""The race: latency and error of every runner side by side, in one run, with the plot and the table of speed-ups.
+
+    python race.py --resume swin_small_patch4_window7_224.pth swinv2_small_patch4_window8_256.pth
+
+Makes what is missing or older than what it is made from (exports, FP16 and patched graphs, data, plugin library,
+engines), measures each runner with the script that measures it, and draws. All rows go to Results/latency.csv under one
+run_id; Results/latency.png and Results/speedup.md come of them. TensorRT is run by $TRT_PYTHON (default: this Python),
+and $BUILD_FLAGS go to TensorRT/build.sh.
+
+What is stopped goes on with --run-id: what has its rows is not measured again. A step that fails does not stop the
+others; the last lines tell which failed and why, and the exit status is then 1. Without a GPU: the runners of a CPU, in
+FP32.
+
+    python race.py --cfg models/swin_micro.yaml models/swinv2_micro.yaml --runner torch-eager,ort-cpu --batch 1,8
+"""
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from config import get_config
+from models.build import checkpoint_path
+from utils import (
+    RESULTS,
+    ROOT,
+    UserError,
+    batch_sizes,
+    choices,
+    latency_rows,
+    new_run_id,
+    row_problem,
+    run_script,
+    shown,
+)
+
+PYTHON, TRT_PYTHON = sys.executable, os.environ.get("TRT_PYTHON", sys.executable)
+PLUGINS = ROOT / "TensorRT" / "Plugins"
+LIBRARY = PLUGINS / "build" / "libswin_plugins.so"
+
+
+class Entrant(NamedTuple):
+    """Who takes part: a runner as in latency.csv and, for torch.compile, its mode."""
+
+    runner: str
+    mode: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.runner} {self.mode}".strip()
+
+
+# max-autotune, which compiles for minutes, comes last: whoever stops the race early has the rest.
+ENTRANTS = (
+    Entrant("trt-plugins"), Entrant("trt"), Entrant("ort-cuda"), Entrant("ort-cpu"), Entrant("torch-eager"),
+    Entrant("torch-script"), Entrant("torch-compile", "reduce-overhead"), Entrant("torch-compile", "max-autotune"),
+)
+RUNNERS = tuple(dict.fromkeys(entrant.runner for entrant in ENTRANTS))
+CPU_RUNNERS = ("ort-cpu", "torch-eager", "torch-script")
+PRECISIONS = ("fp32", "fp16")
+# Guesses at the seconds that one batch takes, which only the estimate of what is left depends on.
+SECONDS_A_BATCH = {"": 8, "reduce-overhead": 60, "max-autotune": 200}
+
+
+class Model(NamedTuple):
+    """One variant and its weights."""
+
+    cfg: Path
+    checkpoint: Path
+    name: str  # MODEL.NAME
+    img_size: int  # pixels
+
+    def onnx(self, suffix: str = "") -> Path:
+        return ROOT / "onnx" / f"{self.name}{suffix}.onnx"
+
+    def plan(self, suffix: str = "") -> Path:
+        return ROOT / "TensorRT" / "TRT_Engine" / f"{self.name}{suffix}.plan"
+
+    def data(self, batch: int) -> Path:
+        return ROOT / "data" / f"{self.name}-b{batch}.npz"
+
+
+class Step(NamedTuple):
+    """One command of the race: it makes a file, or measures one model on one runner in one precision."""
+
+    command: list[str | Path]
+    inputs: list[Path]  # files that it reads
+    seconds: float  # a guess
+    makes: Path | None = None
+    measures: tuple[Model, Entrant, str, tuple[int, ...]] | None = None  # the str: precision; the numbers: batches
+
+    def __str__(self) -> str:
+        if self.makes:
+            return shown(self.makes)
+        model, entrant, precision, batches = self.measures
+        return f"{model.name} {precision} {entrant} b{','.join(map(str, batches))}"
+
+
+# --- files ---------------------------------------------------------------------------------------------------
+
+
+def file_steps(model: Model, batches: list[int]) -> dict[Path, Step]:
+    """The step that makes each file that a measurement of this model may need."""
+    steps: dict[Path, Step] = {}
+
+    def makes(target: Path, command: list[str | Path], inputs: list[Path], seconds: float) -> None:
+        steps[target] = Step(command, inputs, seconds, makes=target)
+
+    def folder(name: str, *patterns: str) -> list[Path]:
+        return sorted(path for pattern in patterns for path in (ROOT / name).glob(pattern))
+
+    surgery = folder("onnx/graphsurgeon", "*.py")
+    makes(model.onnx(), [PYTHON, "onnx/export_onnx.py", "--cfg", model.cfg, "--resume", model.checkpoint],
+          [model.cfg, model.checkpoint, ROOT / "onnx/export_onnx.py", *folder("models", "*.py")], 30)
+    for batch in batches:
+        makes(model.data(batch), [PYTHON, "data/batch_data_gen.py", "--model", model.onnx(), "--batches", str(batch)],
+              [model.onnx()], 10 + batch / 4)
+    makes(model.onnx("_fp16"), [PYTHON, "onnx/graphsurgeon/to_fp16.py", "--onnx", model.onnx()],
+          [model.onnx(), *surgery], 30)
+    for suffix, flags in (("_attention", []), ("_attention_fp16", ["--fp16"])):
+        makes(model.onnx(suffix), [PYTHON, "onnx/graphsurgeon/add_all.py", "--onnx", model.onnx(), *flags],
+              [model.onnx(), *surgery], 60)
+    for suffix in ("", "_fp16", "_attention", "_attention_fp16"):
+        flags = ["--fp16"] if suffix.endswith("_fp16") else ["--noTF32"]
+        library = [LIBRARY] if "_attention" in suffix else []
+        makes(model.plan(suffix),
+              ["bash", "TensorRT/build.sh", model.onnx(suffix), "--size", str(model.img_size), *flags,
+               *(f"--plugins={path}" for path in library), *shlex.split(os.environ.get("BUILD_FLAGS", ""))],
+              [model.onnx(suffix), *library], 150)
+    # A library that was built elsewhere is used where nothing can build it.
+    if not LIBRARY.exists() or subprocess.run(["make", "-s", "-n", "-C", PLUGINS], capture_output=True).returncode == 0:
+        makes(LIBRARY, ["make", "-C", PLUGINS],
+              [PLUGINS / "Makefile", *folder("TensorRT/Plugins", "*/*.cu", "*/*.cpp", "*/*.h")], 120)
+    return steps
+
+
+def add_outdated(planned: list[Step], target: Path, steps: dict[Path, Step]) -> None:
+    """Plan to make a file that is missing or older than what it is made from, after whatever of that is outdated."""
+    if target not in steps or any(step.makes == target for step in planned):
+        return  # nothing makes it, like a checkpoint; or it is planned
+    for source in steps[target].inputs:
+        add_outdated(planned, source, steps)
+    to_come = {step.makes for step in planned}
+    if not target.exists() or any(source in to_come or source.stat().st_mtime > target.stat().st_mtime
+                                  for source in steps[target].inputs):
+        planned.append(steps[target])
+
+
+# --- measurements --------------------------------------------------------------------------------------------
+
+
+def left_out(on_gpu: bool, runners: list[str], precisions: list[str]) -> dict[str, str]:
+    """Which of the chosen runners and precisions this machine does not run, and why."""
+    if not on_gpu:
+        missing = {runner: "it needs a GPU, and torch finds none" for runner in RUNNERS if runner not in CPU_RUNNERS}
+        missing["fp16"] = "a CPU computes it by way of FP32"
+    else:
+        missing = {"ort-cpu": "ort-cuda takes its place on a GPU"}
+        if subprocess.run([TRT_PYTHON, "-c", "import tensorrt"], capture_output=True).returncode:
+            why = f"{TRT_PYTHON} cannot import tensorrt; set TRT_PYTHON to a Python that can"
+            missing |= {"trt": why, "trt-plugins": why}
+    return {name: why for name, why in missing.items() if name in (*runners, *precisions)}
+
+
+def unmeasured(rows: list[dict[str, str]], model: Model, entrant: Entrant, precision: str, batches: list[int],
+               on_gpu: bool) -> tuple[int, ...]:
+    """The batches that lack rows. On a GPU all but torch.compile have two: without and with a CUDA graph."""
+    variants = 2 if on_gpu and not entrant.mode else 1
+    notes: dict[int, set[str]] = {batch: set() for batch in batches}
+    for row in rows:
+        if ((row["model"], row["runner"], row["precision"]) == (model.name, entrant.runner, precision)
+                and entrant.mode in row["notes"] and int(row["batch"]) in notes):
+            notes[int(row["batch"])].add(row["notes"])
+    return tuple(batch for batch in batches if len(notes[batch]) < variants)
+
+
+def measuring_step(model: Model, entrant: Entrant, precision: str, batches: tuple[int, ...],
+                   flags: list[str]) -> Step:
+    """The step that measures these batches by the script that measures the entrant; `flags` go to each script."""
+    suffix = ("_attention" if entrant.runner == "trt-plugins" else "") + ("" if precision == "fp32" else "_fp16")
+    if entrant.runner.startswith("torch"):
+        file = model.onnx()
+        command = [PYTHON, "Torch_Latency.py", "--cfg", model.cfg, "--resume", model.checkpoint, "--onnx", file,
+                   "--runner", entrant.runner, "--precision", precision]
+        command += ["--mode", entrant.mode] if entrant.mode else []
+    elif entrant.runner.startswith("ort"):
+        file = model.onnx(suffix)
+        command = [PYTHON, "Onnx_Latency.py", "--model", file, "--runner", entrant.runner,
+                   "--reference", model.onnx()]
+    else:
+        file = model.plan(suffix)
+        command = [TRT_PYTHON, "TRT_test.py", "--plan", file]
+    return Step([*command, "--batch", ",".join(map(str, batches)), *flags],
+                [model.onnx(), file, *map(model.data, batches)], 15 + SECONDS_A_BATCH[entrant.mode] * len(batches),
+                measures=(model, entrant, precision, batches))
+
+
+def why_failed(log: str, batch: int | None = None) -> str:
+    """What a script's output says of its failure: of this batch where it names it, else its last line."""
+    named = re.findall(rf"\bb{batch} \(.*failed: (.*)", log)
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return named[0] if named else lines[-1] if lines else "no output"
+
+
+# --- the race ------------------------------------------------------------------------------------------------
+
+
+def plan_race(models: list[Model], args: argparse.Namespace, on_gpu: bool) -> list[Step]:
+    """The steps that are left to do, in order."""
+    rows = latency_rows(args.results, args.run_id)
+    flags = ["--results", args.results, "--min-seconds", str(args.min_seconds), "--min-runs", str(args.min_runs)]
+    files: dict[Path, Step] = {}
+    for model in models:
+        files |= file_steps(model, args.batch)
+    planned: list[Step] = []
+    entrants = [entrant for entrant in ENTRANTS if entrant.runner in args.runner]
+    for entrant, model, precision in itertools.product(entrants, models, args.precision):
+        batches = unmeasured(rows, model, entrant, precision, args.batch, on_gpu)
+        if batches:
+            step = measuring_step(model, entrant, precision, batches, flags)
+            for source in step.inputs:
+                add_outdated(planned, source, files)
+            planned.append(step)
+    return planned
+
+
+def run_steps(steps: list[Step], args: argparse.Namespace, on_gpu: bool) -> list[str]:
+    """Do the steps, with progress. Returns what failed, a line each with its reason."""
+    logs = ROOT / ".cache" / "logs" / f"race-{args.run_id}"
+    logs.mkdir(parents=True, exist_ok=True)
+    failed: list[str] = []
+    unmade: set[Path] = set()
+    begun, guessed_done, guessed_left = time.monotonic(), 0.0, sum(step.seconds for step in steps)
+    for number, step in enumerate(steps, 1):
+        print(f"[{number:{len(str(len(steps)))}}/{len(steps)}] {step!s:<58}", end="", flush=True)
+        guessed_done, guessed_left = guessed_done + step.seconds, guessed_left - step.seconds
+        problems = [f"{shown(path)} could not be made" for path in step.inputs if path in unmade][:1]
+        if not problems:
+            log = logs / re.sub(r"[^\w.-]+", "-", f"{step}.log")
+            with log.open("w") as file:
+                status = subprocess.run(step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                                        env={**os.environ, "RUN_ID": args.run_id, "TRT_PYTHON": TRT_PYTHON}).returncode
+            text = log.read_text(errors="replace")
+            if step.measures:
+                model, entrant, precision, batches = step.measures
+                missing = unmeasured(latency_rows(args.results, args.run_id), model, entrant, precision, list(batches),
+                                     on_gpu)
+                problems = [f"b{batch}: {why_failed(text, batch)}" for batch in missing]
+            elif status or not step.makes.exists():
+                problems = [why_failed(text)]
+            else:
+                step.makes.touch()  # newer than its sources, also where make found nothing to do
+            if problems:
+                problems[-1] += f" (log: {shown(log)})"
+        if problems and step.makes:
+            unmade.add(step.makes)
+        failed += [f"{step}: {problem}" for problem in problems]
+        left = guessed_left * (time.monotonic() - begun) / guessed_done
+        print(f" {'FAILED' if problems else 'done':<6}  {clock(time.monotonic() - begun)}, about {clock(left)} left",
+              flush=True)
+    return failed
+
+
+def clock(seconds: float) -> str:
+    """A duration as minutes and seconds, e.g. "12:05"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def chosen_models(args: argparse.Namespace) -> list[Model]:
+    """The models of --cfg with the checkpoints of --resume, in their order."""
+    if args.resume and len(args.resume) != len(args.cfg):
+        raise UserError(f"--resume: {len(args.resume)} checkpoints for {len(args.cfg)} models; give one for each --cfg")
+    models = []
+    for cfg, resume in itertools.zip_longest(args.cfg, args.resume):
+        config = get_config(cfg)
+        checkpoint = checkpoint_path(config, resume, args.pretrained)
+        models.append(Model(cfg.resolve(), checkpoint.resolve(), config.MODEL.NAME, config.DATA.IMG_SIZE))
+    return models
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Results/latency.png and Results/speedup.md of the run."""
+    run = ["--run", args.run_id] if args.run_id else []
+    command = [PYTHON, ROOT / "Results" / "draw_latency.py", "--results", args.results, *run]
+    if subprocess.run(command).returncode:
+        raise UserError("Results/draw_latency.py could not draw; the reason stands above")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cfg", type=Path, nargs="+", metavar="YAML",
+                        default=[ROOT / "models" / "swin.yaml", ROOT / "models" / "swinv2.yaml"],
+                        help="the models (default: models/swin.yaml models/swinv2.yaml, both Small)")
+    parser.add_argument("--resume", type=Path, nargs="+", metavar="FILE", default=[],
+                        help="a checkpoint for each of them (default: the one that ships with a micro variant)")
+    parser.add_argument("--pretrained", action="store_true", help="instead: the official checkpoints, downloaded once")
+    parser.add_argument("--runner", type=lambda text: choices(text, RUNNERS), default=RUNNERS, metavar="R,R",
+                        help=f"any of {','.join(RUNNERS)} (default: all that the machine can run)")
+    parser.add_argument("--precision", type=lambda text: choices(text, PRECISIONS), default=PRECISIONS,
+                        metavar="P,P", help="fp32, fp16 or both (default: both)")
+    parser.add_argument("--batch", type=batch_sizes, default=[1, 8, 32, 128], metavar="N,N",
+                        help="batch sizes, up to 128 (default: 1,8,32,128)")
+    parser.add_argument("--run-id", metavar="RUN_ID", help="go on with this run (default: a new one)")
+    parser.add_argument("--draw-only", action="store_true",
+                        help="measure nothing; draw the run of --run-id (default: the last one in latency.csv)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that are left, and run none")
+    parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",
+                        help="measure each row for at least this long (default: 2)")
+    parser.add_argument("--min-runs", type=int, default=100, metavar="N",
+                        help="and for at least this many runs, unless that takes ten times as long (default: 100)")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
+                        help="of latency.csv, latency.png and speedup.md (default: Results/)")
+    args = parser.parse_args(arguments)
+    args.results = args.results.resolve()
+    if args.draw_only:
+        draw(args)
+        return
+    args.run_id = args.run_id or new_run_id()
+    args.runner, args.precision = list(args.runner), list(args.precision)
+    models, on_gpu = chosen_models(args), torch.cuda.is_available()
+    for name, why in left_out(on_gpu, args.runner, args.precision).items():
+        print(f"left out: {name}: {why}")
+        (args.runner if name in RUNNERS else args.precision).remove(name)
+    if not args.runner or not args.precision:
+        raise UserError("nothing is left to measure on this machine; choose another --runner or --precision")
+
+    steps = plan_race(models, args, on_gpu)
+    if args.dry_run:
+        for step in steps:
+            print(shlex.join(map(str, step.command)))
+        return
+    print(f"run {args.run_id}: {sum(step.measures is not None for step in steps)} measurements and "
+          f"{sum(step.makes is not None for step in steps)} files to make, roughly "
+          f"{clock(sum(step.seconds for step in steps))} minutes", flush=True)
+    try:
+        failed = run_steps(steps, args, on_gpu)
+    except KeyboardInterrupt:
+        raise UserError(f"stopped; the same command with --run-id {args.run_id} goes on from here") from None
+    rows = latency_rows(args.results, args.run_id)
+    failed += [f"{row['model']} {row['precision']} {row['runner']} b{row['batch']} ({row['notes']}): {row_problem(row)}"
+               for row in rows if row_problem(row)]
+    if rows:
+        draw(args)
+    if failed:
+        print("failed:", *failed, sep="\n  ", file=sys.stderr)
+        raise UserError(f"{len(failed)} failed; this command with --run-id {args.run_id} tries what has no row again")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,240 @@
+"""The race and its drawing: what is left to do, what is done after a failure, the table and the plot.
+
+The scripts that measure and make files are replaced by ones that write rows and files at once.
+"""
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import race
+import TRT_test
+from race import Entrant, Model, Step
+from utils import LATENCY_COLUMNS, ROOT, UserError, append_rows, latency_rows, row_problem
+
+sys.path.insert(1, str(ROOT / "Results"))
+import draw_latency
+
+
+def row(runner: str, batch: int, ms: float, notes: str = "", **values: str) -> dict[str, str]:
+    return {**dict.fromkeys(LATENCY_COLUMNS, ""), "run_id": "1", "commit": "abc", "gpu": "A GPU", "model": "m",
+            "precision": "fp16", "runner": runner, "batch": str(batch), "latency_ms_median": str(ms),
+            "images_per_s": str(1000 * batch / ms), "max_abs_err": "1.000e-03", "notes": notes, **values}
+
+
+# --- what is left to do --------------------------------------------------------------------------------------
+
+M = Model(Path("m.yaml"), Path("m.pth"), "m", 224)
+
+
+@pytest.mark.parametrize("rows, entrant, on_gpu, left", [
+    ([], Entrant("trt"), True, (1, 8)),
+    ([row("trt", 1, 1, "m; no CUDA graph; good"), row("trt", 1, 1, "m; CUDA graph; good")], Entrant("trt"), True, (8,)),
+    ([row("ort-cuda", 1, 1, "m; no CUDA graph")], Entrant("ort-cuda"), True, (1, 8)),  # stopped before its CUDA graph
+    ([row("torch-eager", 1, 1, "CPU")], Entrant("torch-eager"), False, (8,)),
+    ([row("torch-compile", 1, 1, "mode reduce-overhead")], Entrant("torch-compile", "reduce-overhead"), True, (8,)),
+    ([row("torch-compile", 1, 1, "mode reduce-overhead")], Entrant("torch-compile", "max-autotune"), True, (1, 8)),
+    ([row("torch-eager", 1, 1, "CPU", precision="fp32"), row("torch-eager", 1, 1, "CPU", model="m2"),
+      row("torch-script", 1, 1, "CPU"), row("torch-eager", 4, 1, "CPU")], Entrant("torch-eager"), False, (1, 8)),
+])
+def test_a_batch_is_measured_until_it_has_all_its_rows(rows, entrant, on_gpu, left):
+    assert race.unmeasured(rows, M, entrant, "fp16", [1, 8], on_gpu) == left
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository root that has a checkpoint, a yaml and what makes the plugins, and no file made of them."""
+    monkeypatch.setattr(race, "ROOT", tmp_path)
+    monkeypatch.setattr(race, "PLUGINS", tmp_path / "TensorRT/Plugins")
+    monkeypatch.setattr(race, "LIBRARY", tmp_path / "TensorRT/Plugins/build/libswin_plugins.so")
+    for name in ("m.yaml", "m.pth", "onnx/export_onnx.py", "TensorRT/Plugins/Makefile"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def arguments(root: Path, **values) -> SimpleNamespace:
+    return SimpleNamespace(**{"results": root / "Results", "run_id": "1", "runner": ["trt", "torch-eager"],
+                              "precision": ["fp16"], "batch": [1, 8], "min_seconds": 2.0, "min_runs": 100, **values})
+
+
+def plan(root: Path, **values) -> list[str]:
+    model = Model(root / "m.yaml", root / "m.pth", "m", 224)
+    return [str(step).replace(f"{root}/", "") for step in race.plan_race([model], arguments(root, **values), True)]
+
+
+def test_plan_makes_what_a_measurement_needs_once_and_before_it(root):
+    assert plan(root) == ["onnx/m.onnx", "onnx/m_fp16.onnx", "TensorRT/TRT_Engine/m_fp16.plan", "data/m-b1.npz",
+                          "data/m-b8.npz", "m fp16 trt b1,8", "m fp16 torch-eager b1,8"]
+    assert plan(root, runner=["torch-eager"], batch=[8]) == ["onnx/m.onnx", "data/m-b8.npz", "m fp16 torch-eager b8"]
+    assert "TensorRT/Plugins/build/libswin_plugins.so" in plan(root, runner=["trt-plugins"])
+
+
+def test_plan_makes_again_what_is_older_than_its_sources(root):
+    for age, name in enumerate(["m.pth", "m.yaml", "onnx/export_onnx.py", "onnx/m.onnx", "data/m-b1.npz",
+                                "data/m-b8.npz", "onnx/m_fp16.onnx"]):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+        os.utime(root / name, (age, age))
+    engine = ["TensorRT/TRT_Engine/m_fp16.plan", "m fp16 trt b1,8"]
+    assert plan(root, runner=["trt"]) == engine
+    os.utime(root / "m.pth", (9, 9))  # another checkpoint: everything is made again
+    assert len(plan(root, runner=["trt"])) == 6
+
+
+def test_what_is_measured_is_left_out_and_the_rest_goes_to_its_script(root):
+    append_rows(root / "Results/latency.csv", LATENCY_COLUMNS, [
+        row("torch-eager", batch, 1, notes) for batch in (1, 8) for notes in ("no CUDA graph", "CUDA graph")])
+    assert plan(root)[-1] == "m fp16 trt b1,8" and len(plan(root)) == 6
+    assert plan(root, runner=["torch-eager"]) == []  # and nothing is made for it
+    assert plan(root, runner=["torch-eager"], run_id="2")[-1] == "m fp16 torch-eager b1,8"
+    commands = {runner: " ".join(map(str, race.measuring_step(M, Entrant(runner, mode), "fp16", (1, 8), []).command))
+                for runner, mode in (("trt-plugins", ""), ("torch-compile", "max-autotune"), ("ort-cuda", ""))}
+    assert "TRT_test.py --plan" in commands["trt-plugins"] and "m_attention_fp16.plan" in commands["trt-plugins"]
+    assert "--runner torch-compile --precision fp16 --mode max-autotune --batch 1,8" in commands["torch-compile"]
+    assert "m_fp16.onnx --runner ort-cuda" in commands["ort-cuda"]
+
+
+def test_commands_are_ones_that_the_scripts_take(tmp_path):
+    """Every script's own parser accepts the flags: it fails later, at a checkpoint, an ONNX file or an engine."""
+    model = Model(ROOT / "models/swin_micro.yaml", ROOT / "absent.pth", "absent", 192)
+    flags = ["--results", tmp_path, "--min-seconds", "1", "--min-runs", "2"]
+    for runner in ("trt", "ort-cpu", "torch-eager"):
+        command = race.measuring_step(model, Entrant(runner), "fp16", (1, 8), flags).command
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and "no such file" in done.stderr, done.stderr
+
+
+def test_no_gpu_leaves_a_cpu_subset_and_says_why():
+    out = race.left_out(False, list(race.RUNNERS), ["fp32", "fp16"])
+    assert set(race.RUNNERS) - set(out) == {"ort-cpu", "torch-eager", "torch-script"}
+    assert "GPU" in out["trt"] and "fp16" in out and "fp32" not in out
+    assert race.left_out(False, ["ort-cpu"], ["fp32"]) == {}
+
+
+def test_trt_test_takes_some_of_the_batches(monkeypatch):
+    batches = [SimpleNamespace(input=[0] * count) for count in (1, 8, 32)]
+    monkeypatch.setattr(TRT_test, "find_batches", lambda plan, pattern: batches)
+    chosen = TRT_test.chosen_batches(Path("m.plan"), SimpleNamespace(data=None, batch=[32, 1]))
+    assert [len(batch.input) for batch in chosen] == [1, 32]
+    assert TRT_test.chosen_batches(Path("m.plan"), SimpleNamespace(data=None, batch=None)) == batches
+    with pytest.raises(UserError, match="no data of batch 4"):
+        TRT_test.chosen_batches(Path("m.plan"), SimpleNamespace(data=None, batch=[1, 4]))
+
+
+# --- failures ------------------------------------------------------------------------------------------------
+
+
+def script(*lines: str) -> list[str]:
+    return [sys.executable, "-c", "\n".join([f"import sys; sys.path.insert(0, {str(ROOT)!r})", *lines])]
+
+
+def measures(root: Path, runner: str, *lines: str, inputs: tuple[Path, ...] = ()) -> Step:
+    return Step(script(*lines), list(inputs), 1, measures=(M, Entrant(runner), "fp32", (1, 8)))
+
+
+def writes_row(root: Path, runner: str, batch: int) -> str:
+    values = row(runner, batch, 1, "CPU", precision="fp32")
+    return f"import os, utils, pathlib; utils.append_rows(pathlib.Path({str(root / 'Results/latency.csv')!r}), " \
+           f"utils.LATENCY_COLUMNS, [{{**{values!r}, 'run_id': os.environ['RUN_ID']}}])"
+
+
+def test_the_race_goes_on_after_a_failure_and_reports_it(root, capsys):
+    broken = root / "onnx/broken.onnx"
+    failed = race.run_steps([
+        Step(script("sys.exit('export_onnx.py: error: no weights')"), [], 1, makes=broken),
+        measures(root, "ort-cpu", "open('must-not-run', 'w')", inputs=(broken,)),
+        measures(root, "torch-eager", writes_row(root, "torch-eager", 1),
+                 "sys.exit('torch-eager fp32 b8 (CPU) failed: out of memory\\nerror: 1 of 2 combinations failed')"),
+        measures(root, "torch-script", writes_row(root, "torch-script", 1), writes_row(root, "torch-script", 8)),
+    ], arguments(root, run_id="7"), on_gpu=False)
+    assert [line.split(" (log")[0].replace(f"{root}/", "") for line in failed] == [
+        "onnx/broken.onnx: export_onnx.py: error: no weights",
+        "m fp32 ort-cpu b1,8: onnx/broken.onnx could not be made",
+        "m fp32 torch-eager b1,8: b8: out of memory"]
+    assert not (root / "must-not-run").exists()
+    assert [(found["runner"], found["batch"]) for found in latency_rows(root / "Results", "7")] == [
+        ("torch-eager", "1"), ("torch-script", "1"), ("torch-script", "8")]
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split("]")[0] for line in shown] == ["[1/4", "[2/4", "[3/4", "[4/4"]
+    assert ["FAILED" in line for line in shown] == [True, True, True, False]
+    assert shown[-1].endswith("about 0:00 left")
+
+
+def test_a_failure_ends_in_one_line_and_status_1(root, monkeypatch, capsys):
+    monkeypatch.setattr(race.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(race, "chosen_models", lambda args: [M])
+    monkeypatch.setattr(race, "plan_race", lambda *_: [measures(root, "ort-cpu", "sys.exit('broken')")])
+    with pytest.raises(UserError, match="2 failed; this command with --run-id 9 tries"):
+        race.main(["--results", str(root / "Results"), "--run-id", "9"])
+    told = capsys.readouterr()
+    assert "left out: trt: it needs a GPU" in told.out and "b1: broken" in told.err
+
+
+def test_a_race_without_anything_to_measure_is_refused(monkeypatch):
+    monkeypatch.setattr(race.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="nothing is left to measure"):
+        race.main(["--cfg", str(ROOT / "models/swin_micro.yaml"), "--runner", "trt"])
+    with pytest.raises(UserError, match="1 checkpoints for 2 models"):
+        race.main(["--resume", "one.pth"])
+
+
+# --- table and plot ------------------------------------------------------------------------------------------
+
+ROWS = [
+    row("trt-plugins", 1, 0.8, "m_attention_fp16; no CUDA graph; good"),
+    row("trt-plugins", 1, 0.5, "m_attention_fp16; CUDA graph; good"),
+    row("trt-plugins", 8, 0.1, "m_attention_fp16; CUDA graph; bad"),  # fast and wrong
+    row("trt-plugins", 8, 2.0, "m_attention_fp16; no CUDA graph; good"),
+    row("trt", 1, 1.2, "m_fp16; CUDA graph; bad"),  # of another's error nothing but finite logits is asked
+    row("torch-compile", 1, 1.5, "mode reduce-overhead"),
+    row("torch-compile", 8, 3.0, "mode reduce-overhead"),
+    row("torch-compile", 8, 2.5, "mode max-autotune"),
+    row("torch-eager", 8, 0.2, "CUDA graph", max_abs_err="nan"),
+    row("torch-eager", 1, 13.4, "no CUDA graph", precision="fp32"),
+]
+
+
+def test_speedup_is_our_best_against_the_best_other_that_is_right():
+    assert draw_latency.speedup_table(draw_latency.best_rows(ROWS))[1:] == [
+        ["m", "fp16", "1", "0.500", "1.000e-03", "trt, CUDA graph", "1.200", "1.000e-03", "2.40"],
+        ["m", "fp16", "8", "2.000", "1.000e-03", "torch-compile, mode max-autotune", "2.500", "1.000e-03", "1.25"],
+        ["m", "fp32", "1", "-", "-", "torch-eager", "13.400", "1.000e-03", "-"],
+    ]
+    assert [bool(row_problem(each)) for each in ROWS] == [False, False, True] + [False] * 5 + [True, False]
+
+
+def test_the_picture_and_the_table_are_drawn_from_the_rows_of_one_run(tmp_path, capsys):
+    append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [*ROWS, row("trt", 1, 77.0, run_id="2")])
+    race.main(["--draw-only", "--run-id", "1", "--results", str(tmp_path)])
+    table = (tmp_path / "speedup.md").read_text()
+    assert "| m | fp16 | 1 | 0.500 | 1.000e-03 | trt, CUDA graph | 1.200 | 1.000e-03 | 2.40 |" in table
+    assert "Run 1 on A GPU, commit abc" in table and "77" not in table
+    assert table.count("\n- m fp16") == 2 and "beyond the tolerance" in table and "NaN" in table
+    first = (tmp_path / "latency.png").read_bytes()
+    draw_latency.main(["--run", "1", "--results", str(tmp_path)])
+    assert (tmp_path / "latency.png").read_bytes() == first
+    draw_latency.main(["--results", str(tmp_path)])  # the last run
+    assert "77.000" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no rows of run 3; race\.py measures them"):
+        draw_latency.main(["--run", "3", "--results", str(tmp_path)])
+
+
+def test_plot_has_a_panel_for_each_model_and_precision_and_a_line_for_each_runner():
+    figure = draw_latency.draw(ROWS, "title")
+    fp32, fp16 = figure.axes
+    assert fp32.get_title() == "m, FP32" and fp16.get_title() == "m, FP16"
+    lines = {line.get_label(): line.get_xydata().tolist() for line in fp16.get_lines()}
+    assert lines["TensorRT with this project's plugins"] == [[1, 2000], [8, 4000]]
+    assert lines["torch.compile"] == [[1, pytest.approx(1000 / 1.5)], [8, 3200]]
+    assert "PyTorch eager" not in lines and len(fp32.get_lines()) == 1
+    assert fp16.get_xscale() == fp16.get_yscale() == "log"
+    assert [label.get_text() for label in fp16.get_xticklabels()] == ["1", "8"]
+    assert len({style[1] for style in draw_latency.STYLES.values()}) == len(draw_latency.STYLES) == len(race.RUNNERS)
+    assert math.isfinite(fp16.get_ylim()[1])

@@ -343,6 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         failed = run_steps(steps, args, on_gpu)
     except KeyboardInterrupt:
+        print(flush=True)  # ends the line of the step that was stopped
         raise UserError(f"stopped; the same command with --run-id {args.run_id} goes on from here") from None
     rows = latency_rows(args.results, args.run_id)
     failed += [f"{row['model']} {row['precision']} {row['runner']} b{row['batch']} ({row['notes']}): {row_problem(row)}"

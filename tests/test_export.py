@@ -164,7 +164,7 @@ def test_prints_what_it_read_and_wrote(tmp_path, capsys):
     export_onnx.main(["--cfg", str(MICRO["swinv1"]), "--output", str(path)])
     onnx.checker.check_model(str(path))
     out = capsys.readouterr().out
-    assert "swinv1_micro.safetensors" in out and str(path) in out and "298 nodes" in out
+    assert "swinv1_micro.safetensors" in out and str(path) in out and f"{len(onnx.load(path).graph.node)} nodes" in out
     assert [file.name for file in path.parent.iterdir()] == ["micro.onnx"]
 
 

@@ -37,7 +37,7 @@ COLUMNS = ("run_id", "commit", "gpu", "engine", "batch", "group", "layers", "tim
 # What a layer's name says about it; the first that matches. TensorRT joins the names of the ONNX nodes that it fused
 # into a layer, so a group is looked for in the order of what dominates such a layer.
 GROUPS = (
-    ("copies and reformats", r"^Reformatting|^reformat|copy|^Reshape|^Shuffle|Transpose\+|Concat"),
+    ("copies and reformats", r"^Reformatting CopyNode|^reshape_"),
     ("patch embed", r"patch_embed"),
     ("patch merging", r"downsample|PatchMerge"),
     ("qkv", r"attn/qkv"),
@@ -58,7 +58,10 @@ def group_of(layer: str) -> str:
 
 
 def layer_times_ms(context, batch: int) -> dict[str, float]:
-    """Median time of every layer at a batch, in milliseconds, in the order in which they run."""
+    """Median time of every layer at a batch, in milliseconds, in the order in which they run.
+
+    Layers that take none (constants, reshapes that move nothing) are left out.
+    """
     from trt_runtime import trt
 
     class Profiler(trt.IProfiler):
@@ -79,7 +82,8 @@ def layer_times_ms(context, batch: int) -> dict[str, float]:
     for _ in range(RUNS):
         context.run()
         context.synchronize()
-    return {layer: float(np.median(times)) for layer, times in profiler.times.items()}
+    medians = {layer: float(np.median(times)) for layer, times in profiler.times.items()}
+    return {layer: time_ms for layer, time_ms in medians.items() if time_ms > 0}
 
 
 def main() -> None:

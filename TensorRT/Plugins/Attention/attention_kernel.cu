@@ -264,7 +264,7 @@ __device__ unsigned column_flags(const Shape& shape, int first_column) {
 
 // Grid: (num_heads, query tiles, chunks of windows). kBlocks: accumulators of 8 key columns in a tile. kOneTile: the
 // window fits one tile (window 7 and 8); the bias of the block's head then stays in registers while the block walks its
-// windows. The instruction issue rate is what limits this kernel, so what does not change from window to window is
+// windows. By count, issuing instructions is what limits this kernel, so what does not change from window to window is
 // kept, windows are stepped through instead of divided out, and the row sums are one more column of p v (v = 1).
 template <typename T, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
 __global__ void __launch_bounds__(32 * kWarps, kResident)

@@ -2,8 +2,8 @@
 
     python TensorRT/build_engine.py --onnx=onnx/swinv1.onnx --saveEngine=TensorRT/TRT_Engine/swinv1.plan --noTF32
 
-TensorRT/build.sh calls it. The precision of a layer is what the ONNX graph says: from TensorRT 10 on the network is
-strongly typed, in 8.6 --fp16 permits the FP16 tensors that the graph holds.
+TensorRT/build.sh calls it. From TensorRT 10 on the network is strongly typed: the precision of a layer is what the ONNX
+graph says. In 8.6 --fp16 permits FP16, and TensorRT chooses layer by layer.
 """
 from __future__ import annotations
 

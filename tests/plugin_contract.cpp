@@ -385,7 +385,7 @@ int main() {
         {"SwinLayerNorm", kEpsilon, {{-1, 96}, {96}}, "2 inputs instead of 1"},
         {"SwinLayerNormWithParams", kEpsilon, {{-1, 96}, {95}, {96}}, "gamma is [95] instead of [96]"},
         {"SwinLayerNormWithParams", kEpsilon, {{-1, 96}, {96}, {1, 96}}, "beta is [1, 96] instead of [96]"},
-        {"SwinAddLayerNorm", kEpsilon, {{-1, 49, 96}, {-1, 48, 96}, {96}, {96}}, "residual is 48 instead of 49"},
+        {"SwinAddLayerNorm", kEpsilon, {{-1, 49, 96}, {-1, 48, 96}, {96}, {96}}, "residual is [?, 48, 96] instead of [?, 49, 96]"},
         {"SwinLayerNormAdd", kEpsilon, {{-1, 49, 96}, {-1, 96}, {96}, {96}}, "residual is [?, 96]"},
         {"SwinLayerNormAdd", kEpsilon, {{-1, 49, 96}, {-1, 49, 96}, {96}}, "3 inputs instead of 4"},
         {"SwinPatchMergeLayerNorm", kMerge, {{-1, 1567, 96}, {384}, {384}}, "1567 tokens instead of height * width"},

@@ -9,13 +9,11 @@ using namespace swin;
 constexpr int64_t kHeadDim = 32;
 constexpr int64_t kMaxWindow = 32;
 
-struct AttentionOp {
+struct AttentionOp : Operator {
     static constexpr const char* kName = "SwinAttention";
-    static constexpr const char* kInputs[] = {"qkv", "bias", "logit_scale"};
-    static constexpr int kActivations = 1;
+    static constexpr Input kInputs[] = {
+        {"qkv", Type::kActivation}, {"bias", Type::kFp32}, {"logit_scale", Type::kFp32}};
     static constexpr int kRequired = 2;  // with logit_scale: V2's scaled cosine, without: V1's dot product
-    static constexpr int kOutputs = 1;
-    static constexpr Ratio kTokens{}, kChannels{1, 3};
 
     struct Attributes {
         int32_t height, width, num_heads, window_size, shift_size;
@@ -46,13 +44,18 @@ struct AttentionOp {
             throw Refusal("shift_size " + std::to_string(a.shift_size) + " is not in 0 .. window_size - 1");
         }
         const int64_t positions = a.window_size * a.window_size;
-        expect_shape("bias", inputs[1], {a.num_heads, positions, (positions + 7) / 8 * 8});
-        if (inputs.size() > 2) expect_shape("logit_scale", inputs[2], {a.num_heads});
+        expect_shape("bias", inputs[1], {{a.num_heads, positions, (positions + 7) / 8 * 8}});
+        if (inputs.size() > 2) expect_shape("logit_scale", inputs[2], {{a.num_heads}});
+    }
+
+    static SymbolicShape output_shape(const Attributes&, int, const std::vector<SymbolicShape>& inputs) {
+        const SymbolicShape& qkv = inputs[0];
+        return {qkv[0], qkv[1], qkv[2] / 3};
     }
 
     static int launch(const Attributes& a, const Call& call) {
         const Shape& qkv = call.shapes[0];
-        return swin_attention(call.inputs[0], call.parameter(1), call.optional_parameter(2), call.outputs[0],
+        return swin_attention(call.inputs[0], call.parameter(1), call.parameter(2), call.outputs[0],
             call.type, static_cast<int>(qkv.sizes[0]), a.height, a.width, static_cast<int>(qkv.last() / 3),
             a.num_heads, a.window_size, a.shift_size, a.scale, a.mask_value, call.stream);
     }

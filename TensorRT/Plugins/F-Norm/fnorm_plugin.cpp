@@ -6,20 +6,17 @@ namespace {
 
 using namespace swin;
 
-struct FNormOp {
+struct FNormOp : Operator {
     static constexpr const char* kName = "SwinFNorm";
-    static constexpr const char* kInputs[] = {"x"};
-    static constexpr int kActivations = 1;
+    static constexpr Input kInputs[] = {{"x", Type::kActivation}};
     static constexpr int kRequired = 1;
-    static constexpr int kOutputs = 1;
-    static constexpr Ratio kTokens{}, kChannels{};
 
     struct Attributes {
         float epsilon;
     };
     static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon}};
 
-    static void check(const Attributes&, const Inputs& inputs) { check_rows(inputs, 1, inputs[0].last()); }
+    static void check(const Attributes&, const Inputs& inputs) { check_rows(inputs[0], inputs[0].last()); }
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];

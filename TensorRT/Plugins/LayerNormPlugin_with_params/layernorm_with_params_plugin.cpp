@@ -12,21 +12,18 @@ struct EpsilonAttribute {
 };
 constexpr Field<EpsilonAttribute> kEpsilonField{"epsilon", &EpsilonAttribute::epsilon};
 
-struct LayerNormWithParamsOp {
+struct LayerNormWithParamsOp : Operator {
     static constexpr const char* kName = "SwinLayerNormWithParams";
-    static constexpr const char* kInputs[] = {"x", "gamma", "beta"};
-    static constexpr int kActivations = 1;
+    static constexpr Input kInputs[] = {{"x", Type::kActivation}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
     static constexpr int kRequired = 3;
-    static constexpr int kOutputs = 1;
-    static constexpr Ratio kTokens{}, kChannels{};
 
     using Attributes = EpsilonAttribute;
     static constexpr Field<Attributes> kFields[] = {kEpsilonField};
 
     static void check(const Attributes&, const Inputs& inputs) {
-        check_rows(inputs, kActivations, inputs[0].last());
-        expect_shape("gamma", inputs[1], {inputs[0].last()});
-        expect_shape("beta", inputs[2], {inputs[0].last()});
+        check_rows(inputs[0], inputs[0].last());
+        expect_shape("gamma", inputs[1], {{inputs[0].last()}});
+        expect_shape("beta", inputs[2], {{inputs[0].last()}});
     }
 
     static int launch(const Attributes& attributes, const Call& call) {
@@ -37,19 +34,19 @@ struct LayerNormWithParamsOp {
 };
 
 // What the forms with a residual share.
-struct ResidualLayerNorm {
-    static constexpr const char* kInputs[] = {"x", "residual", "gamma", "beta"};
-    static constexpr int kActivations = 2;
+struct ResidualLayerNorm : Operator {
+    static constexpr Input kInputs[] = {
+        {"x", Type::kActivation}, {"residual", Type::kActivation}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
     static constexpr int kRequired = 4;
-    static constexpr Ratio kTokens{}, kChannels{};
 
     using Attributes = EpsilonAttribute;
     static constexpr Field<Attributes> kFields[] = {kEpsilonField};
 
     static void check(const Attributes&, const Inputs& inputs) {
-        check_rows(inputs, kActivations, inputs[0].last());
-        expect_shape("gamma", inputs[2], {inputs[0].last()});
-        expect_shape("beta", inputs[3], {inputs[0].last()});
+        check_rows(inputs[0], inputs[0].last());
+        expect_shape("residual", inputs[1], inputs[0]);
+        expect_shape("gamma", inputs[2], {{inputs[0].last()}});
+        expect_shape("beta", inputs[3], {{inputs[0].last()}});
     }
 };
 
@@ -67,7 +64,6 @@ struct AddLayerNormOp : ResidualLayerNorm {
 
 struct LayerNormAddOp : ResidualLayerNorm {
     static constexpr const char* kName = "SwinLayerNormAdd";
-    static constexpr int kOutputs = 1;
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
@@ -76,21 +72,27 @@ struct LayerNormAddOp : ResidualLayerNorm {
     }
 };
 
+// What the two forms of patch merging share: [B, H*W, C] -> [B, H/2 * W/2, 4C].
+struct Merge : Operator {
+    template <class Attributes>
+    static SymbolicShape output_shape(const Attributes&, int, const std::vector<SymbolicShape>& inputs) {
+        const SymbolicShape& x = inputs[0];
+        return {x[0], x[1] / 4, x[2] * 4};
+    }
+};
+
 void check_merge(const Inputs& inputs, int64_t height, int64_t width) {
     check_image("x", inputs[0], height, width);
     if (height % 2 != 0 || width % 2 != 0) {
         throw Refusal("height " + std::to_string(height) + " and width " + std::to_string(width) + " must be even");
     }
-    if (inputs[0].last() != kUnknown) check_rows(inputs, 1, 4 * inputs[0].last());
+    if (inputs[0].last() != kUnknown) check_rows(inputs[0], 4 * inputs[0].last());
 }
 
-struct PatchMergeLayerNormOp {
+struct PatchMergeLayerNormOp : Merge {
     static constexpr const char* kName = "SwinPatchMergeLayerNorm";
-    static constexpr const char* kInputs[] = {"x", "gamma", "beta"};
-    static constexpr int kActivations = 1;
+    static constexpr Input kInputs[] = {{"x", Type::kActivation}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
     static constexpr int kRequired = 3;
-    static constexpr int kOutputs = 1;
-    static constexpr Ratio kTokens{1, 4}, kChannels{4, 1};
 
     struct Attributes {
         float epsilon;
@@ -102,8 +104,8 @@ struct PatchMergeLayerNormOp {
     static void check(const Attributes& attributes, const Inputs& inputs) {
         check_merge(inputs, attributes.height, attributes.width);
         const int64_t merged = inputs[0].last() == kUnknown ? kUnknown : 4 * inputs[0].last();
-        expect_shape("gamma", inputs[1], {merged});
-        expect_shape("beta", inputs[2], {merged});
+        expect_shape("gamma", inputs[1], {{merged}});
+        expect_shape("beta", inputs[2], {{merged}});
     }
 
     static int launch(const Attributes& attributes, const Call& call) {
@@ -114,13 +116,10 @@ struct PatchMergeLayerNormOp {
     }
 };
 
-struct PatchMergeOp {
+struct PatchMergeOp : Merge {
     static constexpr const char* kName = "SwinPatchMerge";
-    static constexpr const char* kInputs[] = {"x"};
-    static constexpr int kActivations = 1;
+    static constexpr Input kInputs[] = {{"x", Type::kActivation}};
     static constexpr int kRequired = 1;
-    static constexpr int kOutputs = 1;
-    static constexpr Ratio kTokens{1, 4}, kChannels{4, 1};
 
     struct Attributes {
         int32_t height, width;

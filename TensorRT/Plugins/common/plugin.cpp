@@ -7,6 +7,8 @@
 
 namespace swin {
 
+constexpr int kInt8PerElement = 4;  // of an INT32 tensor
+
 bool Shape::empty() const { return std::find(sizes.begin(), sizes.end(), 0) != sizes.end(); }
 
 long long Shape::rows() const {
@@ -37,8 +39,7 @@ void expect_rank(const char* input, const Shape& shape, int rank) {
     }
 }
 
-void expect_shape(const char* input, const Shape& shape, std::initializer_list<int64_t> sizes) {
-    const Shape expected{sizes};
+void expect_shape(const char* input, const Shape& shape, const Shape& expected) {
     bool same = shape.rank() == expected.rank();
     for (int i = 0; same && i < shape.rank(); ++i) {
         same = shape.sizes[i] == expected.sizes[i] || shape.sizes[i] == kUnknown || expected.sizes[i] == kUnknown;
@@ -46,17 +47,11 @@ void expect_shape(const char* input, const Shape& shape, std::initializer_list<i
     if (!same) throw Refusal(std::string(input) + " is " + shape.text() + " instead of " + expected.text());
 }
 
-void check_rows(const Inputs& inputs, int activations, int64_t row_width) {
-    if (inputs[0].rank() < 1) throw Refusal("x is a scalar; it needs an axis to normalise over");
+void check_rows(const Shape& x, int64_t row_width) {
+    if (x.rank() < 1) throw Refusal("x is a scalar; it needs an axis to normalise over");
     if (row_width > SWIN_MAX_WIDTH) {
         throw Refusal(
             "rows of " + std::to_string(row_width) + " elements are wider than " + std::to_string(SWIN_MAX_WIDTH));
-    }
-    for (int i = 1; i < activations; ++i) {
-        expect_rank("residual", inputs[i], inputs[0].rank());
-        for (int axis = 0; axis < inputs[0].rank(); ++axis) {
-            expect_size("a dimension of residual", inputs[i].sizes[axis], inputs[0].sizes[axis]);
-        }
     }
 }
 
@@ -85,14 +80,65 @@ int swin_type(nvinfer1::DataType type) {
     return type == nvinfer1::DataType::kHALF ? SWIN_FP16 : SWIN_BF16;
 }
 
-Shape shape_of(const nvinfer1::Dims& dims) { return Shape{{dims.d, dims.d + std::max(dims.nbDims, 0)}}; }
-
-Shape shape_of(const nvinfer1::DimsExprs& dims) {
-    Shape shape;
-    for (int i = 0; i < dims.nbDims; ++i) {
-        shape.sizes.push_back(dims.d[i]->isConstant() ? dims.d[i]->getConstantValue() : kUnknown);
+nvinfer1::DataType tensorrt_type(Type type, nvinfer1::DataType first) {
+    switch (type) {
+    case Type::kActivation: return first;
+    case Type::kFp32: return nvinfer1::DataType::kFLOAT;
+    case Type::kFp16: return nvinfer1::DataType::kHALF;
+    case Type::kInt8: return nvinfer1::DataType::kINT32;
     }
+    throw Refusal("a Type that does not exist");
+}
+
+SymbolicSize SymbolicSize::operator*(const SymbolicSize& other) const {
+    return {*builder_->operation(nvinfer1::DimensionOperation::kPROD, *expression_, *other.expression_), *builder_};
+}
+
+SymbolicSize SymbolicSize::operator*(int factor) const {
+    return *this * SymbolicSize(*builder_->constant(factor), *builder_);
+}
+
+SymbolicSize SymbolicSize::operator/(int divisor) const {
+    const nvinfer1::IDimensionExpr* by = builder_->constant(divisor);
+    return {*builder_->operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *expression_, *by), *builder_};
+}
+
+int64_t SymbolicSize::value() const {
+    return expression_->isConstant() ? expression_->getConstantValue() : kUnknown;
+}
+
+Shape shape_of(const nvinfer1::Dims& dims, Type type) {
+    Shape shape{{dims.d, dims.d + std::max(dims.nbDims, 0)}};
+    if (type == Type::kInt8 && shape.rank() > 0 && shape.last() != kUnknown) shape.sizes.back() *= kInt8PerElement;
     return shape;
+}
+
+SymbolicShape shape_of(const nvinfer1::DimsExprs& dims, Type type, nvinfer1::IExprBuilder& builder) {
+    SymbolicShape shape;
+    for (int i = 0; i < dims.nbDims; ++i) shape.emplace_back(*dims.d[i], builder);
+    if (type == Type::kInt8 && !shape.empty()) shape.back() = shape.back() * kInt8PerElement;
+    return shape;
+}
+
+nvinfer1::DimsExprs dims_of(const SymbolicShape& shape, Type type) {
+    nvinfer1::DimsExprs dims{};
+    dims.nbDims = static_cast<int32_t>(shape.size());
+    for (size_t i = 0; i < shape.size(); ++i) dims.d[i] = shape[i].expression();
+    if (type == Type::kInt8) {
+        const int64_t last = shape.back().value();
+        if (last != kUnknown && last % kInt8PerElement != 0) {
+            throw Refusal("rows of " + std::to_string(last) + " INT8 elements do not divide by "
+                + std::to_string(kInt8PerElement));
+        }
+        dims.d[shape.size() - 1] = (shape.back() / kInt8PerElement).expression();
+    }
+    return dims;
+}
+
+Shape known(const SymbolicShape& shape) {
+    Shape values;
+    for (const SymbolicSize& size : shape) values.sizes.push_back(size.value());
+    return values;
 }
 
 namespace {

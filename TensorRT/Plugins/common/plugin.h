@@ -2,13 +2,10 @@
 //
 // A plugin file defines one struct for its operator:
 //
-//   struct ExampleOp {
+//   struct ExampleOp : Operator {
 //       static constexpr const char* kName = "SwinExample";             // the ONNX op type
-//       static constexpr const char* kInputs[] = {"x", "gamma"};        // in order, for messages
-//       static constexpr int kActivations = 1;                          // the first inputs; those after are FP32
+//       static constexpr Input kInputs[] = {{"x", Type::kActivation}, {"gamma", Type::kFp32}};  // optional ones last
 //       static constexpr int kRequired = 2;                             // inputs that must be there
-//       static constexpr int kOutputs = 1;                              // of the type of the first input
-//       static constexpr Ratio kTokens{}, kChannels{4, 1};              // the last two axes, output : first input
 //       struct Attributes { float epsilon; };                           // 4-byte members only
 //       static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon}};
 //       static void check(const Attributes&, const Inputs&);            // throws Refusal; sizes may be kUnknown
@@ -16,13 +13,16 @@
 //   };
 //   SWIN_REGISTER(ExampleOp)
 //
+// Its base `Operator` says: one output, of the activations' type and the first input's shape, and no workspace. An
+// operator for which something else holds defines kOutputs, output_type, output_shape or kWorkspaceBytes anew. Shapes
+// count elements of the tensor's own Type everywhere, so INT8 tensors have the shapes of the formula (see Type::kInt8).
+//
 // and plugin_v2.h (TensorRT 8.6) or plugin_v3.h (10 and later) makes a plugin of it.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <exception>
-#include <initializer_list>
 #include <iterator>
 #include <stdexcept>
 #include <string>
@@ -56,8 +56,51 @@ struct Shape {
 
 using Inputs = std::vector<Shape>;
 
-struct Ratio {
-    int multiply = 1, divide = 1;
+// What the elements of an operator's tensor are.
+enum class Type {
+    kActivation,  // FP32, FP16 or BF16: any, but the same in all tensors of a node that have this Type, and in input 0
+    kFp32,
+    kFp16,
+    kInt8,  // INT8. In TensorRT an INT32 tensor with a quarter of the last axis, four INT8 in each, lowest byte first
+};
+
+struct Input {
+    const char* name;
+    Type type;
+};
+
+// A dimension that may not be known yet, as TensorRT's expression of it: sizes of outputs are computed with these.
+class SymbolicSize {
+public:
+    SymbolicSize(const nvinfer1::IDimensionExpr& expression, nvinfer1::IExprBuilder& builder)
+        : expression_(&expression), builder_(&builder) {}
+
+    SymbolicSize operator*(const SymbolicSize& other) const;
+    SymbolicSize operator*(int factor) const;
+    SymbolicSize operator/(int divisor) const;  // rounded down
+    int64_t value() const;                      // or kUnknown
+    const nvinfer1::IDimensionExpr* expression() const { return expression_; }
+
+private:
+    const nvinfer1::IDimensionExpr* expression_;
+    nvinfer1::IExprBuilder* builder_;
+};
+
+using SymbolicShape = std::vector<SymbolicSize>;
+
+// What holds for an operator that does not say otherwise.
+struct Operator {
+    static constexpr int kOutputs = 1;
+    static constexpr size_t kWorkspaceBytes = 0;
+
+    template <class Attributes> static Type output_type(const Attributes&, int /* output */) {
+        return Type::kActivation;
+    }
+    template <class Attributes>
+    static SymbolicShape output_shape(
+        const Attributes&, int /* output */, const std::vector<SymbolicShape>& inputs) {
+        return inputs[0];
+    }
 };
 
 // An attribute of the ONNX node: an int or a float member of Op::Attributes.
@@ -80,16 +123,15 @@ template <class Attributes> struct Field {
 // One execution: shapes are known, pointers are on the device.
 struct Call {
     Inputs shapes;
-    int type;  // SwinType of activations and outputs
+    int type;  // SwinType of the activations; FP16 where input 0 is none
     const void* const* inputs;
     void* const* outputs;
+    void* workspace;  // kWorkspaceBytes of the operator
     cudaStream_t stream;
 
-    const float* parameter(int input) const { return static_cast<const float*>(inputs[input]); }
-    // An optional input at the end: null where the node does not have it.
-    const float* optional_parameter(int input) const {
-        return input < static_cast<int>(shapes.size()) ? parameter(input) : nullptr;
-    }
+    // Null where the node does not have this input.
+    const void* input(int index) const { return index < static_cast<int>(shapes.size()) ? inputs[index] : nullptr; }
+    const float* parameter(int index) const { return static_cast<const float*>(input(index)); }
 };
 
 // --- checks that several operators make ---
@@ -97,10 +139,10 @@ struct Call {
 // `actual` where it is known must be `expected`.
 void expect_size(const char* what, int64_t actual, int64_t expected);
 void expect_rank(const char* input, const Shape& shape, int rank);
-// A parameter of exactly this shape; kUnknown in `sizes` matches anything.
-void expect_shape(const char* input, const Shape& shape, std::initializer_list<int64_t> sizes);
-// x and what is added to it: same shape, not wider than the row kernels take.
-void check_rows(const Inputs& inputs, int activations, int64_t row_width);
+// Exactly this shape; kUnknown matches anything.
+void expect_shape(const char* input, const Shape& shape, const Shape& expected);
+// x has rows, and rows of `row_width` elements are not wider than the row kernels take.
+void check_rows(const Shape& x, int64_t row_width);
 // x is [B, height * width, channels].
 void check_image(const char* input, const Shape& x, int64_t height, int64_t width);
 
@@ -109,62 +151,86 @@ void check_image(const char* input, const Shape& x, int64_t height, int64_t widt
 // Whether activations may have this type; BF16 tensors exist from TensorRT 10 on.
 bool is_activation_type(nvinfer1::DataType type);
 int swin_type(nvinfer1::DataType type);  // throws Refusal
-Shape shape_of(const nvinfer1::Dims& dims);
-Shape shape_of(const nvinfer1::DimsExprs& dims);
+// TensorRT's type of a tensor, `first` being that of input 0.
+nvinfer1::DataType tensorrt_type(Type type, nvinfer1::DataType first);
+// Shapes in elements of `type` from TensorRT's, and back.
+Shape shape_of(const nvinfer1::Dims& dims, Type type);
+SymbolicShape shape_of(const nvinfer1::DimsExprs& dims, Type type, nvinfer1::IExprBuilder& builder);
+nvinfer1::DimsExprs dims_of(const SymbolicShape& shape, Type type);  // throws Refusal
+Shape known(const SymbolicShape& shape);
+
+template <class Op> void check_count(int inputs) {
+    const int most = static_cast<int>(std::size(Op::kInputs));
+    if (inputs < Op::kRequired || inputs > most) {
+        throw Refusal("has " + std::to_string(inputs) + " inputs instead of " + std::to_string(Op::kRequired)
+            + (most > Op::kRequired ? " to " + std::to_string(most) : ""));
+    }
+}
 
 // Whether tensor `position` (inputs first, then outputs) may have this description, those before it being as they are.
 // at(i) gives the nvinfer1::PluginTensorDesc of tensor i.
-template <class Op, class At> bool supports_format(int position, int inputs, const At& at) {
+template <class Op, class At>
+bool supports_format(const typename Op::Attributes& attributes, int position, int inputs, const At& at) {
     if (at(position).format != nvinfer1::TensorFormat::kLINEAR) return false;
-    const bool parameter = position >= Op::kActivations && position < inputs;
-    if (parameter) return at(position).type == nvinfer1::DataType::kFLOAT;
-    return is_activation_type(at(position).type) && at(position).type == at(0).type;
+    const Type type
+        = position < inputs ? Op::kInputs[position].type : Op::output_type(attributes, position - inputs);
+    if (type == Type::kActivation && !is_activation_type(at(position).type)) return false;
+    return at(position).type == tensorrt_type(type, at(0).type);
 }
 
-// Throws Refusal for input types that supports_format would never accept.
-template <class Op> void check_types(const nvinfer1::DataType* types, int inputs) {
-    swin_type(types[0]);
-    for (int i = 1; i < inputs; ++i) {
-        const bool activation = i < Op::kActivations;
-        if (types[i] != (activation ? types[0] : nvinfer1::DataType::kFLOAT)) {
-            throw Refusal(std::string(Op::kInputs[i]) + (activation ? " is not of the type of " : " is not FP32")
-                + (activation ? Op::kInputs[0] : ""));
+// Throws Refusal for input types that supports_format would never accept; type_of(i) gives that of input i.
+template <class Op, class TypeOf> void check_types(int inputs, const TypeOf& type_of) {
+    check_count<Op>(inputs);
+    if (Op::kInputs[0].type == Type::kActivation) swin_type(type_of(0));
+    for (int i = 0; i < inputs; ++i) {
+        if (type_of(i) == tensorrt_type(Op::kInputs[i].type, type_of(0))) continue;
+        const std::string name = Op::kInputs[i].name;
+        switch (Op::kInputs[i].type) {
+        case Type::kActivation: throw Refusal(name + " is not of the type of " + Op::kInputs[0].name);
+        case Type::kFp32: throw Refusal(name + " is not FP32");
+        case Type::kFp16: throw Refusal(name + " is not FP16");
+        case Type::kInt8: throw Refusal(name + " is not INT8, which TensorRT must see as INT32, four in each");
         }
     }
 }
 
-template <class Op> void check_inputs(const typename Op::Attributes& attributes, const Inputs& inputs) {
-    const int most = static_cast<int>(std::size(Op::kInputs));
-    const int count = static_cast<int>(inputs.size());
-    if (count < Op::kRequired || count > most) {
-        throw Refusal("has " + std::to_string(count) + " inputs instead of " + std::to_string(Op::kRequired)
-            + (most > Op::kRequired ? " to " + std::to_string(most) : ""));
-    }
-    Op::check(attributes, inputs);
+// The inputs' shapes; throws Refusal. at(i) gives the nvinfer1::Dims of input i.
+template <class Op, class At>
+Inputs checked_inputs(const typename Op::Attributes& attributes, int count, const At& at) {
+    check_count<Op>(count);
+    Inputs shapes;
+    for (int i = 0; i < count; ++i) shapes.push_back(shape_of(at(i), Op::kInputs[i].type));
+    Op::check(attributes, shapes);
+    return shapes;
 }
 
+// The shape of every output; throws Refusal.
 template <class Op>
-nvinfer1::DimsExprs output_shape(const nvinfer1::DimsExprs& input, nvinfer1::IExprBuilder& builder) {
-    const auto scaled = [&](const nvinfer1::IDimensionExpr* size, Ratio ratio) {
-        using Operation = nvinfer1::DimensionOperation;
-        if (ratio.multiply != 1) size = builder.operation(Operation::kPROD, *size, *builder.constant(ratio.multiply));
-        if (ratio.divide != 1) size = builder.operation(Operation::kFLOOR_DIV, *size, *builder.constant(ratio.divide));
-        return size;
-    };
-    nvinfer1::DimsExprs output = input;
-    const int last = input.nbDims - 1;
-    output.d[last] = scaled(input.d[last], Op::kChannels);
-    if (last >= 1) output.d[last - 1] = scaled(input.d[last - 1], Op::kTokens);
-    return output;
+std::vector<nvinfer1::DimsExprs> output_dims(const typename Op::Attributes& attributes,
+    const nvinfer1::DimsExprs* inputs, int count, nvinfer1::IExprBuilder& builder) {
+    check_count<Op>(count);
+    std::vector<SymbolicShape> symbolic;
+    Inputs shapes;
+    for (int i = 0; i < count; ++i) {
+        symbolic.push_back(shape_of(inputs[i], Op::kInputs[i].type, builder));
+        shapes.push_back(known(symbolic[i]));
+    }
+    Op::check(attributes, shapes);
+    std::vector<nvinfer1::DimsExprs> outputs;
+    for (int i = 0; i < Op::kOutputs; ++i) {
+        outputs.push_back(dims_of(Op::output_shape(attributes, i, symbolic), Op::output_type(attributes, i)));
+    }
+    return outputs;
 }
 
 // descriptions: the inputs' nvinfer1::PluginTensorDesc.
 template <class Op>
 void run(const typename Op::Attributes& attributes, const nvinfer1::PluginTensorDesc* descriptions, int count,
-    const void* const* inputs, void* const* outputs, cudaStream_t stream) {
-    Call call{{}, swin_type(descriptions[0].type), inputs, outputs, stream};
-    for (int i = 0; i < count; ++i) call.shapes.push_back(shape_of(descriptions[i].dims));
-    check_inputs<Op>(attributes, call.shapes);
+    const void* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) {
+    check_types<Op>(count, [&](int i) { return descriptions[i].type; });
+    const int type = Op::kInputs[0].type == Type::kActivation ? swin_type(descriptions[0].type) : SWIN_FP16;
+    const Call call{checked_inputs<Op>(attributes, count, [&](int i) { return descriptions[i].dims; }), type, inputs,
+        outputs, workspace, stream};
     if (call.shapes[0].empty()) return;
     const int status = Op::launch(attributes, call);
     if (status != cudaSuccess) {

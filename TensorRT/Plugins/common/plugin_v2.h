@@ -28,28 +28,21 @@ public:
     }
 
     // A refused shape is logged here; the unusable answer and supportsFormatCombination's then end the build.
-    nvinfer1::DimsExprs getOutputDimensions(int32_t, const nvinfer1::DimsExprs* inputs, int32_t count,
+    nvinfer1::DimsExprs getOutputDimensions(int32_t output, const nvinfer1::DimsExprs* inputs, int32_t count,
         nvinfer1::IExprBuilder& builder) noexcept override {
         nvinfer1::DimsExprs none{};
         none.nbDims = -1;
-        return guard(none, [&] {
-            Inputs shapes;
-            for (int i = 0; i < count; ++i) shapes.push_back(shape_of(inputs[i]));
-            check_inputs<Op>(attributes_, shapes);
-            return output_shape<Op>(inputs[0], builder);
-        });
+        return guard(none, [&] { return output_dims<Op>(attributes_, inputs, count, builder)[output]; });
     }
 
     bool supportsFormatCombination(int32_t position, const nvinfer1::PluginTensorDesc* tensors, int32_t inputs,
         int32_t) noexcept override {
         try {
-            Inputs shapes;
-            for (int i = 0; i < inputs; ++i) shapes.push_back(shape_of(tensors[i].dims));
-            check_inputs<Op>(attributes_, shapes);
+            checked_inputs<Op>(attributes_, inputs, [&](int i) { return tensors[i].dims; });
         } catch (const std::exception&) {
             return false;  // logged by getOutputDimensions
         }
-        return supports_format<Op>(position, inputs, [&](int i) -> const auto& { return tensors[i]; });
+        return supports_format<Op>(attributes_, position, inputs, [&](int i) -> const auto& { return tensors[i]; });
     }
 
     void configurePlugin(const nvinfer1::DynamicPluginTensorDesc*, int32_t inputs,
@@ -59,21 +52,22 @@ public:
 
     size_t getWorkspaceSize(const nvinfer1::PluginTensorDesc*, int32_t, const nvinfer1::PluginTensorDesc*,
         int32_t) const noexcept override {
-        return 0;
+        return Op::kWorkspaceBytes;
     }
 
     int32_t enqueue(const nvinfer1::PluginTensorDesc* descriptions, const nvinfer1::PluginTensorDesc*,
-        const void* const* inputs, void* const* outputs, void*, cudaStream_t stream) noexcept override {
+        const void* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
         return guard(1, [&] {
-            run<Op>(attributes_, descriptions, inputs_, inputs, outputs, stream);
+            run<Op>(attributes_, descriptions, inputs_, inputs, outputs, workspace, stream);
             return 0;
         });
     }
 
     // --- IPluginV2Ext, IPluginV2 ---
 
-    nvinfer1::DataType getOutputDataType(int32_t, const nvinfer1::DataType* types, int32_t) const noexcept override {
-        return types[0];
+    nvinfer1::DataType getOutputDataType(
+        int32_t output, const nvinfer1::DataType* types, int32_t) const noexcept override {
+        return tensorrt_type(Op::output_type(attributes_, output), types[0]);
     }
     const char* getPluginType() const noexcept override { return Op::kName; }
     const char* getPluginVersion() const noexcept override { return kVersion; }

@@ -48,8 +48,10 @@ public:
     int32_t getOutputDataTypes(nvinfer1::DataType* outputs, int32_t output_count, const nvinfer1::DataType* inputs,
         int32_t count) const noexcept override {
         return guard(1, [&] {
-            check_types<Op>(inputs, count);
-            std::fill_n(outputs, output_count, inputs[0]);
+            check_types<Op>(count, [&](int i) { return inputs[i]; });
+            for (int i = 0; i < output_count; ++i) {
+                outputs[i] = tensorrt_type(Op::output_type(attributes_, i), inputs[0]);
+            }
             return 0;
         });
     }
@@ -57,22 +59,25 @@ public:
     int32_t getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t count, const nvinfer1::DimsExprs*, int32_t,
         nvinfer1::DimsExprs* outputs, int32_t output_count, nvinfer1::IExprBuilder& builder) noexcept override {
         return guard(1, [&] {
-            Inputs shapes;
-            for (int i = 0; i < count; ++i) shapes.push_back(shape_of(inputs[i]));
-            check_inputs<Op>(attributes_, shapes);
-            std::fill_n(outputs, output_count, output_shape<Op>(inputs[0], builder));
+            std::copy_n(output_dims<Op>(attributes_, inputs, count, builder).begin(), output_count, outputs);
             return 0;
         });
     }
 
     bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors,
         int32_t inputs, int32_t) noexcept override {
-        return supports_format<Op>(position, inputs, [&](int i) -> const auto& { return tensors[i].desc; });
+        return supports_format<Op>(
+            attributes_, position, inputs, [&](int i) -> const auto& { return tensors[i].desc; });
     }
 
     int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc*, int32_t,
         const nvinfer1::DynamicPluginTensorDesc*, int32_t) noexcept override {
         return 0;
+    }
+
+    size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc*, int32_t,
+        const nvinfer1::DynamicPluginTensorDesc*, int32_t) const noexcept override {
+        return Op::kWorkspaceBytes;
     }
 
     // --- IPluginV3OneRuntime ---
@@ -84,9 +89,9 @@ public:
     }
 
     int32_t enqueue(const nvinfer1::PluginTensorDesc* descriptions, const nvinfer1::PluginTensorDesc*,
-        const void* const* inputs, void* const* outputs, void*, cudaStream_t stream) noexcept override {
+        const void* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
         return guard(1, [&] {
-            run<Op>(attributes_, descriptions, inputs_, inputs, outputs, stream);
+            run<Op>(attributes_, descriptions, inputs_, inputs, outputs, workspace, stream);
             return 0;
         });
     }

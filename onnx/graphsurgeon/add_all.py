@@ -2,8 +2,9 @@
 
     python onnx/graphsurgeon/add_all.py --onnx onnx/swinv1.onnx --fp16      writes onnx/swinv1_attention_fp16.onnx
 
-Attention, patch merging, residual Add + LayerNorm, then the LayerNorms that are left; with --fp16 the conversion of
-to_fp16.py after them. Equal to running those scripts one after the other.
+Attention, patch embedding, patch merging, linear layers, residual Add + LayerNorm, then the LayerNorms that are left;
+with --fp16 the conversion of to_fp16.py after them. Equal to running those scripts one after the other, in this order:
+an Add goes with the first step that takes it, so that in V1 the linear layers have them all.
 """
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
 from add_attention import add_attention  # noqa: E402
 from add_layernorm_with_params import add_layernorm_with_params  # noqa: E402
+from add_linear import add_linear  # noqa: E402
+from add_patch_embedding import add_patch_embedding  # noqa: E402
 from add_patch_merging import add_patch_merging  # noqa: E402
 from add_residual_layernorm import add_residual_layernorm  # noqa: E402
 from surgeon import add_file_arguments, patch_and_check, read, save, target_of  # noqa: E402
@@ -26,7 +29,8 @@ from utils import UserError, run_script, shown  # noqa: E402
 ONNX_FILE = "onnx/swinv1.onnx"
 SUFFIX = "_attention"
 
-STEPS = [add_attention, add_patch_merging, add_residual_layernorm, add_layernorm_with_params]
+STEPS = [add_attention, add_patch_embedding, add_patch_merging, add_linear, add_residual_layernorm,
+         add_layernorm_with_params]
 
 
 def main() -> None:

@@ -187,7 +187,7 @@ def recover(graph: gs.Graph, softmax: gs.Node) -> Attention:
     scale, logit_scale = probe.similarity(geometry)
     attention = Attention(geometry, bias, logit_scale, scale, mask_value, source, qkv, proj, source)
     attention.target = probe.target(attention, results(graph, order, linear_output(proj)))
-    _refuse_other_readers(graph, source, attention.target)
+    _refuse_other_readers(graph, attention)
     return attention
 
 
@@ -222,9 +222,10 @@ def _proj_after(graph: gs.Graph, order: dict[int, int], weighted: gs.Node) -> gs
     raise Unmatched("no linear layer follows it")
 
 
-def _refuse_other_readers(graph: gs.Graph, source: gs.Tensor, target: gs.Tensor) -> None:
+def _refuse_other_readers(graph: gs.Graph, attention: Attention) -> None:
     """Raises Unmatched if a tensor that the replacement changes or removes is read from outside."""
-    nodes = nodes_between([source], [target])
+    target, residual = attention.target, attention.proj.inputs[3:]  # a SwinLinear may have one
+    nodes = nodes_between([attention.source, *residual], [target])
     inside = {id(node) for node in nodes}
     for tensor in (tensor for node in nodes for tensor in node.outputs if tensor is not target):
         if is_output(graph, tensor) or any(id(node) not in inside for node in tensor.outputs):

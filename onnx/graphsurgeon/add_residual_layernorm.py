@@ -16,9 +16,9 @@ import onnx_graphsurgeon as gs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
-from patterns import LayerNorm, layer_norms, made_by, reader  # noqa: E402
+from patterns import LayerNorm, is_residual, layer_norms, made_by, reader  # noqa: E402
 from surgeon import Report, plugin_node, run_surgery  # noqa: E402
-from tidy import is_output, values  # noqa: E402
+from tidy import is_output  # noqa: E402
 
 from utils import run_script  # noqa: E402
 
@@ -33,25 +33,17 @@ def add_residual_layernorm(graph: gs.Graph) -> Report:
     norms = [norm for norm in layer_norms(graph) if norm.gamma is not None]
     for norm in norms:
         add = reader(norm.y)
-        if _is_residual(add) and not is_output(graph, norm.y):
+        if is_residual(add) and not is_output(graph, norm.y):
             residual = next(tensor for tensor in add.inputs if tensor is not norm.y)
             _replace(graph, "SwinLayerNormAdd", norm, norm.x, residual, [add.outputs[0]])
             report.replaced += 1
     for norm in norms:
         add = made_by(norm.x, "Add")
-        if _is_residual(add):
+        if is_residual(add):
             x, residual = add.inputs
             _replace(graph, "SwinAddLayerNorm", norm, x, residual, [norm.x, norm.y])
             report.replaced += 1
     return report
-
-
-def _is_residual(add: gs.Node | None) -> bool:
-    """Whether a node adds two different computed tensors of one shape."""
-    if add is None or add.op != "Add":
-        return False
-    a, b = add.inputs
-    return a is not b and values(a) is None and values(b) is None and a.shape is not None and a.shape == b.shape
 
 
 def _replace(graph: gs.Graph, op: str, norm: LayerNorm, x: gs.Tensor, residual: gs.Tensor,

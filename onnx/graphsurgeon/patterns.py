@@ -1,8 +1,9 @@
-"""What the surgery scripts look for in a tidied graph (tidy.py): linear layers, LayerNorm and L2 normalisation in their
-written-out forms, and stretches of a graph that only move elements, whose effect is read off by running them.
+"""What the surgery scripts look for in a tidied graph (tidy.py): linear layers, GELU, LayerNorm and L2 normalisation in
+their written-out forms, and stretches of a graph that only move elements, whose effect is read off by running them.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,17 +53,88 @@ def single_value(node: gs.Node, op: str) -> tuple[gs.Tensor | None, float]:
 
 
 def is_linear(node: gs.Node | None) -> bool:
-    """MatMul of tokens with a constant [C_in, C_out] matrix."""
-    return (node is not None and node.op == "MatMul" and values(node.inputs[0]) is None
-            and isinstance(node.inputs[1], gs.Constant) and len(node.inputs[1].shape) == 2)
+    """MatMul of tokens with a constant [C_in, C_out] matrix, or the plugin node for it and what follows it."""
+    if node is None:
+        return False
+    return node.op == "SwinLinear" or (node.op == "MatMul" and values(node.inputs[0]) is None
+                                       and isinstance(node.inputs[1], gs.Constant) and len(node.inputs[1].shape) == 2)
 
 
-def linear_output(matmul: gs.Node) -> gs.Variable:
-    """Output of the linear layer that a MatMul belongs to: after its bias, where it has one."""
-    product = matmul.outputs[0]
+def linear_bias(matmul: gs.Node) -> tuple[np.ndarray | None, gs.Variable]:
+    """The bias [C_out] that is added to a product next, None where none is, and the linear layer's output."""
+    product, channels = matmul.outputs[0], matmul.inputs[1].shape[1]
     add = reader(product)
     bias = operands(add)[1] if add is not None and add.op == "Add" else None
-    return product if bias is None or bias.size not in (matmul.inputs[1].shape[1], 1) else add.outputs[0]
+    if bias is None or (bias.size != 1 and bias.size != channels) or bias.shape[-1:] not in ((), (bias.size,)):
+        return None, product
+    return np.broadcast_to(bias.ravel(), channels), add.outputs[0]
+
+
+def linear_output(linear: gs.Node) -> gs.Variable:
+    """Output of a linear layer: after its bias, where it has one."""
+    return linear.outputs[0] if linear.op == "SwinLinear" else linear_bias(linear)[1]
+
+
+def is_residual(add: gs.Node | None) -> bool:
+    """Whether a node adds two different computed tensors of one shape."""
+    if add is None or add.op != "Add" or not add.outputs:  # one without outputs has been replaced
+        return False
+    a, b = add.inputs
+    return a is not b and values(a) is None and values(b) is None and a.shape is not None and a.shape == b.shape
+
+
+# --- GELU ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Gelu:
+    """y = x * Phi(x), Phi being the normal distribution's: (1 + erf(x / sqrt(2))) / 2."""
+
+    x: gs.Tensor
+    y: gs.Variable
+    nodes: list[gs.Node]
+
+
+def gelus(graph: gs.Graph) -> list[Gelu]:
+    """All GELUs of the graph: the operator, or Erf with a division, an addition and two products around it.
+
+    Exporters multiply in different orders, so that numbers decide where it ends. The tanh approximation is none.
+    """
+    found = []
+    for node in graph.nodes:
+        if node.op == "Gelu":
+            x, ends = node.inputs[0], [node.outputs[0]]
+        elif node.op == "Erf":
+            scaled = producer(node.inputs[0])
+            x = operands(scaled)[0] if scaled is not None and scaled.op in ("Div", "Mul") else None
+            ends = _chain(node.outputs[0], ("Add", "Mul")) if x is not None else []
+        else:
+            continue
+        y = next((end for end in ends if _is_gelu(graph, x, end)), None)
+        if y is not None:
+            found.append(Gelu(x, y, nodes_between([x], [y])))
+    return found
+
+
+def _chain(tensor: gs.Tensor, ops: tuple[str, ...]) -> list[gs.Variable]:
+    """What becomes of a tensor in these operators, one after the other, while each result has one reader."""
+    found = []
+    node = reader(tensor)
+    while node is not None and node.op in ops:
+        found.append(node.outputs[0])
+        node = reader(node.outputs[0])
+    return found
+
+
+def _is_gelu(graph: gs.Graph, x: gs.Tensor, y: gs.Tensor) -> bool:
+    numbers = np.linspace(-6, 6, 97, dtype=np.float32)
+    expected = [0.5 * number * (1 + math.erf(number / math.sqrt(2))) for number in numbers.tolist()]
+    try:
+        (actual,) = run_between(graph, x, numbers, y)
+    except Unmatched:
+        return False
+    # FP32 rounding is below 1e-6; the tanh approximation is 5e-4 away.
+    return actual.shape == numbers.shape and np.abs(actual - expected).max() < 1e-5
 
 
 # --- LayerNorm -----------------------------------------------------------------------------------------------
@@ -329,20 +401,8 @@ def written_out_normalisations(graph: gs.Graph) -> list[gs.Node]:
     return nodes
 
 
-def gelus(graph: gs.Graph) -> list[gs.Node]:
-    """The nodes of each x * (1 + erf(x / sqrt(2))) / 2, and Gelu."""
-    nodes = [node for node in graph.nodes if node.op == "Gelu"]
-    for erf in [node for node in graph.nodes if node.op == "Erf"]:
-        scaled = producer(erf.inputs[0])
-        x = operands(scaled)[0] if scaled is not None and scaled.op in ("Div", "Mul") else None
-        end = reader(erf.outputs[0])
-        while x is not None and end is not None and end.op in ("Add", "Mul"):
-            following = reader(end.outputs[0])
-            last = following is None or following.op != "Mul"
-            if last:
-                nodes += nodes_between([x], [end.outputs[0]])
-            end = None if last else following
-    return nodes
+def gelu_nodes(graph: gs.Graph) -> list[gs.Node]:
+    return [node for gelu in gelus(graph) for node in gelu.nodes]
 
 
 def softmaxes(graph: gs.Graph) -> list[gs.Node]:

@@ -2,8 +2,8 @@
 
 `expand(model)` replaces each node of the domain `swin` by standard operators of the model's own opset (12 and later).
 It is written from the nodes' contract (README.md beside this file), not from the graphs they were found in: LayerNorm
-by its formula, attention by roll, partition, mask, softmax and reverse. It is slow and obvious on purpose: the
-patched graphs and the CUDA kernels are both held against it.
+and GELU by their formulas, attention by roll, partition, mask, softmax and reverse. It is slow and obvious on purpose:
+the patched graphs and the CUDA kernels are both held against it.
 """
 from __future__ import annotations
 
@@ -67,6 +67,11 @@ class Operators:
 
     def layer_norm(self, x: str, gamma: str, beta: str, epsilon: float) -> str:
         return self.op("Add", self.op("Mul", self.normalised(x, epsilon), gamma), beta)
+
+    def gelu(self, x: str) -> str:
+        """x * Phi(x) = x / 2 * (1 + erf(x / sqrt(2)))."""
+        erf = self.op("Erf", self.op("Mul", x, self.constant(np.sqrt(0.5))))
+        return self.op("Mul", self.op("Mul", x, self.constant(0.5)), self.op("Add", erf, self.constant(1)))
 
     def merge_patches(self, x: str, height: int, width: int) -> str:
         """[B, H*W, C] -> [B, (H/2)*(W/2), 4C]: the four neighbours (row, col) = (0,0), (1,0), (0,1), (1,1)."""
@@ -145,6 +150,20 @@ def _add_layer_norm(ops: Operators, attributes: dict, x: str, residual: str, gam
     return [total, ops.layer_norm(total, gamma, beta, attributes["epsilon"])]
 
 
+def _linear(ops: Operators, attributes: dict, x: str, weight: str, bias: str, residual: str | None = None) -> str:
+    y = ops.op("Add", ops.op("MatMul", x, ops.op("Transpose", weight, perm=[1, 0])), bias)
+    y = ops.gelu(y) if attributes["gelu"] else y
+    return y if residual is None else ops.op("Add", y, residual)
+
+
+def _patch_embed(ops: Operators, attributes: dict, x: str, weight: str, bias: str, gamma: str, beta: str) -> str:
+    """[B, Ci, H, W] -> [B, (H/P)*(W/P), C]"""
+    size = attributes["patch_size"]
+    image = ops.op("Conv", x, weight, bias, kernel_shape=[size, size], strides=[size, size])
+    tokens = ops.op("Transpose", ops.reshape(image, 0, 0, -1), perm=[0, 2, 1])
+    return ops.layer_norm(tokens, gamma, beta, attributes["epsilon"])
+
+
 # What each node computes, from the names of its FP32 inputs to those of its FP32 outputs.
 EXPANSIONS = {
     "SwinLayerNorm": lambda ops, a, x: [ops.normalised(x, a["epsilon"])],
@@ -157,6 +176,8 @@ EXPANSIONS = {
     "SwinPatchMerge": lambda ops, a, x: [ops.merge_patches(x, a["height"], a["width"])],
     "SwinFNorm": lambda ops, a, x: [ops.unit(x, a["epsilon"])],
     "SwinAttention": lambda ops, a, *inputs: [_attention(ops, a, *inputs)],
+    "SwinLinear": lambda ops, a, *inputs: [_linear(ops, a, *inputs)],
+    "SwinPatchEmbed": lambda ops, a, *inputs: [_patch_embed(ops, a, *inputs)],
 }
 
 

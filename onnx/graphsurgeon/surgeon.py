@@ -29,6 +29,7 @@ class Report:
 
     what: str
     replaced: int = 0
+    details: str = ""  # of those replaced
     left: list[str] = field(default_factory=list)
 
     @property
@@ -36,7 +37,11 @@ class Report:
         return self.replaced + len(self.left)
 
     def lines(self) -> list[str]:
-        return [f"replaced {self.replaced} of {self.found} {self.what}", *(f"  left {why}" for why in self.left)]
+        if not self.found:
+            return [f"no {self.what} to replace"]
+        details = f": {self.details}" if self.details else ""
+        return [f"replaced {self.replaced} of {self.found} {self.what}{details}",
+                *(f"  left {why}" for why in self.left)]
 
 
 Step = Callable[[gs.Graph], Report]

@@ -324,7 +324,7 @@ def _is_linear_gemm(node: gs.Node) -> bool:
 
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Erf", "Gelu", "Relu", "Sigmoid", "Tanh"}
 TOKEN_OPERATORS = {"LayerNormalization", "SwinLayerNorm", "SwinLayerNormWithParams", "SwinAddLayerNorm",
-                   "SwinLayerNormAdd"}
+                   "SwinLayerNormAdd", "SwinLinear"}
 
 
 def _flatten_tokens(graph: gs.Graph) -> None:

@@ -5,7 +5,8 @@
 Patch first, convert last: the other scripts take FP32 graphs only. What stays FP32:
   - LayerNorm and F.normalize where they are written out in operators, because their squares overflow and an epsilon of
     1e-12 is zero in FP16 (one LayerNormalization node is FP16: what runs it accumulates in FP32);
-  - the parameters of plugin nodes (gamma, beta, bias, logit_scale), as their contract says;
+  - the parameters of plugin nodes (gamma, beta, bias, logit_scale, the patch embedding's weight), as their contract
+    says; SwinLinear's weight and bias become FP16;
   - what --fp32 names: `head` (pooling and classifier, a few microseconds; without it each logit is rounded to FP16),
     `gelu`, `softmax` (scores, bias and mask too), or `none`.
 
@@ -26,7 +27,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
-from patterns import gelus, head, softmaxes, written_out_normalisations  # noqa: E402
+from patterns import gelu_nodes, head, softmaxes, written_out_normalisations  # noqa: E402
 from reference import element_types, expand  # noqa: E402
 from surgeon import add_file_arguments, check, read, save, target_of  # noqa: E402
 from tidy import exported, image_input, producer, replace_uses, session, tidy, values  # noqa: E402
@@ -38,7 +39,7 @@ from utils import PLUGIN_DOMAIN, UserError, choices, onnx_precision, run_script,
 ONNX_FILE = "onnx/swinv1.onnx"
 SUFFIX = "_fp16"
 
-ISLANDS = {"head": head, "gelu": gelus, "softmax": softmaxes}
+ISLANDS = {"head": head, "gelu": gelu_nodes, "softmax": softmaxes}
 FP32_BY_DEFAULT = "head"
 LARGEST = float(np.finfo(np.float16).max)
 # Of the largest logit. FP16 rounds to 2^-11 = 5e-4 at each of about a hundred steps; a lost bias or an overflow costs
@@ -92,8 +93,9 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
 
 
 def _parameters(graph: gs.Graph) -> dict[str, np.ndarray]:
-    """Constants that plugin nodes read, by name: FP32 by contract."""
-    return {tensor.name: values(tensor) for node in graph.nodes if node.domain == PLUGIN_DOMAIN
+    """Constants that plugin nodes read and that are FP32 by contract, by name."""
+    return {tensor.name: values(tensor) for node in graph.nodes
+            if node.domain == PLUGIN_DOMAIN and node.op != "SwinLinear"  # its constants have the type of its x
             for tensor in node.inputs if values(tensor) is not None}
 
 

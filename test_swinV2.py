@@ -5,7 +5,13 @@
 runs over held-out crops of the packaged photographs; --images FOLDER runs over a folder instead (ImageNet layout: one
 folder per class, or flat with --labels FILE). For every runner: top-1, top-5, how often its top-1 is PyTorch FP32's,
 and the error of its logits against PyTorch FP32's, beside the error that PyTorch itself makes in that precision.
-Rows are added to Results/accuracy.csv. NaN or infinity in the logits is reported, and fails.
+The reference is computed once, at the largest batch: an image's logits depend on the batch by rounding alone.
+
+Rows are added to Results/accuracy.csv, and a line PASS or FAIL says of each ONNX file and engine whether it is finite,
+as exact as asked (FP32: to 1e-4; lower precision: as PyTorch in it, see `judge`) and of PyTorch's opinion. The exit
+status is 1 if an FP32 or a patched graph fails, or anything gives NaN or infinity.
+
+On a GPU, PyTorch runs as a CUDA graph, and the engines meanwhile in processes of their own.
 """
 from __future__ import annotations
 
@@ -17,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -65,6 +72,11 @@ RUNNERS = ("torch-fp32", "torch-fp16", "torch-bf16", "onnx", "engine")
 CHUNK = {"cpu": 512, "cuda": 4096}
 PROGRESS_S = 10  # seconds between two lines of progress
 
+# What is asked of an ONNX file or an engine.
+FP32_LIMIT = 1e-4  # largest absolute error of a logit, without TF32
+TORCH_RATIO = 1.25  # largest error at one batch size, over that of PyTorch in the same precision
+AGREEMENT = 0.999  # share of images whose top-1 is that of PyTorch in FP32
+
 
 class Runner(Protocol):
     """What can be tested: something that turns images into logits.
@@ -77,8 +89,16 @@ class Runner(Protocol):
     name: str
     precision: str
 
-    def __call__(self, images: np.ndarray, batch: int) -> np.ndarray:
-        """float32 [N, 3, S, S], normalised -> float32 logits [N, classes], computed `batch` images at a time."""
+    def __call__(self, images: np.ndarray, file: Path, batches: list[int]) -> np.ndarray:
+        """Logits of some images, computed at several batch sizes.
+
+        Args:
+            images: float32 [N, 3, S, S], normalised.
+            file: an .npy file that holds the same, for a runner in another process.
+            batches: how many images at a time.
+        Returns:
+            float32 [len(batches), N, classes].
+        """
 
 
 class TorchRunner:
@@ -89,10 +109,35 @@ class TorchRunner:
         self.model = model.fold_constants().to(device, TORCH_TYPES[precision])
 
     @torch.inference_mode()
-    def __call__(self, images: np.ndarray, batch: int) -> np.ndarray:
-        parts = torch.from_numpy(images).split(batch)
-        logits = [self.model(part.to(self.device, TORCH_TYPES[self.precision])).float().cpu() for part in parts]
-        return torch.cat(logits).numpy()
+    def __call__(self, images: np.ndarray, file: Path, batches: list[int]) -> np.ndarray:
+        x = torch.from_numpy(images).to(self.device)
+        return np.stack([self.logits(x, batch) for batch in batches])
+
+    def logits(self, x: torch.Tensor, batch: int) -> np.ndarray:
+        """float32 [N, classes] of images on the device, `batch` at a time."""
+        parts = [part.to(TORCH_TYPES[self.precision]) for part in x.split(batch)]
+        run = self.model if self.device == "cpu" else self.cuda_graph(parts[0])
+        logits = [run(part) if len(part) == len(parts[0]) else self.model(part) for part in parts]
+        return torch.cat(logits).float().cpu().numpy()
+
+    def cuda_graph(self, first: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The model for inputs of the shape of `first`: the same kernels, started at once, not one by one."""
+        x, side = first.clone(), torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # libraries choose their algorithms
+                self.model(x)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = self.model(x)
+
+        def run(part: torch.Tensor) -> torch.Tensor:
+            x.copy_(part)
+            graph.replay()
+            return y.clone()
+
+        return run
 
 
 class OnnxRunner:
@@ -110,9 +155,10 @@ class OnnxRunner:
             raise UserError(f"{shown(path)}: takes images of {onnx_img_size(self.session, path)} pixels and the model "
                             f"{img_size}; give the --cfg that it was exported with")
 
-    def __call__(self, images: np.ndarray, batch: int) -> np.ndarray:
-        parts = [images[start:start + batch] for start in range(0, len(images), batch)]
-        return np.concatenate([onnx_logits(self.session, part, self.path) for part in parts]).astype(np.float32)
+    def __call__(self, images: np.ndarray, file: Path, batches: list[int]) -> np.ndarray:
+        return np.stack([
+            np.concatenate([onnx_logits(self.session, images[start:start + batch], self.path)
+                            for start in range(0, len(images), batch)]).astype(np.float32) for batch in batches])
 
 
 class EngineRunner:
@@ -124,18 +170,18 @@ class EngineRunner:
         # Build scripts name engines after their precision.
         self.precision = next((p for p in ("int8", "bf16", "fp16") if path.stem.endswith(f"_{p}")), "fp32")
 
-    def __call__(self, images: np.ndarray, batch: int) -> np.ndarray:
+    def __call__(self, images: np.ndarray, file: Path, batches: list[int]) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
-            inputs, outputs = Path(folder) / "input.npy", Path(folder) / "output.npy"
-            np.save(inputs, images)
+            output = Path(folder) / "output.npy"
             command = [os.environ.get("TRT_PYTHON", sys.executable), str(ROOT / "TensorRT" / "run_engine.py"),
-                       "--plan", str(self.path), "--input", str(inputs), "--output", str(outputs),
-                       "--batch", str(batch), *(["--plugins", str(self.plugins)] if self.plugins else [])]
+                       "--plan", str(self.path), "--input", str(file), "--output", str(output),
+                       "--batch", ",".join(map(str, batches)),
+                       *(["--plugins", str(self.plugins)] if self.plugins else [])]
             done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode or not outputs.is_file():
+            if done.returncode or not output.is_file():
                 reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
                 raise UserError(f"{self.path}: the engine did not run: {reason}")
-            return np.load(outputs).astype(np.float32)
+            return np.load(output)
 
 
 # --- images and labels ---------------------------------------------------------------------------------------
@@ -229,33 +275,41 @@ def read_labels(path: Path, names: list[str], classes: int) -> np.ndarray:
 # --- running and reporting -----------------------------------------------------------------------------------
 
 
-def collect_logits(images: ImageSet, runners: list[Runner], batches: list[int], chunk: int,
+def collect_logits(images: ImageSet, runs: dict[Runner, list[int]], chunk: int,
                    classes: int) -> dict[tuple[Runner, int], np.ndarray]:
-    """Logits float32 [count, classes] over all images, of every runner at every batch size.
+    """Logits float32 [count, classes] over all images, of every runner at each of its batch sizes.
+
+    Engines, which run in processes of their own, do so while the other runners do.
 
     Raises:
         UserError: a runner gives logits of another shape.
     """
-    runs = [(runner, batch) for batch in batches for runner in runners]
-    parts: list[list[np.ndarray]] = [[] for _ in runs]
-    chunk = max(chunk, *batches)
+    parts: dict[Runner, list[np.ndarray]] = {runner: [] for runner in runs}
+    chunk = max([chunk, *(batch for batches in runs.values() for batch in batches)])
     begun = told = time.perf_counter()
-    steps = [(start, which) for start in range(0, images.count, chunk) for which in range(len(runs))]
-    for done, (start, which) in enumerate(steps, start=1):
-        if which == 0:
-            inputs = images.read(start, min(start + chunk, images.count))
-        runner, batch = runs[which]
-        logits = runner(inputs, batch)
-        if logits.shape != (len(inputs), classes):
-            raise UserError(f"{runner.name}: gives logits of {list(logits.shape)} for {len(inputs)} images, and the "
-                            f"model has {classes} classes; give the --cfg and weights that it was made from")
-        parts[which].append(logits)
-        now = time.perf_counter()
-        if now - told > PROGRESS_S and done < len(steps):
-            told = now
-            print(f"  {runner.name} {runner.precision}: {start + len(inputs)} of {images.count} images, "
-                  f"about {(now - begun) / done * (len(steps) - done):.0f} s left", flush=True)
-    return {run: np.concatenate(part) for run, part in zip(runs, parts)}
+    steps = [(start, runner) for start in range(0, images.count, chunk) for runner in runs]
+    elsewhere = [runner for runner in runs if isinstance(runner, EngineRunner)]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(1, len(elsewhere))) as pool:
+        file = Path(folder) / "input.npy"
+        for done, (start, runner) in enumerate(steps, start=1):
+            if (done - 1) % len(runs) == 0:
+                inputs = images.read(start, min(start + chunk, images.count))
+                if elsewhere:
+                    np.save(file, inputs)
+                running = {each: pool.submit(each, inputs, file, runs[each]) for each in elsewhere}
+            logits = running[runner].result() if runner in running else runner(inputs, file, runs[runner])
+            if logits.shape != (len(runs[runner]), len(inputs), classes):
+                raise UserError(f"{runner.name}: gives logits of {list(logits.shape[1:])} for {len(inputs)} images, "
+                                f"and the model has {classes} classes; give the --cfg and weights that it was made "
+                                "from")
+            parts[runner].append(logits)
+            now = time.perf_counter()
+            if now - told > PROGRESS_S and done < len(steps):
+                told = now
+                print(f"  {runner.name} {runner.precision}: {start + len(inputs)} of {images.count} images, "
+                      f"about {(now - begun) / done * (len(steps) - done):.0f} s left", flush=True)
+    return {(runner, batch): logits for runner, batches in runs.items()
+            for batch, logits in zip(batches, np.concatenate(parts[runner], axis=1))}
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -305,6 +359,43 @@ def row_of(runner: Runner, batch: int, logits: np.ndarray, reference: np.ndarray
         "top1": share(logits), "top5": share(logits, 5), "top1_torch": share(reference),
         "agreement": f"{top1_agreement(logits, reference):.5f}",
     }
+
+
+def judge(runner: Runner, rows: list[dict[str, str]], broken: int) -> list[tuple[bool, str]]:
+    """What is asked of an ONNX file or an engine, one line each: whether it is met, and the figures.
+
+    FP32: the largest error of a logit, over all images and batch sizes, is at most FP32_LIMIT. FP16 and BF16: it is at
+    most PyTorch's own in that precision, and at any one batch size at most TORCH_RATIO times that. Of INT8 nothing but
+    finite logits is asked here.
+
+    Args:
+        rows: of this runner, one for each batch size, as in accuracy.csv.
+        broken: images with a NaN or an infinity among their logits, counted at each batch size.
+    """
+    def largest(column: str) -> float:
+        return float(np.max([float(row[column]) for row in rows]))
+
+    asked = [(broken == 0, f"NaN or infinity in {broken} outputs")]
+    if runner.precision == "int8":
+        return asked
+    agreement = min(float(row["agreement"]) for row in rows)
+    asked.append((agreement >= AGREEMENT, f"top-1 is PyTorch FP32's for {agreement:.2%} of the images at least; "
+                                          f"asked: {AGREEMENT:.1%}"))
+    error = largest("max_abs_err")
+    if runner.precision == "fp32":
+        return [*asked, (error <= FP32_LIMIT, f"max abs error {error:.2e}; asked: at most {FP32_LIMIT:.0e}")]
+    torch_error = largest("torch_max_abs_err")
+    worst = max(rows, key=lambda row: float(row["max_abs_err"]) / float(row["torch_max_abs_err"]))
+    ratio = float(worst["max_abs_err"]) / float(worst["torch_max_abs_err"])
+    return [*asked,
+            (error <= torch_error, f"max abs error {error:.2e}; asked: at most PyTorch's own, {torch_error:.2e}"),
+            (ratio <= TORCH_RATIO, f"max abs error {ratio:.2f} times PyTorch's at batch {worst['batch']}, the worst; "
+                                   f"asked: at most {TORCH_RATIO}")]
+
+
+def is_asked(runner: Runner) -> bool:
+    """Whether `judge` binds: FP32 and what this project patched must pass; an unpatched FP16 graph is what it is."""
+    return runner.precision == "fp32" or any(word in runner.name for word in ("_layernorm", "_attention"))
 
 
 def print_table(rows: list[dict[str, str]]) -> None:
@@ -383,18 +474,31 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{config.MODEL.NAME}, {shown(weights)}, on {machine}; {images.what}",
           *left_out, sep="\n", flush=True)
 
-    logits = collect_logits(images, [*in_torch.values(), *others], batches, CHUNK[device], classes)
-    rows, broken = [], []
-    for runner in [*(in_torch[precision] for precision in wanted), *others]:
+    wanted_torch = [in_torch[precision] for precision in wanted]
+    runs = {runner: batches for runner in [*in_torch.values(), *others]}
+    if reference not in wanted_torch:
+        runs[reference] = batches[-1:]
+    logits = collect_logits(images, runs, CHUNK[device], classes)
+    expected = logits[reference, batches[-1]]
+    rows, verdicts, broken = [], [], []
+    for runner in [*wanted_torch, *others]:
+        same, own_rows, own_broken = in_torch.get(runner.precision), [], 0
         for batch in batches:
-            own, same = logits[runner, batch], in_torch.get(runner.precision)
-            rows.append(row_of(runner, batch, own, logits[reference, batch], logits[same, batch] if same else None,
-                               images.labels))
+            own = logits[runner, batch]
+            torch_same = expected if same is reference else logits[same, batch] if same else None
+            own_rows.append(row_of(runner, batch, own, expected, torch_same, images.labels))
             bad = len(own) - int(np.isfinite(own).all(axis=1).sum())
+            own_broken += bad
             if bad:
                 broken.append(f"{runner.name} {runner.precision} at batch {batch} gave NaN or infinity for {bad} of "
                               f"{len(own)} images")
+        rows += own_rows
+        if runner in others:
+            verdicts += [(runner, *verdict) for verdict in judge(runner, own_rows, own_broken)]
     print_table(rows)
+    for runner, met, text in verdicts:
+        print(f"{'PASS' if met else 'FAIL'} {runner.name}: {text}"
+              f"{'' if met or is_asked(runner) else ' (not asked of an unpatched graph in low precision)'}")
     run_id = new_run_id()
     common = {"run_id": run_id, "commit": git_commit(), "gpu": machine, "model": config.MODEL.NAME,
               "weights": shown(weights)}
@@ -403,8 +507,9 @@ def main(arguments: list[str] | None = None) -> None:
     write_environment(run_id, {**package_versions("torch", "onnxruntime", "onnxruntime-gpu"),
                                f"accuracy of {config.MODEL.NAME}": images.what}, args.results)
     print(f"added {len(rows)} rows to {shown(args.results / 'accuracy.csv')}, run {run_id}")
-    if broken:
-        raise UserError("; ".join(broken))
+    failed = [f"{runner.name}: {text}" for runner, met, text in verdicts if not met and is_asked(runner)]
+    if broken or failed:
+        raise UserError("; ".join([*broken, *failed]))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python TensorRT/run_engine.py --plan TensorRT/TRT_Engine/swinv1.plan --input images.npy --output logits.npy
 
-test_swinV2.py starts it in $TRT_PYTHON. NaN in the input is an error; NaN in the output is stored and reported.
+Runs over all images once for every batch size, the engine loaded once. test_swinV2.py starts it in $TRT_PYTHON. NaN in
+the input is an error; NaN in the output is stored and reported.
 """
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils import UserError, existing_file, run_script, shown, whole_file
+from utils import UserError, batch_sizes, existing_file, run_script, shown, whole_file
 
 
 def load_images(path: str) -> np.ndarray:
@@ -36,27 +37,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", required=True, metavar="FILE", help="the engine")
     parser.add_argument("--input", required=True, metavar="NPY", help="images [n, 3, S, S], normalised, FP32")
-    parser.add_argument("--output", required=True, metavar="NPY", help="logits [n, classes] to write, FP32")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images in one run; default 32")
+    parser.add_argument("--output", required=True, metavar="NPY", help="to write: logits [batch sizes, n, classes]")
+    parser.add_argument("--batch", type=batch_sizes, default=[32], metavar="N,N",
+                        help="images in one run, one size or several; default 32")
     parser.add_argument("--plugins", metavar="LIB",
                         help="plugin library; default this project's where it is built; none for none")
     arguments = parser.parse_args()
     images = load_images(arguments.input)
-    if arguments.batch < 1:
-        raise UserError(f"--batch {arguments.batch}: needs at least 1")
     from engine import Engine
 
     start = time.perf_counter()
     with Engine(arguments.plan, arguments.plugins) as engine, engine.context() as context:
-        logits = np.concatenate([context.infer(images[i:i + arguments.batch])
-                                 for i in range(0, len(images), arguments.batch)]).astype(np.float32)
+        logits = np.stack([np.concatenate([context.infer(images[i:i + batch]) for i in range(0, len(images), batch)])
+                           for batch in arguments.batch]).astype(np.float32)
     with whole_file(arguments.output) as partial, partial.open("wb") as file:
         np.save(file, logits)
-    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    broken = int((~np.isfinite(logits)).any(axis=(0, 2)).sum())
     if broken:
-        print(f"warning: {shown(arguments.output)}: NaN or infinity for {broken} of {len(logits)} images",
+        print(f"warning: {shown(arguments.output)}: NaN or infinity for {broken} of {len(images)} images",
               file=sys.stderr)
-    print(f"wrote {shown(arguments.output)}: {len(logits)} images in {time.perf_counter() - start:.1f} s")
+    print(f"wrote {shown(arguments.output)}: {len(images)} images in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import csv
+import math
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,7 +76,8 @@ def test_figures_are_those_of_the_logits(tmp_path, results, tiny, capsys, model_
         model.head.weight.mul_(1 + 0.3 * torch.randn(model.head.weight.shape, generator=torch.Generator()))
     other = logits_of(model, images)
     export(model, tmp_path / "other.onnx")
-    script.main([*flags, "--onnx", str(tmp_path / "other.onnx"), "--count", "90", "--batch", "1,8,128"])
+    with pytest.raises(UserError, match=r"^other\.onnx: top-1 is .*; other\.onnx: max abs error .* at most 1e-04$"):
+        script.main([*flags, "--onnx", str(tmp_path / "other.onnx"), "--count", "90", "--batch", "1,8,128"])
     rows = rows_of(results)
     assert [(row["engine"], row["precision"], row["batch"]) for row in rows] == [
         (engine, "fp32", batch) for engine in ("torch", "other.onnx") for batch in ("1", "8", "90")]
@@ -91,7 +95,8 @@ def test_figures_are_those_of_the_logits(tmp_path, results, tiny, capsys, model_
     assert 0 < float(rows[-1]["agreement"]) < 1
     printed = capsys.readouterr().out
     top5 = top_k_accuracy_score(labels, other, k=5, labels=range(len(CLASSES)))
-    assert f"{100 * top5:.2f} %" in printed.splitlines()[-2]
+    assert f"{100 * top5:.2f} %" in printed.splitlines()[-5]
+    assert [line[:4] for line in printed.splitlines()[-4:-1]] == ["PASS", "FAIL", "FAIL"]  # NaN, top-1, error
     for left_out in ("torch-fp16: left out", "torch-bf16: left out", "engine: left out"):
         assert left_out in printed
     run_id = rows[0]["run_id"]
@@ -117,19 +122,66 @@ def test_top_k_equals_scikit_learn():
     assert script.top_k(logits, labels, 5) == 0
 
 
+def judged(name: str, precision: str, *rows: tuple[float, float, float], broken: int = 0) -> list[bool]:
+    """What `judge` says of rows (error, PyTorch's error, agreement) at batches 1, 2, ..."""
+    runner = SimpleNamespace(name=name, precision=precision)
+    return [met for met, _ in script.judge(runner, [
+        {"max_abs_err": str(error), "torch_max_abs_err": str(torch_error), "agreement": str(agreement),
+         "batch": str(batch)} for batch, (error, torch_error, agreement) in enumerate(rows, 1)], broken)]
+
+
+def test_judge_asks_what_the_docstring_says():
+    """The order is: finite, agreement, the error and, in low precision, the error at each batch size."""
+    assert judged("m.plan", "fp32", (9e-5, 0, 1), (1e-4, 0, 0.999)) == [True, True, True]
+    assert judged("m.plan", "fp32", (9e-5, 0, 1), (1.1e-4, 0, 0.998)) == [True, False, False]
+    assert judged("m.plan", "fp16", (0.02, 0.02, 1), (0.024, 0.03, 1)) == [True, True, True, True]
+    assert judged("m.plan", "fp16", (0.02, 0.02, 1), (0.031, 0.03, 1)) == [True, True, False, True]
+    assert judged("m.plan", "fp16", (0.026, 0.02, 1), (0.024, 0.03, 1)) == [True, True, True, False]
+    assert judged("m.plan", "fp16", (math.nan, 0.02, 0.9), (0.024, 0.03, 1), broken=3) == [False] * 4
+    assert judged("m.plan", "int8", (9, 0, 0)) == [True]
+    for name, precision, bound in [("swinv1.plan", "fp32", True), ("swinv1_attention_fp16.plan", "fp16", True),
+                                   ("swinv1_layernorm_fp16.onnx", "fp16", True), ("swinv1_fp16.plan", "fp16", False)]:
+        assert script.is_asked(SimpleNamespace(name=name, precision=precision)) is bound
+
+
+def test_a_patched_graph_that_is_less_exact_than_pytorch_fails(tmp_path, results, tiny, engine_python, capsys):
+    _, flags = tiny()
+    for stem, raised in (("swinv2_fp16", False), ("swinv2_attention_fp16", True)):
+        (tmp_path / f"{stem}.plan").write_text("good")
+        with pytest.raises(UserError, match="at most PyTorch's own") if raised else nullcontext():
+            script.main([*flags, "--plan", str(tmp_path / f"{stem}.plan"), "--runner", "engine", "--count", "6"])
+        assert f"FAIL {stem}.plan: max abs error" in (printed := capsys.readouterr().out)
+        assert ("(not asked of an unpatched graph" in printed) is not raised
+    assert len(rows_of(results)) == 2  # what fails is in the table too
+
+
+def test_reference_is_computed_once_at_the_largest_batch(results, tiny, monkeypatch):
+    seen = {}
+    collect = script.collect_logits
+
+    def recording(images, runs, *rest):
+        seen.update({runner.precision: batches for runner, batches in runs.items()})
+        return collect(images, runs, *rest)
+
+    monkeypatch.setattr(script, "collect_logits", recording)
+    script.main([*tiny()[1], "--count", "8", "--batch", "1,4,8", "--runner", "torch-fp16"])
+    assert seen == {"fp32": [8], "fp16": [1, 4, 8]}
+    assert [row["batch"] for row in rows_of(results)] == ["1", "4", "8"]
+
+
 def test_chunks_join_to_the_whole():
     """Seven images in chunks of four, by two runners that tell which image and batch they were given."""
     class Echo:
         def __init__(self, name):
             self.name, self.precision = name, "fp32"
 
-        def __call__(self, images, batch):
-            return np.stack([images[:, 0, 0, 0], np.full(len(images), batch)], axis=1)
+        def __call__(self, images, file, batches):
+            return np.stack([np.stack([images[:, 0, 0, 0], np.full(len(images), batch)], axis=1) for batch in batches])
 
     first, second = Echo("first"), Echo("second")
     images = script.ImageSet("numbers", 7, None, lambda start, stop: np.arange(start, stop).reshape(-1, 1, 1, 1))
-    logits = script.collect_logits(images, [first, second], [2, 3], 4, 2)
-    assert set(logits) == {(first, 2), (first, 3), (second, 2), (second, 3)}
+    logits = script.collect_logits(images, {first: [2, 3], second: [3]}, 4, 2)
+    assert set(logits) == {(first, 2), (first, 3), (second, 3)}
     for (_, batch), given in logits.items():
         assert given.tolist() == [[i, batch] for i in range(7)]
 
@@ -147,11 +199,12 @@ if plan == "broken":
     sys.exit("run_engine.py: error: x.plan: built by another TensorRT; build it again")
 images = np.load(args.input)
 assert images.dtype == np.float32 and images.shape[1:] == (3, 32, 32)
-logits = np.zeros((len(images), 18), np.float32)
-logits[:, :3] = 2 * images.mean(axis=(2, 3))
-logits[:, 3] = int(args.batch)
+batches = [int(batch) for batch in args.batch.split(",")]
+logits = np.zeros((len(batches), len(images), 18), np.float32)
+logits[..., :3] = 2 * images.mean(axis=(2, 3))
+logits[..., 3] = np.array(batches)[:, None]
 if plan == "nan":
-    logits[1, 0] = np.nan
+    logits[:, 1, 0] = np.nan
 np.save(args.output, logits)
 """
 

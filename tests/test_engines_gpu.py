@@ -332,12 +332,13 @@ def test_run_engine_runs_what_is_left_over_too(plan, load, tmp_path):
     batch = batches(engine)[-1]
     images = batch.input[:7]
     np.save(tmp_path / "images.npy", images)
-    done = command(sys.executable, "TensorRT/run_engine.py", "--plan", plan("swinv1_micro"), "--batch", "3",
+    done = command(sys.executable, "TensorRT/run_engine.py", "--plan", plan("swinv1_micro"), "--batch", "3,7",
                    "--input", tmp_path / "images.npy", "--output", tmp_path / "logits.npy")
     assert done.returncode == 0, done.stdout + done.stderr
     logits = np.load(tmp_path / "logits.npy")
-    assert logits.dtype == np.float32 and len(logits) == len(images)
-    np.testing.assert_allclose(logits, batch.logits[:7], atol=TRT_test.FP32_TOLERANCE, rtol=0)
+    assert logits.dtype == np.float32 and logits.shape == (2, *batch.logits[:7].shape)
+    for of_batch in logits:
+        np.testing.assert_allclose(of_batch, batch.logits[:7], atol=TRT_test.FP32_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["swinv1_micro_layers", "swinv2_micro_layers"])

@@ -3,8 +3,8 @@
     python Onnx_Latency.py --model onnx/swinv2.onnx onnx/swinv2_fp16.onnx --runner ort-cpu,ort-cuda
 
 One row per file, runner and batch goes to Results/latency.csv (ort-cuda: two, launched kernel by kernel and as one CUDA
-graph). The precision is what the graph computes in. Input and output stay on the device (IO binding); FP32 is without
-TF32. Plugin nodes (of a patched graph) run as the standard operators they stand for.
+graph). The precision is what the graph computes in. Input and output stay on the device (IO binding), the batch is
+fixed; FP32 is without TF32. Plugin nodes (of a patched graph) run as the standard operators they stand for.
 
 Errors are against the FP32 output on the same input: data/<model>-b<N>.npz, else the FP32 export itself on held-out
 crops. For an FP32 file of onnx/export_onnx.py that is the file itself; for onnx/swinv2_attention_fp16.onnx it is the
@@ -111,7 +111,7 @@ def measure(path: Path, runner: str, variant: str, images: np.ndarray, **timing:
             # A run then only queues its work, and the events around it say when the GPU began and ended.
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         providers.insert(0, ("CUDAExecutionProvider", cuda))
-    session = onnx_session(path, providers)
+    session = onnx_session(path, providers, len(images))
     output = session.get_outputs()[0]
     x = onnxruntime.OrtValue.ortvalue_from_numpy(images, device)
     y = onnxruntime.OrtValue.ortvalue_from_shape_and_type([len(images), output.shape[-1]], np.float32, device)

@@ -12,10 +12,16 @@ others; the last lines tell which failed and why, and the exit status is then 1.
 FP32.
 
     python race.py --cfg models/swin_micro.yaml models/swinv2_micro.yaml --runner torch-eager,ort-cpu --batch 1,8
+
+On a host with several GPUs of one kind, races with different --runner, --cfg or --batch and the same --run-id may run
+at once, each with its own $CUDA_VISIBLE_DEVICES. What torch.compile compiles is kept in $TORCHINDUCTOR_CACHE_DIR
+(default .cache/inductor). Where files were copied or checked out anew and their times say nothing, --take-files takes
+those that are there as they are.
 """
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import os
 import re
@@ -142,12 +148,15 @@ def file_steps(model: Model, batches: list[int]) -> dict[Path, Step]:
     return steps
 
 
-def add_outdated(planned: list[Step], target: Path, steps: dict[Path, Step]) -> None:
-    """Plan to make a file that is missing or older than what it is made from, after whatever of that is outdated."""
-    if target not in steps or any(step.makes == target for step in planned):
-        return  # nothing makes it, like a checkpoint; or it is planned
+def add_outdated(planned: list[Step], target: Path, steps: dict[Path, Step], take_files: bool) -> None:
+    """Plan to make a file that is missing or older than what it is made from, after whatever of that is outdated.
+
+    With `take_files` no file is outdated.
+    """
+    if target not in steps or any(step.makes == target for step in planned) or (take_files and target.exists()):
+        return  # nothing makes it, like a checkpoint; or it is planned; or it is taken as it is
     for source in steps[target].inputs:
-        add_outdated(planned, source, steps)
+        add_outdated(planned, source, steps, take_files)
     to_come = {step.makes for step in planned}
     if not target.exists() or any(source in to_come or source.stat().st_mtime > target.stat().st_mtime
                                   for source in steps[target].inputs):
@@ -167,7 +176,18 @@ def left_out(on_gpu: bool, runners: list[str], precisions: list[str]) -> dict[st
         if subprocess.run([TRT_PYTHON, "-c", "import tensorrt"], capture_output=True).returncode:
             why = f"{TRT_PYTHON} cannot import tensorrt; set TRT_PYTHON to a Python that can"
             missing |= {"trt": why, "trt-plugins": why}
+        if not onnxruntime_has_cuda():
+            missing["ort-cuda"] = f"{PYTHON} has no onnxruntime with CUDA; pip install onnxruntime-gpu"
     return {name: why for name, why in missing.items() if name in (*runners, *precisions)}
+
+
+def onnxruntime_has_cuda() -> bool:
+    """Whether this Python's onnxruntime was built for CUDA."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return False
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 def unmeasured(rows: list[dict[str, str]], model: Model, entrant: Entrant, precision: str, batches: list[int],
@@ -227,7 +247,7 @@ def plan_race(models: list[Model], args: argparse.Namespace, on_gpu: bool) -> li
         if batches:
             step = measuring_step(model, entrant, precision, batches, flags)
             for source in step.inputs:
-                add_outdated(planned, source, files)
+                add_outdated(planned, source, files, args.take_files)
             planned.append(step)
     return planned
 
@@ -236,6 +256,8 @@ def run_steps(steps: list[Step], args: argparse.Namespace, on_gpu: bool) -> list
     """Do the steps, with progress. Returns what failed, a line each with its reason."""
     logs = ROOT / ".cache" / "logs" / f"race-{args.run_id}"
     logs.mkdir(parents=True, exist_ok=True)
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(ROOT / ".cache" / "inductor"), **os.environ,
+                   "RUN_ID": args.run_id, "TRT_PYTHON": TRT_PYTHON}
     failed: list[str] = []
     unmade: set[Path] = set()
     begun, guessed_done, guessed_left = time.monotonic(), 0.0, sum(step.seconds for step in steps)
@@ -247,7 +269,7 @@ def run_steps(steps: list[Step], args: argparse.Namespace, on_gpu: bool) -> list
             log = logs / re.sub(r"[^\w.-]+", "-", f"{step}.log")
             with log.open("w") as file:
                 status = subprocess.run(step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-                                        env={**os.environ, "RUN_ID": args.run_id, "TRT_PYTHON": TRT_PYTHON}).returncode
+                                        env=environment).returncode
             text = log.read_text(errors="replace")
             if step.measures:
                 model, entrant, precision, batches = step.measures
@@ -312,6 +334,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--draw-only", action="store_true",
                         help="measure nothing; draw the run of --run-id (default: the last one in latency.csv)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that are left, and run none")
+    parser.add_argument("--take-files", action="store_true",
+                        help="make files that are missing, and none again that are older than what they are made from")
     parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",
                         help="measure each row for at least this long (default: 2)")
     parser.add_argument("--min-runs", type=int, default=100, metavar="N",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import math
 import os
 import platform
@@ -86,6 +87,18 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise UserError(f"{shown(path)}: could not be written ({error.strerror}); nothing was left behind") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is inside this for the same folder: for files that several add to at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # and with it the lock
 
 
 def batch_sizes(text: str) -> list[int]:
@@ -336,13 +349,15 @@ def onnx_refusals() -> tuple[type[Exception], ...]:
             state.RuntimeException, state.EPFail)
 
 
-def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] = ("CPUExecutionProvider",)):
+def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] = ("CPUExecutionProvider",),
+                 batch: int | None = None):
     """An onnxruntime.InferenceSession on an ONNX file; plugin nodes run as the standard operators that they stand for.
 
     Args:
         path: the file.
         providers: onnxruntime's execution providers, best first, each a name or (name, options). All must be there:
             onnxruntime itself would go on without.
+        batch: fixes a batch that the file leaves open, so that what is computed of shapes becomes constant.
     Raises:
         UserError: what load_onnx raises; a provider that this machine lacks; a graph that onnxruntime refuses.
     """
@@ -367,6 +382,9 @@ def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] =
         source = expand(model).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; warnings are about its own optimisations
+    first_axis = model.graph.input[0].type.tensor_type.shape.dim[:1]
+    if batch is not None and first_axis and first_axis[0].dim_param:
+        options.add_free_dimension_override_by_name(first_axis[0].dim_param, batch)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=list(providers))
     except onnx_refusals() as error:
@@ -513,20 +531,21 @@ def record_latency(results: Path, row: dict) -> None:
 
 
 def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
-    """Append rows to a CSV table, writing its heading first where the file is new.
+    """Append rows to a CSV table, writing its heading first where the file is new. Several processes may do so at once.
 
     Raises:
         UserError: the file there has other columns.
     """
-    old = path.read_text() if path.exists() else ""
-    if old and tuple(old.splitlines()[0].split(",")) != columns:
-        raise UserError(f"{shown(path)}: has other columns than {','.join(columns)}; move it away")
-    with whole_file(path) as partial, partial.open("w", newline="") as file:
-        file.write(old)
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if not old:
-            writer.writeheader()
-        writer.writerows(rows)
+    with alone_in(path.parent):
+        old = path.read_text() if path.exists() else ""
+        if old and tuple(old.splitlines()[0].split(",")) != columns:
+            raise UserError(f"{shown(path)}: has other columns than {','.join(columns)}; move it away")
+        with whole_file(path) as partial, partial.open("w", newline="") as file:
+            file.write(old)
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            if not old:
+                writer.writeheader()
+            writer.writerows(rows)
 
 
 def latency_rows(results: Path, run_id: str | None = None) -> list[dict[str, str]]:
@@ -564,7 +583,6 @@ def package_versions(*names: str) -> dict[str, str]:
 def write_environment(run_id: str, versions: dict[str, str], results: Path = RESULTS) -> None:
     """Add what a run was measured on to <results>/environment/<run_id>.txt: GPU, driver and `versions`, one a line."""
     path = results / "environment" / f"{run_id}.txt"
-    known = path.read_text().splitlines() if path.exists() else []
     lines = [f"gpu: {gpu_name()}", f"python: {platform.python_version()}", f"platform: {platform.platform()}"]
     try:
         done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
@@ -574,5 +592,7 @@ def write_environment(run_id: str, versions: dict[str, str], results: Path = RES
     except FileNotFoundError:
         pass
     lines += [f"{name}: {version}" for name, version in versions.items()]
-    with whole_file(path) as partial:
-        partial.write_text("\n".join([*known, *(line for line in lines if line not in known)]) + "\n")
+    with alone_in(path.parent):
+        known = path.read_text().splitlines() if path.exists() else []
+        with whole_file(path) as partial:
+            partial.write_text("\n".join([*known, *(line for line in lines if line not in known)]) + "\n")

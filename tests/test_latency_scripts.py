@@ -235,6 +235,20 @@ def test_onnx_latency_takes_errors_against_the_fp32_export(files, tmp_path, caps
         assert float(row["max_abs_err"]) == pytest.approx(error, rel=0.01, abs=1e-6)
 
 
+def test_a_session_of_a_fixed_batch_gives_the_same_logits(files, tmp_path):
+    """Also of a graph that computes with its shapes."""
+    images = held_out_batch(3, 64)[0]
+    nodes = [helper.make_node("Shape", ["logits"], ["shape"]), helper.make_node("Reshape", ["logits", "shape"], ["y"])]
+    model = onnx.load(str(files.onnx))
+    model.graph.node.extend(nodes)
+    model.graph.output[0].name = "y"
+    onnx.save(model, str(tmp_path / "shapes.onnx"))
+    session = utils.onnx_session(tmp_path / "shapes.onnx", batch=3)
+    assert session.get_inputs()[0].shape == [3, 3, 64, 64]
+    np.testing.assert_allclose(session.run(None, {"input": images})[0], ort(files.onnx, images), atol=1e-5)
+    assert utils.onnx_session(tmp_path / "shapes.onnx").get_inputs()[0].shape[0] == "batch"
+
+
 def test_reference_is_found_by_the_beginning_of_the_name(files, tmp_path):
     exported = tmp_path / "v2_cut.onnx"
     exported.write_bytes(files.onnx.read_bytes())

@@ -4,6 +4,7 @@ The scripts that measure and make files are replaced by ones that write rows and
 """
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -61,7 +62,8 @@ def root(tmp_path, monkeypatch):
 
 def arguments(root: Path, **values) -> SimpleNamespace:
     return SimpleNamespace(**{"results": root / "Results", "run_id": "1", "runner": ["trt", "torch-eager"],
-                              "precision": ["fp16"], "batch": [1, 8], "min_seconds": 2.0, "min_runs": 100, **values})
+                              "precision": ["fp16"], "batch": [1, 8], "min_seconds": 2.0, "min_runs": 100,
+                              "take_files": False, **values})
 
 
 def plan(root: Path, **values) -> list[str]:
@@ -86,6 +88,7 @@ def test_plan_makes_again_what_is_older_than_its_sources(root):
     assert plan(root, runner=["trt"]) == engine
     os.utime(root / "m.pth", (9, 9))  # another checkpoint: everything is made again
     assert len(plan(root, runner=["trt"])) == 6
+    assert plan(root, runner=["trt"], take_files=True) == engine  # what is missing is made all the same
 
 
 def test_what_is_measured_is_left_out_and_the_rest_goes_to_its_script(root):
@@ -109,6 +112,68 @@ def test_commands_are_ones_that_the_scripts_take(tmp_path):
         command = race.measuring_step(model, Entrant(runner), "fp16", (1, 8), flags).command
         done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 1 and "no such file" in done.stderr, done.stderr
+
+
+def test_a_gpu_race_of_both_small_models(root, monkeypatch, capsys):
+    """--dry-run of FP16 alone: what is made, once each and before it is read, and every runner with every batch."""
+    (root / "trt-python").write_text("#!/bin/sh\n")
+    (root / "trt-python").chmod(0o755)
+    (root / "v1.pth").touch(), (root / "v2.pth").touch()
+    monkeypatch.setattr(race, "TRT_PYTHON", str(root / "trt-python"))
+    monkeypatch.setattr(race.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(race, "onnxruntime_has_cuda", lambda: True)
+    models = [str(ROOT / f"models/{name}.yaml") for name in ("swin", "swinv2")]
+    command = ["--cfg", *models, "--resume", str(root / "v1.pth"), str(root / "v2.pth"), "--precision", "fp16",
+               "--results", str(root / "Results"), "--run-id", "r", "--dry-run"]
+    race.main(command)
+    told = capsys.readouterr().out.replace(f"{root}/", "").splitlines()
+    assert told[0] == "left out: ort-cpu: ort-cuda takes its place on a GPU"
+    lines = [" ".join(line.split()[1:]) for line in told[1:]]
+    measured = [line for line in lines if "_Latency.py" in line or "TRT_test.py" in line]
+    assert all("--batch 1,8,32,128 " in line for line in measured) and len(measured) == 2 * 7
+    for name in ("swinv1", "swinv2"):
+        own = [line for line in measured if f"onnx/{name}." in line or f"/{name}_" in line]
+        assert [next(word for word in (f"{name}_attention_fp16.plan", f"{name}_fp16.plan", "--runner ort-cuda",
+                                       "torch-eager", "torch-script", "reduce-overhead", "max-autotune")
+                     if word in line) for line in own] == [
+            f"{name}_attention_fp16.plan", f"{name}_fp16.plan", "--runner ort-cuda", "torch-eager", "torch-script",
+            "reduce-overhead", "max-autotune"]
+        for made in (f"--resume {name[-2:]}.pth", f"to_fp16.py --onnx onnx/{name}.onnx",
+                     f"add_all.py --onnx onnx/{name}.onnx --fp16", f"build.sh onnx/{name}_fp16.onnx",
+                     f"build.sh onnx/{name}_attention_fp16.onnx"):
+            assert len([line for line in lines if made in line and line not in measured]) == 1, made
+        assert len([line for line in lines if f"--model onnx/{name}.onnx --batches" in line]) == 4
+    # A slice of it, on files that are there.
+    for line in lines:
+        if line not in measured:
+            continue
+        for word in line.split():
+            if word.endswith((".onnx", ".plan")):
+                (root / word).parent.mkdir(parents=True, exist_ok=True), (root / word).touch()
+    for name, batch in itertools.product(("swinv1", "swinv2"), (1, 8, 32, 128)):
+        (root / "data").mkdir(exist_ok=True), (root / f"data/{name}-b{batch}.npz").touch()
+    race.main([*command, "--runner", "trt,torch-compile", "--batch", "8,128", "--take-files"])
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 6 and all("--batch 8,128 " in line for line in told)
+
+
+def test_compiled_code_is_kept_and_the_run_id_given_on(root, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    told = root / "told.txt"
+    step = Step(script(f"import os; open({str(told)!r}, 'w').write("
+                       "os.environ['TORCHINDUCTOR_CACHE_DIR'] + ' ' + os.environ['RUN_ID'])"), [], 1, makes=told)
+    assert race.run_steps([step], arguments(root, run_id="7"), on_gpu=True) == []
+    assert told.read_text() == f"{root}/.cache/inductor 7"
+
+
+def test_rows_of_processes_that_write_at_once_are_all_kept(tmp_path):
+    one = ("import sys; sys.path.insert(0, sys.argv[1]); from utils import append_rows; from pathlib import Path\n"
+           "for i in range(20): append_rows(Path(sys.argv[2]), ('who', 'i'), [{'who': sys.argv[3], 'i': i}])")
+    running = [subprocess.Popen([sys.executable, "-c", one, str(ROOT), str(tmp_path / "t.csv"), str(who)])
+               for who in range(4)]
+    assert [process.wait() for process in running] == [0] * 4
+    assert sorted((tmp_path / "t.csv").read_text().splitlines()[1:]) == sorted(
+        f"{who},{i}" for who in range(4) for i in range(20))
 
 
 def test_no_gpu_leaves_a_cpu_subset_and_says_why():

@@ -41,8 +41,10 @@ STEPS = {name: getattr(importlib.import_module(file), step) for name, file, step
     ("attention", "add_attention", "add_attention"),
     ("residual", "add_residual_layernorm", "add_residual_layernorm"),
     ("merging", "add_patch_merging", "add_patch_merging"),
+    ("embedding", "add_patch_embedding", "add_patch_embedding"),
+    ("linear", "add_linear", "add_linear"),
 )}
-ALL = ("attention", "merging", "residual", "with_params")  # as in add_all.py
+ALL = ("attention", "embedding", "merging", "linear", "residual", "with_params")  # as in add_all.py
 
 
 # --- what plugin nodes mean ----------------------------------------------------------------------------------
@@ -131,6 +133,37 @@ def test_patch_merge_means_the_models_patch_merging():
     x = torch.randn(2, 64, 6)
     (y,) = run_node("SwinPatchMerge", [x.numpy()], {"height": 8, "width": 8})
     assert np.array_equal(y, merging._gather(x).numpy())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("opset", [12, 17])
+def test_linear_means_pytorchs_linear(opset, dtype):
+    """Against F.linear and F.gelu in FP64 of the same numbers; where they are FP16, with one rounding, that of y."""
+    rng = np.random.default_rng(0)
+    x, weight, bias, residual = (rng.standard_normal(shape).astype(dtype)
+                                 for shape in ((2, 5, 12), (7, 12), (7,), (2, 5, 7)))
+    product = F.linear(*(torch.tensor(array, dtype=torch.float64) for array in (x, weight, bias)))
+    total = product.numpy() + residual
+    tolerance = 1e-6 if dtype == np.float32 else 2**-11
+    for gelu, more, expected in ((0, [], product), (1, [], F.gelu(product)), (0, [residual], total)):
+        (y,) = run_node("SwinLinear", [x, weight, bias, *more], {"gelu": gelu}, opset)
+        assert y.dtype == dtype
+        assert relative_error(y, expected) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("height", "width", "patch_size"), [(12, 8, 4), (6, 9, 3)])
+def test_patch_embed_means_pytorchs_convolution_and_layer_norm(height, width, patch_size, dtype):
+    """Tokens in the order of the image's rows; in FP64, of an image that is FP16 beside FP32 parameters or FP32."""
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((2, 3, height, width)).astype(dtype)
+    weight, bias, gamma, beta = parameters = [
+        rng.standard_normal(shape).astype(np.float32) for shape in ((10, 3, patch_size, patch_size), 10, 10, 10)]
+    (y,) = run_node("SwinPatchEmbed", [image, *parameters], {"epsilon": 1e-5, "patch_size": patch_size})
+    image, weight, bias, gamma, beta = (torch.tensor(array, dtype=torch.float64) for array in (image, *parameters))
+    tokens = F.conv2d(image, weight, bias, stride=patch_size).flatten(2).transpose(1, 2)
+    assert y.dtype == dtype
+    assert relative_error(y, F.layer_norm(tokens, (10,), gamma, beta, 1e-5)) < (1e-6 if dtype == np.float32 else 2**-11)
 
 
 @torch.no_grad()
@@ -312,19 +345,23 @@ def exported(randomize, tmp_path_factory) -> Callable[[str], Exported]:
     return cached
 
 
-# Two stages of two blocks. LayerNorms: patch embedding, two a block, patch merging, the last one.
+# Two stages of two blocks. LayerNorms: patch embedding, two a block, patch merging, the last one. Linear layers: four a
+# block, and the reduction.
 COUNTS = {
     1: {"layernorm": Counter(SwinLayerNorm=11), "with_params": Counter(SwinLayerNormWithParams=11),
         "attention": Counter(SwinAttention=4), "merging": Counter(SwinPatchMergeLayerNorm=1),
         # all but those of the patch embedding, the patch merging and the two blocks after them
-        "residual": Counter(SwinAddLayerNorm=7)},
+        "residual": Counter(SwinAddLayerNorm=7), "embedding": Counter(SwinPatchEmbed=1),
+        "linear": Counter(SwinLinear=17)},
     2: {"layernorm": Counter(SwinLayerNorm=11), "with_params": Counter(SwinLayerNormWithParams=11),
         "fnorm": Counter(SwinFNorm=8), "attention": Counter(SwinAttention=4), "merging": Counter(SwinPatchMerge=1),
-        "residual": Counter(SwinLayerNormAdd=8)},
+        "residual": Counter(SwinLayerNormAdd=8), "embedding": Counter(SwinPatchEmbed=1),
+        "linear": Counter(SwinLinear=17)},
 }
 ALL_COUNTS = {
-    1: Counter(SwinAttention=4, SwinPatchMergeLayerNorm=1, SwinAddLayerNorm=7, SwinLayerNormWithParams=3),
-    2: Counter(SwinAttention=4, SwinPatchMerge=1, SwinLayerNormAdd=8, SwinLayerNormWithParams=3),
+    1: Counter(SwinPatchEmbed=1, SwinAttention=4, SwinPatchMergeLayerNorm=1, SwinLinear=17, SwinLayerNormWithParams=9),
+    2: Counter(SwinPatchEmbed=1, SwinAttention=4, SwinPatchMerge=1, SwinLinear=17, SwinLayerNormAdd=8,
+               SwinLayerNormWithParams=2),
 }
 
 
@@ -341,35 +378,92 @@ def test_each_step_by_itself(kind, exported):
 
 
 @pytest.mark.parametrize("kind", PROJECT + TIMMS)
-def test_all_steps_leave_only_linear_layers_and_gelu(kind, exported):
+def test_all_steps_leave_only_the_head(kind, exported):
     model = exported(kind)
     patched, reports = patch(model.onnx, [STEPS[name] for name in ALL])
     assert all(not report.left for report in reports)
     assert plugin_counts(patched) == ALL_COUNTS[model.version]
     others = Counter(node.op_type for node in patched.graph.node if node.domain == "")
-    # 4 blocks of qkv, proj, fc1, fc2; the reduction; the head. GELU is Div, Erf, Add, Mul, Mul.
-    moves = others.pop("Reshape", 0) + others.pop("Transpose")  # tokens from the image; timm's pooling wants an image
-    assert moves <= 3
-    norms_first = model.version == 1  # one Add less where the merging, not a LayerNorm, reads the stage's sum
-    assert others == Counter(Conv=1, MatMul=18, Add=16 + 4 + 1 + norms_first, Div=4, Erf=4, Mul=8, ReduceMean=1)
+    assert others.pop("Reshape", 0) <= 1  # timm's pooling wants an image
+    assert others == Counter(ReduceMean=1, MatMul=1, Add=1)
     assert next(entry.version for entry in patched.opset_import if entry.domain == "swin") == 1
     model.assert_equal(patched)
 
 
-@pytest.mark.parametrize("kind", ["v1-12", "v2-17", "timm-v2-dynamo"])
+@pytest.mark.parametrize("kind", ["v1-12", "timm-v1-torchscript", "v2-17", "timm-v2-dynamo"])
 def test_steps_in_any_order_and_one_after_the_other(kind, exported):
-    """Each step reads the file that the one before has written; plain LayerNorm nodes are taken up by later steps."""
+    """Each step reads the file that the one before has written; plain LayerNorm nodes are taken up by later steps.
+
+    V1's residual Adds are of the linear layers or of the LayerNorms, whichever come first; but the Add before a patch
+    merging is of the linear layer always, and one that timm separates from proj by a roll is of the LayerNorm.
+    """
     model = exported(kind)
-    orders = [("with_params", "residual", "merging", "attention"),
-              ("layernorm", "attention", "merging", "residual", "with_params")]
+    orders = [(("with_params", "residual", "merging", "embedding", "attention", "linear"), 7),
+              (("layernorm", "attention", "merging", "residual", "linear", "with_params", "embedding"), 7),
+              (("embedding", "with_params", "linear", "merging", "attention", "residual"), 4 if "timm" in kind else 0)]
     if model.version == 2:
-        orders.append(("fnorm", "merging", "residual", "attention", "with_params"))
-    for order in orders:
+        orders.append((("fnorm", "linear", "merging", "residual", "attention", "with_params", "embedding"), 0))
+    for order, adds in orders:
         patched = model.onnx
         for name in order:
-            patched, _ = patch(onnx.load_from_string(patched.SerializeToString()), [STEPS[name]])
-        assert plugin_counts(patched) == ALL_COUNTS[model.version]
+            try:
+                patched, _ = patch(onnx.load_from_string(patched.SerializeToString()), [STEPS[name]])
+            except UserError as error:
+                assert name == "residual" and adds == 0 and "already patched" in str(error)
+        expected = ALL_COUNTS[model.version]
+        if model.version == 1:
+            expected = expected + Counter(SwinAddLayerNorm=adds) - Counter(SwinLayerNormWithParams=adds)
+        assert plugin_counts(patched) == expected
         model.assert_equal(patched)
+
+
+def nodes_of(model: onnx.ModelProto, op: str) -> list[tuple[dict[str, object], list[np.ndarray | None]]]:
+    """Attributes and inputs (None for a computed one) of each node of this type, in order."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return [({item.name: helper.get_attribute_value(item) for item in node.attribute},
+             [constants.get(name) for name in node.input]) for node in model.graph.node if node.op_type == op]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["v1-17", "v2-12", "timm-v1-torchscript", "timm-v2-torchscript", "timm-v2-dynamo"])
+def test_linear_and_patch_embed_nodes_hold_the_models_parameters(kind, exported):
+    """PyTorch's own layouts, bit for bit; V2's qkv bias is that of q, zeros for k, and that of v."""
+    model = exported(kind)
+    patched, _ = patch(model.onnx, [STEPS[name] for name in ALL])
+
+    expected = []  # (weight, bias, gelu, with residual)
+    for layer in model.torch.layers:
+        merged = getattr(layer, "downsample", None)
+        reduction = [(merged.reduction.weight, torch.zeros(len(merged.reduction.weight)), 0, False)] if (
+            hasattr(merged, "reduction")) else []
+        if "timm" in kind:  # before the blocks, in this project after them
+            expected += reduction
+        for block in layer.blocks:
+            attention, residual = block.attn, model.version == 1
+            bias = attention.qkv.bias
+            if bias is None:
+                bias = torch.cat([attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias])
+            expected += [(attention.qkv.weight, bias, 0, False),
+                         (attention.proj.weight, attention.proj.bias, 0, residual),
+                         (block.mlp.fc1.weight, block.mlp.fc1.bias, 1, False),
+                         (block.mlp.fc2.weight, block.mlp.fc2.bias, 0, residual)]
+        if "timm" not in kind:
+            expected += reduction
+    nodes = nodes_of(patched, "SwinLinear")
+    assert len(nodes) == len(expected)
+    for (attributes, inputs), (weight, bias, gelu, residual) in zip(nodes, expected):
+        assert attributes == {"gelu": gelu, "plugin_version": b"1", "plugin_namespace": b"swin"}
+        assert [array is None for array in inputs] == [True, False, False, True][:3 + residual]
+        np.testing.assert_array_equal(inputs[1], weight.numpy(), strict=True)
+        np.testing.assert_array_equal(inputs[2], bias.numpy(), strict=True)
+
+    ((attributes, inputs),) = nodes_of(patched, "SwinPatchEmbed")
+    assert attributes == {"epsilon": np.float32(1e-5), "patch_size": 4, "plugin_version": b"1",
+                          "plugin_namespace": b"swin"}
+    embed = model.torch.patch_embed
+    for array, parameter in zip(inputs[1:], (embed.proj.weight, embed.proj.bias, embed.norm.weight, embed.norm.bias),
+                                strict=True):
+        np.testing.assert_array_equal(array, parameter.numpy(), strict=True)
 
 
 def test_the_attention_node_says_what_the_model_is(exported):
@@ -507,6 +601,142 @@ def test_other_norms_are_left_alone(exported):
         patch(with_node(exported("v2-17").onnx, row_major), [STEPS["merging"]])
 
 
+def linear_parts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Counter]:
+    """The model with its linear layers replaced, and how many have (gelu, residual)."""
+    patched, (report,) = patch(model, [STEPS["linear"]])
+    parts = Counter((attributes["gelu"], len(inputs) == 4) for attributes, inputs in nodes_of(patched, "SwinLinear"))
+    assert report.replaced == 17
+    assert f"{parts[1, False]} with GELU, {parts[0, True]} with the residual Add" in report.lines()[0]
+    return patched, parts
+
+
+def assert_same(actual: onnx.ModelProto, expected: onnx.ModelProto) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 56, 56)).astype(np.float32)
+    for a, b in zip(*(session(model).run(None, {"input": x}) for model in (actual, expected)), strict=True):
+        assert relative_error(a, b) < 1e-5
+
+
+def test_gelu_in_other_forms(exported):
+    """0.5 * x times (erf(x * 0.7071) + 1) is GELU; with another constant it is not, and stays behind the product."""
+    def rewrite(inverse: float) -> Callable[[gs.Graph], None]:
+        def other_order(graph: gs.Graph) -> None:
+            erf = next(node for node in graph.nodes if node.op == "Erf")
+            divide = erf.inputs[0].inputs[0]
+            divide.op, divide.inputs = "Mul", [gs.Constant("inverse", np.array(inverse, np.float32)), divide.inputs[0]]
+            add = erf.outputs[0].outputs[0]
+            multiply = add.outputs[0].outputs[0]
+            last = multiply.outputs[0].outputs[0]
+            half = gs.Variable("half", np.float32)
+            constant = next(tensor for tensor in last.inputs if isinstance(tensor, gs.Constant))
+            graph.nodes.append(gs.Node("Mul", "half", inputs=[divide.inputs[1], constant], outputs=[half]))
+            last.inputs = [add.outputs[0], half]
+        return other_order
+
+    for inverse, count in ((0.5**0.5, 4), (0.6, 3)):
+        model = with_node(exported("v1-17").onnx, rewrite(inverse))
+        patched, parts = linear_parts(model)
+        assert parts == {(1, False): count, (0, True): 8, (0, False): 9 - count}
+        assert sum(node.op_type == "Erf" for node in patched.graph.node) == 4 - count
+        assert_same(patched, model)
+
+
+@pytest.mark.parametrize(("find", "parts"), [
+    (lambda graph: next(node for node in graph.nodes if node.op == "Erf").inputs[0].inputs[0].inputs[0],
+     {(1, False): 3, (0, True): 8, (0, False): 6}),                      # fc1's output
+    (lambda graph: next(node for node in graph.nodes if node.op == "Erf").outputs[0],
+     {(1, False): 4, (0, True): 8, (0, False): 5}),                      # inside GELU: computed beside the node
+    (lambda graph: next(node for node in graph.nodes if "proj/MatMul" in node.name).outputs[0],
+     {(1, False): 4, (0, True): 7, (0, False): 6}),                      # a product before its bias
+    (lambda graph: next(node for node in graph.nodes if "proj/Add" in node.name).outputs[0],
+     {(1, False): 4, (0, True): 7, (0, False): 6}),                      # proj's output, before the residual
+])
+def test_what_is_an_output_stays_one(find, parts, exported):
+    def expose(graph: gs.Graph) -> None:
+        tensor = find(graph)
+        tensor.dtype = np.float32
+        graph.outputs.append(tensor)
+
+    model = with_node(exported("v1-17").onnx, expose)
+    patched, found = linear_parts(model)
+    assert found == parts
+    assert_same(patched, model)
+
+
+def test_linear_layers_written_as_gemm_or_with_a_transposed_weight(exported):
+    """Reshape to [B*L, K], Gemm with [N, K], Reshape back; and MatMul with Transpose of [N, K]."""
+    def products(graph: gs.Graph) -> list[gs.Node]:
+        return [node for node in graph.nodes if node.op == "MatMul" and isinstance(node.inputs[1], gs.Constant)]
+
+    def transposed(matmul: gs.Node) -> gs.Constant:
+        return gs.Constant(f"{matmul.name}/transposed", np.ascontiguousarray(matmul.inputs[1].values.T))
+
+    def as_gemm(graph: gs.Graph) -> None:
+        for matmul in products(graph):
+            x, product = matmul.inputs[0], matmul.outputs[0]
+            add = product.outputs[0]
+            if len(x.shape) != 3 or add.op != "Add":
+                continue  # the head; the reduction, which has no bias
+            (bias,) = (tensor for tensor in add.inputs if tensor is not product)
+            (y,) = add.outputs
+            add.outputs = []
+            rows, made = (gs.Variable(f"{matmul.name}/{name}", np.float32) for name in ("rows", "made"))
+            to_rows, back = (gs.Constant(f"{matmul.name}/{name}", np.array([-1, *shape]))
+                             for name, shape in (("to_rows", x.shape[2:]), ("back", y.shape[1:])))
+            graph.nodes += [
+                gs.Node("Reshape", f"{matmul.name}/flatten", inputs=[x, to_rows], outputs=[rows]),
+                gs.Node("Gemm", f"{matmul.name}/gemm", {"transB": 1}, [rows, transposed(matmul), bias], [made]),
+                gs.Node("Reshape", f"{matmul.name}/restore", inputs=[made, back], outputs=[y])]
+
+    def with_transpose(graph: gs.Graph) -> None:
+        for matmul in products(graph):
+            weight = gs.Variable(f"{matmul.name}/weight", np.float32)
+            graph.nodes.append(gs.Node("Transpose", f"{matmul.name}/transpose", {"perm": [1, 0]}, [transposed(matmul)],
+                                       [weight]))
+            matmul.inputs[1] = weight
+
+    original = exported("v1-17")
+    tidied = gs.export_onnx(tidy(original.onnx))  # where shapes are recorded
+    for change in (as_gemm, with_transpose):
+        model = with_node(tidied, change)
+        patched, parts = linear_parts(model)
+        assert parts == {(1, False): 4, (0, True): 8, (0, False): 5}
+        original.assert_equal(patched)
+        patched, _ = patch(model, [STEPS[name] for name in ALL])
+        assert plugin_counts(patched) == ALL_COUNTS[1]
+        original.assert_equal(patched)
+
+
+@pytest.mark.parametrize(("attributes", "reason"), [
+    ({"strides": [4, 2]}, "does not cut the image into square patches"),
+    ({"pads": [1, 0, 0, 1]}, "does not cut the image into square patches"),
+    ({"dilations": [1, 1], "pads": [4, 0, 0, 0]}, "does not cut the image into square patches"),
+])
+def test_another_convolution_is_no_patch_embedding(attributes, reason, exported):
+    """A convolution, tokens of its rows, LayerNorm; the rest of the model would not take other numbers of tokens."""
+    def embedding_alone(graph: gs.Graph) -> None:
+        conv, norm = (next(node for node in graph.nodes if node.op == op) for op in ("Conv", "LayerNormalization"))
+        conv.attrs.update(attributes)
+        reshape = conv.outputs[0].outputs[0]
+        reshape.inputs[1] = gs.Constant("rows", np.array([0, conv.inputs[1].shape[0], -1]))
+        graph.outputs = [gs.Variable("tokens", np.float32)]
+        norm.outputs = graph.outputs
+
+    with pytest.raises(UserError, match=f"none of 1 patch embedding .* {reason}"):
+        patch(with_node(exported("v1-17").onnx, embedding_alone), [STEPS["embedding"]])
+
+
+def test_tokens_in_another_order_are_no_patch_embedding(exported):
+    """Tokens column by column."""
+    def columns(graph: gs.Graph) -> None:
+        conv = next(node for node in graph.nodes if node.op == "Conv")
+        turned = gs.Variable("turned", np.float32)
+        conv.outputs[0].outputs[0].inputs[0] = turned
+        graph.nodes.append(gs.Node("Transpose", "turn", {"perm": [0, 1, 3, 2]}, [conv.outputs[0]], [turned]))
+
+    with pytest.raises(UserError, match=r"none of 1 patch embedding .* not become tokens in the image's order"):
+        patch(with_node(exported("v1-17").onnx, columns), [STEPS["embedding"]])
+
+
 def test_windows_that_need_padding(exported):
     """A node's image holds whole windows. Without shift, windows can be an image by themselves; with it they stay."""
     model = exported("timm-v1-padded")
@@ -594,6 +824,20 @@ def test_a_script_counts_checks_and_saves(exported, tmp_path):
     again = run_script("add_layernorm_with_params.py", "--onnx", tmp_path / "swin_layernorm.onnx")
     assert_refused(again, "already patched: it holds 11 SwinLayerNormWithParams and no LayerNorm besides")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["swin.onnx", "swin_layernorm.onnx"]
+
+
+@pytest.mark.parametrize(("script", "suffix", "printed", "refused"), [
+    ("add_linear.py", "_linear", "replaced 17 of 17 linear layer: 4 with GELU, 8 with the residual Add",
+     "already patched: it holds 17 SwinLinear and no linear layer besides"),
+    ("add_patch_embedding.py", "_patch_embedding", "replaced 1 of 1 patch embedding",
+     "already patched: it holds 1 SwinPatchEmbed and no patch embedding besides"),
+])
+def test_the_other_scripts_refuse_to_patch_twice(script, suffix, printed, refused, exported, tmp_path):
+    onnx.save(exported("v1-12").onnx, tmp_path / "swin.onnx")
+    done = run_script(script, "--onnx", tmp_path / "swin.onnx")
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout
+    assert_refused(run_script(script, "--onnx", tmp_path / f"swin{suffix}.onnx"), refused)
 
 
 def assert_refused(done: subprocess.CompletedProcess, message: str) -> None:

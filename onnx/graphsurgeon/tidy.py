@@ -8,7 +8,7 @@ batch is a multiple of it. After `tidy`:
 - nothing that depends on weights alone is computed any more (V2's continuous position bias, exp(logit_scale));
 - each Reshape has a constant target with at most one -1, and stands where Squeeze, Unsqueeze and Flatten stood;
 - operators that do nothing are gone: Pad by zero, Slice of everything, Reshape to the same shape, Expand before Div;
-- Gemm is MatMul + Add, and what works token by token sees [B, H*W, C] rather than [B, H, W, C];
+- Gemm is MatMul + Add, and what works token by token sees [B, H*W, C] rather than [B, H, W, C] or [B*H*W, C];
 - every tensor has its shape and type, and the batch is called `batch` where it is not fixed.
 """
 from __future__ import annotations
@@ -328,41 +328,57 @@ TOKEN_OPERATORS = {"LayerNormalization", "SwinLayerNorm", "SwinLayerNormWithPara
 
 
 def _flatten_tokens(graph: gs.Graph) -> None:
-    """Let what treats each token by itself work on [B, H*W, C] where it worked on [B, H, W, C].
+    """Let what treats each token by itself work on [B, H*W, C] where it worked on [B, H, W, C] or [B*H*W, C].
 
     Then a block has no Reshape between its LayerNorms, its linear layers and its residual Adds. Starts at a LayerNorm
     or a linear layer and follows the elementwise operators; the arithmetic inside attention is left alone.
     """
-    flat: dict[str, gs.Variable] = {}  # by the name of the 4-D tensor
+    flat: dict[str, gs.Variable] = {}  # by the name of the 4-D or 2-D tensor
 
-    def flattened(tensor: gs.Variable) -> gs.Variable:
+    def flattened(tensor: gs.Variable, tokens: list[int | str]) -> gs.Variable:
         if tensor.name not in flat:
-            batch, height, width, channels = tensor.shape
-            shape = [batch, height * width, channels]
+            shape = [*tokens, tensor.shape[-1]]
             flat[tensor.name] = add_node(graph, "Reshape", [tensor, reshape_target(shape)],
                                          f"{tensor.name}/tokens", shape)
         return flat[tensor.name]
 
     for node in list(graph.nodes):
         computed = [tensor for tensor in node.inputs if isinstance(tensor, gs.Variable) and not tensor.is_empty()]
-        if not computed or not _is_token_operator(node, computed, flat):
+        tokens = _tokens(computed, flat)
+        if tokens is None or not _is_token_operator(node, computed, flat):
             continue
-        node.inputs = [flattened(tensor) if isinstance(tensor, gs.Variable) else tensor for tensor in node.inputs]
+        node.inputs = [flattened(tensor, tokens) if isinstance(tensor, gs.Variable) else tensor
+                       for tensor in node.inputs]
         for i, image in enumerate(list(node.outputs)):
-            batch, height, width, channels = image.shape
-            tokens = gs.Variable(f"{image.name}/tokens", image.dtype, [batch, height * width, channels])
-            node.outputs[i] = tokens
-            flat[image.name] = tokens
-            add_node(graph, "Reshape", [tokens, reshape_target(image.shape)], image)
+            flat[image.name] = gs.Variable(f"{image.name}/tokens", image.dtype, [*tokens, image.shape[-1]])
+            node.outputs[i] = flat[image.name]
+            add_node(graph, "Reshape", [flat[image.name], reshape_target(image.shape)], image)
     graph.toposort()
+
+
+def _tokens(computed: list[gs.Variable], flat: dict[str, gs.Variable]) -> list[int | str] | None:
+    """Batch and number of tokens of the tensors that a node reads; None where they tell none, or different ones."""
+    known = [flat[tensor.name].shape[:2] for tensor in computed if tensor.name in flat]
+    for tensor in computed:
+        before = producer(tensor)
+        if tensor.shape is None or None in tensor.shape:
+            return None
+        if len(tensor.shape) == 4:
+            batch, height, width, _ = tensor.shape
+            if all(isinstance(dim, int) for dim in (height, width)) and (batch == BATCH or isinstance(batch, int)):
+                known.append([batch, height * width])
+        elif len(tensor.shape) == 2 and before is not None and before.op == "Reshape":
+            shape = before.inputs[0].shape
+            if shape is not None and len(shape) == 3 and None not in shape[:2] and shape[2] == tensor.shape[1] and (
+                    shape[1] != 1):  # not the pooled token
+                known.append(shape[:2])
+    return known[0] if known and all(tokens == known[0] for tokens in known) else None
 
 
 def _is_token_operator(node: gs.Node, computed: list[gs.Variable], flat: dict[str, gs.Variable]) -> bool:
     tensors = [*computed, *node.outputs]
-    leading = tensors[0].shape[:3] if tensors[0].shape else None
-    if any(tensor.shape is None or len(tensor.shape) != 4 or tensor.shape[:3] != leading for tensor in tensors):
-        return False
-    if (leading[0] != BATCH and not isinstance(leading[0], int)) or None in leading:
+    leading = tensors[0].shape[:-1]
+    if any(tensor.shape is None or len(tensor.shape) < 2 or tensor.shape[:-1] != leading for tensor in tensors):
         return False
     constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
     if node.op in TOKEN_OPERATORS:

@@ -73,12 +73,12 @@ def casts(model: onnx.ModelProto) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("opset", [12, 17])
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_patched_graph_is_fp16_between_its_ends(version, opset, graphs):
-    """Two Casts, behind the input and before the pooling; parameters of plugin nodes FP32 and unchanged."""
+    """Two Casts, behind the input and before the pooling; constants of plugin nodes FP32 and unchanged, but FP16 in
+    SwinLinear."""
     fp32 = graphs(version, opset, True)
     fp16 = to_fp16(fp32, ["head"])
     onnx.checker.check_model(fp16)
-    assert casts(fp16) == [("input", "Conv"), ("SwinAddLayerNorm" if version == 1 else "SwinLayerNormWithParams",
-                                               "ReduceMean")]
+    assert casts(fp16) == [("input", "SwinPatchEmbed"), ("SwinLayerNormWithParams", "ReduceMean")]
     assert plugin_counts(fp16) == plugin_counts(fp32)
 
     types = element_types(fp16)
@@ -90,8 +90,10 @@ def test_a_patched_graph_is_fp16_between_its_ends(version, opset, graphs):
             assert {types[name] for name in activations} == {TensorProto.FLOAT16}
             for name in node.input:
                 if name in after:
-                    np.testing.assert_array_equal(numpy_helper.to_array(after[name]),
-                                                  numpy_helper.to_array(before[name]), strict=True)
+                    expected = numpy_helper.to_array(before[name])
+                    if node.op_type == "SwinLinear":
+                        expected = expected.astype(np.float16)
+                    np.testing.assert_array_equal(numpy_helper.to_array(after[name]), expected, strict=True)
         elif node.op_type != "Cast":
             used = {types[name] for name in (*node.input, *node.output)} - {TensorProto.INT64}
             assert len(used) == 1, f"{node.name} mixes types"
@@ -190,11 +192,21 @@ def test_refusals(graphs):
         patch(to_fp16(graphs(1, 17, False), []), add_all.STEPS)
     with pytest.raises(UserError, match="unknown; choose from head,gelu,softmax"):
         script.islands("head,body")
+
+
+@pytest.mark.parametrize(("patched", "shape", "refused"), [
+    (False, [32, 96], True), (True, [96, 32], True), (True, [96], True),  # qkv's weight as MatMul's and SwinLinear's
+    (False, [32, 3, 4, 4], True), (True, [32, 3, 4, 4], False),           # the patch embedding's stays FP32
+])
+def test_a_weight_beyond_fp16_is_refused(patched, shape, refused, graphs):
     huge = onnx.ModelProto()
-    huge.CopyFrom(fp32)
-    weight = next(tensor for tensor in huge.graph.initializer if list(tensor.dims) == [32, 96])
-    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1e6), weight.name))
-    with pytest.raises(UserError, match=r"beyond FP16's 65504"):
+    huge.CopyFrom(graphs(1, 17, patched))
+    weight = next(tensor for tensor in huge.graph.initializer if list(tensor.dims) == shape)
+    weight.CopyFrom(numpy_helper.from_array(np.full(shape, 1e5, np.float32), weight.name))
+    if refused:
+        with pytest.raises(UserError, match=r"holds 1e\+05, beyond FP16's 65504"):
+            to_fp16(huge, [])
+    else:
         to_fp16(huge, [])
 
 
@@ -206,8 +218,8 @@ def test_add_all_writes_the_fp16_graph(graphs, tmp_path, monkeypatch, capsys):
     assert "replaced 4 of 4 window attention" in printed
     assert printed.count("check, batch") == 4  # the patched FP32 graph, and the FP16 one
     fp16 = onnx.load(tmp_path / "swinv2_attention_fp16.onnx")
-    assert plugin_counts(fp16) == Counter(SwinAttention=4, SwinPatchMerge=1, SwinLayerNormAdd=8,
-                                          SwinLayerNormWithParams=3)
-    types = {tensor.data_type for tensor in fp16.graph.initializer if len(tensor.dims) == 2 and tensor.dims[0] == 32}
+    assert plugin_counts(fp16) == Counter(SwinPatchEmbed=1, SwinAttention=4, SwinPatchMerge=1, SwinLinear=17,
+                                          SwinLayerNormAdd=8, SwinLayerNormWithParams=2)
+    types = {tensor.data_type for tensor in fp16.graph.initializer if list(tensor.dims) == [128, 32]}
     assert types == {TensorProto.FLOAT16}
     assert helper.get_attribute_value(fp16.graph.node[0].attribute[0]) is not None

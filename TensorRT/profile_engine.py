@@ -1,10 +1,16 @@
-"""Where an engine's time goes: per layer, grouped by what the network does.
+"""Where an engine's time goes: per layer, grouped by what the network does, against what the GPU could do.
 
-    python TensorRT/profile_engine.py --plan TensorRT/TRT_Engine/swinv1_attention_fp16.plan --batch 1,32,128
+    python TensorRT/profile_engine.py --plan TensorRT/TRT_Engine/swinv1_attention_fp16.plan --batch 1,32,128 \\
+        --peak-tflops 790 --peak-gbps 4300
 
-Runs in the Python that has TensorRT. Prints a table per batch and adds a row per group to Results/profile.csv; --layers
-also writes every layer to a file. Times are TensorRT's own, layer by layer, so the gaps between layers that a CUDA
-graph closes are not in them, and a very short layer reads longer than it is in a graph.
+Runs in the Python that has TensorRT. Prints a table per engine and batch and adds a row per group, and one of all, to
+Results/profile.csv, which Results/draw_profile.py draws; --layers also writes every layer to a file. Times are
+TensorRT's own, layer by layer, so the gaps between layers that a CUDA graph closes are not in them, and a very short
+layer reads longer than it is in a graph.
+
+TFLOP/s and GB/s of a group are the work of swin_work.py over its time. The peaks are those that
+TensorRT/Plugins/benchmark.py measures; where they are not given and it ran with the same $RUN_ID, its figures in
+Results/environment/ are taken. An INT8 engine's bytes are counted as those of FP16.
 """
 from __future__ import annotations
 
@@ -18,8 +24,11 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from swin_work import Work, read_swin, work_of, yaml_of
+
 from utils import (
     RESULTS,
+    UserError,
     append_rows,
     batch_sizes,
     existing_file,
@@ -32,12 +41,16 @@ from utils import (
     write_environment,
 )
 
-COLUMNS = ("run_id", "commit", "gpu", "engine", "batch", "group", "layers", "time_ms_median", "share")
+COLUMNS = ("run_id", "commit", "gpu", "engine", "batch", "group", "layers", "time_ms_median", "share", "gflop", "mb",
+           "tflop_per_s", "arithmetic_fraction", "gb_per_s", "bandwidth_fraction")
 
+FUSED = "fused by TensorRT"  # a region of many layers that its compiler made one of: not told apart
 # What a layer's name says about it; the first that matches. TensorRT joins the names of the ONNX nodes that it fused
-# into a layer, so a group is looked for in the order of what dominates such a layer.
+# into a layer, so a group is looked for in the order of what dominates such a layer. A plugin node has the name of the
+# node that it stands for.
 GROUPS = (
-    ("copies and reformats", r"^Reformatting CopyNode|^reshape_"),
+    (FUSED, r"^\{?ForeignNode|^__my"),
+    ("copies and reformats", r"^Reformatting CopyNode|^reshape_|_cast_to_|_cast\d+|SwinQuantize"),
     ("patch embed", r"patch_embed"),
     ("patch merging", r"downsample|PatchMerge"),
     ("qkv", r"attn/qkv"),
@@ -46,8 +59,8 @@ GROUPS = (
     ("LayerNorm and residual", r"norm\d?/|LayerNorm|LayerNormalization"),
     ("proj", r"attn/proj"),
     ("attention", r"attn|Attention|Softmax"),
-    ("head", r"head|ReduceMean|/norm"),
-    ("residual", r"/Add"),
+    ("head", r"head|ReduceMean|logits|/norm"),
+    ("LayerNorm and residual", r"/Add"),
 )
 RUNS = 20
 
@@ -55,6 +68,50 @@ RUNS = 20
 def group_of(layer: str) -> str:
     """The group of a layer by its name."""
     return next((group for group, words in GROUPS if re.search(words, layer)), "other")
+
+
+def work_of_groups(plan: Path, layers: list[str], batch: int, img_size: int, classes: int) -> dict[str, Work]:
+    """The work of each group of an engine's layers, and of "all"; nothing for an engine of an unknown model.
+
+    What has no layer of its own is in the region that TensorRT fused.
+    """
+    path = yaml_of(plan)
+    if path is None:
+        return {}
+    swin = read_swin(path)._replace(img_size=img_size, classes=classes)
+    element = 2 if re.search("_(fp16|bf16|int8)", plan.stem) else 4
+    joined = " ".join(layers)
+    work = work_of(swin, batch, element,
+                   swin.type == "swinv1" and "SwinLinear" in joined and "SwinAddLayerNorm" not in joined)
+    total = Work(*map(sum, zip(*work.values())))
+    present = {group_of(layer) for layer in layers}
+    fused = [work[group] for group in work if group not in present]
+    if FUSED in present and fused:
+        work[FUSED] = Work(*map(sum, zip(*fused)))
+    return {**work, "all": total}
+
+
+def work_columns(time_ms: float, work: Work | None, peak_tflops: float | None,
+                 peak_gbps: float | None) -> dict[str, str]:
+    """The columns of profile.csv about the work of a group; empty where it or a peak is not known."""
+    columns = dict.fromkeys(COLUMNS[COLUMNS.index("gflop"):], "")
+    if work is None:
+        return columns
+    tflops, gbps = work.operations / time_ms / 1e9, work.bytes / time_ms / 1e6
+    columns.update(gflop=f"{work.operations / 1e9:.3f}", mb=f"{work.bytes / 1e6:.2f}", tflop_per_s=f"{tflops:.2f}",
+                   gb_per_s=f"{gbps:.1f}")
+    if peak_tflops:
+        columns["arithmetic_fraction"] = f"{tflops / peak_tflops:.4f}"
+    if peak_gbps:
+        columns["bandwidth_fraction"] = f"{gbps / peak_gbps:.4f}"
+    return columns
+
+
+def measured_peak(results: Path, run_id: str, name: str) -> float | None:
+    """A peak that benchmark.py wrote to the environment of this run; None where it did not."""
+    path = results / "environment" / f"{run_id}.txt"
+    found = re.search(rf"^{name}: ([\d.]+)$", path.read_text(), re.MULTILINE) if path.exists() else None
+    return float(found.group(1)) if found else None
 
 
 def layer_times_ms(context, batch: int) -> dict[str, float]:
@@ -86,40 +143,79 @@ def layer_times_ms(context, batch: int) -> dict[str, float]:
     return {layer: time_ms for layer, time_ms in medians.items() if time_ms > 0}
 
 
+def group_rows(plan: Path, batch: int, times: dict[str, float], img_size: int, classes: int,
+               peak_tflops: float | None, peak_gbps: float | None) -> list[dict]:
+    """The rows of profile.csv, but for the columns that name the run: of each group, longest first, and of all.
+
+    Args:
+        times: milliseconds of each layer, as `layer_times_ms` gives them.
+    """
+    groups = defaultdict(list)
+    for layer, time_ms in times.items():
+        groups[group_of(layer)].append(time_ms)
+    work, total = work_of_groups(plan, list(times), batch, img_size, classes), sum(times.values())
+    ordered = sorted(groups.items(), key=lambda item: -sum(item[1]))
+    return [{"engine": plan.stem, "batch": batch, "group": group, "layers": len(measured),
+             "time_ms_median": f"{sum(measured):.4f}", "share": f"{sum(measured) / total:.4f}",
+             **work_columns(sum(measured), work.get(group), peak_tflops, peak_gbps)}
+            for group, measured in [*ordered, ("all", list(times.values()))]]
+
+
+def print_rows(plan: Path, rows: list[dict]) -> None:
+    """The rows of one engine and batch as a table."""
+    print(f"{shown(plan)}, batch {rows[0]['batch']}: {rows[-1]['time_ms_median']} ms in {rows[-1]['layers']} layers")
+    for row in rows:
+        figures = [f"{row[column] or '-':>8} {unit}" + (f" ({float(row[share]):4.0%})" if row[share] else "")
+                   for column, unit, share in (("tflop_per_s", "TFLOP/s", "arithmetic_fraction"),
+                                               ("gb_per_s", "GB/s", "bandwidth_fraction"))]
+        print(f"  {row['time_ms_median']:>8} ms  {float(row['share']):6.1%}  {row['layers']:4} layers  "
+              f"{row['group']:<23} {'  '.join(figures)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", required=True, metavar="FILE", help="engine, built with detailed layer names")
+    parser.add_argument("--plan", required=True, nargs="+", metavar="FILE",
+                        help="engines, built with detailed layer names")
     parser.add_argument("--plugins", metavar="LIB", help="plugin library; default this project's where it is built")
-    parser.add_argument("--batch", default="1,32,128", help="batch sizes (default: %(default)s)")
+    parser.add_argument("--batch", type=batch_sizes, default=[1, 32, 128], metavar="N,N",
+                        help="batch sizes (default: 1,32,128)")
+    parser.add_argument("--peak-tflops", type=float, metavar="TFLOP/S",
+                        help="of a large FP16 matrix product on this GPU (default: what benchmark.py measured in this "
+                             "run)")
+    parser.add_argument("--peak-gbps", type=float, metavar="GB/S",
+                        help="of a kernel that copies, read and written together (default: likewise)")
     parser.add_argument("--layers", type=Path, metavar="FILE", help="write the time of every layer to this file")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where profile.csv goes")
     arguments = parser.parse_args()
-    plan = existing_file(arguments.plan, "an engine (TensorRT/build.sh builds one)")
+    plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]
     from engine import Engine
     from trt_runtime import versions
 
     run_id = new_run_id()
-    run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name(), "engine": plan.stem}
+    run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}
+    peaks = (arguments.peak_tflops or measured_peak(arguments.results, run_id, "fp16_product_tflop_per_s"),
+             arguments.peak_gbps or measured_peak(arguments.results, run_id, "copy_gb_per_s"))
     rows, lines = [], []
-    with Engine(plan, arguments.plugins) as engine:
-        for batch in batch_sizes(arguments.batch):
-            with engine.context() as context:  # a profiler cannot be taken off a context again
-                times = layer_times_ms(context, batch)
-            groups = defaultdict(list)
-            for layer, time_ms in times.items():
-                groups[group_of(layer)].append(time_ms)
-                lines.append(f"{batch}\t{time_ms:.4f}\t{group_of(layer)}\t{layer}")
-            total = sum(times.values())
-            print(f"{shown(plan)}, batch {batch}: {total:.3f} ms in {len(times)} layers")
-            for group, measured in sorted(groups.items(), key=lambda item: -sum(item[1])):
-                print(f"  {sum(measured):8.3f} ms  {sum(measured) / total:5.1%}  {len(measured):4} layers  {group}")
-                rows.append({**run, "batch": batch, "group": group, "layers": len(measured),
-                             "time_ms_median": f"{sum(measured):.4f}", "share": f"{sum(measured) / total:.4f}"})
-    append_rows(arguments.results / "profile.csv", COLUMNS, rows)
-    write_environment(run_id, versions())
+    for plan in plans:
+        with Engine(plan, arguments.plugins) as engine:
+            for batch in arguments.batch:
+                with engine.context() as context:  # a profiler cannot be taken off a context again
+                    times = layer_times_ms(context, batch)
+                    classes = context.shapes[engine.outputs[0]][-1]
+                if not times:
+                    raise UserError(f"{shown(plan)}: TensorRT reports the time of no layer")
+                lines += [f"{plan.stem}\t{batch}\t{time_ms:.4f}\t{group_of(layer)}\t{layer}"
+                          for layer, time_ms in times.items()]
+                measured = group_rows(plan, batch, times, engine.input_shape[-1], classes, *peaks)
+                print_rows(plan, measured)
+                rows += measured
+    append_rows(arguments.results / "profile.csv", COLUMNS, [{**run, **row} for row in rows])
+    write_environment(run_id, versions(), arguments.results)
     if arguments.layers:
         with whole_file(arguments.layers) as partial:
-            partial.write_text("batch\tms\tgroup\tlayer\n" + "\n".join(lines) + "\n")
+            partial.write_text("engine\tbatch\tms\tgroup\tlayer\n" + "\n".join(lines) + "\n")
+    print(f"added {len(rows)} rows to {shown(arguments.results / 'profile.csv')}, run {run_id}; "
+          "Results/draw_profile.py draws them")
 
 
 if __name__ == "__main__":

@@ -421,30 +421,3 @@ def test_plot_draws_tables_and_refuses_others(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     error = one_line_error(shell(sys.executable, script, "plot", tmp_path / "other.csv"))
     assert "is not a table of compare_layers.py run" in error
-
-
-@pytest.mark.parametrize(("layer", "group"), [  # names as TensorRT 8.6.0 gave them to a patched Small
-    ("Reformatting CopyNode for Input Tensor 0 to /layers.0/blocks.0/attn/proj/MatMul", "copies and reformats"),
-    ("reshape_before_/layers.0/blocks.0/attn/proj/MatMul", "copies and reformats"),
-    ("/layers.0/blocks.0/attn/qkv/MatMul", "qkv"),
-    ("/layers.0/blocks.0/attn/Softmax/SwinAttention", "attention"),
-    ("/layers.0/blocks.0/attn/proj/MatMul", "proj"),
-    ("/layers.0/blocks.0/norm2/LayerNormalization/SwinAddLayerNorm", "LayerNorm and residual"),
-    ("/layers.0/blocks.0/mlp/fc1/MatMul", "fc1 + GELU"),
-    ("PWN(/layers.0/blocks.0/mlp/Constant_2_output_0 + (Unnamed Layer* 42) [Shuffle], PWN(PWN(PWN(/la"
-     "yers.0/blocks.0/mlp/Constant_1_output_0 + (Unnamed Layer* 38) [Shuffle], PWN(PWN(PWN(/layers.0/"
-     "blocks.0/mlp/Constant_output_0 + (Unnamed Layer* 34) [Shuffle], /layers.0/blocks.0/mlp/Div), PW"
-     "N(/layers.0/blocks.0/mlp/Erf)), /layers.0/blocks.0/mlp/Add)), /layers.0/blocks.0/mlp/Mul), /lay"
-     "ers.0/blocks.0/mlp/Mul_1))",
-     "fc1 + GELU"),
-    ("/layers.0/blocks.0/mlp/fc2/MatMul", "fc2"),
-    ("/layers.0/downsample/norm/LayerNormalization/SwinPatchMergeLayerNorm", "patch merging"),
-    ("/patch_embed/norm/LayerNormalization/SwinLayerNormWithParams", "patch embed"),
-    ("/layers.0/blocks.1/Add_1", "residual"),
-    ("/ReduceMean", "head"),
-    ("graph_input_cast0", "other"),
-])
-def test_profile_groups(layer, group):
-    import profile_engine
-
-    assert profile_engine.group_of(layer) == group

@@ -1,0 +1,127 @@
+"""Draw where the time of engines goes, unpatched beside patched, with the fraction of the GPU's peak of every group.
+
+    python Results/draw_profile.py --run 20261122-220232
+
+Reads Results/profile.csv alone, which TensorRT/profile_engine.py fills; writes Results/profile.png: a row of panels for
+each model and precision, a panel for each batch, a bar for each engine. The percentage inside a segment is how much of
+the GPU the group uses: the larger of the fractions of its arithmetic peak and of its bandwidth peak, for the operations
+and bytes that the network asks for. What the network does not ask for, such as a copy, has none.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(1, str(ROOT))
+from utils import RESULTS, UserError, run_script, shown, whole_file  # noqa: E402
+
+# group of profile.csv: colour. In the order in which they are stacked, products below, what moves data above.
+COLOURS = {
+    "qkv": "#0072B2", "proj": "#56B4E9", "fc1 + GELU": "#D55E00", "fc2": "#E69F00", "attention": "#009E73",
+    "LayerNorm and residual": "#CC79A7", "patch embed": "#8c6bb1", "patch merging": "#b8a1d9", "head": "#7f7f7f",
+    "copies and reformats": "#1f2328", "fused by TensorRT": "#d0d7de", "other": "#a8a29e",
+}
+DARK = {"copies and reformats", "qkv"}  # white text on these
+LEAST_SHARE = 0.035  # of the tallest bar in a panel: a segment below it has no room for its percentage
+PANEL = 3.6, 4.4  # inches
+
+Row = dict[str, str]  # of profile.csv
+
+
+def family(engine: str) -> str:
+    """What bars are put side by side: the engine's name without what says that it is patched."""
+    return engine.replace("_attention", "").replace("_layernorm", "")
+
+
+def bar_name(engine: str) -> str:
+    return "patched" if "_attention" in engine else "LayerNorm patched" if "_layernorm" in engine else "unpatched"
+
+
+def used(row: Row) -> float | None:
+    """The fraction of the GPU's peak that a group reaches; None where it has no work or no peak is known."""
+    fractions = [float(row[column]) for column in ("arithmetic_fraction", "bandwidth_fraction") if row[column]]
+    return max(fractions, default=None)
+
+
+def draw(rows: list[Row], title: str) -> plt.Figure:
+    """Stacked times of every engine: a row of panels for each family, a column for each batch."""
+    families = list(dict.fromkeys(family(row["engine"]) for row in rows))
+    batches = sorted({int(row["batch"]) for row in rows})
+    figure, axes = plt.subplots(len(families), len(batches), squeeze=False, layout="constrained",
+                                figsize=(PANEL[0] * max(2, len(batches)), PANEL[1] * len(families) + 1.2))
+    figure.suptitle(title, fontsize=11)
+    handles = {}
+    for line, name in enumerate(families):
+        for column, batch in enumerate(batches):
+            axis = axes[line][column]
+            cell = [row for row in rows if family(row["engine"]) == name and int(row["batch"]) == batch]
+            engines = sorted({row["engine"] for row in cell}, key=lambda engine: ("_attention" in engine, engine))
+            totals = {row["engine"]: row for row in cell if row["group"] == "all"}
+            tallest = max((float(row["time_ms_median"]) for row in totals.values()), default=0)
+            for x, engine in enumerate(engines):
+                height = 0.0
+                groups = {row["group"]: row for row in cell if row["engine"] == engine}
+                for group, colour in COLOURS.items():
+                    if group not in groups:
+                        continue
+                    time_ms, fraction = float(groups[group]["time_ms_median"]), used(groups[group])
+                    handles[group] = axis.bar(x, time_ms, bottom=height, color=colour, width=0.62, edgecolor="white",
+                                              linewidth=0.5)
+                    if fraction is not None and time_ms > LEAST_SHARE * tallest:
+                        axis.text(x, height + time_ms / 2, f"{fraction:.0%}", ha="center", va="center", fontsize=8,
+                                  color="white" if group in DARK else "black")
+                    height += time_ms
+                fraction = used(totals[engine])
+                axis.text(x, height, f"{height:.2f} ms" + (f"\n{fraction:.0%}" if fraction is not None else ""),
+                          ha="center", va="bottom", fontsize=9)
+            axis.set_title(f"{name}, batch {batch}", fontsize=10)
+            axis.set_xticks(range(len(engines)), [bar_name(engine) for engine in engines])
+            axis.set_xlim(-0.6, len(engines) - 0.4)
+            axis.set_ylim(0, 1.2 * tallest or 1)
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[line][0].set_ylabel("ms, sum of layers")
+    figure.legend([handles[group] for group in COLOURS if group in handles],
+                  [group for group in COLOURS if group in handles], loc="outside lower center", ncols=5, fontsize=9,
+                  frameon=False, title="percentages: of the GPU's measured peak, arithmetic or bandwidth, whichever is "
+                                       "nearer", title_fontsize=9)
+    return figure
+
+
+def profile_rows(results: Path, run_id: str | None = None) -> list[Row]:
+    """The rows of one run of profile.csv, by default the last one's.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = results / "profile.csv"
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    run_id = run_id or (rows[-1]["run_id"] if rows else None)
+    rows = [row for row in rows if row["run_id"] == run_id]
+    if not rows:
+        raise UserError(f"{shown(path)}: no rows of {f'run {run_id}' if run_id else 'any run'}; "
+                        "TensorRT/profile_engine.py measures them")
+    # Of an engine that was profiled twice in a run, the last time counts.
+    return list({(row["engine"], row["batch"], row["group"]): row for row in rows}.values())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", metavar="RUN_ID", help="default: that of the last row in profile.csv")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
+                        help="of profile.csv, and where the picture goes (default: Results/)")
+    args = parser.parse_args(arguments)
+    rows = profile_rows(args.results, args.run)
+    figure = draw(rows, f"Where the time goes on {', '.join(dict.fromkeys(row['gpu'] for row in rows))}")
+    with whole_file(args.results / "profile.png") as partial:
+        # Without the version of matplotlib in it, the same rows give the same file.
+        figure.savefig(partial, dpi=110, metadata={"Software": None})
+    print(f"wrote {shown(args.results / 'profile.png')}: {len(rows)} rows of run {rows[0]['run_id']}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -175,6 +175,12 @@ public:
         }
         return shapes;
     }
+    std::vector<DataType> output_types(const std::vector<DataType>& inputs) const {
+        std::vector<DataType> types(outputs(), DataType::kBOOL);
+        build()->getOutputDataTypes(types.data(), outputs(), inputs.data(), static_cast<int32_t>(inputs.size()));
+        return types;
+    }
+    size_t workspace_bytes() const { return build()->getWorkspaceSize(nullptr, 0, nullptr, 0); }
     bool supports(int position, const std::vector<PluginTensorDesc>& tensors, int inputs) const {
         std::vector<DynamicPluginTensorDesc> dynamic;
         for (const PluginTensorDesc& one : tensors) dynamic.push_back({one, one.dims, one.dims, one.dims});
@@ -217,6 +223,14 @@ public:
         }
         return shapes;
     }
+    std::vector<DataType> output_types(const std::vector<DataType>& inputs) const {
+        std::vector<DataType> types;
+        for (int i = 0; i < outputs(); ++i) {
+            types.push_back(plugin_->getOutputDataType(i, inputs.data(), static_cast<int32_t>(inputs.size())));
+        }
+        return types;
+    }
+    size_t workspace_bytes() const { return plugin_->getWorkspaceSize(nullptr, 0, nullptr, 0); }
     bool supports(int position, const std::vector<PluginTensorDesc>& tensors, int inputs) const {
         return plugin_->supportsFormatCombination(
             position, tensors.data(), inputs, static_cast<int32_t>(tensors.size()) - inputs);
@@ -279,9 +293,14 @@ PluginTensorDesc tensor(const Shape& shape, DataType type, TensorFormat format =
 struct Valid {
     std::string op;
     Attributes attributes;
-    int activations;
+    std::string types;  // a letter a tensor, inputs first: a activation, f FP32, h FP16, q INT8 (four in an INT32)
     std::vector<Shape> inputs, outputs;
 };
+
+DataType type_of(char letter, DataType activation) {
+    return letter == 'a' ? activation : letter == 'f' ? DataType::kFLOAT : letter == 'h' ? DataType::kHALF
+                                                                                         : DataType::kINT32;
+}
 
 struct Invalid {
     std::string op;
@@ -299,6 +318,10 @@ Attributes attention(int height, int width, int heads, int window, int shift) {
         {"shift_size!", shift}, {"scale", 0.17F}, {"mask_value", -100}};
 }
 
+Attributes linear(int gelu) {
+    return {{"gelu!", gelu}};
+}
+
 void check_valid(const Valid& valid) {
     logged.clear();
     Plugin plugin(valid.op, valid.attributes);
@@ -308,19 +331,25 @@ void check_valid(const Valid& valid) {
     const int inputs = static_cast<int>(valid.inputs.size());
     for (int round = 0; round < 3; ++round) {  // as parsed, as cloned, as loaded from an engine
         expect(plugin.output_shapes(valid.inputs) == valid.outputs, valid.op + " gives its output shapes");
-        std::vector<DataType> types{DataType::kFLOAT, DataType::kHALF};
+        std::vector<DataType> activations{DataType::kFLOAT, DataType::kHALF};
 #if NV_TENSORRT_MAJOR >= 10
-        types.push_back(DataType::kBF16);
+        activations.push_back(DataType::kBF16);
 #endif
-        for (DataType type : types) {
+        for (DataType activation : activations) {
             std::vector<PluginTensorDesc> tensors;
-            for (int i = 0; i < inputs; ++i) {
-                tensors.push_back(tensor(valid.inputs[i], i < valid.activations ? type : DataType::kFLOAT));
+            std::vector<DataType> types;
+            for (const auto* shapes : {&valid.inputs, &valid.outputs}) {
+                for (const Shape& shape : *shapes) {
+                    types.push_back(type_of(valid.types[tensors.size()], activation));
+                    tensors.push_back(tensor(shape, types.back()));
+                }
             }
-            for (const Shape& shape : valid.outputs) tensors.push_back(tensor(shape, type));
+            expect(plugin.output_types({types.begin(), types.begin() + inputs})
+                    == std::vector<DataType>(types.begin() + inputs, types.end()),
+                valid.op + " gives its outputs' types");
             for (int i = 0; i < static_cast<int>(tensors.size()); ++i) {
                 const std::string which = valid.op + ", tensor " + std::to_string(i) + ", type "
-                    + std::to_string(static_cast<int>(type));
+                    + std::to_string(static_cast<int>(types[i]));
                 expect(plugin.supports(i, tensors, inputs), which + " is supported");
                 auto other = tensors;
                 other[i].type = DataType::kINT8;
@@ -328,12 +357,10 @@ void check_valid(const Valid& valid) {
                 other[i] = tensors[i];
                 other[i].format = TensorFormat::kCHW32;
                 expect(!plugin.supports(i, other, inputs), which + " in another format is not");
-                if (i > 0) {
+                if (i > 0 || valid.types[0] != 'a') {
                     other[i] = tensors[i];
-                    other[i].type = type == DataType::kFLOAT ? DataType::kHALF : DataType::kFLOAT;
-                    const bool parameter = i >= valid.activations && i < inputs;
-                    expect(!plugin.supports(i, other, inputs) || (parameter && type != DataType::kFLOAT),
-                        which + " of another type than the first is not");
+                    other[i].type = types[i] == DataType::kFLOAT ? DataType::kHALF : DataType::kFLOAT;
+                    expect(!plugin.supports(i, other, inputs), which + " of another type is not");
                 }
             }
         }
@@ -346,7 +373,7 @@ void check_valid(const Valid& valid) {
     std::vector<PluginTensorDesc> tensors;
     for (Shape shape : valid.inputs) {
         if (shape[0] < 0) shape[0] = 0;
-        tensors.push_back(tensor(shape, DataType::kFLOAT));
+        tensors.push_back(tensor(shape, type_of(valid.types[tensors.size()], DataType::kFLOAT)));
     }
     expect(plugin.enqueue(tensors) == 0 && logged.empty(), valid.op + " with an empty batch");
     tensors[0].type = DataType::kINT8;
@@ -366,16 +393,20 @@ void check_invalid(const Invalid& invalid) {
 
 int main() {
     const Valid valid[] = {
-        {"SwinLayerNorm", kEpsilon, 1, {{-1, 49, 96}}, {{-1, 49, 96}}},
-        {"SwinLayerNorm", kEpsilon, 1, {{-1, 96}}, {{-1, 96}}},
-        {"SwinLayerNormWithParams", kEpsilon, 1, {{-1, 7, 7, 96}, {96}, {96}}, {{-1, 7, 7, 96}}},
-        {"SwinAddLayerNorm", kEpsilon, 2, {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}}, {{-1, 49, 96}, {-1, 49, 96}}},
-        {"SwinLayerNormAdd", kEpsilon, 2, {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}}, {{-1, 49, 96}}},
-        {"SwinPatchMergeLayerNorm", kMerge, 1, {{-1, 1568, 96}, {384}, {384}}, {{-1, 392, 384}}},
-        {"SwinPatchMerge", kGather, 1, {{-1, 1568, 96}}, {{-1, 392, 384}}},
-        {"SwinFNorm", {{"epsilon", 1e-12F}}, 1, {{-1, 3, 49, 32}}, {{-1, 3, 49, 32}}},
-        {"SwinAttention", attention(14, 21, 3, 7, 3), 1, {{-1, 294, 288}, {3, 49, 56}}, {{-1, 294, 96}}},
-        {"SwinAttention", attention(16, 16, 3, 8, 0), 1, {{-1, 256, 288}, {3, 64, 64}, {3}}, {{-1, 256, 96}}},
+        {"SwinLayerNorm", kEpsilon, "aa", {{-1, 49, 96}}, {{-1, 49, 96}}},
+        {"SwinLayerNorm", kEpsilon, "aa", {{-1, 96}}, {{-1, 96}}},
+        {"SwinLayerNormWithParams", kEpsilon, "affa", {{-1, 7, 7, 96}, {96}, {96}}, {{-1, 7, 7, 96}}},
+        {"SwinAddLayerNorm", kEpsilon, "aaffaa", {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}},
+            {{-1, 49, 96}, {-1, 49, 96}}},
+        {"SwinLayerNormAdd", kEpsilon, "aaffa", {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}}, {{-1, 49, 96}}},
+        {"SwinPatchMergeLayerNorm", kMerge, "affa", {{-1, 1568, 96}, {384}, {384}}, {{-1, 392, 384}}},
+        {"SwinPatchMerge", kGather, "aa", {{-1, 1568, 96}}, {{-1, 392, 384}}},
+        {"SwinFNorm", {{"epsilon", 1e-12F}}, "aa", {{-1, 3, 49, 32}}, {{-1, 3, 49, 32}}},
+        {"SwinAttention", attention(14, 21, 3, 7, 3), "afa", {{-1, 294, 288}, {3, 49, 56}}, {{-1, 294, 96}}},
+        {"SwinAttention", attention(16, 16, 3, 8, 0), "affa", {{-1, 256, 288}, {3, 64, 64}, {3}}, {{-1, 256, 96}}},
+        {"SwinLinear", linear(1), "aaaa", {{-1, 49, 96}, {384, 96}, {384}}, {{-1, 49, 384}}},
+        {"SwinLinear", linear(0), "aaaaa", {{-1, 49, 384}, {96, 384}, {96}, {-1, 49, 96}}, {{-1, 49, 96}}},
+        {"SwinLinear", linear(0), "aaaa", {{-1, 95}, {33, 95}, {33}}, {{-1, 33}}},
     };
     const Invalid invalid[] = {
         {"SwinLayerNorm", {}, {{2, 96}}, "attribute epsilon is missing"},
@@ -385,7 +416,7 @@ int main() {
         {"SwinLayerNorm", kEpsilon, {{-1, 96}, {96}}, "2 inputs instead of 1"},
         {"SwinLayerNormWithParams", kEpsilon, {{-1, 96}, {95}, {96}}, "gamma is [95] instead of [96]"},
         {"SwinLayerNormWithParams", kEpsilon, {{-1, 96}, {96}, {1, 96}}, "beta is [1, 96] instead of [96]"},
-        {"SwinAddLayerNorm", kEpsilon, {{-1, 49, 96}, {-1, 48, 96}, {96}, {96}}, "residual is [?, 48, 96] instead of [?, 49, 96]"},
+        {"SwinAddLayerNorm", kEpsilon, {{-1, 49, 96}, {-1, 48, 96}, {96}, {96}}, "residual is [?, 48, 96] instead"},
         {"SwinLayerNormAdd", kEpsilon, {{-1, 49, 96}, {-1, 96}, {96}, {96}}, "residual is [?, 96]"},
         {"SwinLayerNormAdd", kEpsilon, {{-1, 49, 96}, {-1, 49, 96}, {96}}, "3 inputs instead of 4"},
         {"SwinPatchMergeLayerNorm", kMerge, {{-1, 1567, 96}, {384}, {384}}, "1567 tokens instead of height * width"},
@@ -403,8 +434,19 @@ int main() {
         {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 196, 288}, {3, 49, 49}}, "bias is [3, 49, 49] instead of"},
         {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 196, 288}, {3, 49, 56}, {3, 1}}, "logit_scale is [3, 1]"},
         {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 196, 288}}, "1 inputs instead of 2 to 3"},
+        {"SwinLinear", {}, {{-1, 96}, {96, 96}, {96}}, "attribute gelu is missing"},
+        {"SwinLinear", linear(2), {{-1, 96}, {96, 96}, {96}}, "gelu is 2 instead of 0 or 1"},
+        {"SwinLinear", linear(0), {{-1, 96}, {96, 96}}, "2 inputs instead of 3 to 4"},
+        {"SwinLinear", linear(0), {{}, {96, 96}, {96}}, "scalar"},
+        {"SwinLinear", linear(0), {{-1, 96}, {96}, {96}}, "weight is [96] instead of 2-dimensional"},
+        {"SwinLinear", linear(0), {{-1, 96}, {96, 384}, {96}}, "weight is [96, 384] instead of [96, 96]"},
+        {"SwinLinear", linear(0), {{-1, 96}, {384, 96}, {96}}, "bias is [96] instead of [384]"},
+        {"SwinLinear", linear(0), {{-1, 49, 96}, {384, 96}, {384}, {-1, 49, 96}}, "instead of [?, 49, 384]"},
+        {"SwinLinear", linear(1), {{-1, 96}, {96, 96}, {96}, {-1, 96}}, "gelu and a residual"},
     };
     for (const Valid& one : valid) check_valid(one);
+    expect(Plugin("SwinLinear", linear(0)).workspace_bytes() == 32 << 20, "SwinLinear asks for workspace");
+    expect(Plugin("SwinFNorm", kEpsilon).workspace_bytes() == 0, "SwinFNorm asks for none");
     for (const Invalid& one : invalid) check_invalid(one);
     std::printf("%zu plugins, %zu shapes accepted, %zu refused, %d checks failed\n", registry().creators.size(),
         std::size(valid), std::size(invalid), failures);

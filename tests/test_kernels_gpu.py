@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -358,6 +359,135 @@ def test_attention(variant, dtype):
     judge(errors)
 
 
+# --- Linear ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Linear:
+    """One call: y [rows, out_features] of x [rows, in_features], plain or with one of GELU and residual."""
+
+    rows: int
+    in_features: int
+    out_features: int
+    epilogue: str  # "", "gelu" or "residual"
+    misaligned: bool = False
+
+
+def small_linears():
+    """Every product of Small at batch 1 and 3: (tokens of the image, V1 or V2) and channels of each stage."""
+    for batch in (1, 3):
+        for side in (56, 64):  # V1 at 224, V2 at 256
+            for stage in range(4):
+                rows, channels = batch * (side >> stage) ** 2, 96 << stage
+                yield Linear(rows, channels, 3 * channels, "")  # qkv
+                yield Linear(rows, channels, channels, "residual" if side == 56 else "")  # proj
+                yield Linear(rows, channels, 4 * channels, "gelu")  # fc1
+                yield Linear(rows, 4 * channels, channels, "residual" if side == 56 else "")  # fc2
+                if stage < 3:
+                    yield Linear(rows // 4, 4 * channels, 2 * channels, "")  # patch merging's reduction
+
+
+AWKWARD_LINEARS = [
+    Linear(rows, in_features, out_features, epilogue)
+    for rows, in_features, out_features in [
+        (1, 96, 96), (2, 33, 97), (3, 97, 33), (17, 95, 101), (5, 1, 64), (64, 50, 1), (7, 1001, 13),
+        (129, 100, 36), (4, 8, 8), (1, 3072, 768), (1000, 31, 511),
+    ]
+    for epilogue in ("", "gelu", "residual")
+] + [Linear(33, width, 2 * width, epilogue, True) for width in (96, 97) for epilogue in ("", "gelu", "residual")]
+
+
+def linear_inputs(case: Linear, dtype, seed: int):
+    """x, weight, bias and residual or None, of `dtype`; weights scaled so that y is about as large as x."""
+    x = draw((case.rows, case.in_features), dtype, "normal", seed)
+    weight = draw((case.out_features, case.in_features), torch.float32, "normal", seed + 1) / case.in_features**0.5
+    bias = draw((case.out_features,), dtype, "normal", seed + 2)
+    shape = (case.rows, case.out_features)
+    return x, weight.to(dtype), bias, draw(shape, dtype, "normal", seed + 3) if case.epilogue == "residual" else None
+
+
+def linear_formula(x, weight, bias, residual, epilogue: str) -> torch.Tensor:
+    """PyTorch's, in the precision of the arguments."""
+    y = F.linear(x, weight, bias)
+    if epilogue == "gelu":
+        return F.gelu(y)
+    return y if residual is None else y + residual
+
+
+def linear_errors(cases, dtype, gelu: int) -> list[Error]:
+    errors = []
+    for case in cases:
+        got, same, exact = [], [], []
+        for seed in range(max(1, MINIMUM_ELEMENTS // (case.rows * case.out_features))):
+            tensors = linear_inputs(case, dtype, 4 * seed)
+            given = [misalign(t) if case.misaligned and t is not None else t for t in tensors]
+            out = Output((case.rows, case.out_features), dtype, int(case.misaligned))
+            kernels.linear(*given, out.tensor, gelu if case.epilogue == "gelu" else 0)
+            got.append(out.checked())
+            same.append(linear_formula(*tensors, case.epilogue))
+            exact.append(linear_formula(*(None if t is None else t.double() for t in tensors), case.epilogue))
+        errors.append(error_of(str(case), *([torch.cat(parts)] for parts in (got, same, exact))))
+    return errors
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_of_small(dtype):
+    judge(linear_errors(small_linears(), dtype, gelu=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_of_awkward_sizes(dtype):
+    judge(linear_errors(AWKWARD_LINEARS, dtype, gelu=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_with_exact_gelu(dtype):
+    cases = [case for case in [*small_linears(), *AWKWARD_LINEARS] if case.epilogue == "gelu"]
+    judge(linear_errors(cases, dtype, gelu=2))
+
+
+@pytest.mark.parametrize("epilogue", ["", "gelu", "residual"])
+def test_linear_in_a_cuda_graph(epilogue):
+    """A captured call computes, from new values in the same tensors, the bits of a call outside of the graph."""
+    case = Linear(196, 384, 1536, epilogue)
+    tensors = linear_inputs(case, torch.float16, seed=0)
+    y = torch.empty(case.rows, case.out_features, dtype=torch.float16, device=DEVICE)
+    kernels.linear(*tensors, y, int(epilogue == "gelu"))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernels.linear(*tensors, y, int(epilogue == "gelu"))
+    for captured, fresh in zip(tensors, linear_inputs(case, torch.float16, seed=10), strict=True):
+        if captured is not None:
+            captured.copy_(fresh)
+    expected = torch.empty_like(y)
+    kernels.linear(*tensors, expected, int(epilogue == "gelu"))
+    y.fill_(math.nan)
+    graph.replay()
+    assert torch.equal(y, expected)
+
+
+def test_linear_on_two_streams_at_once():
+    """Two threads, a stream each, both with shapes that nobody has used before: the bits of calls one by one."""
+    def products(stream: torch.cuda.Stream, inputs: list, outputs: list) -> None:
+        with torch.cuda.stream(stream):
+            for _ in range(20):
+                for tensors, y in zip(inputs, outputs, strict=True):
+                    kernels.linear(*tensors, y, 0)
+
+    cases = [Linear(rows, 4 * width, width, "residual") for rows in (51, 1237) for width in (96, 384, 768)]
+    inputs = [[linear_inputs(case, torch.float16, seed) for case in cases] for seed in (0, 100)]
+    outputs = [[torch.full((c.rows, c.out_features), math.nan, dtype=torch.half, device=DEVICE) for c in cases]
+               for _ in inputs]
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(products, torch.cuda.Stream(), *both) for both in zip(inputs, outputs, strict=True)]:
+            future.result()
+    torch.cuda.synchronize()
+    for tensors, y in zip([*inputs[0], *inputs[1]], [*outputs[0], *outputs[1]], strict=True):
+        alone = torch.empty_like(y)
+        kernels.linear(*tensors, alone, 0)
+        assert torch.equal(y, alone)
+
+
 # --- sizes past 2^31 elements, bad arguments -------------------------------------------------------------------------
 
 def enough_memory(gibibytes: int) -> None:
@@ -420,12 +550,14 @@ def test_empty_input_is_nothing_to_do():
     x = torch.empty(0, 96, device=DEVICE)
     kernels.layernorm(x, None, None, x, EPSILON)
     kernels.fnorm(x, x, 1e-12)
+    kernels.linear(x, torch.empty(96, 96, device=DEVICE), torch.empty(96, device=DEVICE), None, x, 0)
 
 
 def test_arguments_outside_the_contract_are_refused():
     x = torch.zeros(4, 16, 96, device=DEVICE)
     wide = torch.zeros(1, 8193, device=DEVICE)
     qkv, bias = torch.zeros(1, 196, 288, device=DEVICE), torch.zeros(3, 49, 56, device=DEVICE)
+    weight = torch.zeros(96, 96, device=DEVICE)
     refused = [
         lambda: kernels.layernorm(wide, None, None, wide, EPSILON),
         lambda: kernels.layernorm(x, torch.ones(96, device=DEVICE), None, x, EPSILON),
@@ -439,6 +571,9 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.attention(qkv, bias, None, x, 14, 14, 4, 7, 3, 1.0, -100.0),  # head_dim 24
         lambda: kernels.attention(qkv, bias, None, x, 14, 14, 3, 5, 0, 1.0, -100.0),  # 5 does not divide 14
         lambda: kernels.attention(qkv, bias, None, x, 14, 14, 3, 7, 7, 1.0, -100.0),  # shift = window
+        lambda: kernels.linear(x, weight, None, None, x, 0),
+        lambda: kernels.linear(x, weight, weight[0], x, x, 1),  # GELU and residual
+        lambda: kernels.linear(x, weight, weight[0], None, x, 3),
     ]
     for index, call in enumerate(refused):
         with pytest.raises(RuntimeError, match=r"CUDA error 1$"):

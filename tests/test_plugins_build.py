@@ -1,6 +1,6 @@
 """The kernels and plugins compile, and the plugins keep their contract with TensorRT; no GPU and no TensorRT needed.
 
-    pytest tests/test_plugins_build.py      # needs nvcc; with TensorRT's headers (TENSORRT_ROOT) the plugins too
+    pytest tests/test_plugins_build.py  # needs nvcc and cuBLAS; with TensorRT's headers (TENSORRT_ROOT) the plugins too
 
 Builds into TensorRT/Plugins/build/tests, so that a second run compiles what changed alone.
 """
@@ -18,7 +18,7 @@ PLUGINS = Path(__file__).resolve().parents[1] / "TensorRT" / "Plugins"
 BUILD = PLUGINS / "build" / "tests"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 C_FUNCTIONS = ["swin_layernorm", "swin_add_layernorm", "swin_layernorm_add", "swin_patch_merge", "swin_fnorm",
-               "swin_attention"]
+               "swin_attention", "swin_linear"]
 
 pytestmark = pytest.mark.skipif(NVCC is None or shutil.which("make") is None, reason="no nvcc or no make here")
 
@@ -65,6 +65,7 @@ def test_plugins_keep_their_contract():
 @pytest.mark.parametrize(("arguments", "environment", "message"), [
     (["kernels"], {"CUDA_HOME": "/nonexistent"}, "set CUDA_HOME to the CUDA toolkit"),
     (["kernels", "ARCHS=12"], {}, 'does not know ARCHS "12"; set ARCHS to some of'),
+    (["kernels"], {"CUBLAS_ROOT": "/nonexistent"}, "set CUBLAS_ROOT to the folder whose include/ has it"),
     (["plugins"], {"TENSORRT_ROOT": "/nonexistent"}, "set TENSORRT_ROOT to the folder whose include/"),
 ])
 def test_a_missing_setting_says_what_to_set(arguments, environment, message):

@@ -16,6 +16,8 @@ import torch
 PLUGINS = Path(__file__).resolve().parent
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
+LINEAR_WORKSPACE_BYTES = 32 << 20  # SWIN_LINEAR_WORKSPACE_BYTES
+
 _pointer, _int, _long, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_float
 ARGUMENTS = {
     "swin_layernorm": [_pointer] * 4 + [_int, _long, _int, _float, _pointer],
@@ -24,6 +26,7 @@ ARGUMENTS = {
     "swin_patch_merge": [_pointer] * 4 + [_int] * 5 + [_float, _pointer],
     "swin_fnorm": [_pointer] * 2 + [_int, _long, _int, _float, _pointer],
     "swin_attention": [_pointer] * 4 + [_int] * 8 + [_float, _float, _pointer],
+    "swin_linear": [_pointer] * 5 + [_int, _long, _int, _int, _int, _pointer, ctypes.c_size_t, _pointer],
 }
 
 
@@ -85,3 +88,14 @@ def attention(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int
     channels = qkv.shape[-1] // 3
     call("swin_attention", qkv, bias, logit_scale, y, TYPES[qkv.dtype], qkv.shape[0], height, width, channels,
          num_heads, window_size, shift_size, scale, mask_value)
+
+
+def linear(x, weight, bias, residual, y, gelu: int) -> None:
+    """y = act(x weight^T + bias) [+ residual] over the last axis; gelu 0 none, 1 as the plugin, 2 exact in any type.
+
+    The workspace comes from PyTorch's allocator, so calls on other streams have others.
+    """
+    workspace = torch.empty(LINEAR_WORKSPACE_BYTES, dtype=torch.uint8, device=x.device)
+    out_features, in_features = weight.shape
+    call("swin_linear", x, weight, bias, residual, y, TYPES[x.dtype], x.numel() // in_features, in_features,
+         out_features, gelu, workspace, LINEAR_WORKSPACE_BYTES)

@@ -1,0 +1,250 @@
+#include "linear_kernel.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <new>
+#include <tuple>
+
+#include <cublasLt.h>
+
+#include "common/vector_io.cuh"
+
+namespace swin {
+namespace {
+
+struct Linear {
+    const void *x, *weight, *bias, *residual;
+    void* y;
+    int type;
+    long long rows;
+    int in_features, out_features;
+    int gelu;
+    void* workspace;
+    size_t workspace_bytes;
+    cudaStream_t stream;
+};
+
+// cuBLASLt's GELU is the tanh form, which differs from the exact one by up to 5e-4: less than FP16 rounds logits by,
+// far more than FP32 does.
+bool gelu_in_epilogue(const Linear& a) { return a.gelu == 1 && a.type != SWIN_FP32; }
+
+// x * Phi(x), exact also in the tail where 1 + erf cancels.
+__device__ __forceinline__ float exact_gelu(float x) { return x * normcdff(x); }
+
+// --- GELU in place ---------------------------------------------------------------------------------------------------
+
+template <class T, int VEC> __global__ void __launch_bounds__(256) gelu_kernel(T* y, long long vectors) {
+    const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
+    for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < vectors; i += step) {
+        float value[VEC];
+        unpack<T, VEC>(load_raw<T, VEC>(y + i * VEC), value);
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) value[v] = exact_gelu(value[v]);
+        store_raw<T, VEC>(y + i * VEC, pack<T, VEC>(value));
+    }
+}
+
+template <class T, int VEC> void launch_gelu(const Linear& a) {
+    const long long vectors = a.rows * a.out_features / VEC;
+    const auto blocks = static_cast<unsigned>(std::min((vectors + 255) / 256, 1LL << 30));
+    gelu_kernel<T, VEC><<<blocks, 256, 0, a.stream>>>(static_cast<T*>(a.y), vectors);
+}
+
+// --- the product where cuBLASLt has no algorithm -------------------------------------------------------------------
+
+constexpr int kTile = 16;
+
+// A thread an element of y; a block 16 x 16 of them, with as much of x and weight in shared memory at a time.
+template <class T> __global__ void __launch_bounds__(kTile* kTile) plain_linear_kernel(const Linear a) {
+    __shared__ float x_tile[kTile][kTile], weight_tile[kTile][kTile + 1];
+    const T* x = static_cast<const T*>(a.x);
+    const T* weight = static_cast<const T*>(a.weight);
+    const int column = threadIdx.x, line = threadIdx.y;
+    const long long row = static_cast<long long>(blockIdx.x) * kTile + line;
+    const int feature = blockIdx.y * kTile + column;
+    const int loaded_feature = blockIdx.y * kTile + line;
+
+    float sum = 0.0f;
+    for (int first = 0; first < a.in_features; first += kTile) {
+        const int k = first + column;
+        const bool inside = k < a.in_features;
+        x_tile[line][column] = inside && row < a.rows ? to_float(x[row * a.in_features + k]) : 0.0f;
+        weight_tile[line][column] = inside && loaded_feature < a.out_features
+            ? to_float(weight[static_cast<long long>(loaded_feature) * a.in_features + k])
+            : 0.0f;
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < kTile; ++i) sum = fmaf(x_tile[line][i], weight_tile[column][i], sum);
+        __syncthreads();
+    }
+
+    if (row >= a.rows || feature >= a.out_features) return;
+    const long long at = row * a.out_features + feature;
+    float value = sum + to_float(static_cast<const T*>(a.bias)[feature]);
+    if (a.gelu != 0) value = exact_gelu(value);
+    if (a.residual != nullptr) value += to_float(static_cast<const T*>(a.residual)[at]);
+    static_cast<T*>(a.y)[at] = from_float<T>(value);
+}
+
+template <class T> void launch_plain(const Linear& a) {
+    const dim3 blocks(static_cast<unsigned>((a.rows + kTile - 1) / kTile), (a.out_features + kTile - 1) / kTile);
+    plain_linear_kernel<T><<<blocks, dim3(kTile, kTile), 0, a.stream>>>(a);
+}
+
+// --- cuBLASLt --------------------------------------------------------------------------------------------------------
+
+struct CublasFailure {
+    cublasStatus_t status;
+};
+
+void check(cublasStatus_t status) {
+    if (status != CUBLAS_STATUS_SUCCESS) throw CublasFailure{status};
+}
+
+template <class Value>
+void set(cublasLtMatmulDescOpaque_t& operation, cublasLtMatmulDescAttributes_t attribute, const Value& value) {
+    check(cublasLtMatmulDescSetAttribute(&operation, attribute, &value, sizeof(value)));
+}
+
+template <class Value>
+void set(
+    cublasLtMatmulPreferenceOpaque_t& preference, cublasLtMatmulPreferenceAttributes_t attribute, const Value& value) {
+    check(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)));
+}
+
+// The largest power of two, at most 256, that divides every address; null divides by all.
+template <class... Pointer> uint32_t alignment(Pointer... pointer) {
+    const uintptr_t bits = (reinterpret_cast<uintptr_t>(pointer) | ... | uintptr_t{256});
+    return static_cast<uint32_t>(bits & -bits);
+}
+
+// cuBLASLt is column-major, where a row-major [m, n] is an [n, m]: y^T = (weight^T)^T x^T. The descriptors live on the
+// stack; nothing is allocated.
+struct Product {
+    cublasLtMatmulDescOpaque_t operation;
+    cublasLtMatrixLayoutOpaque_t weight, x, y;
+
+    explicit Product(const Linear& a) {
+        const cudaDataType type = a.type == SWIN_FP32 ? CUDA_R_32F : a.type == SWIN_FP16 ? CUDA_R_16F : CUDA_R_16BF;
+        check(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+        set(operation, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+        set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
+            gelu_in_epilogue(a) ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS);
+        set(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, a.bias);
+        check(cublasLtMatrixLayoutInit(&weight, type, a.in_features, a.out_features, a.in_features));
+        check(cublasLtMatrixLayoutInit(&x, type, a.in_features, a.rows, a.in_features));
+        check(cublasLtMatrixLayoutInit(&y, type, a.out_features, a.rows, a.out_features));
+    }
+};
+
+struct Choice {
+    bool exists = false;
+    cublasLtMatmulAlgo_t algorithm;
+};
+
+// cuBLASLt on one GPU: its handle, and the algorithm chosen for each product so far.
+class Cublas {
+public:
+    // That of the current GPU; made at the first call and kept until the process ends.
+    static Cublas& current() {
+        static std::mutex mutex;
+        static std::map<int, Cublas>& all = *new std::map<int, Cublas>;  // outlives static plugins
+        int device = 0;
+        cudaGetDevice(&device);
+        const std::lock_guard<std::mutex> lock(mutex);
+        return all[device];
+    }
+
+    Cublas() { check(cublasLtCreate(&handle_)); }
+    Cublas(const Cublas&) = delete;
+
+    // False where cuBLASLt cannot do it.
+    bool run(const Linear& a) {
+        Product product(a);
+        const Choice choice = choose(a, product);
+        if (!choice.exists) return false;
+        const float one = 1.0f, beta = a.residual != nullptr ? 1.0f : 0.0f;
+        const void* c = a.residual != nullptr ? a.residual : a.y;
+        const cublasStatus_t status = cublasLtMatmul(handle_, &product.operation, &one, a.weight, &product.weight, a.x,
+            &product.x, &beta, c, &product.y, a.y, &product.y, &choice.algorithm, a.workspace, a.workspace_bytes,
+            a.stream);
+        if (status == CUBLAS_STATUS_NOT_SUPPORTED) return false;
+        check(status);
+        return true;
+    }
+
+private:
+    // type, rows, in_features, out_features, GELU, residual, alignments of weight, x, residual and y, workspace.
+    using Key = std::tuple<int, long long, int, int, bool, bool, uint32_t, uint32_t, uint32_t, uint32_t, size_t>;
+
+    // cuBLASLt's first suggestion: no timing, so that engines and runs are alike.
+    Choice choose(const Linear& a, Product& product) {
+        const uint32_t weight = alignment(a.weight), x = alignment(a.x), c = alignment(a.residual);
+        const uint32_t y = alignment(a.y, a.bias);  // there is no preference for the bias itself
+        const Key key{a.type, a.rows, a.in_features, a.out_features, gelu_in_epilogue(a), a.residual != nullptr, weight,
+            x, c, y, a.workspace_bytes};
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto known = choices_.find(key);
+        if (known != choices_.end()) return known->second;
+
+        cublasLtMatmulPreferenceOpaque_t preference;
+        check(cublasLtMatmulPreferenceInit(&preference));
+        set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, a.workspace_bytes);
+        set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, weight);
+        set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x);
+        set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, a.residual != nullptr ? c : y);
+        set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, y);
+        // Partial sums of split products stay FP32.
+        set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+            static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+        cublasLtMatmulHeuristicResult_t result{};
+        int count = 0;
+        const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, &product.operation, &product.weight,
+            &product.x, &product.y, &product.y, &preference, 1, &result, &count);
+        if (status != CUBLAS_STATUS_NOT_SUPPORTED && status != CUBLAS_STATUS_INVALID_VALUE) check(status);
+        const bool exists = status == CUBLAS_STATUS_SUCCESS && count > 0 && result.state == CUBLAS_STATUS_SUCCESS;
+        return choices_[key] = Choice{exists, result.algo};
+    }
+
+    cublasLtHandle_t handle_ = nullptr;
+    std::mutex mutex_;
+    std::map<Key, Choice> choices_;
+};
+
+template <class T> int run(const Linear& a) {
+    if (!Cublas::current().run(a)) {
+        launch_plain<T>(a);
+    } else if (a.gelu != 0 && !gelu_in_epilogue(a)) {
+        const bool vectors = aligned16(a.y) && a.rows * a.out_features % kVector<T> == 0;
+        vectors ? launch_gelu<T, kVector<T>>(a) : launch_gelu<T, 1>(a);
+    }
+    return cudaGetLastError();
+}
+
+}  // namespace
+}  // namespace swin
+
+int swin_linear(const void* x, const void* weight, const void* bias, const void* residual, void* y, int type,
+    long long rows, int in_features, int out_features, int gelu, void* workspace, size_t workspace_bytes,
+    cudaStream_t stream) {
+    if (rows == 0) return cudaSuccess;
+    if (x == nullptr || weight == nullptr || bias == nullptr || y == nullptr || rows < 0 || in_features < 1
+        || out_features < 1 || gelu < 0 || gelu > 2 || (gelu != 0 && residual != nullptr)) {
+        return cudaErrorInvalidValue;
+    }
+    const swin::Linear a{x, weight, bias, residual, y, type, rows, in_features, out_features, gelu, workspace,
+        workspace != nullptr ? workspace_bytes : 0, stream};
+    try {
+        switch (type) {
+        case SWIN_FP32: return swin::run<float>(a);
+        case SWIN_FP16: return swin::run<__half>(a);
+        case SWIN_BF16: return swin::run<__nv_bfloat16>(a);
+        default: return cudaErrorInvalidValue;
+        }
+    } catch (const swin::CublasFailure& failure) {
+        return failure.status == CUBLAS_STATUS_ALLOC_FAILED ? cudaErrorMemoryAllocation : cudaErrorUnknown;
+    } catch (const std::bad_alloc&) {
+        return cudaErrorMemoryAllocation;
+    }
+}

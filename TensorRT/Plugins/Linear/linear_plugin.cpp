@@ -1,0 +1,55 @@
+// SwinLinear: Linear with bias, and GELU or a residual in its epilogue. README.md beside this file is the contract.
+#include "Linear/linear_kernel.h"
+#include "common/registration.h"
+
+namespace {
+
+using namespace swin;
+
+struct LinearOp : Operator {
+    static constexpr const char* kName = "SwinLinear";
+    static constexpr Input kInputs[] = {{"x", Type::kActivation}, {"weight", Type::kActivation},
+        {"bias", Type::kActivation}, {"residual", Type::kActivation}};
+    static constexpr int kRequired = 3;
+    static constexpr size_t kWorkspaceBytes = SWIN_LINEAR_WORKSPACE_BYTES;
+
+    struct Attributes {
+        int32_t gelu;
+    };
+    static constexpr Field<Attributes> kFields[] = {{"gelu", &Attributes::gelu}};
+
+    static void check(const Attributes& attributes, const Inputs& inputs) {
+        const Shape& x = inputs[0];
+        if (x.rank() < 1) throw Refusal("x is a scalar; it needs an axis of features");
+        expect_rank("weight", inputs[1], 2);
+        const int64_t out_features = inputs[1].sizes[0];
+        expect_shape("weight", inputs[1], {{out_features, x.last()}});
+        expect_shape("bias", inputs[2], {{out_features}});
+        if (attributes.gelu != 0 && attributes.gelu != 1) {
+            throw Refusal("gelu is " + std::to_string(attributes.gelu) + " instead of 0 or 1");
+        }
+        if (inputs.size() > 3) {
+            if (attributes.gelu != 0) throw Refusal("has gelu and a residual; only one of them is possible");
+            Shape y = x;
+            y.sizes.back() = out_features;
+            expect_shape("residual", inputs[3], y);
+        }
+    }
+
+    static SymbolicShape output_shape(const Attributes&, int, const std::vector<SymbolicShape>& inputs) {
+        SymbolicShape y = inputs[0];
+        y.back() = inputs[1][0];
+        return y;
+    }
+
+    static int launch(const Attributes& attributes, const Call& call) {
+        const Shape &x = call.shapes[0], &weight = call.shapes[1];
+        return swin_linear(call.input(0), call.input(1), call.input(2), call.input(3), call.outputs[0], call.type,
+            x.rows(), static_cast<int>(weight.sizes[1]), static_cast<int>(weight.sizes[0]), attributes.gelu,
+            call.workspace, kWorkspaceBytes, call.stream);
+    }
+};
+
+SWIN_REGISTER(LinearOp)
+
+}  // namespace

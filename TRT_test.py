@@ -5,6 +5,12 @@
 Runs in the Python that has TensorRT. The inputs and expected logits are data/<model>-b<N>.npz, which
 data/batch_data_gen.py writes. Prints a table, writes it to Results/encoderScore.txt, and adds a row per batch to
 Results/latency.csv. Exits with status 1 if a check fails.
+
+    python TRT_test.py --memory --plan TensorRT/TRT_Engine/swinv1_fp16.plan \\
+        TensorRT/TRT_Engine/swinv1_attention_fp16.plan
+
+measures the device memory of engines instead, adds it to Results/memory.csv, and says PASS where a patched engine needs
+no more than the unpatched one, else FAIL. Nothing else may run on the GPU meanwhile.
 """
 from __future__ import annotations
 
@@ -223,36 +229,77 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str])
     return lines, rows
 
 
-def measure_memory(plan: Path, arguments: argparse.Namespace, run: dict[str, str]) -> list[str]:
-    """Device memory of one engine at each batch of --memory: prints a table, adds to Results/memory.csv.
+# --- device memory -------------------------------------------------------------------------------------------
 
-    device_memory_mib is what TensorRT plans for activations; TensorRT 8.6 plans for the largest batch of the profile
-    whatever the batch. free_memory_used_mib is by how much the free memory of the GPU falls from before the plan is
-    loaded until after a run: weights, activations, input and output together.
+
+def measure_memory(plan: Path, batches: list[int], plugins: str | None) -> list[dict[str, str]]:
+    """Device memory of one engine at each batch: the measured columns of Results/memory.csv.
+
+    device_memory_mib is what TensorRT plans for the activations of a context; TensorRT 8.6 plans for the largest batch
+    of the profile whatever the batch. free_memory_used_mib is by how much the free memory of the GPU falls from before
+    the plan is loaded until after a run: weights, activations, input and output together. Kernels' code, which CUDA
+    loads in the first run of a process and keeps, is in neither.
     """
     from engine import Engine
     from trt_runtime import free_memory
 
-    def used_mib(batch: int) -> tuple[float, float]:
-        before = free_memory()
-        with Engine(plan, arguments.plugins) as engine, engine.context() as context:
+    def run(engine: Engine, batch: int) -> int:
+        """Free memory after a run in a context of its own, bytes."""
+        with engine.context() as context:
             context.set_batch(batch)
             context.run()
             context.synchronize()
-            return engine.activation_bytes(batch) / 2**20, (before - free_memory()) / 2**20
+            return free_memory()
 
-    batches = batch_sizes(arguments.memory)
-    used_mib(max(batches))  # CUDA loads the kernels' code in the first run of a process, and keeps it
-    lines = [f"{shown(plan)}: device memory, MiB", "  bs| activations| all together"]
-    rows = []
-    for batch in batches:
-        activations, total = used_mib(batch)
-        lines.append(f"{batch:4}|{activations:12.1f}|{total:13.1f}")
-        rows.append({**run, "engine": plan.stem, "batch": batch, "device_memory_mib": f"{activations:.1f}",
-                     "free_memory_used_mib": f"{total:.1f}"})
+    with Engine(plan, plugins) as engine:
+        for batch in batches:  # a kernel may serve one batch and not another
+            run(engine, batch)
+    before = free_memory()
+    with Engine(plan, plugins) as engine:
+        return [{"engine": plan.stem, "batch": str(batch),
+                 "device_memory_mib": f"{engine.activation_bytes(batch) / 2**20:.1f}",
+                 "free_memory_used_mib": f"{(before - run(engine, batch)) / 2**20:.1f}"} for batch in batches]
+
+
+def unpatched(engine: str) -> str:
+    """The name of the engine that a patched one is compared with; of an unpatched engine, its own name."""
+    return engine.replace("_attention", "").replace("_layernorm", "")
+
+
+def compare_memory(rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:
+    """A table of the rows, and for each patched engine a line PASS or FAIL where the unpatched one is there too.
+
+    Returns:
+        The lines, and those of them that say FAIL.
+    """
+    used = {(row["engine"], row["batch"]): float(row["free_memory_used_mib"]) for row in rows}
+    width = max(len(row["engine"]) for row in rows)
+    lines = ["device memory, MiB", f"{'engine':<{width}}  batch  activations  all together  unpatched"]
+    for row in rows:
+        patched = unpatched(row["engine"]) != row["engine"]
+        other = used.get((unpatched(row["engine"]), row["batch"])) if patched else None
+        lines.append(f"{row['engine']:<{width}}  {row['batch']:>5}  {row['device_memory_mib']:>11}  "
+                     f"{row['free_memory_used_mib']:>12}  {'-' if other is None else f'{other:.1f}':>9}")
+    verdicts = []
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        pairs = [(batch, mib, used[unpatched(engine), batch]) for (name, batch), mib in used.items()
+                 if name == engine != unpatched(engine) and (unpatched(engine), batch) in used]
+        if pairs:
+            batch, mib, other = max(pairs, key=lambda pair: pair[1] - pair[2])
+            verdicts.append(f"{'PASS' if mib <= other else 'FAIL'} {engine}: {mib:.1f} MiB at batch {batch}, unpatched "
+                            f"{other:.1f}; the worst of batches {','.join(pair[0] for pair in pairs)}")
+    return [*lines, *verdicts], [line for line in verdicts if line.startswith("FAIL")]
+
+
+def score_memory(plans: list[Path], arguments: argparse.Namespace, run: dict[str, str]) -> None:
+    """Measure the memory of all engines, print it, add it to memory.csv; UserError if a patched one needs more."""
+    rows = [row for plan in plans for row in measure_memory(plan, arguments.memory, arguments.plugins)]
+    lines, failed = compare_memory(rows)
     print("\n".join(lines))
-    append_rows(arguments.results / "memory.csv", MEMORY_COLUMNS, rows)
-    return lines
+    append_rows(arguments.results / "memory.csv", MEMORY_COLUMNS, [{**run, **row} for row in rows])
+    print(f"added {len(rows)} rows to {shown(arguments.results / 'memory.csv')}, run {run['run_id']}")
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 def main() -> None:
@@ -265,8 +312,8 @@ def main() -> None:
                         help="plugin library; default this project's where it is built; none for none")
     parser.add_argument("--tolerance", type=float, metavar="ERROR",
                         help="largest absolute error of a logit; default 1e-4 for FP32, 1%% of the largest for FP16")
-    parser.add_argument("--memory", nargs="?", const="1,4,16,128", metavar="BATCHES",
-                        help="also measure device memory at these batches, default 1,4,16,128; to Results/memory.csv")
+    parser.add_argument("--memory", type=batch_sizes, nargs="?", const=[1, 4, 16, 128], metavar="N,N",
+                        help="measure device memory instead, at these batches, default 1,4,16,128")
     parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",
                         help="measure each row for at least this long; default 2")
     parser.add_argument("--min-runs", type=int, default=100, metavar="N", help="and for this many runs; default 100")
@@ -277,11 +324,15 @@ def main() -> None:
 
     run_id = new_run_id()
     run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}
+    if arguments.memory:
+        score_memory(plans, arguments, run)
+        write_environment(run_id, trt_runtime.versions(), arguments.results)
+        return
     lines, rows = [], []
     for plan in plans:
         table, measured = score_engine(plan, arguments, run)
         rows += measured
-        lines += [*table, *(measure_memory(plan, arguments, run) if arguments.memory else []), ""]
+        lines += [*table, ""]
     with whole_file(arguments.results / "encoderScore.txt") as partial:
         partial.write_text("\n".join(lines))
     write_environment(run_id, trt_runtime.versions(), arguments.results)

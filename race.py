@@ -144,7 +144,7 @@ def file_steps(model: Model, batches: list[int]) -> dict[Path, Step]:
     # A library that was built elsewhere is used where nothing can build it.
     if not LIBRARY.exists() or subprocess.run(["make", "-s", "-n", "-C", PLUGINS], capture_output=True).returncode == 0:
         makes(LIBRARY, ["make", "-C", PLUGINS],
-              [PLUGINS / "Makefile", *folder("TensorRT/Plugins", "*/*.cu", "*/*.cpp", "*/*.h")], 120)
+              [PLUGINS / "Makefile", *folder("TensorRT/Plugins", "*/*.cu", "*/*.cuh", "*/*.cpp", "*/*.h")], 120)
     return steps
 
 

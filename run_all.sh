@@ -214,7 +214,7 @@ build_engine() {  # name of the graph, image size
 
 names=() all_plans=()
 if [[ $engines == yes && -z $plugins_problem ]]; then
-    name=plugins key=$(fingerprint TensorRT/Plugins/Makefile TensorRT/Plugins/{common,LayerNorm*,F-Norm,Attention}/*.*)
+    name=plugins key=$(fingerprint TensorRT/Plugins/Makefile TensorRT/Plugins/*/*.{cu,cuh,cpp,h})
     step "plugins" "$plugins" make -C TensorRT/Plugins
 fi
 if ((${#model_options[@]})); then
@@ -225,7 +225,8 @@ else
 fi
 if ((${#all_plans[@]})); then
     name=engines
-    step "error and latency" Results/encoderScore.txt "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}" --memory
+    step "error and latency" Results/encoderScore.txt "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}"
+    step "device memory" Results/memory.csv "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}" --memory
 fi
 [[ $dry_run == no ]] || exit 0
 

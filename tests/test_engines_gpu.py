@@ -293,13 +293,25 @@ def trt_test(plan: Path, results: Path, *flags: str | Path) -> subprocess.Comple
 def test_trt_test_writes_its_tables(plan, load, tmp_path):
     path = plan(PATCHED[0])
     count = len(batches(load(PATCHED[0])))
-    done = trt_test(path, tmp_path, "--memory", "1,4")
+    done = trt_test(path, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| good") == 2 * count
     assert (tmp_path / "encoderScore.txt").read_text().count("| good") == 2 * count
     lines = (tmp_path / "latency.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * count and all("trt-plugins,swinv1_micro,fp16" in line for line in lines[1:])
-    assert len((tmp_path / "memory.csv").read_text().splitlines()) == 3
+
+
+def test_memory_of_a_patched_engine_is_not_larger(plan, load, tmp_path):
+    unpatched, patched = plan("swinv1_micro_fp16"), plan(PATCHED[0])
+    done = command(sys.executable, "TRT_test.py", "--plan", unpatched, patched, "--memory", "1,16", "--results",
+                   tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"PASS {patched.stem}" in done.stdout and not (tmp_path / "latency.csv").exists()
+    rows = [line.split(",") for line in (tmp_path / "memory.csv").read_text().splitlines()]
+    assert [row[3:5] for row in rows[1:]] == [[path.stem, batch] for path in (unpatched, patched)
+                                              for batch in ("1", "16")]
+    for row in rows[1:]:  # activations alone are no more than all together
+        assert 0 < float(row[5]) <= float(row[6])
 
 
 def test_nan_in_the_data_is_reported(plan, load, tmp_path):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -297,6 +298,84 @@ def test_tolerances():
     assert TRT_test.tolerance(Path("m_fp16.plan"), 0.5, [batch]) == 0.5
     with pytest.raises(UserError, match="give --tolerance"):
         TRT_test.tolerance(Path("m_int8.plan"), None, [batch])
+
+
+def memory_row(engine: str, batch: int, mib: float) -> dict[str, str]:
+    return {"engine": engine, "batch": str(batch), "device_memory_mib": "1.0", "free_memory_used_mib": str(mib)}
+
+
+def test_memory_is_compared_with_that_of_the_unpatched_engine_at_the_same_batch():
+    rows = [memory_row("m_fp16", 1, 100), memory_row("m_fp16", 16, 120), memory_row("m_attention_fp16", 1, 100),
+            memory_row("m_attention_fp16", 16, 90), memory_row("m_layernorm_fp16", 16, 121),
+            memory_row("m_attention", 1, 500)]  # of FP32, whose unpatched engine was not measured
+    lines, failed = TRT_test.compare_memory(rows)
+    assert len(lines) == 2 + len(rows) + 2 and lines[5].split() == ["m_attention_fp16", "16", "1.0", "90", "120.0"]
+    assert lines[-2] == ("PASS m_attention_fp16: 100.0 MiB at batch 1, unpatched 100.0; the worst of batches 1,16")
+    assert failed == lines[-1:]
+    assert failed[0].startswith("FAIL m_layernorm_fp16: 121.0 MiB at batch 16, unpatched 120.0")
+
+
+class FakeGpu:
+    """Stands where engine.py and trt_runtime.py do: a GPU whose memory, 10,000 MiB, engines and contexts take."""
+
+    MIB = 2**20
+
+    def __init__(self) -> None:
+        self.used, self.code = 0, set()
+
+    def free_memory(self) -> int:
+        return (10_000 - self.used - 7 * len(self.code)) * self.MIB
+
+    def module(self) -> SimpleNamespace:
+        gpu = self
+
+        class Holder:
+            mib = 0
+
+            def __enter__(self):
+                gpu.used += self.mib
+                return self
+
+            def __exit__(self, *_):
+                gpu.used -= self.mib
+
+        class Engine(Holder):
+            mib = 200  # weights
+
+            def __init__(self, plan, plugins):
+                pass
+
+            def activation_bytes(self, batch):
+                return 50 * gpu.MIB
+
+            def context(self):
+                return Context()
+
+        class Context(Holder):
+            mib = 50
+
+            def set_batch(self, batch):
+                self.batch = batch
+
+            def run(self):
+                gpu.code.add(self.batch)  # stays loaded
+                gpu.used += self.batch
+                self.mib += self.batch  # given back when the context is closed
+
+            def synchronize(self):
+                pass
+
+        return SimpleNamespace(Engine=Engine)
+
+
+def test_memory_holds_weights_activations_and_buffers_and_no_code(monkeypatch):
+    gpu = FakeGpu()
+    monkeypatch.setitem(sys.modules, "engine", gpu.module())
+    monkeypatch.setitem(sys.modules, "trt_runtime", SimpleNamespace(free_memory=gpu.free_memory))
+    rows = TRT_test.measure_memory(Path("m_fp16.plan"), [1, 16], None)
+    assert rows == [{"engine": "m_fp16", "batch": str(batch), "device_memory_mib": "50.0",
+                     "free_memory_used_mib": f"{200 + 50 + batch:.1f}"} for batch in (1, 16)]
+    assert gpu.used == 0 and len(gpu.code) == 2
 
 
 # --- compare_layers.py ---------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ class EngineRunner:
             if done.returncode or not output.is_file():
                 reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
                 raise UserError(f"{self.path}: the engine did not run: {reason}")
-            return np.load(output)
+            return np.load(output).reshape(len(batches), len(images), -1)
 
 
 # --- images and labels ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,13 @@ from utils import UserError, batch_sizes, existing_file, run_script, shown, whol
 
 
 def load_images(path: str) -> np.ndarray:
-    """Images [n, 3, S, S] of an .npy file, mapped, not read. UserError if it is not one or holds a NaN."""
+    """Images [n, 3, S, S]: an .npy file, mapped, not read, or `input` of a data file. UserError if it is neither or
+    holds a NaN."""
     try:
         images = np.load(existing_file(path, "an .npy array of images (--input)"), mmap_mode="r")
-    except (ValueError, EOFError) as error:
+        if isinstance(images, np.lib.npyio.NpzFile):
+            images = images["input"]
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{shown(path)}: is not an .npy array, or a truncated one") from error
     if not isinstance(images, np.ndarray) or images.ndim != 4 or len(images) == 0:
         raise UserError(f"{shown(path)}: is not an array of images [n, 3, S, S]")
@@ -36,8 +40,10 @@ def load_images(path: str) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", required=True, metavar="FILE", help="the engine")
-    parser.add_argument("--input", required=True, metavar="NPY", help="images [n, 3, S, S], normalised, FP32")
-    parser.add_argument("--output", required=True, metavar="NPY", help="to write: logits [batch sizes, n, classes]")
+    parser.add_argument("--input", required=True, metavar="NPY",
+                        help="images [n, 3, S, S], normalised, FP32; or data/<model>-b<N>.npz")
+    parser.add_argument("--output", required=True, metavar="NPY",
+                        help="to write: logits [n, classes]; of several batch sizes [batch sizes, n, classes]")
     parser.add_argument("--batch", type=batch_sizes, default=[32], metavar="N,N",
                         help="images in one run, one size or several; default 32")
     parser.add_argument("--plugins", metavar="LIB",
@@ -50,9 +56,11 @@ def main() -> None:
     with Engine(arguments.plan, arguments.plugins) as engine, engine.context() as context:
         logits = np.stack([np.concatenate([context.infer(images[i:i + batch]) for i in range(0, len(images), batch)])
                            for batch in arguments.batch]).astype(np.float32)
+    if len(arguments.batch) == 1:
+        logits = logits[0]
     with whole_file(arguments.output) as partial, partial.open("wb") as file:
         np.save(file, logits)
-    broken = int((~np.isfinite(logits)).any(axis=(0, 2)).sum())
+    broken = int((~np.isfinite(logits)).reshape(-1, *logits.shape[-2:]).any(axis=(0, 2)).sum())
     if broken:
         print(f"warning: {shown(arguments.output)}: NaN or infinity for {broken} of {len(images)} images",
               file=sys.stderr)

@@ -205,7 +205,7 @@ logits[..., :3] = 2 * images.mean(axis=(2, 3))
 logits[..., 3] = np.array(batches)[:, None]
 if plan == "nan":
     logits[:, 1, 0] = np.nan
-np.save(args.output, logits)
+np.save(args.output, logits if len(batches) > 1 else logits[0])
 """
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import reference_int8
 from onnx import TensorProto, helper, numpy_helper
 
 from utils import PLUGIN_DOMAIN, UserError, has_plugins
@@ -99,7 +100,7 @@ def shift_mask(height: int, width: int, window: int, shift: int, value: float) -
     return np.where(windows[:, :, None] != windows[:, None, :], np.float32(value), np.float32(0))
 
 
-def _attention(ops: Operators, attributes: dict, qkv: str, bias: str, logit_scale: str | None = None) -> str:
+def attention(ops: Operators, attributes: dict, qkv: str, bias: str, logit_scale: str | None = None) -> str:
     height, width, window = attributes["height"], attributes["width"], attributes["window_size"]
     heads, shift = attributes["num_heads"], attributes["shift_size"]
     tokens, rows, cols = window * window, height // window, width // window
@@ -175,7 +176,7 @@ EXPANSIONS = {
         ops.layer_norm(ops.merge_patches(x, a["height"], a["width"]), gamma, beta, a["epsilon"])],
     "SwinPatchMerge": lambda ops, a, x: [ops.merge_patches(x, a["height"], a["width"])],
     "SwinFNorm": lambda ops, a, x: [ops.unit(x, a["epsilon"])],
-    "SwinAttention": lambda ops, a, *inputs: [_attention(ops, a, *inputs)],
+    "SwinAttention": lambda ops, a, *inputs: [attention(ops, a, *inputs)],
     "SwinLinear": lambda ops, a, *inputs: [_linear(ops, a, *inputs)],
     "SwinPatchEmbed": lambda ops, a, *inputs: [_patch_embed(ops, a, *inputs)],
 }
@@ -219,6 +220,7 @@ def expand(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     types = element_types(model)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     expanded = onnx.ModelProto()
     expanded.CopyFrom(model)
     del expanded.graph.node[:]
@@ -226,9 +228,14 @@ def expand(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.domain != PLUGIN_DOMAIN:
             expanded.graph.node.append(node)
             continue
+        ops = Operators(f"{node.name or node.op_type}/expanded_{index}", opset)
+        if node.op_type in reference_int8.EXPANSIONS:
+            reference_int8.expand_node(ops, node, types, weights)
+            expanded.graph.node.extend(ops.nodes)
+            expanded.graph.initializer.extend(ops.initializers)
+            continue
         if node.op_type not in EXPANSIONS:
             raise UserError(f"{node.name}: {node.op_type} has no reference meaning; add one to {Path(__file__).name}")
-        ops = Operators(f"{node.name or node.op_type}/expanded_{index}", opset)
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         element_type = types.get(node.input[0]) or TensorProto.FLOAT
         inputs = [name if types.get(name, element_type) == TensorProto.FLOAT

@@ -1,0 +1,244 @@
+"""Ranges of activations: collected over images with onnxruntime, kept in TensorRT's calibration cache.
+
+The scale of a tensor is amax / 127, amax being the magnitude that its INT8 form reaches: the largest seen (minmax), the
+one below which a share of all elements lies (percentile), or the one at which the clipped and rounded distribution
+differs least from the original (entropy; Migacz, 8-bit inference with TensorRT, GTC 2017). Histograms and the search
+in them are onnxruntime.quantization's. Batches are collected one by one, so that memory holds the quantised tensors of
+one batch.
+"""
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from onnxruntime.quantization.calibrate import HistogramCollector
+
+from data.photo_crops import crops
+from utils import (
+    UserError,
+    existing_file,
+    first_line,
+    list_images,
+    load_image,
+    normalise,
+    onnx_refusals,
+    preprocess,
+    shown,
+    whole_file,
+)
+
+METHODS = ("entropy", "minmax", "percentile")
+LEVELS = 127             # INT8 magnitudes above zero: -128 is left out, as TensorRT does
+# Of a histogram's first batch; later ones that reach further add to them. The search of entropy takes their square.
+BINS = {"entropy": 1024, "percentile": 8192}
+PROGRESS_S = 5           # seconds between two lines of progress
+
+
+# --- images --------------------------------------------------------------------------------------------------
+
+
+def image_batches(folder: Path | None, batches: int, batch_size: int, img_size: int) -> Iterator[np.ndarray]:
+    """`batches` arrays float32 [batch_size, 3, S, S], normalised: training crops of the packaged photographs, or images
+    of a folder, evenly spaced over it.
+
+    Raises:
+        UserError: no such folder, fewer images in it than asked for, one that cannot be read, or one of one colour.
+    """
+    count = batches * batch_size
+    if folder is None:
+        pixels = crops("train", count, img_size)[0]
+        for start in range(0, count, batch_size):
+            yield normalise(pixels[start:start + batch_size])
+        return
+    paths = list_images(folder)
+    if len(paths) < count:
+        raise UserError(f"{folder}: holds {len(paths)} images, {batches} batches of {batch_size} need {count}; "
+                        "add images, or lower --batches")
+    chosen = [paths[i * len(paths) // count] for i in range(count)]
+    for start in range(0, count, batch_size):
+        yield np.stack([_calibration_image(path, img_size) for path in chosen[start:start + batch_size]])
+
+
+def _calibration_image(path: Path, img_size: int) -> np.ndarray:
+    image = preprocess(load_image(path), img_size)
+    if not np.ptp(image, axis=(1, 2)).any():
+        raise UserError(f"{path}: is of one colour, which says nothing about the model's activations; remove it")
+    return image
+
+
+# --- collecting ----------------------------------------------------------------------------------------------
+
+
+def session_with_outputs(model: onnx.ModelProto, tensors: list[str], provider: str) -> onnxruntime.InferenceSession:
+    """A session whose outputs are these float32 tensors of the graph.
+
+    Raises:
+        UserError: onnxruntime refuses the graph, or does not have the provider.
+    """
+    if provider not in onnxruntime.get_available_providers():
+        raise UserError(f"{provider} is not in the installed onnxruntime {onnxruntime.__version__}; for CUDA, replace "
+                        "it by onnxruntime-gpu")
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    del probed.graph.output[:]
+    probed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors arrive as exceptions
+    try:
+        return onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=[provider])
+    except onnx_refusals() as error:
+        raise UserError(f"onnxruntime refuses it: {first_line(error)}") from error
+
+
+def collect(model: onnx.ModelProto, tensors: list[str], images: Iterator[np.ndarray], batches: int, method: str,
+            percentile: float, provider: str) -> dict[str, np.float32]:
+    """amax of each tensor over `batches` batches of images; prints how far it is.
+
+    Args:
+        model: FP32 graph.
+        tensors: names of float32 tensors in it.
+        images: the batches, float32 [N, 3, S, S].
+        batches: how many they are.
+        method: of METHODS.
+        percentile: share of elements in percent, above 50, that stays below amax; for that method alone.
+        provider: of onnxruntime.
+    Raises:
+        UserError: an activation is not finite; what the images raise.
+    """
+    session = session_with_outputs(model, tensors, provider)
+    name = session.get_inputs()[0].name
+    collector = HistogramCollector(method, symmetric=False, num_bins=BINS.get(method, 1),
+                                   num_quantized_bins=2 * LEVELS + 1, percentile=percentile, scenario="same")
+    largest = dict.fromkeys(tensors, np.float32(0))
+    progress = Progress("batches", batches)
+    for batch in images:
+        arrays = dict(zip(tensors, session.run(None, {name: batch})))
+        for tensor, array in arrays.items():
+            magnitude = np.maximum(array.max(), -array.min())
+            if not np.isfinite(magnitude):
+                raise UserError(f"{tensor} holds NaN or infinity on calibration images; check the model's weights")
+            largest[tensor] = max(largest[tensor], magnitude)
+        if method != "minmax":
+            with redirect_stdout(io.StringIO()):  # it prints a line for each batch
+                collector.collect({tensor: array for tensor, array in arrays.items() if largest[tensor] > 0})
+        progress.done()
+    if method == "minmax":
+        return largest
+    amax = dict(largest)
+    progress = Progress("thresholds", len(collector.histogram_dict))
+    for tensor, histogram in collector.histogram_dict.items():
+        one = HistogramCollector(method, False, 1, collector.num_quantized_bins, percentile, "same")
+        one.histogram_dict = {tensor: histogram}
+        with redirect_stdout(io.StringIO()):
+            low, high, *_ = one.compute_collection_result()[tensor]
+        amax[tensor] = np.float32(min(largest[tensor], max(abs(low), abs(high))))  # symmetric, and no more than seen
+        progress.done()
+    return amax
+
+
+class Progress:
+    """Prints from time to time how many of `count` steps are done and how long the rest will take."""
+
+    def __init__(self, what: str, count: int) -> None:
+        self.what, self.count, self.steps = what, count, 0
+        self.begun = self.told = time.perf_counter()
+
+    def done(self) -> None:
+        self.steps += 1
+        now = time.perf_counter()
+        if now - self.told > PROGRESS_S or self.steps == self.count:
+            self.told = now
+            left = (now - self.begun) / self.steps * (self.count - self.steps)
+            print(f"  {self.steps} of {self.count} {self.what}, {now - self.begun:.0f} s, about {left:.0f} s left",
+                  flush=True)
+
+
+def scale_of(amax: np.float32) -> np.float32:
+    """amax / 127; 1 for a tensor that was zero throughout."""
+    return np.float32(amax / np.float32(LEVELS)) if amax > 0 else np.float32(1)
+
+
+# --- TensorRT's calibration cache ----------------------------------------------------------------------------
+
+# The calibrator that trtexec 8.6 and 10 read caches with is IInt8EntropyCalibrator2, whatever the scales come from; a
+# cache with another name in its first line would be calibrated anew, on random numbers.
+HEADER = "TRT-8600-EntropyCalibration2"
+ORIGIN = re.compile(r"swin_int8/(?P<method>\w+)/(?P<images>\d+)_images/(?P<graph>[0-9a-f]{32})")
+
+
+@dataclass
+class Cache:
+    """What a calibration cache holds.
+
+    Attributes:
+        method: of METHODS.
+        images: how many were calibrated on.
+        graph: `fingerprint` of the FP32 graph whose tensors these are.
+        scales: float32 by name of tensor, above zero.
+    """
+
+    method: str
+    images: int
+    graph: str
+    scales: dict[str, np.float32]
+
+
+def fingerprint(model: onnx.ModelProto) -> str:
+    """32 hexadecimal digits that change with the graph: with its operators, names or weights."""
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()[:32]
+
+
+def write_cache(path: Path, cache: Cache) -> None:
+    """Write TensorRT's text format: a header, then `tensor: scale` with the float32 as 8 hexadecimal digits.
+
+    Source: samples/sampleINT8/README.md and readScalesFromCalibrationCache in samples/common/sampleEngines.cpp of
+    NVIDIA/TensorRT. What this project wants to know besides, method, number of images and graph, is in the name of a
+    tensor that no network has; TensorRT takes from a cache the tensors that it looks for.
+    """
+    origin = f"swin_int8/{cache.method}/{cache.images}_images/{cache.graph}"
+    lines = [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in {origin: 1.0, **cache.scales}.items()]
+    with whole_file(path) as partial:
+        partial.write_text("\n".join([HEADER, *lines]) + "\n")
+
+
+def read_cache(path: Path) -> Cache:
+    """What write_cache wrote.
+
+    Raises:
+        UserError: no such file, a line that does not parse, or one that quant.py did not write.
+    """
+    path = existing_file(path, "a calibration cache")
+    remedy = "remove the file, and quant.py calibrates anew"
+    try:
+        first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(path)}: is not a text file; {remedy}") from error
+    if not re.fullmatch(r"TRT-\d+-\w+", first):
+        raise UserError(f"{shown(path)}:1: {first[:60]!r} is not the first line of a calibration cache; {remedy}")
+    origin, scales = None, {}
+    for number, line in enumerate(lines, start=2):
+        name, _, digits = line.rpartition(": ")
+        scale = np.float32(struct.unpack(">f", bytes.fromhex(digits))[0]) if (
+            re.fullmatch(r"[0-9a-fA-F]{8}", digits)) else np.float32(np.nan)
+        if not name or name in scales or not (np.isfinite(scale) and scale > 0):
+            raise UserError(f"{shown(path)}:{number}: {line[:80]!r} is not `tensor: scale` with a positive float32 in "
+                            f"8 hexadecimal digits, each tensor once; {remedy}")
+        match = ORIGIN.fullmatch(name)
+        if match:
+            origin = match
+        else:
+            scales[name] = scale
+    if origin is None:
+        raise UserError(f"{shown(path)}: does not say which graph it was made for (quant.py writes that); {remedy}")
+    return Cache(origin["method"], int(origin["images"]), origin["graph"], scales)

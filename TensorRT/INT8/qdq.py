@@ -1,0 +1,140 @@
+"""Where a Swin Transformer is quantised, and the explicit Q/DQ graph.
+
+A block has five parts that can be INT8, each with the tensors that get a QuantizeLinear and a DequantizeLinear:
+
+    qkv        its input (V1: LayerNorm's output; V2: the tokens) and its weight
+    attention  qkv's output, that attention reads
+    proj       its input, that attention writes, and its weight
+    fc1        its input and its weight
+    fc2        its input (GELU's output) and its weight
+
+Activations have one scale, weights one for each output channel; all are symmetric. In V2 qkv's and fc1's input is the
+residual stream: the pair stands on the branch to the product alone, and the residual Add reads what is not rounded.
+Patch embedding, patch merging, LayerNorm, residual Add and head stay as they are.
+
+The pairs are put in by onnxruntime.quantization (QDQQuantizer); here is chosen where.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from patterns import is_linear, linear_output
+from tidy import add_node, drop_idle, exported, producer
+
+from utils import UserError
+
+PARTS = ("qkv", "attention", "proj", "fc1", "fc2")
+PRODUCTS = ("qkv", "proj", "fc1", "fc2")
+OLDEST_OPSET = 13  # of DequantizeLinear with a scale for each channel
+
+
+@dataclass
+class Block:
+    """The linear layers of one Swin block, each a MatMul node of a tidied graph."""
+
+    qkv: gs.Node
+    proj: gs.Node
+    fc1: gs.Node
+    fc2: gs.Node
+
+    def tensor(self, part: str) -> gs.Variable:
+        """The activation that is quantised for a part."""
+        return linear_output(self.qkv) if part == "attention" else getattr(self, part).inputs[0]
+
+
+def blocks_of(graph: gs.Graph) -> list[Block]:
+    """The blocks in order: around each Softmax the linear layers before it, after it, and the two of the MLP.
+
+    Raises:
+        UserError: there is none, or one whose layers do not have the sizes of a Swin block.
+    """
+    order = [node for node in graph.nodes if is_linear(node) or node.op == "Softmax"]
+    found = []
+    for i, node in enumerate(order):
+        if node.op != "Softmax":
+            continue
+        around = [*order[max(i - 1, 0):i], *order[i + 1:i + 4]]
+        sizes = [tuple(linear.inputs[1].shape) if is_linear(linear) else () for linear in around]
+        channels = sizes[0][0] if len(sizes) == 4 and sizes[0] else 0
+        hidden = sizes[2][1] if len(sizes) == 4 and sizes[2] else 0
+        if sizes != [(channels, 3 * channels), (channels, channels), (channels, hidden), (hidden, channels)]:
+            raise UserError(f"the linear layers around {node.name} are {sizes}, not qkv, proj, fc1 and fc2 of a block")
+        found.append(Block(*around))
+    if not found:
+        raise UserError("has no Swin block to quantise; give the graph of a Swin Transformer")
+    return found
+
+
+def all_parts(blocks: list[Block]) -> list[str]:
+    """Names of all parts, block0.qkv to block<n-1>.fc2, in the graph's order."""
+    return [f"block{i}.{part}" for i in range(len(blocks)) for part in PARTS]
+
+
+def with_attention(kept: set[str]) -> set[str]:
+    """The kept parts, and the attention of blocks whose qkv or proj is among them.
+
+    A kernel that reads INT8 from qkv and writes INT8 for proj needs both.
+    """
+    return kept | {f"{part.split('.')[0]}.attention" for part in kept if part.endswith((".qkv", ".proj"))}
+
+
+def quantised_tensors(blocks: list[Block]) -> list[str]:
+    """Names of the activations that get a scale, in the graph's order, each once."""
+    return list(dict.fromkeys(block.tensor(part).name for block in blocks for part in PARTS))
+
+
+def quantised(graph: gs.Graph, scales: dict[str, np.float32], kept: set[str]) -> onnx.ModelProto:
+    """The Q/DQ form of a tidied FP32 graph, which is left as it is.
+
+    Args:
+        scales: of each tensor of `quantised_tensors`.
+        kept: names of the parts (all_parts) that get no pairs.
+    Raises:
+        UserError: the opset is too old.
+    """
+    if graph.opset < OLDEST_OPSET:
+        raise UserError(f"has opset {graph.opset}, and scales for each channel need {OLDEST_OPSET}; export it again "
+                        f"with --opset 17")
+    graph = graph.copy()
+    ranges, chosen = {}, []
+    for i, block in enumerate(blocks_of(graph)):
+        for part in PARTS:
+            if f"block{i}.{part}" in kept:
+                continue
+            tensor = block.tensor(part)
+            # QDQQuantizer gives one pair to all readers of a tensor. Behind an Identity are those of one part alone.
+            marked = gs.Variable(f"{tensor.name}/{part}", np.float32, tensor.shape)
+            if part == "attention":
+                readers = list(tensor.outputs)
+                passed = add_node(graph, "Identity", [marked], f"{marked.name}/passed", tensor.shape)
+                for reader in readers:
+                    reader.inputs = [passed if item is tensor else item for item in reader.inputs]
+                chosen.append(producer(passed).name)
+            else:
+                product = getattr(block, part)
+                product.inputs[0] = marked
+                chosen.append(product.name)
+            add_node(graph, "Identity", [tensor], marked)
+            amax = np.float32(scales[tensor.name]) * np.float32(127)
+            ranges[marked.name] = (-amax, amax)
+    graph.toposort()
+    # An empty list would mean all nodes.
+    model = exported(graph)
+    if chosen:
+        model = QDQQuantizer(
+            model, per_channel=True, reduce_range=False, weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QInt8, tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+            nodes_to_quantize=chosen, nodes_to_exclude=[], op_types_to_quantize=["MatMul", "Identity"],
+            extra_options={
+                "ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": ["MatMul", "Identity"],
+                "AddQDQPairToWeight": True,  # TensorRT 8.6 wants FP32 weights before the pair
+            }).quantize_model()
+    result = gs.import_onnx(model).toposort()
+    drop_idle(result)
+    return exported(result)

@@ -1,0 +1,218 @@
+"""Post-training quantisation of a Swin Transformer: calibrate, then write the explicit Q/DQ graph.
+
+    python TensorRT/INT8/quant.py --onnx onnx/swinv1.onnx
+
+reads the unpatched FP32 graph and writes
+
+    TensorRT/INT8/swinv1.cache   scale of each quantised activation, in TensorRT's text format; where it is there
+                                 already, it is read and nothing is calibrated
+    onnx/swinv1_int8.onnx        the graph with Q/DQ pairs before the products of qkv, proj, fc1 and fc2
+
+onnx/graphsurgeon/add_int8.py makes the graph of INT8 plugin nodes from it. The check runs the Q/DQ graph, in FP32 by
+onnxruntime, beside the unquantised one on held-out crops.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[1:1] = [str(ROOT), str(ROOT / "onnx" / "graphsurgeon")]
+from calibration import (  # noqa: E402
+    METHODS,
+    Cache,
+    collect,
+    fingerprint,
+    image_batches,
+    read_cache,
+    scale_of,
+    write_cache,
+)
+from qdq import all_parts, blocks_of, quantised, quantised_tensors, with_attention  # noqa: E402
+from tidy import exported, session, tidy  # noqa: E402
+
+from data.photo_crops import held_out_batch  # noqa: E402
+from utils import (  # noqa: E402
+    UserError,
+    has_plugins,
+    load_onnx,
+    max_abs_err,
+    onnx_precision,
+    run_script,
+    shown,
+    top1_agreement,
+    whole_file,
+)
+
+# Edit here, or give the flag of the same name.
+ONNX = "onnx/swinv1.onnx"
+METHOD = "percentile"
+PERCENTILE = 99.99
+BATCHES, BATCH_SIZE = 32, 16  # 512 images
+
+CHECKED_IMAGES, CHECKED_BATCH = 64, 8
+
+
+def fp32_model(path: Path) -> onnx.ModelProto:
+    """The model to quantise.
+
+    Raises:
+        UserError: it is quantised, patched or not in FP32.
+    """
+    model = load_onnx(path)
+    precision = onnx_precision(model)
+    if precision == "int8":
+        raise UserError(f"{shown(path)}: is quantised already; give the FP32 graph that it was made from")
+    if has_plugins(model):
+        raise UserError(f"{shown(path)}: holds plugin nodes; give the unpatched graph (add_int8.py patches it later)")
+    if precision != "fp32":
+        raise UserError(f"{shown(path)}: is in {precision.upper()}; give the FP32 graph")
+    return model
+
+
+def kept_parts(text: str, parts: list[str]) -> set[str]:
+    """What --keep takes: names of parts or patterns of them, with commas between.
+
+    Raises:
+        UserError: a name or pattern that no part has.
+    """
+    kept = set()
+    for pattern in filter(None, text.split(",")):
+        found = {part for part in parts if fnmatchcase(part, pattern.strip())}
+        if not found:
+            raise UserError(f"--keep {pattern}: is none of {parts[0]} ... {parts[-1]}, and no pattern such as "
+                            f"block0.* or *.fc2")
+        kept |= found
+    return with_attention(kept)
+
+
+def providers(name: str) -> str:
+    """onnxruntime's name of cpu or cuda; auto takes CUDA where it is installed."""
+    cuda = "CUDAExecutionProvider"
+    if name == "auto":
+        name = "cuda" if cuda in onnxruntime.get_available_providers() else "cpu"
+    return cuda if name == "cuda" else "CPUExecutionProvider"
+
+
+def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.ModelProto,
+               tensors: list[str]) -> tuple[Cache, bool]:
+    """The scales, and whether they were calibrated now rather than read from the cache.
+
+    Raises:
+        UserError: the cache is of another graph or method; what calibrating raises.
+    """
+    graph = fingerprint(model)
+    if not args.cache.exists():
+        method, count = args.method or METHOD, args.batches * args.batch_size
+        img_size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+        where = args.images or "the packaged photographs (training crops)"
+        print(f"calibrating {len(tensors)} tensors on {count} images of {where}, method {method}", flush=True)
+        images = image_batches(args.images, args.batches, args.batch_size, img_size)
+        amax = collect(tidied, tensors, images, args.batches, method, args.percentile, providers(args.provider))
+        return Cache(method, count, graph, {name: scale_of(value) for name, value in amax.items()}), True
+    cache = read_cache(args.cache)
+    if cache.graph != graph or list(cache.scales) != tensors:
+        raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}; give another "
+                        "--cache, or remove the file, and quant.py calibrates anew")
+    if args.method not in (None, cache.method):
+        raise UserError(f"{shown(args.cache)}: was calibrated with {cache.method}, not {args.method}; give another "
+                        "--cache, or remove the file, and quant.py calibrates anew")
+    print(f"read {shown(args.cache)}: {len(tensors)} scales, {cache.method} over {cache.images} images")
+    return cache, False
+
+
+def check(model: onnx.ModelProto, quantised_model: onnx.ModelProto) -> str:
+    """How the Q/DQ graph's logits compare with the FP32 graph's on held-out crops, in a line.
+
+    Raises:
+        UserError: its logits are not finite.
+    """
+    value = model.graph.input[0]
+    fixed = value.type.tensor_type.shape.dim[0].dim_value
+    images = held_out_batch(CHECKED_IMAGES, value.type.tensor_type.shape.dim[2].dim_value)[0]
+    expected, actual = (np.concatenate([runner.run(None, {value.name: part})[0]
+                                        for part in np.split(images, CHECKED_IMAGES // (fixed or CHECKED_BATCH))])
+                        for runner in map(session, (model, quantised_model)))
+    if not np.isfinite(actual).all():
+        raise UserError("the quantised graph gives NaN or infinity, so nothing was written; check the model's weights")
+    return (f"check, {len(images)} held-out crops: agreement with FP32 {top1_agreement(actual, expected):.2%}, max abs "
+            f"err {max_abs_err(actual, expected):.3g}, {relative_rms(actual, expected):.2%} rms of the logits")
+
+
+def relative_rms(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square of the difference, as a share of that of `expected`."""
+    difference = actual.astype(np.float64) - expected
+    return float(np.sqrt(np.mean(difference**2) / np.mean(np.square(expected, dtype=np.float64))))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--onnx", type=Path, default=ROOT / ONNX, metavar="FILE",
+                        help=f"unpatched FP32 graph (default: {ONNX})")
+    parser.add_argument("--images", type=Path, metavar="FOLDER",
+                        help="images to calibrate on (default: training crops of the packaged photographs)")
+    parser.add_argument("--method", choices=METHODS,
+                        help=f"how a range is chosen (default: that of the cache if it is there, else {METHOD})")
+    parser.add_argument("--percentile", type=float, default=PERCENTILE, metavar="P",
+                        help="share of elements, in percent, within the range; for that method (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=BATCHES, metavar="N", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N",
+                        help="images at a time; Small needs about 100 MiB for each (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, metavar="FILE",
+                        help="calibration cache, read if it is there, else written "
+                             "(default: TensorRT/INT8/<model>.cache)")
+    parser.add_argument("--output", type=Path, metavar="FILE",
+                        help="Q/DQ graph (default: beside the first, with _int8 appended to its name)")
+    parser.add_argument("--keep", default="", metavar="PARTS",
+                        help="parts that are not quantised, with commas between, such as block0.fc2,block3.*; "
+                             "TensorRT/INT8/sensitivity.py says which cost most (default: none)")
+    parser.add_argument("--provider", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="what onnxruntime calibrates on (default: the GPU where it can)")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the two graphs on held-out crops")
+    args = parser.parse_args(arguments)
+    if args.batches < 1 or args.batch_size < 1:
+        raise UserError("--batches and --batch-size must be above zero")
+    if not 50 < args.percentile <= 100:
+        raise UserError(f"--percentile {args.percentile:g}: must be above 50 and at most 100")
+    args.cache = args.cache or Path(__file__).resolve().parent / f"{args.onnx.stem}.cache"
+    args.output = args.output or args.onnx.with_name(f"{args.onnx.stem}_int8.onnx")
+    if args.output.resolve() == args.onnx.resolve():
+        raise UserError(f"{shown(args.output)}: is the graph to quantise; give another --output")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    model = fp32_model(args.onnx)
+    try:
+        graph = tidy(model)
+        blocks = blocks_of(graph)
+        parts = all_parts(blocks)
+        kept = kept_parts(args.keep, parts)
+        print(f"read {shown(args.onnx)}: {len(blocks)} blocks")
+        cache, calibrated = scales_for(args, model, exported(graph), quantised_tensors(blocks))
+        result = quantised(graph, cache.scales, kept)
+        print(f"quantised {len(parts) - len(kept)} of {len(parts)} parts"
+              + (f"; kept: {', '.join(part for part in parts if part in kept)}" if kept else ""))
+        if not args.no_check:
+            print(check(model, result), flush=True)
+    except UserError as error:
+        named = str(error).startswith((shown(args.cache), str(args.images), "--"))
+        raise error if named else UserError(f"{shown(args.onnx)}: {error}") from error
+    if calibrated:
+        write_cache(args.cache, cache)
+        print(f"wrote {shown(args.cache)}: {len(cache.scales)} scales")
+    with whole_file(args.output) as partial:
+        onnx.save(result, str(partial))
+    pairs = sum(node.op_type == "DequantizeLinear" for node in result.graph.node)
+    print(f"wrote {shown(args.output)}: {len(result.graph.node)} nodes, {pairs} Q/DQ pairs")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,216 @@
+"""Make the graph of INT8 plugin nodes from a Q/DQ graph: what build_swinv1_int8.sh and build_swinv2_int8.sh build.
+
+    python onnx/graphsurgeon/add_int8.py --onnx onnx/swinv1_int8.onnx      writes onnx/swinv1_attention_int8.onnx
+
+The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it and converted to FP16;
+then the plugin nodes between two scales become INT8 ones, and what quantises a tensor becomes part of the node that
+makes it (of LayerNorm, of attention, of a linear layer with GELU), SwinQuantize where there is none. What quant.py
+left out is an FP16 plugin node, as in swinv1_attention_fp16.onnx.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT))
+from add_all import STEPS  # noqa: E402
+from patterns import reader  # noqa: E402
+from reference_int8 import packed  # noqa: E402
+from surgeon import add_file_arguments, patch, read, save  # noqa: E402
+from tidy import drop_idle, exported, image_input, producer, replace_uses, session, values  # noqa: E402
+from to_fp16 import to_fp16  # noqa: E402
+
+from data.photo_crops import held_out_batch  # noqa: E402
+from utils import PLUGIN_DOMAIN, UserError, has_plugins, run_script, shown, top1_agreement  # noqa: E402
+
+# Edit here, or give --onnx and --output.
+ONNX_FILE = "onnx/swinv1_int8.onnx"
+SUFFIX = "_attention_int8"
+
+FP32_ISLANDS = ["head"]
+CHECKED_IMAGES = 8
+# Of the error that quantisation makes. A number that lies near the middle of two steps may be rounded to the other one
+# when it is computed in another order or in FP16; that moves later numbers over such a middle too, in the end as many
+# as if all were rounded anew. Two independent roundings of the same numbers differ by sqrt(2) times the error of one.
+TOLERANCE = 1.5
+
+
+@dataclass
+class Scales:
+    """What the pairs of a Q/DQ graph say.
+
+    Attributes:
+        inputs: scale of a product's first operand, by name of the MatMul.
+        weights: INT8 [N, K] and FP32 scale [N] of its second, by the same name.
+        tensors: scale of a tensor that is quantised for all that read it, by its name.
+    """
+
+    inputs: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    tensors: dict[str, float] = field(default_factory=dict)
+
+
+def without_pairs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Scales]:
+    """The FP32 graph that a Q/DQ graph was made from, and its scales.
+
+    Raises:
+        UserError: it has no pairs, plugin nodes already, or pairs that quant.py does not make.
+    """
+    if has_plugins(model):
+        raise UserError("holds plugin nodes already; give the Q/DQ graph that TensorRT/INT8/quant.py wrote")
+    graph = gs.import_onnx(model)
+    scales = Scales()
+    pairs = [node for node in graph.nodes if node.op == "DequantizeLinear"]
+    if not pairs:
+        raise UserError("holds no Q/DQ pairs; give the graph that TensorRT/INT8/quant.py wrote")
+    for node in pairs:
+        quantizer, scale = producer(node.inputs[0]), values(node.inputs[1])
+        if quantizer is None or quantizer.op != "QuantizeLinear" or scale is None or any(
+                values(tensor).any() for tensor in (*quantizer.inputs[2:], *node.inputs[2:])):
+            raise UserError(f"{node.name}: is not half of a symmetric Q/DQ pair as TensorRT/INT8/quant.py writes it")
+        x, product = quantizer.inputs[0], reader(node.outputs[0])
+        is_product = product is not None and product.op == "MatMul"
+        if values(x) is not None and is_product:
+            steps = np.rint(values(x) / scale)
+            scales.weights[product.name] = np.clip(steps, -127, 127).astype(np.int8).T, scale.astype(np.float32)
+        elif is_product:
+            scales.inputs[product.name] = float(scale)
+        else:
+            scales.tensors[x.name] = float(scale)
+        replace_uses(node.outputs[0], x)
+    drop_idle(graph.cleanup())
+    return exported(graph), scales
+
+
+def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> onnx.ModelProto:
+    """The INT8 form of a patched graph.
+
+    Args:
+        model: patched with add_all.py's steps, in FP16; FP32 gives a graph to check with, not one for the plugins.
+        scales: of the Q/DQ graph.
+        fp32: the same graph in FP32, whose biases are taken.
+    Raises:
+        UserError: a part that has scales was not patched, or has an INT8 attention before a proj that is not.
+    """
+    graph = gs.import_onnx(model)
+    biases = {node.name: values(node.inputs[2]) for node in gs.import_onnx(fp32).nodes if node.op == "SwinLinear"}
+    linears = {node.name.removesuffix("/SwinLinear"): node for node in graph.nodes if node.op == "SwinLinear"}
+    attentions = {node.inputs[0].name: node for node in graph.nodes if node.op == "SwinAttention"}
+    for what, found, wanted in (("linear layer", linears, scales.inputs), ("attention", attentions, scales.tensors)):
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise UserError(f"the {what} at {missing[0]} is quantised and was not replaced by a plugin node")
+    for name, scale in scales.inputs.items():
+        node = linears[name]
+        weight, weight_scale = scales.weights[name]
+        bias = biases[node.name]
+        _quantise_input(graph, node, scale)
+        _rename(node, "SwinLinearInt8")
+        node.attrs["y_scale"] = 0.0
+        constants = {"weight": packed(weight), "scale": np.float32(scale) * weight_scale, "bias": bias}
+        node.inputs = [node.inputs[0], *(gs.Constant(f"{node.name}/{key}", np.ascontiguousarray(array))
+                                         for key, array in constants.items()), *node.inputs[3:]]
+    for name, scale in scales.tensors.items():
+        node = attentions[name]
+        _quantise_input(graph, node, scale)
+        _rename(node, "SwinAttentionInt8")
+        node.attrs["qkv_scale"] = scale
+    for node in [node for node in graph.nodes if node.op == "SwinQuantize"]:
+        _fuse(node)
+    for node in graph.nodes:
+        if node.op == "SwinAttentionInt8" and "y_scale" not in node.attrs:
+            raise UserError(f"{node.name}: is INT8 and what reads it is not; let quant.py keep that attention too")
+    graph.cleanup().toposort()
+    result = exported(graph)
+    result.producer_name, result.producer_version = model.producer_name, model.producer_version
+    return result
+
+
+def _rename(node: gs.Node, op: str) -> None:
+    """Make it another plugin node: its type, and the end of its name, which is its type."""
+    node.name, node.op = f"{node.name.removesuffix(node.op)}{op}", op
+
+
+def _int8_of(x: gs.Tensor) -> gs.Variable:
+    """A tensor for the INT8 form of x; without a type, so that the file declares none."""
+    return gs.Variable(f"{x.name}/int8")
+
+
+def _quantise_input(graph: gs.Graph, node: gs.Node, scale: float) -> None:
+    x, attributes = node.inputs[0], {"plugin_version": "1", "plugin_namespace": PLUGIN_DOMAIN, "y_scale": scale}
+    node.inputs[0] = _int8_of(x)
+    graph.nodes.append(gs.Node("SwinQuantize", f"{x.name}/SwinQuantize", attributes, [x], [node.inputs[0]],
+                               domain=PLUGIN_DOMAIN))
+
+
+def _fuse(quantizer: gs.Node) -> None:
+    """Let the node that makes the input of a SwinQuantize quantise it, where there is such a node."""
+    x, y = quantizer.inputs[0], quantizer.outputs[0]
+    maker = producer(x)
+    alone = len(x.outputs) == 1
+    if maker.op == "SwinLayerNormAdd":
+        _rename(maker, "SwinLayerNormAddInt8")
+        outputs = [x, y]
+    elif maker.op == "SwinLayerNormWithParams" and alone:
+        _rename(maker, "SwinLayerNormInt8")
+        outputs = [y]
+    elif maker.op in ("SwinLinearInt8", "SwinAttentionInt8") and alone:
+        outputs = [y]
+    else:
+        return
+    quantizer.inputs.clear()
+    quantizer.outputs.clear()
+    maker.attrs["y_scale"] = quantizer.attrs["y_scale"]
+    maker.outputs = outputs
+
+
+def check(pairs: onnx.ModelProto, fp32: onnx.ModelProto, int8: onnx.ModelProto, what: str) -> str:
+    """How an INT8 graph's logits compare with the Q/DQ graph's on held-out crops, in a line.
+
+    Raises:
+        UserError: they differ by more than TOLERANCE.
+    """
+    name, dims = image_input(pairs)
+    images = {name: held_out_batch(dims[0] or CHECKED_IMAGES, dims[2])[0]}
+    simulated, exact, actual = (runner.run(None, images)[0].astype(np.float64) for runner in (
+        session(pairs), session(fp32), session(int8)))
+    rounding, error = (float(np.sqrt(np.mean((a - simulated)**2))) for a in (exact, actual))
+    line = (f"{what}: rms error {error:.2e} against the Q/DQ graph, {error / rounding:.2f} of what quantisation itself "
+            f"makes, {rounding:.2e}; agreement {top1_agreement(actual, simulated):.1%} of {len(actual)} crops")
+    if not error <= TOLERANCE * rounding:  # also where it is NaN
+        raise UserError(f"the INT8 graph differs: {line}; more than {TOLERANCE}, so nothing was written")
+    return f"check, {line}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_file_arguments(parser, ONNX_FILE, SUFFIX)
+    args = parser.parse_args()
+    stem = args.onnx.stem.removesuffix("_int8")
+    target = args.output or args.onnx.with_name(f"{stem}{SUFFIX}.onnx")
+    if target.resolve() == args.onnx.resolve():
+        raise UserError(f"{shown(target)}: is the graph to change; give another --output")
+    model = read(args.onnx)
+    try:
+        bare, scales = without_pairs(model)
+        patched, reports = patch(bare, STEPS)
+        print("\n".join(line for report in reports for line in report.lines()))
+        if not args.no_check:
+            print(check(model, bare, to_int8(patched, scales, patched), "in FP32"), flush=True)
+        int8 = to_int8(to_fp16(patched, FP32_ISLANDS), scales, patched)
+        if not args.no_check:
+            print(check(model, bare, int8, "in FP16"))
+    except UserError as error:
+        raise UserError(f"{shown(args.onnx)}: {error}") from error
+    save(int8, target)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -18,9 +18,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
+sys.path.insert(1, str(Path(__file__).resolve().parent))
+from latency_tables import OURS, Row, best_rows, markdown_table, speedup_table  # noqa: E402
+
 from utils import RESULTS, UserError, latency_rows, row_problem, run_script, shown, whole_file  # noqa: E402
 
-OURS = "trt-plugins"
 # runner: its name in the legend, colour and marker. Colours that the colour-blind tell apart (Okabe and Ito, 2008).
 STYLES = {
     OURS: ("TensorRT with this project's plugins", "#D55E00", "o"),
@@ -33,58 +35,15 @@ STYLES = {
 }
 PANEL = 4.2, 3.3  # inches
 
-Row = dict[str, str]  # of latency.csv
-Cell = tuple[str, str, int]  # model, precision, batch
-
-
-def best_rows(rows: list[Row]) -> dict[Cell, dict[str, Row]]:
-    """The fastest row of each runner, among those whose output is right, for every cell in the order of the table."""
-    best: dict[Cell, dict[str, Row]] = {}
-    for row in rows:
-        runners = best.setdefault((row["model"], row["precision"], int(row["batch"])), {})
-        if not row_problem(row) and (row["runner"] not in runners or latency_ms(row) < latency_ms(
-                runners[row["runner"]])):
-            runners[row["runner"]] = row
-    return dict(sorted(best.items()))
-
-
-def latency_ms(row: Row) -> float:
-    return float(row["latency_ms_median"])
-
-
-def how(row: Row) -> str:
-    """How a row was measured, from its notes: CUDA graph, or the mode of torch.compile."""
-    return next((part for part in row["notes"].split("; ") if part.startswith(("CUDA graph", "mode "))), "")
-
-
-def speedup_table(best: dict[Cell, dict[str, Row]]) -> list[list[str]]:
-    """Heading and a line for each cell: ours, the fastest other runner, and the ratio of their medians."""
-    table = [["model", "precision", "batch", "ours, ms", "max abs err", "best other", "ms", "max abs err",
-              "times as fast"]]
-    for (model, precision, batch), runners in best.items():
-        ours = runners.get(OURS)
-        other = min((row for runner, row in runners.items() if runner != OURS), key=latency_ms, default=None)
-        line = [model, precision, str(batch)]
-        line += [f"{latency_ms(ours):.3f}", ours["max_abs_err"]] if ours else ["-", "-"]
-        if other:
-            line += [", ".join(filter(None, (other["runner"], how(other)))), f"{latency_ms(other):.3f}",
-                     other["max_abs_err"]]
-        else:
-            line += ["-", "-", "-"]
-        table.append([*line, f"{latency_ms(other) / latency_ms(ours):.2f}" if ours and other else "-"])
-    return table
-
-
 def markdown(run_id: str, rows: list[Row]) -> str:
     """Results/speedup.md: what was measured where, the table, and the rows that do not count."""
     def all_of(column: str) -> str:
         return ", ".join(dict.fromkeys(row[column] for row in rows))
 
-    head, *lines = speedup_table(best_rows(rows))
     text = [f"Run {run_id} on {all_of('gpu')}, commit {all_of('commit')}. Median latency of a batch; errors are those "
             "of the same run, against the FP32 ONNX output. The fastest row of each runner counts: with or without a "
             "CUDA graph, any mode of torch.compile.", ""]
-    text += [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
+    text += markdown_table(speedup_table(best_rows(rows)))
     dropped = [f"- {row['model']} {row['precision']} {row['runner']} b{row['batch']} ({row['notes']}): "
                f"{row_problem(row)}" for row in rows if row_problem(row)]
     if dropped:

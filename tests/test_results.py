@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from utils import LATENCY_COLUMNS, ROOT, UserError, append_rows, cpu_name
+from utils import ACCURACY_COLUMNS, LATENCY_COLUMNS, RESULTS, ROOT, UserError, append_rows, cpu_name
 
 sys.path.insert(1, str(ROOT / "Results"))
 import draw
+import report
 import table
 
 
@@ -67,3 +68,92 @@ def test_picture_shows_the_images_and_colours_mistakes():
     told = [(text.get_text().split(), text.get_color()) for text in (*first.texts, *second.texts)]
     assert told == [(["PyTorch", "cat", "99", "%"], draw.RIGHT), (["ONNX", "dog", "99", "%", "5e+00"], draw.WRONG),
                     (["PyTorch", "dog", "99", "%"], draw.RIGHT), (["ONNX", "cat", "99", "%", "5e+00"], draw.WRONG)]
+
+
+# --- README's section ----------------------------------------------------------------------------------------
+
+
+def cells_of(text: str, *words: str) -> list[str]:
+    """The cells of the first line of a Markdown table that holds all the words."""
+    line = next(line for line in text.splitlines() if line.startswith("|") and all(word in line for word in words))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Results of Small on a GPU, invented, among rows that do not count: of a CPU, another GPU, an older run, micro."""
+    def latency(runner: str, ms: str, notes: str, **values: str) -> dict[str, str]:
+        return row(**{"gpu": "A GPU", "run_id": "2", "commit": "abc", "model": "swinv1", "precision": "fp16",
+                      "runner": runner, "batch": "32", "latency_ms_median": ms, "max_abs_err": "1e-3",
+                      "notes": notes, **values})
+
+    append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [
+        latency("trt-plugins", "0.1", "x; good", gpu="Old GPU"), latency("trt-plugins", "0.2", "x; good", run_id="1"),
+        latency("trt-plugins", "2.0", "x; CUDA graph; good"), latency("trt", "6.0", "x; CUDA graph; good"),
+        latency("torch-compile", "5.0", "mode max-autotune"), latency("torch-eager", "9.0", "no CUDA graph"),
+        latency("trt-plugins", "4.0", "x; CUDA graph; good", model="swinv2", batch="1"),
+        latency("trt-plugins", "0.3", "x; good", model="swinv1_micro"),
+        latency("ort-cpu", "1.0", "CPU", gpu=cpu_name())])
+
+    def accuracy(engine: str, batch: int, error: str, torch_error: str, agreement: str,
+                 run: str = "3") -> dict[str, str]:
+        return {**dict.fromkeys(ACCURACY_COLUMNS, ""), "run_id": run, "commit": "abc", "gpu": "A GPU",
+                "model": "swinv1", "engine": engine, "precision": "fp16", "batch": str(batch), "max_abs_err": error,
+                "torch_max_abs_err": torch_error, "agreement": agreement, "top1": "0.9", "top1_torch": "0.91"}
+
+    append_rows(tmp_path / "accuracy.csv", ACCURACY_COLUMNS, [
+        accuracy("swinv1_attention_fp16.plan", 1, "9e-1", "1e-2", "0.5", run="2"),  # measured again
+        accuracy("swinv1_attention_fp16.plan", 1, "3e-2", "4e-2", "1.0"),
+        accuracy("swinv1_attention_fp16.plan", 8, "2e-2", "2.5e-2", "0.9995"),
+        accuracy("torch", 8, "5e-1", "5e-1", "0.5")])
+    columns = ("run_id", "commit", "gpu", "engine", "batch", "device_memory_mib", "free_memory_used_mib")
+    append_rows(tmp_path / "memory.csv", columns, [
+        dict(zip(columns, ("4", "abc", "A GPU", engine, batch, "1.0", used))) for engine, batch, used in
+        [("swinv1_fp16", 128, "900.0"), ("swinv1_attention_fp16", 1, "500.5"), ("swinv1_micro_fp16", 1, "7.0")]])
+    columns = ("run_id", "commit", "gpu", "kernel", "model", "shape", "runner", "time_us_median", "bandwidth_fraction",
+               "arithmetic_fraction", "max_abs_err")
+    append_rows(tmp_path / "kernels.csv", columns, [
+        dict(zip(columns, ("5", "abc", "A GPU", "SwinAttention", "swinv1", "[32, 7x7, 768]", runner, us, "0.5", "0.25",
+                           "1e-3"))) for runner, us in [("sdpa", "20.0"), ("swin-plugins", "8.0"), ("flex", "12.0")]])
+    return tmp_path
+
+
+def test_section_is_made_of_the_newest_rows_of_the_last_gpu(measured):
+    text = report.section(measured)
+    assert cells_of(text, "TensorRT with plugins") == ["TensorRT with plugins", "2.000", "4.000"]
+    assert cells_of(text, "torch.compile") == ["torch.compile", "5.000", "-"]
+    assert cells_of(text, "times as fast as") == ["plugins, times as fast as the best other", "2.50", "-"]
+    assert cells_of(text, "V1", "fp16", "32")[5:] == ["torch-compile, mode max-autotune", "5.000", "1e-3", "2.50"]
+    assert cells_of(text, "swinv1_attention_fp16", "1, 8") == [
+        "swinv1_attention_fp16", "fp16", "1, 8", "3.00e-02", "4.00e-02", "0.80", "90.00%", "91.00%", "99.95%"]
+    assert cells_of(text, "MiB") == ["MiB", "b1", "b128"]
+    assert cells_of(text, "swinv1_attention_fp16", "500.5")[1:] == ["500.5", "-"]
+    assert cells_of(text, "SwinAttention")[3:] == ["8.0", "50%", "25%", "1e-3", "flex", "12.0", "1e-3", "1.50"]
+    assert not any(hidden in text for hidden in ("micro", "Old GPU", "0.100", "0.200", "9e-01", "png"))
+    assert text.count("Again: `") == 4 and "run 2, commit abc" in text
+
+
+def test_section_goes_between_the_marks_and_nowhere_else(measured, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
+    for _ in range(2):  # a second time changes nothing
+        report.main(["--write", "--results", str(measured), "--readme", str(readme)])
+        text = readme.read_text()
+        assert text.startswith("before\n\n") and text.endswith("\n\nafter\n") and "old" not in text
+        assert report.in_readme(text) == report.section(measured).strip("\n")
+    readme.write_text("no marks\n")
+    with pytest.raises(UserError, match="lacks the lines"):
+        report.main(["--write", "--results", str(measured), "--readme", str(readme)])
+    assert readme.read_text() == "no marks\n"
+
+
+def test_nothing_measured_on_a_gpu_is_no_section(results):
+    append_rows(results / "latency.csv", LATENCY_COLUMNS, [row(model="swinv1", runner="trt-plugins")])  # of this CPU
+    assert report.section(results) == ""
+    with pytest.raises(UserError, match="no rows of a Small model on a GPU"):
+        report.main(["--results", str(results)])
+
+
+def test_readme_has_the_section_that_the_tables_give():
+    """python Results/report.py --write, after every run on a GPU whose rows are kept."""
+    assert report.in_readme((ROOT / "README.md").read_text()) == report.section(RESULTS).strip("\n")

@@ -1,0 +1,67 @@
+"""The tables that are made of one measuring run of latency.csv, as draw_latency.py and report.py use them."""
+from __future__ import annotations
+
+from utils import row_problem
+
+OURS = "trt-plugins"
+
+Row = dict[str, str]  # of latency.csv
+Cell = tuple[str, str, int]  # model, precision, batch
+
+
+def best_rows(rows: list[Row]) -> dict[Cell, dict[str, Row]]:
+    """The fastest row of each runner, among those whose output is right, for every cell in the order of the table."""
+    best: dict[Cell, dict[str, Row]] = {}
+    for row in rows:
+        runners = best.setdefault((row["model"], row["precision"], int(row["batch"])), {})
+        if not row_problem(row) and (row["runner"] not in runners or latency_ms(row) < latency_ms(
+                runners[row["runner"]])):
+            runners[row["runner"]] = row
+    return dict(sorted(best.items()))
+
+
+def latency_ms(row: Row) -> float:
+    return float(row["latency_ms_median"])
+
+
+def how(row: Row) -> str:
+    """How a row was measured, from its notes: CUDA graph, or the mode of torch.compile."""
+    return next((part for part in row["notes"].split("; ") if part.startswith(("CUDA graph", "mode "))), "")
+
+
+def speedup_table(best: dict[Cell, dict[str, Row]]) -> list[list[str]]:
+    """Heading and a line for each cell: ours, the fastest other runner, and the ratio of their medians."""
+    table = [["model", "precision", "batch", "ours, ms", "max abs err", "best other", "ms", "max abs err",
+              "times as fast"]]
+    for (model, precision, batch), runners in best.items():
+        ours = runners.get(OURS)
+        other = min((row for runner, row in runners.items() if runner != OURS), key=latency_ms, default=None)
+        line = [model, precision, str(batch)]
+        line += [f"{latency_ms(ours):.3f}", ours["max_abs_err"]] if ours else ["-", "-"]
+        if other:
+            line += [", ".join(filter(None, (other["runner"], how(other)))), f"{latency_ms(other):.3f}",
+                     other["max_abs_err"]]
+        else:
+            line += ["-", "-", "-"]
+        table.append([*line, f"{latency_ms(other) / latency_ms(ours):.2f}" if ours and other else "-"])
+    return table
+
+
+def runner_table(best: dict[Cell, dict[str, Row]], precision: str, names: dict[str, str]) -> list[list[str]]:
+    """Heading, a line for each runner with its median in ms for every model and batch, and one of the ratios.
+
+    Args:
+        names: runner -> what it is called, in the order of the lines.
+    """
+    cells = [cell for cell in best if cell[1] == precision]
+    table = [["ms", *(f"{model} b{batch}" for model, _, batch in cells)]]
+    table += [[name, *(f"{latency_ms(best[cell][runner]):.3f}" if runner in best[cell] else "-" for cell in cells)]
+              for runner, name in names.items() if any(runner in best[cell] for cell in cells)]
+    ratios = [line[-1] for line in speedup_table({cell: best[cell] for cell in cells})[1:]]
+    return [*table, ["plugins, times as fast as the best other", *ratios]]
+
+
+def markdown_table(table: list[list[str]]) -> list[str]:
+    """The lines of a table, heading first, in Markdown."""
+    head, *lines = table
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]

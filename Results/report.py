@@ -1,0 +1,204 @@
+"""Write the results of the Small models on a GPU as Markdown, from the tables in Results/, and put them into README.
+
+    python Results/report.py            prints them
+    python Results/report.py --write    puts them between the two marks in README.md
+
+Reads latency.csv, accuracy.csv, memory.csv and kernels.csv, of rows measured on a GPU the newest: of latency.csv one
+run, of the others the last row of everything measured. No figure of README's section is typed by hand, and
+tests/test_results.py compares it with what this makes of the tables.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(1, str(ROOT))
+sys.path.insert(1, str(Path(__file__).resolve().parent))
+from latency_tables import OURS, best_rows, markdown_table, runner_table, speedup_table  # noqa: E402
+
+from utils import RESULTS, UserError, run_script, shown, whole_file  # noqa: E402
+
+BEGIN, END = "<!-- GPU results, by Results/report.py: begin -->", "<!-- GPU results: end -->"
+MODELS = {"swinv1": "V1", "swinv2": "V2"}  # the Small ones
+SUFFIXES = r"(_layernorm|_attention)?(_fp16|_int8)?"
+RUNNERS = {OURS: "TensorRT with plugins", "trt": "TensorRT", "torch-compile": "torch.compile",
+           "torch-script": "TorchScript", "torch-eager": "PyTorch eager", "ort-cuda": "onnxruntime CUDA"}
+
+Row = dict[str, str]
+
+
+def gpu_rows(path: Path) -> list[Row]:
+    """The rows of a table that were measured on the GPU that its last such row was; none where there is no table."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if not row["gpu"].startswith("none")]
+    return [row for row in rows if row["gpu"] == rows[-1]["gpu"]]
+
+
+def newest(rows: list[Row], *key: str) -> list[Row]:
+    """Of rows that measured the same, the last one, in the order of the first."""
+    return list({tuple(row[column] for column in key): row for row in rows}.values())
+
+
+def measured_by(rows: list[Row], command: str) -> list[str]:
+    """A line that tells where the figures come from and what makes them again."""
+    def all_of(column: str) -> str:
+        return ", ".join(dict.fromkeys(row[column] for row in rows))
+
+    return [f"{all_of('gpu')}; run {all_of('run_id')}, commit {all_of('commit')}. Again: `{command}`", ""]
+
+
+def speed(results: Path) -> list[str]:
+    """Latency of every runner, the speed-up with the errors, and the plot."""
+    rows = [row for row in gpu_rows(results / "latency.csv") if row["model"] in MODELS]
+    runs = [row["run_id"] for row in rows if row["runner"] == OURS]
+    rows = [row for row in rows if row["run_id"] in runs[-1:]]
+    if not rows:
+        return []
+    best = best_rows([{**row, "model": MODELS[row["model"]]} for row in rows])
+    text = ["### Speed", "", *measured_by(rows, "python race.py --resume V1.pth V2.pth"),
+            "Median of a batch. The fastest row of each runner counts: with or without a CUDA graph, any mode of "
+            "torch.compile; input and output stay on the device.", ""]
+    for precision in ("fp16", "fp32", "int8"):
+        if any(cell[1] == precision for cell in best):
+            text += [f"{precision.upper()}:", "", *markdown_table(runner_table(best, precision, RUNNERS)), ""]
+    text += ["The same with the largest error of a logit, against the FP32 ONNX model on the same images:", "",
+             *markdown_table(speedup_table(best)), ""]
+    if (results / "latency.png").exists():
+        text += ["![Images per second over batch, for every runner](Results/latency.png)", ""]
+    return text
+
+
+def profile(results: Path) -> list[str]:
+    """The picture of where the time goes."""
+    rows = gpu_rows(results / "profile.csv")
+    rows = [row for row in rows if row["run_id"] == rows[-1]["run_id"]]
+    if not rows or not (results / "profile.png").exists():
+        return []
+    return ["### Where the time goes", "",
+            *measured_by(rows, "$TRT_PYTHON TensorRT/profile_engine.py --plan TensorRT/TRT_Engine/swinv*_fp16.plan && "
+                               "python Results/draw_profile.py"),
+            "![Time of each group of layers, unpatched beside patched, with the fraction of the GPU's peak]"
+            "(Results/profile.png)", ""]
+
+
+def accuracy(results: Path) -> list[str]:
+    """One line for each engine: the worst of its batches."""
+    rows = [row for row in gpu_rows(results / "accuracy.csv")
+            if row["model"] in MODELS and re.fullmatch(row["model"] + SUFFIXES + r"\.plan", row["engine"])]
+    rows = newest(rows, "engine", "batch")
+    if not rows:
+        return []
+    table = [["engine", "precision", "batches", "max abs err", "PyTorch's own", "worst ratio", "top-1",
+              "top-1 of PyTorch FP32", "same top-1"]]
+    for engine in sorted({row["engine"] for row in rows}):
+        own = sorted((row for row in rows if row["engine"] == engine), key=lambda row: int(row["batch"]))
+        errors = [(float(row["max_abs_err"]), float(row["torch_max_abs_err"] or "nan")) for row in own]
+        torch_error = max(error for _, error in errors)
+        ratios = [error / torch_error for error, torch_error in errors if torch_error > 0]
+        table.append([
+            engine.removesuffix(".plan"), own[0]["precision"], ", ".join(row["batch"] for row in own),
+            f"{max(error for error, _ in errors):.2e}", f"{torch_error:.2e}" if torch_error > 0 else "-",
+            f"{max(ratios):.2f}" if ratios else "-", shares(own, "top1"), shares(own, "top1_torch"),
+            shares(own, "agreement")])
+    return ["### Accuracy", "",
+            *measured_by(rows, "python test_swinV2.py --cfg models/swin.yaml --resume V1.pth --count 2000 "
+                               "--batch 1,4,8,16,32,128 --plan TensorRT/TRT_Engine/swinv1*.plan"),
+            "The worst of all batch sizes, against PyTorch in FP32, over all images; the worst ratio is the largest "
+            "error at one batch size over PyTorch's own in the same precision.", "", *markdown_table(table), ""]
+
+
+def shares(rows: list[Row], column: str) -> str:
+    """The smallest of a column of shares, in percent; a dash where it is not known."""
+    return min((f"{float(row[column]):.2%}" for row in rows if row[column]), key=lambda text: float(text[:-1]),
+               default="-")
+
+
+def memory(results: Path) -> list[str]:
+    """Device memory of each engine at each batch."""
+    rows = [row for row in gpu_rows(results / "memory.csv")
+            if any(re.fullmatch(model + SUFFIXES, row["engine"]) for model in MODELS)]
+    rows = newest(rows, "engine", "batch")
+    if not rows:
+        return []
+    batches = sorted({int(row["batch"]) for row in rows})
+    used = {(row["engine"], int(row["batch"])): row["free_memory_used_mib"] for row in rows}
+    table = [["MiB", *(f"b{batch}" for batch in batches)]]
+    table += [[engine, *(used.get((engine, batch), "-") for batch in batches)]
+              for engine in sorted({row["engine"] for row in rows})]
+    return ["### Device memory", "",
+            *measured_by(rows, "$TRT_PYTHON TRT_test.py --memory --plan TensorRT/TRT_Engine/swinv*.plan"),
+            "Weights, activations, input and output together. TensorRT 8.6 plans the activations for the largest batch "
+            "of the profile, 128, whatever the batch.", "", *markdown_table(table), ""]
+
+
+def kernels(results: Path) -> list[str]:
+    """The kernels by themselves, against the fastest that PyTorch has for the same work."""
+    rows = newest(gpu_rows(results / "kernels.csv"), "kernel", "model", "shape", "runner")
+    if not rows:
+        return []
+    table = [["kernel", "model", "shape", "us", "of bandwidth", "of arithmetic", "max abs err", "best of PyTorch", "us",
+              "max abs err", "times as fast"]]
+    for case in dict.fromkeys((row["kernel"], row["model"], row["shape"]) for row in rows):
+        cell = {row["runner"]: row for row in rows if (row["kernel"], row["model"], row["shape"]) == case}
+        ours = cell.pop("swin-plugins", None)
+        other = min(cell.values(), key=lambda row: float(row["time_us_median"]), default=None)
+        if ours is None:
+            continue
+        line = [case[0], MODELS.get(case[1], case[1]), case[2], f"{float(ours['time_us_median']):.1f}",
+                f"{float(ours['bandwidth_fraction']):.0%}", f"{float(ours['arithmetic_fraction']):.0%}",
+                ours["max_abs_err"]]
+        if other is None:
+            table.append([*line, "-", "-", "-", "-"])
+            continue
+        ratio = float(other["time_us_median"]) / float(ours["time_us_median"])
+        table.append([*line, other["runner"], f"{float(other['time_us_median']):.1f}", other["max_abs_err"],
+                      f"{ratio:.2f}"])
+    return ["### Kernels by themselves", "", *measured_by(rows, "python TensorRT/Plugins/benchmark.py --batch 32"),
+            "FP16, fractions of the card's own measured peaks.", "", *markdown_table(table), ""]
+
+
+def section(results: Path) -> str:
+    """All that was measured on a GPU; empty where nothing was."""
+    return "\n".join(line for part in (speed, profile, accuracy, memory, kernels) for line in part(results))
+
+
+def in_readme(readme: str) -> str:
+    """What stands between the two marks.
+
+    Raises:
+        UserError: the marks are not there.
+    """
+    if BEGIN not in readme or END not in readme:
+        raise UserError(f"README.md: lacks the lines {BEGIN} and {END}; put them where the results belong")
+    return readme.split(BEGIN, 1)[1].split(END, 1)[0].strip("\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="into README.md, between the two marks")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE", help="default: README.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: Results/")
+    args = parser.parse_args(arguments)
+    text = section(args.results)
+    if not text:
+        raise UserError(f"{shown(args.results)}: no rows of a Small model on a GPU; race.py and test_swinV2.py measure "
+                        "them")
+    if not args.write:
+        print(text)
+        return
+    readme = args.readme.read_text()
+    in_readme(readme)  # refuses one without marks
+    before, after = readme.split(BEGIN, 1)[0], readme.split(END, 1)[1]
+    with whole_file(args.readme) as partial:
+        partial.write_text(f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}")
+    print(f"wrote {shown(args.readme)}: {len(text.splitlines())} lines of results")
+
+
+if __name__ == "__main__":
+    run_script(main)

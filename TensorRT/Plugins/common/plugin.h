@@ -13,11 +13,11 @@
 //   };
 //   SWIN_REGISTER(ExampleOp)
 //
+// and plugin_v2.h (TensorRT 8.6) or plugin_v3.h (10 and later) makes a plugin of it.
+//
 // Its base `Operator` says: one output, of the activations' type and the first input's shape, and no workspace. An
 // operator for which something else holds defines kOutputs, output_type, output_shape or kWorkspaceBytes anew. Shapes
 // count elements of the tensor's own Type everywhere, so INT8 tensors have the shapes of the formula (see Type::kInt8).
-//
-// and plugin_v2.h (TensorRT 8.6) or plugin_v3.h (10 and later) makes a plugin of it.
 #pragma once
 
 #include <algorithm>

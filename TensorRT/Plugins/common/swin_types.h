@@ -3,7 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
-// Element type of the activations. Parameters (gamma, beta, bias, logit_scale) are always FP32.
+// Element type of the activations. Parameters (gamma, beta, bias, logit_scale) are always FP32, but for weight and bias
+// of a Linear, which are operands of its product.
 enum SwinType {
     SWIN_FP32 = 0,
     SWIN_FP16 = 1,

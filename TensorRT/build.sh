@@ -16,10 +16,10 @@ usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
   --size PIXELS       height and width of the images; default 256 for swinv2*, else 224
   --min, --opt, --max N
                       smallest, usual and largest batch of the optimization profile; default 1, 32, 128
-  --fp16              the graph holds FP16 tensors (its name says _fp16)
+  --fp16              the graph holds FP16 tensors (its name says _fp16 or _attention_int8)
   --plugins[=LIB]     the graph holds plugin nodes; default TensorRT/Plugins/build/libswin_plugins.so
   --output PLAN       the engine; default TensorRT/TRT_Engine/MODEL.plan, with _fp16 added where --fp16 was
-                      given and MODEL lacks it
+                      given and MODEL has neither _fp16 nor _int8
   --dry-run           print the command instead of running it
 
 Builder options, --flag=value, go to the builder as they are: --noTF32, --memPoolSize=workspace:MIB (default 4096),
@@ -33,9 +33,11 @@ fail() { echo "build.sh: error: $*" >&2; exit 1; }
 # Which command makes a graph, judged by its name.
 how_to_make() {
     local model=$1 base
-    base=${model%_fp16}; base=${base%%_layernorm*}; base=${base%%_attention*}
+    base=${model%_fp16}; base=${base%_int8}; base=${base%%_layernorm*}; base=${base%%_attention*}
     case $model in
         *_layers)         echo "python TensorRT/compare_layers.py prepare --onnx onnx/${model%_layers}.onnx" ;;
+        *_attention_int8) echo "python onnx/graphsurgeon/add_int8.py --onnx onnx/${base}_int8.onnx" ;;
+        *_int8)           echo "python TensorRT/INT8/quant.py --onnx onnx/$base.onnx" ;;
         *_attention_fp16) echo "python onnx/graphsurgeon/add_all.py --onnx onnx/$base.onnx --fp16" ;;
         *_attention)      echo "python onnx/graphsurgeon/add_all.py --onnx onnx/$base.onnx" ;;
         *_fp16)           echo "python onnx/graphsurgeon/to_fp16.py --onnx onnx/${model%_fp16}.onnx" ;;
@@ -67,8 +69,9 @@ cd "$root"
 [[ -n $onnx ]] || { usage >&2; exit 2; }
 model=$(basename "$onnx" .onnx)
 [[ $model != *_fp16* || $fp16 == yes ]] || fail "$onnx: its name says FP16; add --fp16"
+[[ $model != *_attention_int8 || $fp16 == yes ]] || fail "$onnx: what is not INT8 in it is FP16; add --fp16"
 name=$model
-[[ $fp16 == no || $model == *_fp16* ]] || name=${model}_fp16
+[[ $fp16 == no || $model == *_fp16* || $model == *_int8 ]] || name=${model}_fp16
 plan=${plan:-TensorRT/TRT_Engine/$name.plan}
 [[ $plan == *.plan ]] || fail "--output $plan: must end in .plan"
 [[ -n $size ]] || case $model in swinv2*) size=256 ;; *) size=224 ;; esac

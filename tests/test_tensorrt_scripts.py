@@ -46,13 +46,13 @@ def one_line_error(done: subprocess.CompletedProcess, status: int = 1) -> str:
 
 def test_all_wrappers_are_there():
     assert [name[6:-3] for name in WRAPPERS] == [
-        "swinv1", "swinv1_attention_fp16", "swinv1_fp16", "swinv1_layernorm_fp16",
-        "swinv2", "swinv2_attention_fp16", "swinv2_fp16", "swinv2_layernorm"]
+        "swinv1", "swinv1_attention_fp16", "swinv1_fp16", "swinv1_int8", "swinv1_layernorm_fp16",
+        "swinv2", "swinv2_attention_fp16", "swinv2_fp16", "swinv2_int8", "swinv2_layernorm"]
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapper_name_precision_and_flags_agree(wrapper):
-    name = wrapper[len("build_"):-len(".sh")]
+    name = wrapper[len("build_"):-len(".sh")].replace("_int8", "_attention_int8")
     done = shell(ROOT / "TensorRT" / wrapper, "--dry-run", "--verbose")
     assert done.returncode == 0, done.stderr
     flags = dict(part.partition("=")[::2] for part in done.stdout.split())
@@ -62,8 +62,8 @@ def test_wrapper_name_precision_and_flags_agree(wrapper):
     assert flags["--exportLayerInfo"] == f"TensorRT/TRT_Engine/{name}.layers.json"
     assert [flags[f"--{which}Shapes"] for which in ("min", "opt", "max")] == [
         f"input:{batch}x3x{size}x{size}" for batch in (1, 32, 128)]
-    assert ("--fp16" in flags) == name.endswith("_fp16")
-    assert ("--noTF32" in flags) == (not name.endswith("_fp16"))
+    assert ("--fp16" in flags) == name.endswith(("_fp16", "_int8"))
+    assert ("--noTF32" in flags) == (not name.endswith(("_fp16", "_int8")))
     assert ("--staticPlugins" in flags) == ("layernorm" in name or "attention" in name)
     assert "--verbose" in flags  # what is added to a wrapper goes through
 
@@ -88,6 +88,9 @@ def test_build_flags_of_any_model():
     (["onnx/absent.onnx"], "onnx/absent.onnx: no such file; make it with: python onnx/export_onnx.py --output"),
     (["onnx/absent_fp16.onnx", "--fp16"], "to_fp16.py --onnx onnx/absent.onnx"),
     (["onnx/absent_attention_fp16.onnx", "--fp16"], "add_all.py --onnx onnx/absent.onnx --fp16"),
+    (["onnx/absent_attention_int8.onnx", "--fp16"], "add_int8.py --onnx onnx/absent_int8.onnx"),
+    (["onnx/absent_attention_int8.onnx"], "what is not INT8 in it is FP16; add --fp16"),
+    (["onnx/absent_int8.onnx"], "TensorRT/INT8/quant.py --onnx onnx/absent.onnx"),
     (["onnx/absent_layernorm.onnx"], "add_layernorm_with_params.py --onnx onnx/absent.onnx"),
     (["onnx/absent_fp16.onnx"], "its name says FP16; add --fp16"),
     (["a.onnx", "b.onnx"], "two graphs"),

@@ -7,6 +7,8 @@
 
 `prepare` marks tensors as further outputs and stores what they are in FP32 on the CPU. A marked tensor is a border
 that TensorRT does not fuse across: the layers engine is slower than the real one, and not always wrong where that is.
+Its logits are therefore compared as well, always, as the last row: they say whether it is as wrong as the real one.
+Where it is not, mark less (--every, --match). emulate_fp16.py writes the same table without a GPU.
 """
 from __future__ import annotations
 
@@ -31,9 +33,8 @@ COLUMNS = ("depth", "tensor", "op", "shape", "max_abs_ref", "max_abs_err", "rel_
 
 
 def live_tensors(graph) -> dict[str, str]:
-    """The tensors that depend on the graph's input, graph outputs left out, each with the operator it comes from."""
+    """The tensors that depend on the graph's input, in the graph's order, each with the operator it comes from."""
     live = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
-    ends = {value.name for value in graph.output}
     known = 0
     while known < len(live):  # more than one pass where a converter has appended its casts at the end
         known = len(live)
@@ -41,7 +42,7 @@ def live_tensors(graph) -> dict[str, str]:
             if live.intersection(node.input):
                 live.update(node.output)
     return {name: node.op_type for node in graph.node if live.intersection(node.input)
-            for name in node.output if name and name not in ends}
+            for name in node.output if name}
 
 
 def mark(model, names: list[str], types: dict[str, int] | None = None):
@@ -50,7 +51,8 @@ def mark(model, names: list[str], types: dict[str, int] | None = None):
 
     marked = onnx.ModelProto()
     marked.CopyFrom(model)
-    for name in names:
+    ends = {value.name for value in model.graph.output}
+    for name in (name for name in names if name not in ends):
         marked.graph.output.append(onnx.helper.make_tensor_value_info(name, types[name], None) if types
                                    else onnx.ValueInfoProto(name=name))
     return marked
@@ -104,11 +106,13 @@ def prepare(arguments: argparse.Namespace) -> None:
     typed = session_of(model, list(operators)).get_outputs()
     kinds = {"tensor(float)": 1, "tensor(float16)": 10}  # onnxruntime's names: onnx.TensorProto.FLOAT and FLOAT16
     types = {tensor.name: kinds[tensor.type] for tensor in typed if tensor.name in operators and tensor.type in kinds}
-    names = sorted((name for name in types if re.search(arguments.match, name)), key=depth.__getitem__)
-    names = names[::arguments.every]
+    ends = [value.name for value in model.graph.output if value.name in types]
+    names = sorted((name for name in types if re.search(arguments.match, name) and name not in ends),
+                   key=depth.__getitem__)[::arguments.every]
     if not names:
         raise UserError(f"{shown(path)}: no tensor to compare: none that matches '{arguments.match}' is in "
                         f"{shown(reference_path)} too; --reference names the FP32 graph")
+    names += ends
 
     session = session_of(reference, names)
     print(f"running {shown(reference_path)} on {len(images)} images for {len(names)} tensors", flush=True)
@@ -151,20 +155,39 @@ def run(arguments: argparse.Namespace) -> None:
     with Engine(plan, arguments.plugins) as engine, engine.context() as context:
         outputs = context.infer_all(stored["input"])
     rows = []
-    for index, name in enumerate(stored["names"]):
-        output, reference = outputs.get(str(name)), stored[f"tensor_{index}"]
+    for index, name in enumerate(map(str, stored["names"])):
+        output, reference = outputs.get(name), stored[f"tensor_{index}"]
         if output is None or output.size != reference.size:
             raise UserError(f"{shown(plan)}: has no output {name} {list(reference.shape)}; it was not built from the "
                             f"graph that {shown(reference_path)} was written with")
-        rows.append({"depth": str(stored["depths"][index]), "tensor": str(name), "op": str(stored["operators"][index]),
-                     "shape": "x".join(map(str, reference.shape)), **compare(output, reference)})
+        rows.append(row_of(stored["depths"][index], name, stored["operators"][index], output, reference))
     table = Path(arguments.output or RESULTS / f"layers_{plan.stem.removesuffix('_layers')}.csv")
+    write_table(table, rows)
+    print(report(rows, arguments.tolerance))
+    print(f"wrote {shown(table)}; compare_layers.py plot draws it")
+
+
+def row_of(depth: int, tensor: str, op: str, output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
+    """The row of one tensor."""
+    return {"depth": str(depth), "tensor": tensor, "op": str(op), "shape": "x".join(map(str, reference.shape)),
+            **compare(output, reference)}
+
+
+def write_table(table: Path, rows: list[dict[str, str]]) -> None:
     with whole_file(table) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(report(rows, arguments.tolerance))
-    print(f"wrote {shown(table)}; compare_layers.py plot draws it")
+
+
+def read_table(table: Path) -> list[dict[str, str]]:
+    """The rows that `write_table` wrote; UserError if the file is something else."""
+    with existing_file(table, "a table that `compare_layers.py run` wrote").open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != COLUMNS or not rows:
+        raise UserError(f"{shown(table)}: is not a table of compare_layers.py run")
+    return rows
 
 
 def broken(row: dict[str, str]) -> bool:
@@ -190,64 +213,118 @@ def report(rows: list[dict[str, str]], tolerance: float) -> str:
 
     first = first_offender(rows, tolerance)
     head = f"{len(rows)} tensors compared, {sum(map(broken, rows))} with NaN or infinity"
+    end = ["worst:", *map(line, worst(rows, 5)), "last:", line(rows[-1])]
     if first is None:
-        return "\n".join([f"{head}; none is off by more than {tolerance:g} of its largest element", "worst:",
-                          *map(line, worst(rows, 5))])
+        return "\n".join([f"{head}; none is off by more than {tolerance:g} of its largest element", *end])
     return "\n".join([head, f"first with NaN, infinity or an error above {tolerance:g} of its largest element:",
-                      line(first), "worst:", *map(line, worst(rows, 5))])
+                      line(first), *end])
 
 
 # --- plot ----------------------------------------------------------------------------------------------------
 
 
+def place(tensor: str) -> str:
+    """The block of the network that a tensor belongs to, by its name: "0.1" is block 1 of stage 0, "0>" the patch
+    merging after it."""
+    found = re.search(r"layers\.(\d+)/(?:blocks\.(\d+)/|downsample/)", tensor)
+    if found is None:
+        return "patch embedding" if "patch_embed" in tensor else "head" if "/layers" not in tensor else "other"
+    return f"{found[1]}>" if found[2] is None else f"{found[1]}.{found[2]}"
+
+
+def positions(tables: list[list[dict[str, str]]]) -> tuple[list[str], list[np.ndarray]]:
+    """Where each row of each table stands along the network, so that graphs of different length lie on each other.
+
+    Returns:
+        The blocks in order; and for each table its rows' positions: the block's number plus the share of the block's
+        rows that lie before this one.
+    """
+    rank: dict[str, float] = {}  # of a block: the share of a graph before it, the smallest of all tables
+    for rows in tables:
+        for index, row in enumerate(rows):
+            block = place(row["tensor"])
+            rank[block] = min(rank.get(block, 1.0), index / len(rows))
+    rank.update({"patch embedding": -1.0, "head": 2.0})  # tensors without a name of theirs end up in one of these
+    blocks = sorted({place(row["tensor"]) for rows in tables for row in rows}, key=rank.__getitem__)
+    found = []
+    for rows in tables:
+        places = [place(row["tensor"]) for row in rows]
+        seen = dict.fromkeys(blocks, 0)
+        x = []
+        for block in places:
+            x.append(blocks.index(block) + (seen[block] + 0.5) / places.count(block))
+            seen[block] += 1
+        found.append(np.array(x))
+    return blocks, found
+
+
+def labels(paths: list[Path]) -> list[str]:
+    """The tables' names without "layers_" and without the words that all of them begin with."""
+    words = [path.stem.split("_")[path.stem.startswith("layers_"):] for path in paths]
+    shared = 0
+    while len(words) > 1 and all(len(word) > shared + 1 and word[shared] == words[0][shared] for word in words):
+        shared += 1
+    return ["_".join(word[shared:]) for word in words]
+
+
 def plot(arguments: argparse.Namespace) -> None:
-    """Draw the relative error of every tensor over its depth, one line per table."""
+    """Draw the relative error of every tensor along the network, one line per table, one panel per --panel."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tables = [Path(table) for table in arguments.tables]
-    figure, axes = pyplot.subplots(figsize=(11, 5), layout="constrained")
-    for index, table in enumerate(tables):
-        with existing_file(table, "a table that `compare_layers.py run` wrote").open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        if tuple(reader.fieldnames or ()) != COLUMNS or not rows:
-            raise UserError(f"{shown(table)}: is not a table of compare_layers.py run")
-        draw(axes, rows, f"C{index}", table.stem.removeprefix("layers_"), arguments.tolerance)
-    axes.set(yscale="log", xlabel="depth: position of the tensor in the FP32 graph",
-             ylabel="max |error| / max |reference|", title=arguments.title)
-    axes.axhline(arguments.tolerance, color="grey", linewidth=0.8, linestyle=":")
-    axes.grid(alpha=0.3)
-    axes.margins(y=0.15)
-    axes.legend(loc="lower right", fontsize=8)
-    picture = Path(arguments.output or RESULTS / f"{tables[0].stem}.png")
+    panels = [(panel[0], list(map(Path, panel[1:]))) for panel in arguments.panel]
+    if arguments.tables:
+        panels.insert(0, (arguments.title, list(map(Path, arguments.tables))))
+    if not panels or not all(paths for _, paths in panels):
+        raise UserError("plot: no table; give what `compare_layers.py run` wrote, or --panel TITLE TABLE...")
+    figure, all_axes = pyplot.subplots(len(panels), figsize=(14, 0.5 + 3.5 * len(panels)), layout="constrained",
+                                       squeeze=False)
+    for (title, paths), axes in zip(panels, all_axes[:, 0]):
+        tables = [read_table(path) for path in paths]
+        blocks, found = positions(tables)
+        for index, (rows, x, label) in enumerate(zip(tables, found, labels(paths))):
+            draw(axes, rows, x, index, label, arguments.tolerance)
+        axes.set(yscale="log", xlim=(0, len(blocks)), title=title,
+                 ylabel="max |error| / max |reference|")
+        axes.set_xticks(np.arange(len(blocks)) + 0.5, blocks, fontsize=8, rotation=90 if len(blocks) > 16 else 0)
+        axes.tick_params(axis="x", length=0)
+        axes.vlines(np.arange(1, len(blocks)), 0, 1, transform=axes.get_xaxis_transform(), color="grey", alpha=0.2,
+                    linewidth=0.6)
+        axes.axhline(arguments.tolerance, color="grey", linewidth=0.8, linestyle=":")
+        axes.margins(y=0.25)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    all_axes[-1, 0].set_xlabel("stage.block, > patch merging")
+    picture = Path(arguments.output or RESULTS / f"{panels[0][1][0].stem}.png")
     with whole_file(picture) as partial:
         figure.savefig(partial, dpi=130)
     pyplot.close(figure)
     print(f"wrote {shown(picture)}")
 
 
-def draw(axes, rows: list[dict[str, str]], colour: str, label: str, tolerance: float) -> None:
-    """One table's line, its broken tensors as crosses, and the names of its first and worst offenders."""
-    depth = np.array([int(row["depth"]) for row in rows])
-    error = np.array([float(row["rel_err"]) for row in rows])
-    height = np.where(np.isfinite(error), np.maximum(error, 1e-9), 1.0)  # 0 has no place on a logarithmic axis
-    axes.plot(depth, height, ".-", color=colour, markersize=3, linewidth=0.8, label=label)
+def draw(axes, rows: list[dict[str, str]], x: np.ndarray, index: int, label: str, tolerance: float) -> None:
+    """One table's line; its tensors with NaN or infinity as crosses along the top; a ring around the first offender."""
+    colour = f"C{index}"
     bad = np.array([broken(row) for row in rows])
+    error = np.array([float(row["rel_err"]) for row in rows])
+    height = np.where(bad, np.nan, np.maximum(error, 1e-9))  # 0 has no place on a logarithmic axis
+    along_top = {"transform": axes.get_xaxis_transform(), "linestyle": "", "color": colour}  # y in shares of the axes
+    top = 0.97 - 0.04 * index  # apart from other tables' crosses
+    first = first_offender(rows, tolerance)
+    words = [label]
+    if first is not None:
+        at = rows.index(first)
+        words.append(f"first: {first['tensor'].strip('/').removesuffix('_output_0').removeprefix('layers.')}")
+        ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none"}
+        if bad[at]:
+            axes.plot(x[at], top, **ring, **along_top)
+        else:
+            axes.plot(x[at], height[at], **ring, color=colour)
     if bad.any():
-        axes.plot(depth[bad], height[bad], "x", color=colour, markersize=4,
-                  label=f"{label}: NaN or infinity in {bad.sum()} tensors")
-    first, largest = first_offender(rows, tolerance), worst(rows, 1)[0]
-    for row, word, lift in ((first, "first", 44), (largest if largest is not first else None, "worst", 14)):
-        if row is not None:
-            index = rows.index(row)
-            right = depth[index] > depth.mean()  # the text points to the middle of the picture
-            text = f"{word}: {row['op']}, {row['tensor'].removesuffix('_output_0')}"
-            axes.annotate(text, (depth[index], height[index]), xytext=(-6 if right else 6, lift), color=colour,
-                          textcoords="offset points", fontsize=7, ha="right" if right else "left",
-                          arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6})
+        words.append(f"NaN or infinity in {bad.sum()} of {len(rows)}")
+        axes.plot(x[bad], np.full(bad.sum(), top), marker="x", markersize=4, **along_top)
+    axes.plot(x, height, ".-", color=colour, markersize=3, linewidth=0.8, label="\n".join(words))
 
 
 def main() -> None:
@@ -275,7 +352,9 @@ def main() -> None:
     command.set_defaults(command=run)
 
     command = commands.add_parser("plot", help="draw one or more tables (needs matplotlib)")
-    command.add_argument("tables", nargs="+", metavar="CSV", help="tables that `run` wrote")
+    command.add_argument("tables", nargs="*", metavar="CSV", help="tables that `run` wrote, for one panel")
+    command.add_argument("--panel", nargs="+", action="append", default=[], metavar=("TITLE", "CSV"),
+                         help="a panel with its own tables; may be given several times")
     command.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE", help="as for run; default 0.01")
     command.add_argument("--title", default="Error of the engine's tensors against FP32 on the CPU")
     command.add_argument("--output", metavar="PNG", help="default Results/<first table>.png")

@@ -1,0 +1,242 @@
+#!/usr/bin/env bash
+# Why does SwinV2 give NaN or wrong logits under TensorRT in FP16, and does the patched graph not? SWINV2.md tells.
+#
+#   bash TensorRT/swinv2_question.sh --cfg models/swinv2_micro.yaml               engines, on a GPU
+#   bash TensorRT/swinv2_question.sh --cfg models/swinv2_micro.yaml --emulate     the same question asked of a CPU
+#
+# Makes stressed weights (models/stress.py), graphs, engines and engines with marked tensors, runs them, and writes
+# Results/swinv2_question.csv and Results/swinv2_question_<model>.png. What is there and newer than what it is made from
+# is not made again. Everything else lies in .cache/swinv2_question/, its logs in logs/ there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+    cat <<'U'
+usage: bash TensorRT/swinv2_question.sh --cfg YAML [--resume FILE] [options]
+
+  --cfg YAML, --resume FILE   the model, V1 or V2, and its weights; a micro model finds its own
+  --weights LIST   of trained, overflow, and in V2 underflow, saturated; default all
+  --engines LIST   of fp32          the graph in FP32, without TF32
+                      opset12_fp16  its export at opset 12, built with --fp16: LayerNorm and F.normalize written out
+                      opset17_fp16  its export at opset 17, built with --fp16: F.normalize written out
+                      fp16          the FP16 graph of to_fp16.py, unpatched
+                      attention_fp16  the FP16 graph with all plugins
+                   default all
+  --batches LIST   the batches that 16 held-out crops are run in; default 1,16
+  --layers LIST    of the engines, those whose tensors are compared one by one; default all but fp32; none for none
+  --every N        of these, every n-th tensor; default 1
+  --jobs N         engines built at the same time; default 1
+  --emulate        no engines: every tensor rounded to FP16 on the CPU (TensorRT/emulate_fp16.py)
+  --dry-run        print the commands instead of running them
+
+environment: TRT_PYTHON imports tensorrt; BUILD_FLAGS go to TensorRT/build.sh
+U
+}
+
+fail() { echo "swinv2_question.sh: error: $*" >&2; exit 1; }
+
+fp16_engines=opset12_fp16,opset17_fp16,fp16,attention_fp16
+model=() weights='' engines=fp32,$fp16_engines batches=1,16 layers=$fp16_engines every=1 jobs=1 emulate=no dry_run=no
+while (($#)); do
+    case $1 in
+        --cfg | --resume) [[ -f ${2:-} ]] || fail "$1 ${2:-}: no such file"; model+=("$1" "$2"); shift ;;
+        --weights | --engines | --batches | --layers | --every | --jobs)
+            [[ -n ${2:-} ]] || fail "$1 needs a value"; printf -v "${1#--}" %s "$2"; shift ;;
+        --emulate) emulate=yes ;;
+        --dry-run) dry_run=yes ;;
+        -h | --help) usage; exit ;;
+        *) fail "$1: unknown option; --help lists them" ;;
+    esac
+    shift
+done
+((${#model[@]})) || { usage >&2; exit 2; }
+[[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "--jobs $jobs: needs a positive whole number"
+TRT_PYTHON=${TRT_PYTHON:-python3}
+read -ra build_flags <<< "${BUILD_FLAGS:-}"
+
+# One line: MODEL.NAME, MODEL.TYPE, image size, weights (last, because a path may have spaces).
+facts=$(python3 - "${model[@]}" <<'P'
+import argparse
+import sys
+
+from config import add_model_arguments, get_config
+from models.build import checkpoint_path
+from utils import run_script
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    args = parser.parse_args()
+    config = get_config(args.cfg, args.opts, args.type)
+    print(config.MODEL.NAME, config.MODEL.TYPE, config.DATA.IMG_SIZE, checkpoint_path(config, args.resume))
+
+
+sys.argv[0] = "swinv2_question.sh"
+run_script(main)
+P
+)
+read -r name type size checkpoint <<< "$facts"
+[[ " ${model[*]} " == *" --resume "* ]] || model+=(--resume "$checkpoint")
+[[ -n $weights ]] || case $type in swinv2) weights=trained,overflow,underflow,saturated ;; *) weights=trained,overflow ;; esac
+
+work=.cache/swinv2_question plugins=TensorRT/Plugins/build/libswin_plugins.so
+images=16  # of the data; as in swinv2_table.py
+largest=$(printf '%s\n' ${batches//,/ } | sort -n | tail -n 1)
+[[ $dry_run == yes ]] || { mkdir -p $work/logs; rm -f $work/failed; }
+
+# --- steps ---------------------------------------------------------------------------------------------------
+
+# make_file FILE FROM... -- COMMAND...: run the command, unless FILE is there and newer than what it is made from. A
+# failure is noted, and the steps that do not need FILE go on: that an engine cannot be built is an answer too.
+make_file() {
+    local file=$1 from=() input begun=$SECONDS log
+    shift
+    while [[ $1 != -- ]]; do from+=("$1"); shift; done
+    shift
+    if [[ $dry_run == yes ]]; then printf '%q ' "$@"; echo; return; fi
+    local old=no
+    [[ -e $file ]] || old=yes
+    for input in "${from[@]}"; do
+        if [[ ! -e $input ]]; then echo "  left   $file: there is no $input"; return; fi
+        [[ ! $input -nt $file ]] || old=yes
+    done
+    if [[ $old == no ]]; then echo "  kept   $file"; return; fi
+    log=$work/logs/$(basename "$file").log
+    if "$@" > "$log" 2>&1; then
+        echo "  made   $file in $((SECONDS - begun)) s"
+    else
+        echo "  FAILED $file: $(tail -n 1 "$log")"
+        rm -f "$file"
+        echo "$file" >> $work/failed
+    fi
+}
+
+in_background() {  # the same, up to --jobs at a time
+    while (($(jobs -rp | wc -l) >= jobs)); do wait -n || true; done
+    make_file "$@" &
+}
+
+has() { [[ ,$1, == *,"$2",* ]]; }  # LIST ITEM
+
+graph_of() {  # engine -> what follows the model's name in its graph's
+    case $1 in
+        fp32 | opset17_fp16) echo '' ;;
+        opset12_fp16) echo _opset12 ;;
+        fp16 | attention_fp16) echo "_$1" ;;
+        *) fail "--engines: $1 is unknown; --help lists them" ;;
+    esac
+}
+
+flags_of() {
+    case $1 in
+        fp32) echo --noTF32 ;;
+        attention_fp16) echo --fp16 --plugins=$plugins ;;
+        *) echo --fp16 ;;
+    esac
+}
+
+# --- what the model and the stress are -----------------------------------------------------------------------
+
+make_graphs() {  # weights
+    local g=$work/${name}_$1 w=("${model[@]}") stress=()
+    case $type,$1 in
+        *,trained) ;;
+        swinv2,overflow) stress=(--qk 1e4 --norm-input 1e4) ;;
+        swinv1,overflow) stress=(--norm-input 1e4) ;;
+        swinv2,underflow) stress=(--qk 1e-3) ;;
+        swinv2,saturated) stress=(--saturate) ;;
+        *) fail "--weights: $1 is no choice for $type; --help lists them" ;;
+    esac
+    if ((${#stress[@]})); then
+        make_file "$g.safetensors" "$checkpoint" models/stress.py -- \
+            python3 models/stress.py "${model[@]}" "${stress[@]}" --output "$g.safetensors"
+        w=("${model[@]:0:${#model[@]}-2}" --resume "$g.safetensors")
+    fi
+    local source=${w[-1]}
+    make_file "$g.onnx" "$source" -- python3 onnx/export_onnx.py "${w[@]}" --output "$g.onnx"
+    make_file "${g}_opset12.onnx" "$source" -- \
+        python3 onnx/export_onnx.py "${w[@]}" --opset 12 --output "${g}_opset12.onnx"
+    make_file "$g-b$images.npz" "$g.onnx" -- \
+        python3 data/batch_data_gen.py --model "$g.onnx" --batches $images --output $work
+    if [[ $emulate == yes ]]; then
+        make_file "${g}_attention.onnx" "$g.onnx" -- python3 onnx/graphsurgeon/add_all.py --onnx "$g.onnx"
+    else
+        make_file "${g}_fp16.onnx" "$g.onnx" -- python3 onnx/graphsurgeon/to_fp16.py --onnx "$g.onnx"
+        make_file "${g}_attention_fp16.onnx" "$g.onnx" -- \
+            python3 onnx/graphsurgeon/add_all.py --onnx "$g.onnx" --fp16
+    fi
+}
+
+emulate_engines() {  # weights
+    local g=$work/${name}_$1 engine graph table
+    for engine in opset12_fp16 opset17_fp16 attention_fp16; do
+        graph=$g$(graph_of $engine)
+        graph=${graph%_fp16}.onnx
+        table=$work/layers_${name}_$1_${engine}_emulated.csv
+        make_file "$table" "$graph" "$g-b$images.npz" -- python3 TensorRT/emulate_fp16.py --onnx "$graph" \
+            --data "$g-b$images.npz" --every "$every" --output "$table"
+    done
+}
+
+build_engines() {  # weights
+    local g=$work/${name}_$1 engine graph flags
+    for engine in ${engines//,/ }; do
+        graph=$g$(graph_of "$engine") flags=$(flags_of "$engine")
+        # shellcheck disable=SC2086  # FLAGS are words
+        in_background "${g}_$engine.plan" "$graph.onnx" -- bash TensorRT/build.sh "$graph.onnx" $flags --size "$size" \
+            --max "$largest" --output "${g}_$engine.plan" "${build_flags[@]}"
+        has "$layers" "$engine" || continue
+        make_file "${graph}_layers.npz" "$graph.onnx" "$g-b$images.npz" -- \
+            python3 TensorRT/compare_layers.py prepare --onnx "$graph.onnx" --data "$g-b$images.npz" \
+            --every "$every" --output $work
+        # shellcheck disable=SC2086
+        in_background "${g}_${engine}_layers.plan" "${graph}_layers.npz" -- \
+            bash TensorRT/build.sh "${graph}_layers.onnx" $flags --size "$size" --max 1 \
+            --output "${g}_${engine}_layers.plan" "${build_flags[@]}"
+    done
+}
+
+run_engines() {  # weights
+    local g=$work/${name}_$1 engine output table
+    for engine in ${engines//,/ }; do
+        output=${g}_$engine-b$batches.npy
+        make_file "$output" "${g}_$engine.plan" "$g-b$images.npz" -- "$TRT_PYTHON" TensorRT/run_engine.py \
+            --plan "${g}_$engine.plan" --input "$g-b$images.npz" --batch "$batches" --output "$output"
+        has "$layers" "$engine" || continue
+        table=$work/layers_${name}_$1_$engine.csv
+        make_file "$table" "${g}_${engine}_layers.plan" -- "$TRT_PYTHON" TensorRT/compare_layers.py run \
+            --plan "${g}_${engine}_layers.plan" --reference "$g$(graph_of "$engine")_layers.npz" --output "$table"
+    done
+}
+
+# --- all of it -----------------------------------------------------------------------------------------------
+
+ending='' order=$layers
+if [[ $emulate == yes ]]; then ending=_emulated order=opset12_fp16,opset17_fp16,attention_fp16; fi
+for weight in ${weights//,/ }; do
+    echo "$name, weights: $weight"
+    make_graphs "$weight"
+    if [[ $emulate == yes ]]; then emulate_engines "$weight"; else build_engines "$weight"; fi
+done
+wait
+if [[ $emulate == no ]]; then
+    for weight in ${weights//,/ }; do run_engines "$weight"; done
+fi
+[[ $dry_run == no ]] || exit 0
+
+version=()
+[[ $emulate == yes ]] || version=(--tensorrt "$("$TRT_PYTHON" -c 'import tensorrt; print(tensorrt.__version__)')")
+python3 TensorRT/swinv2_table.py --model "$name" "${version[@]}"
+panels=()
+for weight in ${weights//,/ }; do
+    tables=()
+    for engine in ${order//,/ }; do
+        table=$work/layers_${name}_${weight}_$engine$ending.csv
+        [[ ! -f $table ]] || tables+=("$table")
+    done
+    ((${#tables[@]} == 0)) || panels+=(--panel "$name, weights: $weight" "${tables[@]}")
+done
+((${#panels[@]} == 0)) || python3 TensorRT/compare_layers.py plot "${panels[@]}" --tolerance 0.1 \
+    --output "Results/swinv2_question_$name$ending.png"
+[[ ! -f $work/failed ]] || fail "could not be made: $(paste -sd ' ' $work/failed); their logs are in $work/logs/"

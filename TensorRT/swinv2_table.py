@@ -1,0 +1,163 @@
+"""Collect what swinv2_question.sh found into Results/swinv2_question.csv, and print it; the script calls it.
+
+    python TensorRT/swinv2_table.py --model swinv2_micro
+
+Run it on the machine that ran the engines, which the rows name. Reads, in --work, the logits that run_engine.py wrote
+(<model>_<weights>_<engine>-b<N,N>.npy) and the tables of compare_layers.py and emulate_fp16.py. A row is one engine, or
+its emulation on a CPU, at one batch: the error of its logits, and the first tensor, in the graph's order, that is NaN
+or infinite or off by more than --tolerance of its largest element. A row that is there already is replaced.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from compare_layers import broken, first_offender, read_table
+
+from utils import (
+    RESULTS,
+    ROOT,
+    UserError,
+    cpu_name,
+    existing_file,
+    git_commit,
+    gpu_name,
+    max_abs_err,
+    median_rel_err,
+    new_run_id,
+    package_versions,
+    run_script,
+    shown,
+    top1_agreement,
+    whole_file,
+    write_environment,
+)
+
+COLUMNS = ("run_id", "commit", "gpu", "model", "weights", "engine", "batch", "images", "images_nan_or_inf",
+           "max_abs_err", "median_rel_err", "largest_logit", "top1_agreement", "layers_max_abs_err", "tensors",
+           "tensors_nan_or_inf", "first_tensor", "first_op", "first_rel_err")
+KEY = ("model", "weights", "engine", "batch")
+IMAGES = 16  # as in swinv2_question.sh
+
+
+def layers_columns(table: Path, tolerance: float) -> dict[str, str]:
+    """What the layers table of an engine says; empty columns where there is none."""
+    if not table.exists():
+        return {}
+    rows = read_table(table)
+    first = first_offender(rows, tolerance) or {"tensor": "none", "op": "", "rel_err": ""}
+    return {"layers_max_abs_err": logit_error(rows), "tensors": str(len(rows)),
+            "tensors_nan_or_inf": str(sum(map(broken, rows))), "first_tensor": first["tensor"],
+            "first_op": first["op"], "first_rel_err": first["rel_err"]}
+
+
+def logit_error(rows: list[dict[str, str]]) -> str:
+    """The largest error of the logits, which are the last row of a layers table; nan where one is NaN or infinite."""
+    return "nan" if broken(rows[-1]) else f"{float(rows[-1]['max_abs_err']):.3e}"
+
+
+def engine_rows(work: Path, model: str, tolerance: float) -> list[dict[str, str]]:
+    """One row for each engine and batch that run_engine.py ran.
+
+    Raises:
+        UserError: logits without the data file that they were computed of, or of another number of images.
+    """
+    run = {"run_id": new_run_id(), "commit": git_commit(), "gpu": gpu_name(), "model": model}
+    rows = []
+    for path in sorted(work.glob(f"{model}_*-b*.npy")):
+        stem, _, batches = path.stem.rpartition("-b")
+        weights, _, engine = stem.removeprefix(f"{model}_").partition("_")
+        source = existing_file(work / f"{model}_{weights}-b{IMAGES}.npz", "the data that swinv2_question.sh makes")
+        with np.load(source) as data:
+            logits, expected = np.load(path), data["logits"]
+        if logits.shape != (len(batches.split(",")), *expected.shape):
+            raise UserError(f"{shown(path)}: its logits {list(logits.shape)} are not those of {shown(source)}, "
+                            f"{list(expected.shape)}; remove it, and run swinv2_question.sh again")
+        for batch, found in zip(batches.split(","), logits):
+            rows.append({
+                **run, "weights": weights, "engine": engine, "batch": batch, "images": str(len(found)),
+                "images_nan_or_inf": str(int((~np.isfinite(found)).any(axis=1).sum())),
+                "max_abs_err": f"{max_abs_err(found, expected):.3e}",
+                "median_rel_err": f"{median_rel_err(found, expected):.3e}",
+                "largest_logit": f"{np.abs(expected).max():.4g}",
+                "top1_agreement": f"{top1_agreement(found, expected):.4f}",
+                **layers_columns(work / f"layers_{stem}.csv", tolerance)})
+    return rows
+
+
+def emulated_rows(work: Path, model: str, tolerance: float) -> list[dict[str, str]]:
+    """One row for each emulation, of one image."""
+    run = {"run_id": new_run_id(), "commit": git_commit(), "gpu": cpu_name(), "model": model}
+    rows = []
+    for table in sorted(work.glob(f"layers_{model}_*_emulated.csv")):
+        weights, _, engine = table.stem.removeprefix(f"layers_{model}_").partition("_")
+        last = read_table(table)[-1]
+        rows.append({**run, "weights": weights, "engine": engine.replace("_emulated", " emulated"), "batch": "1",
+                     "images": "1", "images_nan_or_inf": str(int(broken(last))), "max_abs_err": logit_error([last]),
+                     "largest_logit": f"{float(last['max_abs_ref']):.4g}", **layers_columns(table, tolerance)})
+    return rows
+
+
+def merged(table: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of a table with new ones in place of those of the same KEY, sorted by model and weights.
+
+    Raises:
+        UserError: the table has other columns.
+    """
+    old: list[dict[str, str]] = []
+    if table.exists():
+        with table.open(newline="") as file:
+            reader = csv.DictReader(file)
+            old = list(reader)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f"{shown(table)}: has other columns than {','.join(COLUMNS)}; move it away")
+    by_key = {tuple(row[column] for column in KEY): row for row in (*old, *rows)}
+    return [by_key[key] for key in sorted(by_key, key=lambda key: (*key[:3], int(key[3])))]
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| weights | engine | batch | images with NaN | max abs err | largest logit | first wrong tensor |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        first = row.get("first_tensor", "")
+        cells = (row["weights"], row["engine"], row["batch"], f"{row['images_nan_or_inf']} of {row['images']}",
+                 f"{float(row['max_abs_err']):.1e}", row["largest_logit"], first if first == "none" else f"`{first}`")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="NAME", help="MODEL.NAME, e.g. swinv2_micro")
+    parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "swinv2_question", metavar="FOLDER",
+                        help="where swinv2_question.sh worked; default .cache/swinv2_question")
+    parser.add_argument("--tolerance", type=float, default=0.1, metavar="SHARE",
+                        help="error of a tensor that is an offence, as a share of its largest element; default 0.1")
+    parser.add_argument("--output", type=Path, default=RESULTS / "swinv2_question.csv", metavar="CSV",
+                        help="default Results/swinv2_question.csv")
+    parser.add_argument("--tensorrt", metavar="VERSION", help="TensorRT's version, for Results/environment")
+    arguments = parser.parse_args()
+    rows = [*engine_rows(arguments.work, arguments.model, arguments.tolerance),
+            *emulated_rows(arguments.work, arguments.model, arguments.tolerance)]
+    if not rows:
+        raise UserError(f"{shown(arguments.work)}: nothing of {arguments.model} in it; swinv2_question.sh fills it")
+    table = merged(arguments.output, rows)
+    with whole_file(arguments.output) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    versions = {"tensorrt": arguments.tensorrt} if arguments.tensorrt else {}
+    write_environment(rows[0]["run_id"], {**versions, **package_versions("torch", "onnx", "onnxruntime")})
+    print(markdown([row for row in table if row["model"] == arguments.model]))
+    print(f"wrote {shown(arguments.output)}: {len(rows)} rows of {arguments.model}")
+
+
+if __name__ == "__main__":
+    run_script(main)

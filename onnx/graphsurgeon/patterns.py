@@ -107,7 +107,7 @@ def gelus(graph: gs.Graph) -> list[Gelu]:
         elif node.op == "Erf":
             scaled = producer(node.inputs[0])
             x = operands(scaled)[0] if scaled is not None and scaled.op in ("Div", "Mul") else None
-            ends = _chain(node.outputs[0], ("Add", "Mul")) if x is not None else []
+            ends = _chain(graph, node.outputs[0], ("Add", "Mul")) if x is not None else []
         else:
             continue
         y = next((end for end in ends if _is_gelu(graph, x, end)), None)
@@ -116,13 +116,14 @@ def gelus(graph: gs.Graph) -> list[Gelu]:
     return found
 
 
-def _chain(tensor: gs.Tensor, ops: tuple[str, ...]) -> list[gs.Variable]:
+def _chain(graph: gs.Graph, tensor: gs.Tensor, ops: tuple[str, ...]) -> list[gs.Variable]:
     """What becomes of a tensor in these operators, one after the other, while each result has one reader."""
     found = []
     node = reader(tensor)
-    while node is not None and node.op in ops:
-        found.append(node.outputs[0])
-        node = reader(node.outputs[0])
+    while node is not None and node.op in ops and not is_output(graph, tensor):
+        tensor = node.outputs[0]
+        found.append(tensor)
+        node = reader(tensor)
     return found
 
 

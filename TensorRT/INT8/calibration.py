@@ -8,6 +8,7 @@ one batch.
 """
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import re
@@ -77,6 +78,25 @@ def _calibration_image(path: Path, img_size: int) -> np.ndarray:
     return image
 
 
+def add_provider_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--provider", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="what onnxruntime runs on (default: the GPU where it can)")
+
+
+def execution_provider(name: str) -> str:
+    """onnxruntime's name of cpu or cuda; auto takes CUDA where it is installed."""
+    cuda = "CUDAExecutionProvider"
+    if name == "auto":
+        name = "cuda" if cuda in onnxruntime.get_available_providers() else "cpu"
+    return cuda if name == "cuda" else "CPUExecutionProvider"
+
+
+def relative_rms(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square of the difference, as a share of that of `expected`."""
+    difference = actual.astype(np.float64) - expected
+    return float(np.sqrt(np.mean(difference**2) / np.mean(np.square(expected, dtype=np.float64))))
+
+
 # --- collecting ----------------------------------------------------------------------------------------------
 
 
@@ -95,6 +115,7 @@ def session_with_outputs(model: onnx.ModelProto, tensors: list[str], provider: s
     probed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors arrive as exceptions
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # pairs as they are written, as in tidy.session
     try:
         return onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=[provider])
     except onnx_refusals() as error:

@@ -20,17 +20,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT), str(ROOT / "onnx" / "graphsurgeon")]
 from calibration import (  # noqa: E402
     METHODS,
     Cache,
+    add_provider_argument,
     collect,
+    execution_provider,
     fingerprint,
     image_batches,
     read_cache,
+    relative_rms,
     scale_of,
     write_cache,
 )
@@ -92,14 +94,6 @@ def kept_parts(text: str, parts: list[str]) -> set[str]:
     return with_attention(kept)
 
 
-def providers(name: str) -> str:
-    """onnxruntime's name of cpu or cuda; auto takes CUDA where it is installed."""
-    cuda = "CUDAExecutionProvider"
-    if name == "auto":
-        name = "cuda" if cuda in onnxruntime.get_available_providers() else "cpu"
-    return cuda if name == "cuda" else "CPUExecutionProvider"
-
-
 def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.ModelProto,
                tensors: list[str]) -> tuple[Cache, bool]:
     """The scales, and whether they were calibrated now rather than read from the cache.
@@ -114,7 +108,8 @@ def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.Mo
         where = args.images or "the packaged photographs (training crops)"
         print(f"calibrating {len(tensors)} tensors on {count} images of {where}, method {method}", flush=True)
         images = image_batches(args.images, args.batches, args.batch_size, img_size)
-        amax = collect(tidied, tensors, images, args.batches, method, args.percentile, providers(args.provider))
+        amax = collect(tidied, tensors, images, args.batches, method, args.percentile,
+                       execution_provider(args.provider))
         return Cache(method, count, graph, {name: scale_of(value) for name, value in amax.items()}), True
     cache = read_cache(args.cache)
     if cache.graph != graph or list(cache.scales) != tensors:
@@ -145,12 +140,6 @@ def check(model: onnx.ModelProto, quantised_model: onnx.ModelProto) -> str:
             f"err {max_abs_err(actual, expected):.3g}, {relative_rms(actual, expected):.2%} rms of the logits")
 
 
-def relative_rms(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square of the difference, as a share of that of `expected`."""
-    difference = actual.astype(np.float64) - expected
-    return float(np.sqrt(np.mean(difference**2) / np.mean(np.square(expected, dtype=np.float64))))
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--onnx", type=Path, default=ROOT / ONNX, metavar="FILE",
@@ -172,8 +161,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep", default="", metavar="PARTS",
                         help="parts that are not quantised, with commas between, such as block0.fc2,block3.*; "
                              "TensorRT/INT8/sensitivity.py says which cost most (default: none)")
-    parser.add_argument("--provider", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="what onnxruntime calibrates on (default: the GPU where it can)")
+    add_provider_argument(parser)
     parser.add_argument("--no-check", action="store_true", help="do not compare the two graphs on held-out crops")
     args = parser.parse_args(arguments)
     if args.batches < 1 or args.batch_size < 1:

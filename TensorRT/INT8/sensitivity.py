@@ -1,0 +1,167 @@
+"""Which parts of a Swin Transformer lose accuracy in INT8: each one quantised alone, over held-out crops.
+
+    python TensorRT/INT8/sensitivity.py --onnx onnx/swinv1.onnx
+
+Needs the calibration cache that quant.py wrote. Adds a row for each part to Results/sensitivity.csv, one for all parts
+together (all) and one for none (fp32); draws Results/sensitivity_<model>.png. Then it takes the part with the largest
+error out of the quantised graph, and the next, until the graph agrees with FP32 often enough (--agreement), and prints
+what was taken out as the flag --keep of quant.py.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[1:1] = [str(ROOT), str(ROOT / "onnx" / "graphsurgeon")]
+from calibration import (  # noqa: E402
+    Progress,
+    add_provider_argument,
+    execution_provider,
+    fingerprint,
+    read_cache,
+    relative_rms,
+    session_with_outputs,
+)
+from qdq import PARTS, all_parts, blocks_of, quantised, with_attention  # noqa: E402
+from quant import fp32_model  # noqa: E402
+from tidy import tidy  # noqa: E402
+
+from data.photo_crops import CLASSES, held_out_batch  # noqa: E402
+from utils import (  # noqa: E402
+    RESULTS,
+    UserError,
+    append_rows,
+    git_commit,
+    max_abs_err,
+    new_run_id,
+    run_script,
+    shown,
+    top1_agreement,
+    whole_file,
+)
+
+# Edit here, or give the flag of the same name.
+ONNX = "onnx/swinv1.onnx"
+COUNT = 256          # held-out crops
+AGREEMENT = 0.99     # with FP32, of the graph whose kept parts are printed
+
+COLUMNS = ("run_id", "commit", "model", "method", "images", "part", "relative_rms_err", "max_abs_err", "agreement",
+           "top1")
+BATCH = 8
+# Colours that the colour-blind tell apart (Okabe and Ito, 2008), and markers.
+STYLES = dict(zip(PARTS, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "D"))))
+
+
+class Report:
+    """Runs forms of one graph on the same crops and compares their logits with FP32's."""
+
+    def __init__(self, model: onnx.ModelProto, count: int, provider: str) -> None:
+        value = model.graph.input[0]
+        self.provider, self.output = provider, model.graph.output[0].name
+        self.images, self.labels = held_out_batch(count, value.type.tensor_type.shape.dim[2].dim_value)
+        self.batch = value.type.tensor_type.shape.dim[0].dim_value or BATCH
+        self.reference = self.logits(model)
+
+    def logits(self, model: onnx.ModelProto) -> np.ndarray:
+        session = session_with_outputs(model, [self.output], self.provider)
+        name, count = session.get_inputs()[0].name, len(self.images)
+        return np.concatenate([session.run(None, {name: self.images[start:start + self.batch]})[0]
+                               for start in range(0, count, self.batch)])
+
+    def row(self, part: str, logits: np.ndarray) -> dict[str, str]:
+        """The measured columns; top1 is empty for a model with other classes than the photographs."""
+        known = logits.shape[1] == len(CLASSES)
+        return {"images": str(len(logits)), "part": part,
+                "relative_rms_err": f"{relative_rms(logits, self.reference):.3e}",
+                "max_abs_err": f"{max_abs_err(logits, self.reference):.3e}",
+                "agreement": f"{top1_agreement(logits, self.reference):.5f}",
+                "top1": f"{np.mean(logits.argmax(axis=1) == self.labels):.5f}" if known else ""}
+
+
+def draw(rows: list[dict[str, str]], model: str, path: Path) -> None:
+    """The error of each part alone over the blocks, and that of all together as a line."""
+    import matplotlib.pyplot as plt
+
+    error = {row["part"]: 100 * float(row["relative_rms_err"]) for row in rows}
+    blocks = range(sum(name.endswith(".qkv") for name in error))
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    axes.axhline(error["all"], color="black", linestyle="--", linewidth=1, label="all together")
+    for part, (colour, marker) in STYLES.items():
+        axes.plot(blocks, [error[f"block{i}.{part}"] for i in blocks], color=colour, marker=marker, markersize=5,
+                  linewidth=1, label=part)
+    axes.set(yscale="log", xlabel="block", ylabel="rms error of the logits (% of their rms)", xticks=list(blocks),
+             title=f"{model}: one part in INT8 at a time, {rows[0]['images']} held-out crops")
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside right upper", frameon=False)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=130)
+    plt.close(figure)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--onnx", type=Path, default=ROOT / ONNX, metavar="FILE",
+                        help=f"unpatched FP32 graph (default: {ONNX})")
+    parser.add_argument("--cache", type=Path, metavar="FILE",
+                        help="its calibration cache (default: TensorRT/INT8/<model>.cache)")
+    parser.add_argument("--count", type=int, default=COUNT, metavar="N", help="held-out crops (default: %(default)s)")
+    parser.add_argument("--agreement", type=float, default=AGREEMENT, metavar="SHARE",
+                        help="with FP32, 0 to 1, that the quantised graph is to reach (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
+                        help="folder of sensitivity.csv and the picture (default: Results/)")
+    add_provider_argument(parser)
+    args = parser.parse_args(arguments)
+    if args.count < 1 or not 0 <= args.agreement <= 1:
+        raise UserError("--count must be above zero and --agreement from 0 to 1")
+    args.cache = args.cache or Path(__file__).resolve().parent / f"{args.onnx.stem}.cache"
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    model = fp32_model(args.onnx)
+    if not args.cache.exists():
+        raise UserError(f"{shown(args.cache)}: no such file; first run TensorRT/INT8/quant.py --onnx {shown(args.onnx)}")
+    cache = read_cache(args.cache)
+    if cache.graph != fingerprint(model):
+        raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}; give its --cache")
+    graph = tidy(model)
+    parts = all_parts(blocks_of(graph))
+    report = Report(model, args.count, execution_provider(args.provider))
+
+    def measured(name: str, kept: set[str]) -> dict[str, str]:
+        return report.row(name, report.logits(quantised(graph, cache.scales, kept)))
+
+    rows = [report.row("fp32", report.reference), measured("all", set())]
+    progress = Progress("parts", len(parts))
+    for part in parts:
+        rows.append(measured(part, set(parts) - {part}))
+        progress.done()
+    worst = sorted(rows[2:], key=lambda row: -float(row["relative_rms_err"]))
+    kept: set[str] = set()
+    last, taken_out = rows[1], iter(worst)
+    while float(last["agreement"]) < args.agreement:
+        kept = with_attention(kept | {next(taken_out)["part"]})
+        last = measured("all but " + " ".join(part for part in parts if part in kept), kept)
+        rows.append(last)
+
+    print(f"{'part':<20} {'rms error':>10} {'max abs err':>12} {'agreement':>10} {'top-1':>8}")
+    for row in [*rows[:2], *worst[:15], *rows[2 + len(parts):]]:
+        print(f"{row['part'][:40]:<20} {float(row['relative_rms_err']):>10.3%} {float(row['max_abs_err']):>12.3f} "
+              f"{float(row['agreement']):>10.2%} {float(row['top1'] or 'nan'):>8.2%}")
+    common = {"run_id": new_run_id(), "commit": git_commit(), "model": args.onnx.stem, "method": cache.method}
+    append_rows(args.results / "sensitivity.csv", COLUMNS, [{**common, **row} for row in rows])
+    picture = args.results / f"sensitivity_{args.onnx.stem}.png"
+    draw(rows, args.onnx.stem, picture)
+    print(f"added {len(rows)} rows to {shown(args.results / 'sensitivity.csv')}; wrote {shown(picture)}")
+    flag = f"--keep {','.join(part for part in parts if part in kept)}" if kept else "no --keep"
+    print(f"agreement {float(last['agreement']):.2%} of at least {args.agreement:.2%} with {flag}")
+
+
+if __name__ == "__main__":
+    run_script(main)

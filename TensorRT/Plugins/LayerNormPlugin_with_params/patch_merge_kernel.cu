@@ -8,20 +8,19 @@ namespace {
 template <class WORD>
 __global__ void __launch_bounds__(128)
     gather_kernel(const WORD* __restrict__ x, WORD* __restrict__ y, int rows, int merged_width, int channels) {
-    const int row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+    const int row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
+    const MergeSource source(row, merged_width, channels);
     WORD* out = y + static_cast<long long>(row) * 4 * channels;
 #pragma unroll 4
-    for (int column = threadIdx.x % kWarp; column < 4 * channels; column += kWarp) {
-        out[column] = x[merge_source(row, column, merged_width, channels)];
-    }
+    for (int column = threadIdx.x; column < 4 * channels; column += kWarp) out[column] = x[source.at(column)];
 }
 
 template <class WORD>
 int launch_gather(const void* x, void* y, int rows, int merged_width, int channels, cudaStream_t stream) {
     cudaLaunchConfig_t config{};
-    config.blockDim = dim3(128);
     config.gridDim = dim3((rows + 3) / 4);
+    config.blockDim = dim3(kWarp, 4);
     config.stream = stream;
     return cudaLaunchKernelEx(&config, gather_kernel<WORD>, static_cast<const WORD*>(x), static_cast<WORD*>(y), rows,
         merged_width, channels);

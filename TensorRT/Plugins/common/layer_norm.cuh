@@ -1,9 +1,13 @@
 // The LayerNorm kernel behind all of its forms: alone or affine, with a residual Add before or after, with patch
 // merging's gather in front.
 //
-// FP32 arithmetic whatever the element type. The row stays in registers, so the variance comes from differences to
-// the mean. The mean itself is refined: with d = x - mean0, mean = mean0 + sum(d)/C and
-// var = sum(d^2)/C - (sum(d)/C)^2, where sum(d)/C is rounding error alone. That keeps rows of mean 1e4 exact.
+// FP32 arithmetic whatever the element type, on a row that stays in registers. Variances come from differences to a
+// mean, in one of two ways:
+//   16-bit elements, whole vectors: each thread's differences to the mean of its own elements, merged in one reduction
+//     (group_moments). What an FP32 mean rounds away is far below what the result is rounded to.
+//   FP32, and rows element by element: differences to the row's mean, and then that mean is refined: with
+//     d = x - mean0, mean = mean0 + sum(d)/C and var = sum(d^2)/C - (sum(d)/C)^2, where sum(d)/C is rounding error
+//     alone. That keeps FP32 rows of mean 1e4 exact, for a second reduction.
 #pragma once
 
 #include "rows.cuh"
@@ -27,161 +31,178 @@ struct LayerNormArguments {
     long long rows;
     int width;
     float epsilon;
+    float inverse_width;  // set by launch_layer_norm
     // kMergeNorm: x is [batch, 2 * merged height, 2 * merged_width, channels], width = 4 * channels.
     int merged_width;
     int channels;
 };
 
-// Where element `column` of merged row `row` lies in x. Neighbours stand in the official order
+// Where merged row `row` lies in x: its element `column` is x[at(column)]. Neighbours stand in the official order
 // (0,0), (1,0), (0,1), (1,1), each (row offset, column offset).
-__device__ __forceinline__ long long merge_source(int row, int column, int merged_width, int channels) {
-    const int neighbour = (column >= channels) + (column >= 2 * channels) + (column >= 3 * channels);
-    const int j = row % merged_width;
-    const int batch_and_i = row / merged_width;  // merged rows of the batch lie one under the other, and so do x's
-    const long long source_row = 2LL * batch_and_i + (neighbour & 1);
-    const long long source = source_row * (2 * merged_width) + 2 * j + (neighbour >> 1);
-    return source * channels + (column - neighbour * channels);
-}
+struct MergeSource {
+    long long start;
+    long long row_stride;  // of x, in elements
+    int channels;
 
-// What rounding lost of inverse_root = 1 / sqrt(x): one Newton step with the products' low parts. 0 where x overflowed.
-__device__ __forceinline__ float inverse_root_rest(float x, float inverse_root) {
-    if (!(x < INFINITY)) return 0.0f;
-    const float product = x * inverse_root;
-    const float product_rest = fmaf(x, inverse_root, -product);
-    const float residual = fmaf(-product, inverse_root, 1.0f) - product_rest * inverse_root;
-    return 0.5f * inverse_root * residual;
+    __device__ __forceinline__ MergeSource(long long row, int merged_width, int channels) : channels(channels) {
+        const int batch_and_i = static_cast<int>(row) / merged_width;  // of all images, one under the other
+        const int j = static_cast<int>(row) - batch_and_i * merged_width;
+        row_stride = 2LL * merged_width * channels;
+        start = 2 * batch_and_i * row_stride + 2LL * j * channels;
+    }
+    __device__ __forceinline__ long long at(int column) const {
+        const int neighbour = (column >= channels) + (column >= 2 * channels) + (column >= 3 * channels);
+        const int in_row = column + ((neighbour >> 1) - neighbour) * channels;
+        return start + in_row + (neighbour & 1) * row_stride;
+    }
+};
+
+// 1 / sqrt(x) as the sum of two floats.
+struct InverseRoot {
+    float value;
+    float rest;  // what rounding lost: one Newton step with the product's low part. 0 where x overflowed.
+};
+__device__ __forceinline__ InverseRoot inverse_root(float x) {
+    const float value = rsqrtf(x);
+    const float product = x * value;
+    const float product_rest = fmaf(x, value, -product);
+    const float residual = fmaf(-product, value, 1.0f) - product_rest * value;
+    return {value, x < INFINITY ? 0.5f * value * residual : 0.0f};
 }
 
 template <Form FORM, class Shape>
-__global__ void __launch_bounds__(Shape::THREADS, 1) layer_norm_kernel(const LayerNormArguments a, const int group) {
+__global__ void __launch_bounds__(Shape::THREADS) layer_norm_kernel(const LayerNormArguments a) {
     using T = typename Shape::T;
     constexpr int VEC = Shape::VEC;
     constexpr int ITEMS = Shape::ITEMS;
-    constexpr int ROWS = Shape::ROWS;
+    constexpr bool kFull = VEC > 1;  // no idle places: see rows.cuh
+    constexpr bool kOneReduction = kFull && sizeof(T) == 2;
     constexpr bool kResidual = FORM == Form::kAddNorm || FORM == Form::kNormAdd;
 
+    const int group = blockDim.x;
+    const Row row = row_of_group(a.rows);
+    const int first_column = threadIdx.x * VEC;
+    const int step = group * VEC;
+    const auto inside = [&](int column) { return kFull || column < a.width; };
+    const long long row_start = row.index * a.width;
     const T* __restrict__ x = static_cast<const T*>(a.x);
-    const T* __restrict__ residual = static_cast<const T*>(a.residual);
-    T* __restrict__ y = static_cast<T*>(a.y);
-    const int lane = threadIdx.x % group;
-    const long long first_row
-        = (static_cast<long long>(blockIdx.x) * (blockDim.x / group) + threadIdx.x / group) * ROWS;
+    const T* __restrict__ residual = static_cast<const T*>(a.residual) + row_start;
 
-    Raw<T, VEC> x_raw[ROWS][ITEMS];
-    Raw<T, VEC> residual_raw[ROWS][ITEMS];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
+    Raw<T, VEC> x_raw[ITEMS];
+    Raw<T, VEC> residual_raw[ITEMS];
+    if constexpr (FORM == Form::kMergeNorm) {
+        const MergeSource source(row.index, a.merged_width, a.channels);
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
-            const long long row = first_row + r;
-            const int column = (i * group + lane) * VEC;
-            x_raw[r][i] = {};
-            residual_raw[r][i] = {};
-            if (row < a.rows && column < a.width) {
-                const long long at = FORM == Form::kMergeNorm
-                    ? merge_source(static_cast<int>(row), column, a.merged_width, a.channels)
-                    : row * a.width + column;
-                x_raw[r][i] = load_raw<T, VEC>(x + at);
-                if (kResidual) residual_raw[r][i] = load_raw<T, VEC>(residual + at);
-            }
+            const int column = first_column + i * step;
+            x_raw[i] = inside(column) ? load_raw<T, VEC>(x + source.at(column)) : Raw<T, VEC>{};
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+            const int column = first_column + i * step;
+            x_raw[i] = inside(column) ? load_raw<T, VEC>(x + row_start + column) : Raw<T, VEC>{};
+            if (kResidual) residual_raw[i] = inside(column) ? load_raw<T, VEC>(residual + column) : Raw<T, VEC>{};
         }
     }
 
-    float value[ROWS][ITEMS][VEC];
-    float mean[ROWS];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-        mean[r] = 0.0f;
-#pragma unroll
-        for (int i = 0; i < ITEMS; ++i) {
-            unpack<T, VEC>(x_raw[r][i], value[r][i]);
-            if (FORM == Form::kAddNorm) {
-                float addend[VEC];
-                unpack<T, VEC>(residual_raw[r][i], addend);
-#pragma unroll
-                for (int v = 0; v < VEC; ++v) value[r][i][v] += addend[v];
-                const int column = (i * group + lane) * VEC;
-                if (first_row + r < a.rows && column < a.width) {
-                    store_raw<T, VEC>(static_cast<T*>(a.sum) + (first_row + r) * a.width + column,
-                        pack<T, VEC>(value[r][i]));
-                }
-            }
-            mean[r] += sum_of(value[r][i]);
-        }
-    }
-    group_sum(mean, group);
-
-    const float width = static_cast<float>(a.width);
-    float moments[2 * ROWS];  // of the differences to the first mean: sums, then sums of squares
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-        mean[r] /= width;
-        moments[r] = 0.0f;
-        moments[ROWS + r] = 0.0f;
-#pragma unroll
-        for (int i = 0; i < ITEMS; ++i) {
-            const bool inside = (i * group + lane) * VEC < a.width;
-#pragma unroll
-            for (int v = 0; v < VEC; ++v) value[r][i][v] = inside ? value[r][i][v] - mean[r] : 0.0f;
-            moments[r] += sum_of(value[r][i]);
-            moments[ROWS + r] += sum_of_squares(value[r][i]);
-        }
-    }
-    group_sum(moments, group);
-
-    // (difference - shift) / sqrt(variance + epsilon) as difference * (rstd + rstd_rest) + offset: rstd_rest is what
-    // rounding lost of rstd, an error that all of a row would share.
-    float rstd[ROWS];
-    float rstd_rest[ROWS];
-    float offset[ROWS];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-        const float shift = moments[r] / width;
-        const float variance = fmaxf(moments[ROWS + r] / width - shift * shift, 0.0f);
-        rstd[r] = 1.0f / sqrtf(variance + a.epsilon);
-        rstd_rest[r] = inverse_root_rest(variance + a.epsilon, rstd[r]);
-        offset[r] = -shift * rstd[r];
-    }
-
+    float value[ITEMS][VEC];
+    float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
-        const int column = (i * group + lane) * VEC;
-        if (column >= a.width) continue;
+        unpack<T, VEC>(x_raw[i], value[i]);
+        if (FORM == Form::kAddNorm) {
+            float addend[VEC];
+            unpack<T, VEC>(residual_raw[i], addend);
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) value[i][v] += addend[v];
+            const int column = first_column + i * step;
+            if (row.live && inside(column)) {
+                store_raw<T, VEC>(static_cast<T*>(a.sum) + row_start + column, pack<T, VEC>(value[i]));
+            }
+        }
+        sum += sum_of(value[i]);
+    }
+
+    // value becomes a difference to the mean, or to a number near it; normalised it is value * scale + offset.
+    // scale.rest is what rounding lost of scale, an error that all of a row would share.
+    InverseRoot scale;
+    float offset = 0.0f;
+    if constexpr (kOneReduction) {
+        constexpr int COUNT = ITEMS * VEC;
+        const float centre = divided_by<COUNT>(sum);
+        float squares = 0.0f;
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) value[i][v] -= centre;
+            squares += sum_of_squares(value[i]);
+        }
+        const Moments all = group_moments<COUNT>({centre, squares}, group);
+        scale = inverse_root(fmaf(all.squares, a.inverse_width, a.epsilon));
+        scale.value += scale.rest;
+        offset = (centre - all.mean) * scale.value;
+    } else {
+        float total[1] = {sum};
+        group_sum(total);
+        const float width = static_cast<float>(a.width);
+        const float centre = total[0] / width;
+        float moments[2] = {0.0f, 0.0f};  // sum of the differences, sum of their squares
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+            const bool counts = inside(first_column + i * step);
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) value[i][v] = counts ? value[i][v] - centre : 0.0f;
+            moments[0] += sum_of(value[i]);
+            moments[1] += sum_of_squares(value[i]);
+        }
+        group_sum(moments);
+        const float shift = moments[0] / width;
+        const float variance = fmaxf(moments[1] / width - shift * shift, 0.0f);
+        scale = inverse_root(variance + a.epsilon);
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) value[i][v] -= shift;
+        }
+    }
+    if (!row.live) return;
+
+    T* __restrict__ y = static_cast<T*>(a.y) + row_start;
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+        const int column = first_column + i * step;
+        if (!inside(column)) continue;
         float gamma[VEC];
         float beta[VEC];
         load_parameters<VEC>(a.gamma, column, 1.0f, gamma);
         load_parameters<VEC>(a.beta, column, 0.0f, beta);
+        float out[VEC];
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            if (first_row + r >= a.rows) continue;
-            float out[VEC];
-#pragma unroll
-            for (int v = 0; v < VEC; ++v) {
-                const float difference = value[r][i][v];
-                const float normalised = fmaf(difference, rstd[r], fmaf(difference, rstd_rest[r], offset[r]));
-                out[v] = fmaf(normalised, gamma[v], beta[v]);
-            }
-            if (FORM == Form::kNormAdd) {
-                float addend[VEC];
-                unpack<T, VEC>(residual_raw[r][i], addend);
-#pragma unroll
-                for (int v = 0; v < VEC; ++v) out[v] += addend[v];
-            }
-            store_raw<T, VEC>(y + (first_row + r) * a.width + column, pack<T, VEC>(out));
+        for (int v = 0; v < VEC; ++v) {
+            const float rest = kOneReduction ? offset : value[i][v] * scale.rest;
+            out[v] = fmaf(fmaf(value[i][v], scale.value, rest), gamma[v], beta[v]);
         }
+        if (FORM == Form::kNormAdd) {
+            float addend[VEC];
+            unpack<T, VEC>(residual_raw[i], addend);
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) out[v] += addend[v];
+        }
+        store_raw<T, VEC>(y + column, pack<T, VEC>(out));
     }
 }
 
-template <Form FORM> int launch_layer_norm(const LayerNormArguments& a, int type, cudaStream_t stream) {
+template <Form FORM> int launch_layer_norm(LayerNormArguments a, int type, cudaStream_t stream) {
     if (a.rows == 0) return cudaSuccess;
     const bool missing = a.x == nullptr || a.y == nullptr || (a.gamma == nullptr) != (a.beta == nullptr);
     if (missing) return cudaErrorInvalidValue;
+    a.inverse_width = 1.0f / a.width;
     const bool aligned = aligned16(a.x) && aligned16(a.residual) && aligned16(a.gamma) && aligned16(a.beta)
         && aligned16(a.sum) && aligned16(a.y);
     const int contiguous = FORM == Form::kMergeNorm ? a.channels : a.width;
-    return dispatch_rows(type, a.width, contiguous, aligned, [&](auto shape, const RowPlan& plan) {
-        using Shape = decltype(shape);
-        return launch_rows(layer_norm_kernel<FORM, Shape>, a, plan, a.rows, Shape::ROWS, stream);
+    return dispatch_rows(type, a.width, contiguous, aligned, [&](auto shape, int group) {
+        return launch_rows(layer_norm_kernel<FORM, decltype(shape)>, a, group, a.rows, stream);
     });
 }
 

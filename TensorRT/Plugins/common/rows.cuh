@@ -1,8 +1,12 @@
-// How a kernel that reduces rows of [rows, width] is laid out over threads, and the reduction itself.
+// How a kernel that reduces rows of [rows, width] is laid out over threads, and the reductions themselves.
 //
-// A group of 4 to 1024 threads (a power of two) owns a row; each thread holds ITEMS vectors of VEC elements of it in
-// registers, so that a row is read once. Groups of up to a warp share a block of 128 threads; a larger group is its
-// block. Swin's widths are 3 * 2^k, so 3 or 6 vectors a thread fill every lane.
+// A group of threads owns a row; each thread holds ITEMS vectors of VEC elements of it in registers, so that a row is
+// read once. A block is [rows of the block][group]: threadIdx.x is the place in the group and threadIdx.y the group. A
+// group is a power of two up to a warp, or whole warps; then it is its block.
+//
+// Vectors are 16 bytes, and every thread of a group is full: ITEMS * group vectors are the row. Swin's widths, 2^k and
+// 3 * 2^k, all divide so. Any other width, and unaligned rows, go element by element (VEC = 1), with idle places in the
+// last items.
 #pragma once
 
 #include <climits>
@@ -14,83 +18,93 @@
 namespace swin {
 
 constexpr int kWarp = 32;
+constexpr int kScalarItems = 8;
 
-// Rows that a group works on at once: more loads in flight, and gamma and beta are read once for all of them.
-constexpr int rows_at_once(int elements_per_thread, int vec) {
-    return vec > 1 && elements_per_thread <= 32 ? 2 : 1;
-}
-
-// The largest block that a kernel is compiled for; VEC = 1 needs 1024 threads for SWIN_MAX_WIDTH at 8 items.
-constexpr int max_threads(int vec) { return vec == 1 ? 1024 : 256; }
+// The largest block that a kernel is compiled for; VEC = 1 needs 1024 threads for SWIN_MAX_WIDTH.
+constexpr int max_threads(int vec) { return vec == 1 ? SWIN_MAX_WIDTH / kScalarItems : 512; }
 
 struct RowPlan {
-    int group;    // threads that share a row, a power of two
-    int items;    // vectors that each of them holds: 2, 3, 4, 6 or 8
-    int threads;  // of a block
+    int group;  // threads that share a row
+    int items;  // vectors that each of them holds; 0: the width does not divide
 };
 
-inline RowPlan plan_rows(int width, int vec) {
-    const int vectors = (width + vec - 1) / vec;
-    int group = 4;
-    while (group < kWarp && vectors > 4 * group) group *= 2;
-    if (vectors > 8 * kWarp) {
-        while (group < max_threads(vec) && vectors > 4 * group) group *= 2;
+inline RowPlan plan_vectors(int width, int vec) {
+    const int vectors = width / vec;
+    for (const int items : {3, 4, 1}) {
+        const int group = vectors / items;
+        const bool power_of_two = (group & (group - 1)) == 0;
+        const bool fits = group <= kWarp ? power_of_two : group % kWarp == 0 && group <= max_threads(vec);
+        if (vectors % items == 0 && fits) return {group, items};
     }
-    const int needed = (vectors + group - 1) / group;
-    const int items = needed <= 2 ? 2 : needed <= 4 ? needed : needed <= 6 ? 6 : 8;
-    return {group, items, group > 128 ? group : 128};
+    return {0, 0};
+}
+
+inline RowPlan plan_elements(int width) {
+    int group = 1;
+    while (group * kScalarItems < width) group *= 2;
+    return {group, kScalarItems};
 }
 
 template <class T_, int VEC_, int ITEMS_> struct RowShape {
     using T = T_;
     static constexpr int VEC = VEC_;
     static constexpr int ITEMS = ITEMS_;
-    static constexpr int ROWS = rows_at_once(VEC_ * ITEMS_, VEC_);
     static constexpr int THREADS = max_threads(VEC_);
 };
 
-template <class T, int VEC, class Launch> int with_items(const RowPlan& plan, const Launch& launch) {
+template <class T, class Launch> int with_shape(int width, bool vectorised, const Launch& launch) {
+    constexpr int VEC = kVector<T>;
+    const RowPlan plan = vectorised ? plan_vectors(width, VEC) : RowPlan{0, 0};
     switch (plan.items) {
-    case 2: return launch(RowShape<T, VEC, 2>{}, plan);
-    case 3: return launch(RowShape<T, VEC, 3>{}, plan);
-    case 4: return launch(RowShape<T, VEC, 4>{}, plan);
-    case 6: return launch(RowShape<T, VEC, 6>{}, plan);
-    default: return launch(RowShape<T, VEC, 8>{}, plan);
+    case 1: return launch(RowShape<T, VEC, 1>{}, plan.group);
+    case 3: return launch(RowShape<T, VEC, 3>{}, plan.group);
+    case 4: return launch(RowShape<T, VEC, 4>{}, plan.group);
+    default: return launch(RowShape<T, 1, kScalarItems>{}, plan_elements(width).group);
     }
-}
-
-template <class T, class Launch> int with_vector(int width, bool vectorised, const Launch& launch) {
-    if (vectorised) return with_items<T, kVector<T>>(plan_rows(width, kVector<T>), launch);
-    return with_items<T, 1>(plan_rows(width, 1), launch);
 }
 
 inline int bytes_of(int type) { return type == SWIN_FP32 ? 4 : 2; }
 
-// Calls launch(RowShape, RowPlan) with the shape that fits. contiguous: elements that are known to lie in a row in
+// Calls launch(RowShape, group) with the shape that fits. contiguous: elements that are known to lie in a row in
 // memory (the width, or the channels that a gather keeps together); aligned: all pointers are multiples of 16 bytes.
 template <class Launch> int dispatch_rows(int type, int width, int contiguous, bool aligned, const Launch& launch) {
     if (width < 1 || width > SWIN_MAX_WIDTH) return cudaErrorInvalidValue;
     const bool vectorised = aligned && contiguous % (16 / bytes_of(type)) == 0;
     switch (type) {
-    case SWIN_FP32: return with_vector<float>(width, vectorised, launch);
-    case SWIN_FP16: return with_vector<__half>(width, vectorised, launch);
-    case SWIN_BF16: return with_vector<__nv_bfloat16>(width, vectorised, launch);
+    case SWIN_FP32: return with_shape<float>(width, vectorised, launch);
+    case SWIN_FP16: return with_shape<__half>(width, vectorised, launch);
+    case SWIN_BF16: return with_shape<__nv_bfloat16>(width, vectorised, launch);
     default: return cudaErrorInvalidValue;
     }
 }
 
-// Launches kernel(arguments, plan.group) over `rows` rows, rows_at_once of them by each group.
+// Launches kernel(arguments) over `rows` rows, a group of threads each.
 template <class Arguments>
-int launch_rows(void (*kernel)(Arguments, int), const Arguments& arguments, const RowPlan& plan, long long rows,
-    int rows_at_once, cudaStream_t stream) {
-    const long long rows_per_block = static_cast<long long>(plan.threads / plan.group) * rows_at_once;
+int launch_rows(
+    void (*kernel)(Arguments), const Arguments& arguments, int group, long long rows, cudaStream_t stream) {
+    // Blocks of 128 threads; smaller ones where those would leave multiprocessors idle.
+    constexpr long long kBusyBlocks = 256;
+    int rows_per_block = group <= kWarp ? 128 / group : 1;
+    while (rows_per_block * group > kWarp && rows_per_block > 1 && rows / rows_per_block < kBusyBlocks) {
+        rows_per_block /= 2;
+    }
     const long long blocks = (rows + rows_per_block - 1) / rows_per_block;
     if (rows < 0 || blocks > INT_MAX) return cudaErrorInvalidValue;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(static_cast<unsigned>(plan.threads));
+    config.blockDim = dim3(group, rows_per_block);
     config.stream = stream;
-    return cudaLaunchKernelEx(&config, kernel, arguments, plan.group);
+    return cudaLaunchKernelEx(&config, kernel, arguments);
+}
+
+// The row of a thread. Groups past the last row take the last one: they read what is there and must write nothing.
+struct Row {
+    long long index;
+    bool live;
+};
+__device__ __forceinline__ Row row_of_group(long long rows) {
+    const long long row = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
+    return row < rows ? Row{row, true} : Row{rows - 1, false};
 }
 
 // Sums over the elements of one vector; a row's sum is a sum of these, which rounds less than one running sum.
@@ -110,8 +124,9 @@ template <int VEC> __device__ __forceinline__ float sum_of_squares(const float (
 
 // Sums of N values over the threads of each group; every thread of a group gets the same bits. All threads of the
 // block must call it.
-template <class Scalar, int N> __device__ __forceinline__ void group_sum(Scalar (&value)[N], int group) {
-    for (int offset = min(group, kWarp) / 2; offset > 0; offset /= 2) {
+template <class Scalar, int N> __device__ __forceinline__ void group_sum(Scalar (&value)[N]) {
+    const int group = blockDim.x;
+    for (int offset = 1; offset < min(group, kWarp); offset *= 2) {
 #pragma unroll
         for (int n = 0; n < N; ++n) value[n] += __shfl_xor_sync(0xffffffffu, value[n], offset);
     }
@@ -126,10 +141,54 @@ template <class Scalar, int N> __device__ __forceinline__ void group_sum(Scalar 
     __syncthreads();
 #pragma unroll
     for (int n = 0; n < N; ++n) value[n] = 0;
+#pragma unroll 1
     for (int w = 0; w < group / kWarp; ++w) {
 #pragma unroll
         for (int n = 0; n < N; ++n) value[n] += partial[n][w];
     }
+}
+
+// sum / COUNT in three instructions, correctly rounded: the mean of equal numbers is that number.
+template <int COUNT> __device__ __forceinline__ float divided_by(float sum) {
+    constexpr float kInverse = 1.0f / COUNT;
+    const float quotient = sum * kInverse;
+    return fmaf(fmaf(-quotient, static_cast<float>(COUNT), sum), kInverse, quotient);
+}
+
+// Mean of a set of numbers, and the sum of their squared differences to it.
+struct Moments {
+    float mean;
+    float squares;
+};
+
+// The moments of what all threads of each group hold, COUNT numbers a thread, in one reduction. Two sets of n numbers
+// are merged without cancellation (Chan, Golub and LeVeque 1979): their squares, and n / 2 times the squared
+// difference of their means. Every thread of a group gets the same bits. Call it once in a kernel, in all threads.
+template <int COUNT> __device__ __forceinline__ Moments group_moments(Moments own, int group) {
+    float half_count = 0.5f * COUNT;
+    for (int offset = 1; offset < min(group, kWarp); offset *= 2) {
+        const float mean = __shfl_xor_sync(0xffffffffu, own.mean, offset);
+        const float squares = __shfl_xor_sync(0xffffffffu, own.squares, offset);
+        const float difference = own.mean - mean;
+        own.squares = fmaf(difference * difference, half_count, own.squares + squares);
+        own.mean = 0.5f * (own.mean + mean);
+        half_count *= 2.0f;
+    }
+    if (group <= kWarp) return own;
+    __shared__ Moments partial[kWarp];
+    if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = own;
+    __syncthreads();
+    const int warps = group / kWarp;
+    Moments all{0.0f, 0.0f};
+#pragma unroll 1
+    for (int w = 0; w < warps; ++w) all.mean += partial[w].mean;
+    all.mean /= warps;
+#pragma unroll 1
+    for (int w = 0; w < warps; ++w) {
+        const float difference = partial[w].mean - all.mean;
+        all.squares += fmaf(difference * difference, COUNT * kWarp, partial[w].squares);
+    }
+    return all;
 }
 
 }  // namespace swin

@@ -80,19 +80,25 @@ template <class T, int VEC> __device__ __forceinline__ Raw<T, VEC> pack(const fl
     return pack.raw;
 }
 
-// VEC FP32 parameters from `address`, or `fallback` in each where there are none.
+// VEC FP32 parameters from `address`, or `fallback` in each where there are none. They are constants while a kernel runs,
+// so the compiler may move these loads past stores.
 template <int VEC>
 __device__ __forceinline__ void load_parameters(const float* address, int column, float fallback, float (&value)[VEC]) {
-    constexpr int STEP = VEC >= 4 ? 4 : 1;
 #pragma unroll
     for (int i = 0; i < VEC; ++i) value[i] = fallback;
     if (address == nullptr) return;
+    if constexpr (VEC % 4 == 0) {
 #pragma unroll
-    for (int i = 0; i < VEC; i += STEP) {
-        float part[STEP];
-        unpack<float, STEP>(load_raw<float, STEP>(address + column + i), part);
+        for (int i = 0; i < VEC; i += 4) {
+            const float4 part = __ldg(reinterpret_cast<const float4*>(address + column + i));
+            value[i] = part.x;
+            value[i + 1] = part.y;
+            value[i + 2] = part.z;
+            value[i + 3] = part.w;
+        }
+    } else {
 #pragma unroll
-        for (int j = 0; j < STEP; ++j) value[i + j] = part[j];
+        for (int i = 0; i < VEC; ++i) value[i] = __ldg(address + column + i);
     }
 }
 

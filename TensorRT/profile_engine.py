@@ -10,7 +10,7 @@ layer reads longer than it is in a graph.
 
 TFLOP/s and GB/s of a group are the work of swin_work.py over its time. The peaks are those that
 TensorRT/Plugins/benchmark.py measures; where they are not given and it ran with the same $RUN_ID, its figures in
-Results/environment/ are taken. An INT8 engine's bytes are counted as those of FP16.
+Results/environment/ are taken: FP16's, for an engine in any precision. An INT8 engine's bytes are counted as FP16's.
 """
 from __future__ import annotations
 

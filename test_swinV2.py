@@ -7,9 +7,9 @@ folder per class, or flat with --labels FILE). For every runner: top-1, top-5, h
 and the error of its logits against PyTorch FP32's, beside the error that PyTorch itself makes in that precision.
 The reference is computed once, at the largest batch: an image's logits depend on the batch by rounding alone.
 
-Rows are added to Results/accuracy.csv, and lines PASS or FAIL say of each ONNX file and engine whether it is finite, has
-PyTorch's top-1, and is as exact as asked (FP32: to 1e-4; FP16 and BF16: as PyTorch in it; see `judge`). The exit status
-is 1 if anything in FP32 or a patched engine fails, or anything gives NaN or infinity.
+Rows are added to Results/accuracy.csv, and lines PASS or FAIL say of each ONNX file and engine whether it is finite,
+has PyTorch's top-1, and is as exact as asked (FP32: to 1e-4; FP16 and BF16: as PyTorch in it; see `judge`). The exit
+status is 1 if anything in FP32 or a patched engine fails, or anything gives NaN or infinity.
 
 On a GPU, PyTorch runs as a CUDA graph, and the engines meanwhile in processes of their own.
 """

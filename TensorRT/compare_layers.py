@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import re
 import sys
 import tempfile
@@ -239,13 +240,13 @@ def positions(tables: list[list[dict[str, str]]]) -> tuple[list[str], list[np.nd
         The blocks in order; and for each table its rows' positions: the block's number plus the share of the block's
         rows that lie before this one.
     """
-    rank: dict[str, float] = {}  # of a block: the share of a graph before it, the smallest of all tables
-    for rows in tables:
-        for index, row in enumerate(rows):
-            block = place(row["tensor"])
-            rank[block] = min(rank.get(block, 1.0), index / len(rows))
-    rank.update({"patch embedding": -1.0, "head": 2.0})  # tensors without a name of theirs end up in one of these
-    blocks = sorted({place(row["tensor"]) for rows in tables for row in rows}, key=rank.__getitem__)
+    def order(block: str) -> tuple[float, float]:
+        if block[0].isdigit():
+            stage, _, number = block.rstrip(">").partition(".")
+            return int(stage), int(number) if number else math.inf
+        return {"patch embedding": -1, "other": math.inf, "head": math.inf}[block], block == "head"
+
+    blocks = sorted({place(row["tensor"]) for rows in tables for row in rows}, key=order)
     found = []
     for rows in tables:
         places = [place(row["tensor"]) for row in rows]

@@ -1,7 +1,6 @@
 """The scripts around TensorRT as far as a machine without TensorRT or a GPU can test them."""
 from __future__ import annotations
 
-import csv
 import importlib.util
 import os
 import subprocess
@@ -10,15 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from utils import LATENCY_COLUMNS, ROOT, UserError
 
 sys.path.insert(1, str(ROOT / "TensorRT"))
 
-import compare_layers
 
 import TRT_test
 
@@ -379,127 +375,3 @@ def test_memory_holds_weights_activations_and_buffers_and_no_code(monkeypatch):
     assert rows == [{"engine": "m_fp16", "batch": str(batch), "device_memory_mib": "50.0",
                      "free_memory_used_mib": f"{200 + 50 + batch:.1f}"} for batch in (1, 16)]
     assert gpu.used == 0 and len(gpu.code) == 2
-
-
-# --- compare_layers.py ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_graph(tmp_path):
-    """y = relu(x W) W, one integer branch, the FP32 file and an FP16 one whose cast stands at the end of the list."""
-    weights = np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32)
-
-    def save(name: str, element: int, nodes: list) -> Path:
-        values = numpy_helper.from_array(weights.astype(helper.tensor_dtype_to_np_dtype(element)), "W")
-        ports = [[helper.make_tensor_value_info(port, TensorProto.FLOAT, ["batch", 8])] for port in ("input", "logits")]
-        model = helper.make_model(helper.make_graph(nodes, "g", *ports, [values]),
-                                  opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        path = tmp_path / name
-        onnx.save(model, str(path))
-        return path
-
-    def node(op: str, inputs: list[str], output: str, **attributes):
-        return helper.make_node(op, inputs, [output], **attributes)
-
-    body = [node("Shape", ["h"], "shape"), node("Relu", ["h"], "r")]
-    save("m.onnx", TensorProto.FLOAT, [node("MatMul", ["input", "W"], "h"), *body, node("MatMul", ["r", "W"], "z"),
-                                       node("Identity", ["z"], "logits")])
-    save("m_fp16.onnx", TensorProto.FLOAT16, [
-        node("MatMul", ["half", "W"], "h"), *body, node("MatMul", ["r", "W"], "z"),
-        node("Cast", ["z"], "logits", to=TensorProto.FLOAT), node("Cast", ["input"], "half", to=TensorProto.FLOAT16)])
-    np.savez(tmp_path / "x.npz", input=np.random.default_rng(2).standard_normal((3, 8)).astype(np.float32))
-    return tmp_path, weights
-
-
-def prepare(folder: Path, graph: str, *flags: str) -> subprocess.CompletedProcess:
-    return shell(sys.executable, ROOT / "TensorRT/compare_layers.py", "prepare", "--onnx", folder / graph,
-                 "--data", folder / "x.npz", "--output", folder, *flags)
-
-
-@pytest.mark.parametrize("graph", ["m", "m_fp16"])
-def test_prepare_stores_what_the_tensors_are_in_fp32(small_graph, graph):
-    folder, weights = small_graph
-    done = prepare(folder, f"{graph}.onnx", "--images", "2")
-    assert done.returncode == 0, done.stderr
-    with np.load(folder / f"{graph}_layers.npz") as file:
-        stored = dict(file)
-    x = stored["input"]
-    assert len(x) == 2 and list(stored["names"]) == ["h", "r", "z"]
-    assert list(stored["operators"]) == ["MatMul", "Relu", "MatMul"]
-    assert list(stored["depths"]) == [0, 2, 3]
-    for index, expected in enumerate((x @ weights, np.maximum(x @ weights, 0), np.maximum(x @ weights, 0) @ weights)):
-        np.testing.assert_allclose(stored[f"tensor_{index}"], expected, atol=1e-5)
-    outputs = onnx.load(str(folder / f"{graph}_layers.onnx")).graph.output
-    element = TensorProto.FLOAT16 if graph.endswith("fp16") else TensorProto.FLOAT
-    assert [(value.name, value.type.tensor_type.elem_type) for value in outputs] == [
-        ("logits", TensorProto.FLOAT), ("h", element), ("r", element), ("z", element)]
-
-
-def test_prepare_runs_plugin_nodes_by_their_meaning(small_graph):
-    folder, weights = small_graph
-    for name, element in (("p", TensorProto.FLOAT), ("p_fp16", TensorProto.FLOAT16)):
-        model = onnx.load(str(folder / f"{name.replace('p', 'm', 1)}.onnx"))
-        relu = next(node for node in model.graph.node if node.op_type == "Relu")
-        relu.op_type, relu.domain = "SwinFNorm", "swin"
-        relu.attribute.append(helper.make_attribute("epsilon", 1e-12))
-        model.opset_import.append(helper.make_opsetid("swin", 1))
-        model.graph.value_info.append(helper.make_tensor_value_info("h", element, ["batch", 8]))
-        onnx.save(model, str(folder / f"{name}.onnx"))
-        done = prepare(folder, f"{name}.onnx")
-        assert done.returncode == 0, done.stderr
-        outputs = onnx.load(str(folder / f"{name}_layers.onnx")).graph.output
-        assert {value.type.tensor_type.elem_type for value in outputs[1:]} == {element}
-        with np.load(folder / f"{name}_layers.npz") as stored:
-            h = stored["input"] @ weights
-            assert list(stored["operators"]) == ["MatMul", "SwinFNorm", "MatMul"]
-            np.testing.assert_allclose(stored["tensor_1"], h / np.linalg.norm(h, axis=-1, keepdims=True), atol=1e-6)
-
-
-def test_prepare_chooses_tensors(small_graph):
-    folder, _ = small_graph
-    for flags, names in ((["--every", "2"], ["h", "z"]), (["--match", "r|z"], ["r", "z"])):
-        assert prepare(folder, "m.onnx", *flags).returncode == 0
-        with np.load(folder / "m_layers.npz") as file:
-            assert list(file["names"]) == names
-    assert "no tensor to compare" in one_line_error(prepare(folder, "m.onnx", "--match", "nothing"))
-    assert "--every 0" in one_line_error(prepare(folder, "m.onnx", "--every", "0"))
-
-
-def test_compare_counts_what_is_not_finite_and_measures_the_rest():
-    reference = np.array([[1.0, -4.0], [2.0, 0.5]], np.float32)
-    output = np.array([1.5, -4.0, np.nan, np.inf], np.float16)
-    assert compare_layers.compare(output, reference) == {
-        "max_abs_ref": "4", "max_abs_err": "0.5", "rel_err": "0.125", "nan": "1", "inf": "1"}
-    assert compare_layers.compare(np.full(4, np.nan), reference)["rel_err"] == "inf"
-
-
-def layer_rows(errors: list[float], nan_from: int) -> list[dict[str, str]]:
-    return [{"depth": str(3 * index), "tensor": f"/layers.{index}/MatMul_output_0", "op": "MatMul", "shape": "1x2",
-             "max_abs_ref": "4", "max_abs_err": str(4 * error), "rel_err": str(error),
-             "nan": str(int(index >= nan_from)), "inf": "0"} for index, error in enumerate(errors)]
-
-
-def test_report_names_the_first_and_the_worst():
-    rows = layer_rows([1e-4, 2e-2, 5e-2, 1e-3], nan_from=99)
-    assert compare_layers.first_offender(rows, 0.01) is rows[1]
-    assert compare_layers.worst(rows, 2) == [rows[2], rows[1]]
-    assert compare_layers.first_offender(rows, 0.1) is None
-    rows = layer_rows([1e-4, 2e-2, 5e-2, 1e-3], nan_from=3)
-    assert compare_layers.worst(rows, 1) == [rows[3]]  # NaN is worse than any error
-    assert "1 with NaN or infinity" in compare_layers.report(rows, 0.01)
-
-
-def test_plot_draws_tables_and_refuses_others(tmp_path):
-    for name, rows in (("layers_a.csv", layer_rows([0.0, 1e-4, 2e-2], 2)), ("layers_b.csv", layer_rows([1e-5], 9))):
-        with (tmp_path / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, compare_layers.COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-    script, picture = ROOT / "TensorRT/compare_layers.py", tmp_path / "out.png"
-    done = shell(sys.executable, script, "plot", tmp_path / "layers_a.csv", tmp_path / "layers_b.csv",
-                 "--output", picture)
-    assert done.returncode == 0, done.stderr
-    assert picture.read_bytes()[:4] == b"\x89PNG"
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    error = one_line_error(shell(sys.executable, script, "plot", tmp_path / "other.csv"))
-    assert "is not a table of compare_layers.py run" in error

@@ -86,6 +86,7 @@ class Report:
 def draw(rows: list[dict[str, str]], model: str, path: Path) -> None:
     """The error of each part alone over the blocks, and that of all together as a line."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter
 
     error = {row["part"]: 100 * float(row["relative_rms_err"]) for row in rows}
     blocks = range(sum(name.endswith(".qkv") for name in error))
@@ -96,6 +97,9 @@ def draw(rows: list[dict[str, str]], model: str, path: Path) -> None:
                   linewidth=1, label=part)
     axes.set(yscale="log", xlabel="block", ylabel="rms error of the logits (% of their rms)", xticks=list(blocks),
              title=f"{model}: one part in INT8 at a time, {rows[0]['images']} held-out crops")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(plain)
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper", frameon=False)
     with whole_file(path) as partial:
@@ -126,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     model = fp32_model(args.onnx)
     if not args.cache.exists():
-        raise UserError(f"{shown(args.cache)}: no such file; first run TensorRT/INT8/quant.py --onnx {shown(args.onnx)}")
+        raise UserError(f"{shown(args.cache)}: no such file; quant.py --onnx {shown(args.onnx)} writes it")
     cache = read_cache(args.cache)
     if cache.graph != fingerprint(model):
         raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}; give its --cache")

@@ -1,0 +1,119 @@
+"""SmoothQuant for Swin V1: move the range of LayerNorm's large channels into the weights of the next linear layer.
+
+    python TensorRT/INT8/smooth.py --onnx onnx/swinv1.onnx --alpha 0.5      writes onnx/swinv1_smooth.onnx
+
+Channel j of what feeds qkv and fc1 is divided by s_j = max|x_j|^alpha / max|w_j|^(1 - alpha), in gamma and beta of the
+LayerNorm before it, and row j of the weight is multiplied by s_j: the FP32 graph computes the same, and quant.py takes
+it as it takes the first one. V2 has no such place: there the residual stream feeds qkv and fc1, and is read by the
+residual Add as well. Source: Xiao et al., SmoothQuant, ICML 2023. TensorRT/INT8/README.md says what it brought.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[1:1] = [str(ROOT), str(ROOT / "onnx" / "graphsurgeon")]
+from calibration import (  # noqa: E402
+    Progress,
+    add_provider_argument,
+    execution_provider,
+    image_batches,
+    session_with_outputs,
+)
+from qdq import blocks_of  # noqa: E402
+from quant import fp32_model  # noqa: E402
+from surgeon import check, save  # noqa: E402
+from tidy import exported, producer, tidy, values  # noqa: E402
+
+from utils import UserError, run_script, shown  # noqa: E402
+
+# Edit here, or give the flag of the same name.
+ONNX = "onnx/swinv1.onnx"
+ALPHA = 0.5
+BATCHES, BATCH_SIZE = 8, 16
+
+
+def norm_before(product: gs.Node) -> gs.Node | None:
+    """The LayerNormalization that makes a product's input and nothing else's, with its parameters."""
+    x = product.inputs[0]
+    norm = producer(x)
+    alone = norm is not None and norm.op == "LayerNormalization" and len(norm.inputs) == 3 and len(x.outputs) == 1
+    return norm if alone else None
+
+
+def smooth(graph: gs.Graph, largest: dict[str, np.ndarray], alpha: float) -> int:
+    """Move ranges in place, from the LayerNorms to the products after them; how many of them.
+
+    Args:
+        graph: a tidied FP32 graph.
+        largest: max|x_j| of each channel of the products' inputs, [C], by name of the tensor.
+        alpha: 0 leaves all of the range in the activations, 1 moves all of it.
+    """
+    moved = 0
+    for block in blocks_of(graph):
+        for product in (block.qkv, block.fc1):
+            norm = norm_before(product)
+            if norm is None:
+                continue
+            weight = values(product.inputs[1])
+            x, w = largest[product.inputs[0].name], np.abs(weight).max(axis=1)
+            # A channel that is never used, or that only zeros multiply, has no range to move.
+            factor = np.where((x > 0) & (w > 0), x**alpha / np.where(w > 0, w, 1)**(1 - alpha), 1)
+            for i in (1, 2):
+                norm.inputs[i] = gs.Constant(f"{norm.name}/smooth_{i}", (values(norm.inputs[i]) / factor).astype(
+                    np.float32))
+            product.inputs[1] = gs.Constant(f"{product.name}/smooth", (weight * factor[:, None]).astype(np.float32))
+            moved += 1
+    return moved
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--onnx", type=Path, default=ROOT / ONNX, metavar="FILE",
+                        help=f"unpatched FP32 graph of opset 17 (default: {ONNX})")
+    parser.add_argument("--alpha", type=float, default=ALPHA,
+                        help="share of the range that is moved, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--images", type=Path, metavar="FOLDER",
+                        help="images to find the ranges with (default: training crops of the packaged photographs)")
+    parser.add_argument("--batches", type=int, default=BATCHES, metavar="N",
+                        help=f"of {BATCH_SIZE} images (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE",
+                        help="graph to write (default: beside the first, with _smooth appended to its name)")
+    add_provider_argument(parser)
+    args = parser.parse_args(arguments)
+    if not 0 <= args.alpha <= 1 or args.batches < 1:
+        raise UserError("--alpha must be from 0 to 1 and --batches above zero")
+    target = args.output or args.onnx.with_name(f"{args.onnx.stem}_smooth.onnx")
+    if target.resolve() == args.onnx.resolve():
+        raise UserError(f"{shown(target)}: is the graph to change; give another --output")
+    model = fp32_model(args.onnx)
+    graph = tidy(model)
+    names = [product.inputs[0].name for block in blocks_of(graph) for product in (block.qkv, block.fc1)
+             if norm_before(product) is not None]
+    if not names:
+        raise UserError(f"{shown(args.onnx)}: no LayerNormalization feeds qkv or fc1 alone; this is for V1 at opset 17")
+    session = session_with_outputs(exported(graph), names, execution_provider(args.provider))
+    largest: dict[str, np.ndarray] = {}
+    progress = Progress("batches", args.batches)
+    img_size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    for images in image_batches(args.images, args.batches, BATCH_SIZE, img_size):
+        for name, x in zip(names, session.run(None, {session.get_inputs()[0].name: images})):
+            now = np.abs(x).max(axis=(0, 1))
+            largest[name] = np.maximum(largest.get(name, now), now)
+        progress.done()
+    print(f"moved the range of {smooth(graph, largest, args.alpha)} LayerNorms, alpha {args.alpha:g}")
+    smoothed = exported(graph)
+    try:
+        print("\n".join(check(model, smoothed)))
+    except UserError as error:
+        raise UserError(f"{shown(args.onnx)}: {error}") from error
+    save(smoothed, target)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -239,6 +239,44 @@ def test_patch_merge(dtype):
     judge(errors)
 
 
+# --- patch embedding -------------------------------------------------------------------------------------------------
+
+PATCH_SHAPES = [  # batch, in_channels, height, width, patch_size, channels
+    (1, 3, 224, 224, 4, 96), (2, 3, 256, 256, 4, 96), (1, 3, 224, 224, 4, 128), (1, 3, 64, 64, 4, 192),
+    (2, 3, 32, 64, 4, 32), (1, 3, 20, 40, 4, 64), (3, 3, 8, 8, 4, 96), (5, 3, 12, 8, 4, 96), (2, 3, 12, 20, 4, 96),
+    (1, 3, 64, 64, 4, 100), (2, 1, 16, 16, 4, 96), (1, 3, 32, 32, 2, 48), (2, 3, 15, 25, 5, 33),
+    (1, 3, 64, 32, 16, 768), (1, 2, 6, 6, 3, 1000), (128, 3, 224, 224, 4, 96),
+]
+
+
+def patch_tokens(x, weight, bias, gamma, beta) -> torch.Tensor:
+    """Swin's PatchEmbed in the precision of its arguments: [B, Ci, H, W] -> [B, H/P * W/P, C]."""
+    tokens = F.conv2d(x, weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
+    return F.layer_norm(tokens, gamma.shape, gamma, beta, EPSILON)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_patch_embed(dtype, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # FP32 convolutions are to be FP32
+    errors = []
+    for batch, in_channels, height, width, patch_size, channels in PATCH_SHAPES:
+        for data in ("normal", "constant", "misaligned"):
+            x = draw((batch, in_channels, height, width), dtype, "normal", seed=height)
+            if data == "constant":  # tokens all alike, and a large mean in front of the bias
+                x = torch.full_like(x, 7.3)
+            weight = draw((channels, in_channels, patch_size, patch_size), dtype, "normal", seed=1).float()
+            bias = draw((channels,), dtype, "normal", seed=2).float()
+            parts = (weight, bias, *parameters(channels, dtype, seed=3))
+            misaligned = data == "misaligned"
+            out = Output((batch, height * width // patch_size**2, channels), dtype, int(misaligned))
+            kernels.patch_embed(misalign(x) if misaligned else x, *parts, out.tensor, EPSILON)
+            pytorch = patch_tokens(x, *(part.to(dtype) for part in parts))
+            name = f"[{batch}, {in_channels}, {height}x{width}] patch {patch_size}, {channels} channels, {data}"
+            exact = patch_tokens(x.double(), *(part.double() for part in parts))
+            errors.append(error_of(name, [out.checked()], [pytorch], [exact]))
+    judge(errors)
+
+
 # --- attention -------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -558,6 +596,8 @@ def test_arguments_outside_the_contract_are_refused():
     wide = torch.zeros(1, 8193, device=DEVICE)
     qkv, bias = torch.zeros(1, 196, 288, device=DEVICE), torch.zeros(3, 49, 56, device=DEVICE)
     weight = torch.zeros(96, 96, device=DEVICE)
+    image, patch = torch.zeros(1, 3, 16, 18, device=DEVICE), torch.zeros(96, 3, 4, 4, device=DEVICE)
+    channel = torch.zeros(96, device=DEVICE)
     refused = [
         lambda: kernels.layernorm(wide, None, None, wide, EPSILON),
         lambda: kernels.layernorm(x, torch.ones(96, device=DEVICE), None, x, EPSILON),
@@ -568,6 +608,8 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.layernorm_add(x, None, None, None, x, EPSILON),
         lambda: kernels.fnorm(wide, wide, 1e-12),
         lambda: kernels.patch_merge(x, None, None, x, 3, 4, EPSILON),
+        lambda: kernels.patch_embed(image, patch, channel, channel, channel, x, EPSILON),  # 4 does not divide 18
+        lambda: kernels.patch_embed(image[..., :16], patch, None, channel, channel, x, EPSILON),
         lambda: kernels.attention(qkv, bias, None, x, 14, 14, 4, 7, 3, 1.0, -100.0),  # head_dim 24
         lambda: kernels.attention(qkv, bias, None, x, 14, 14, 3, 5, 0, 1.0, -100.0),  # 5 does not divide 14
         lambda: kernels.attention(qkv, bias, None, x, 14, 14, 3, 7, 7, 1.0, -100.0),  # shift = window

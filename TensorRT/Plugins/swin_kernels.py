@@ -24,6 +24,7 @@ ARGUMENTS = {
     "swin_add_layernorm": [_pointer] * 6 + [_int, _long, _int, _float, _pointer],
     "swin_layernorm_add": [_pointer] * 5 + [_int, _long, _int, _float, _pointer],
     "swin_patch_merge": [_pointer] * 4 + [_int] * 5 + [_float, _pointer],
+    "swin_patch_embed": [_pointer] * 6 + [_int] * 7 + [_float, _pointer],
     "swin_fnorm": [_pointer] * 2 + [_int, _long, _int, _float, _pointer],
     "swin_attention": [_pointer] * 4 + [_int] * 8 + [_float, _float, _pointer],
     "swin_linear": [_pointer] * 5 + [_int, _long, _int, _int, _int, _pointer, ctypes.c_size_t, _pointer],
@@ -75,6 +76,13 @@ def patch_merge(x, gamma, beta, y, height: int, width: int, epsilon: float) -> N
     """x [B, height*width, C] -> y [B, height/2 * width/2, 4C], with LN where gamma and beta are given."""
     batch, _, channels = x.shape
     call("swin_patch_merge", x, gamma, beta, y, TYPES[x.dtype], batch, height, width, channels, epsilon)
+
+
+def patch_embed(x, weight, bias, gamma, beta, y, epsilon: float) -> None:
+    """x [B, Ci, H, W] -> y [B, H/P * W/P, C] = LN(conv(x, weight, stride P) + bias); weight [C, Ci, P, P], FP32."""
+    batch, in_channels, height, width = x.shape
+    call("swin_patch_embed", x, weight, bias, gamma, beta, y, TYPES[x.dtype], batch, in_channels, height, width,
+         weight.shape[-1], weight.shape[0], epsilon)
 
 
 def fnorm(x, y, epsilon: float) -> None:

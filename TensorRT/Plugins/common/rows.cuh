@@ -161,12 +161,12 @@ struct Moments {
     float squares;
 };
 
-// The moments of what all threads of each group hold, COUNT numbers a thread, in one reduction. Two sets of n numbers
-// are merged without cancellation (Chan, Golub and LeVeque 1979): their squares, and n / 2 times the squared
-// difference of their means. Every thread of a group gets the same bits. Call it once in a kernel, in all threads.
-template <int COUNT> __device__ __forceinline__ Moments group_moments(Moments own, int group) {
+// The moments of what all lanes of each `group` of a warp hold, COUNT numbers a lane. Two sets of n numbers are merged
+// without cancellation (Chan, Golub and LeVeque 1979): their squares, and n / 2 times the squared difference of their
+// means. Every lane of a group gets the same bits.
+template <int COUNT> __device__ __forceinline__ Moments warp_moments(Moments own, int group) {
     float half_count = 0.5f * COUNT;
-    for (int offset = 1; offset < min(group, kWarp); offset *= 2) {
+    for (int offset = 1; offset < group; offset *= 2) {
         const float mean = __shfl_xor_sync(0xffffffffu, own.mean, offset);
         const float squares = __shfl_xor_sync(0xffffffffu, own.squares, offset);
         const float difference = own.mean - mean;
@@ -174,6 +174,12 @@ template <int COUNT> __device__ __forceinline__ Moments group_moments(Moments ow
         own.mean = 0.5f * (own.mean + mean);
         half_count *= 2.0f;
     }
+    return own;
+}
+
+// The same for groups of any size; call it once in a kernel, in all threads of the block.
+template <int COUNT> __device__ __forceinline__ Moments group_moments(Moments own, int group) {
+    own = warp_moments<COUNT>(own, min(group, kWarp));
     if (group <= kWarp) return own;
     __shared__ Moments partial[kWarp];
     if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = own;

@@ -1,0 +1,341 @@
+// Patch embedding in one kernel: from the image to normalised tokens.
+//
+//   nvcc -std=c++17 -O3 -arch=sm_90 -I.. -c patch_embed_kernel.cu
+//
+// A convolution whose stride is its size is a matrix product: a token is a patch of K = in_channels * P^2 pixels times
+// weight^T [K, channels]. Sums, bias and LayerNorm are FP32, and nothing is rounded before the result.
+//
+// Two kernels compute the same:
+//   plain_patch_embed        FP32 arithmetic. FP32 tensors, BF16 before sm_80, and whatever the other does not take.
+//   tensor_core_patch_embed  FP16, and BF16 from sm_80 on: RGB, patches of 4, channels 32, 64, 96, 128 or 192, image
+//                            width a multiple of 8, aligned pointers. A warp makes 16 tokens, whole rows of which lie
+//                            in its accumulators.
+#include "patch_embed_kernel.h"
+
+#include <climits>
+#include <cstdint>
+
+#include "common/mma.cuh"
+#include "common/rows.cuh"
+
+namespace swin {
+namespace {
+
+struct PatchEmbedArguments {
+    const void* x;
+    const float* weight;
+    const float* bias;
+    const float* gamma;
+    const float* beta;
+    void* y;
+    long long tokens;  // of all images
+    int in_channels, height, width, patch_size, channels;
+    float epsilon;
+};
+
+// --- the plain kernel --------------------------------------------------------------------------------------------
+
+constexpr int kPlainTokens = 32;
+constexpr size_t kSharedBytes = 48 << 10;  // what a block has without asking for more
+
+// A block makes TOKENS tokens: their pixels and then their channels lie in shared memory, a thread has a channel of all
+// of them at a time, and a warp normalises a token. VEC, 4 or 1: weights loaded at once; it divides their number.
+template <class T, int TOKENS, int VEC>
+__global__ void __launch_bounds__(256) plain_patch_embed(const PatchEmbedArguments a) {
+    extern __shared__ float4 shared[];
+    const int patch = a.patch_size;
+    const int depth = a.in_channels * patch * patch;
+    float* pixels = reinterpret_cast<float*>(shared);  // [depth][TOKENS]
+    float* rows = pixels + depth * TOKENS;             // [TOKENS][channels]
+    const long long first_token = static_cast<long long>(blockIdx.x) * TOKENS;
+    const int live = static_cast<int>(min(static_cast<long long>(TOKENS), a.tokens - first_token));
+    const int columns = a.width / patch;
+    const int tokens_of_image = a.height / patch * columns;
+    const T* x = static_cast<const T*>(a.x);
+
+    for (int i = threadIdx.x; i < depth * TOKENS; i += blockDim.x) {
+        const int k = i / TOKENS, token = i % TOKENS;
+        const long long image = (first_token + token) / tokens_of_image;
+        const int place = static_cast<int>((first_token + token) % tokens_of_image);
+        const int channel = k / (patch * patch), pixel = k % (patch * patch);
+        const long long row = static_cast<long long>(place / columns) * patch + pixel / patch;
+        const int column = place % columns * patch + pixel % patch;
+        const long long at = ((image * a.in_channels + channel) * a.height + row) * a.width + column;
+        pixels[i] = token < live ? to_float(x[at]) : 0.0f;
+    }
+    __syncthreads();
+
+    // Sums of kRun products are added to the running ones as a whole: fewer roundings one after the other.
+    constexpr int kRun = 16;
+    constexpr int STEP = TOKENS % 4 == 0 ? 4 : 1;
+    for (int c = threadIdx.x; c < a.channels; c += blockDim.x) {
+        float sum[TOKENS] = {};
+        for (int start = 0; start < depth; start += kRun) {
+            float run[TOKENS] = {};
+            for (int k = start; k < min(start + kRun, depth); k += VEC) {
+                float weight[VEC];
+                load_parameters<VEC>(a.weight + static_cast<long long>(c) * depth, k, 0.0f, weight);
+#pragma unroll
+                for (int v = 0; v < VEC; ++v) {
+#pragma unroll
+                    for (int t = 0; t < TOKENS; t += STEP) {
+                        float pixel[STEP];
+                        unpack<float, STEP>(load_raw<float, STEP>(pixels + (k + v) * TOKENS + t), pixel);
+#pragma unroll
+                        for (int i = 0; i < STEP; ++i) run[t + i] = fmaf(weight[v], pixel[i], run[t + i]);
+                    }
+                }
+            }
+#pragma unroll
+            for (int t = 0; t < TOKENS; ++t) sum[t] += run[t];
+        }
+        const float bias = __ldg(a.bias + c);
+#pragma unroll
+        for (int t = 0; t < TOKENS; ++t) rows[t * a.channels + c] = sum[t] + bias;
+    }
+    __syncthreads();
+
+    const auto warp_sum = [](float value) {
+        for (int offset = 1; offset < kWarp; offset *= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+        return value;
+    };
+    const int lane = threadIdx.x % kWarp;
+    for (int t = threadIdx.x / kWarp; t < TOKENS; t += blockDim.x / kWarp) {
+        const float* row = rows + t * a.channels;
+        float sum = 0.0f, squares = 0.0f;
+        for (int c = lane; c < a.channels; c += kWarp) sum += row[c];
+        const float mean = warp_sum(sum) / a.channels;
+        for (int c = lane; c < a.channels; c += kWarp) squares = fmaf(row[c] - mean, row[c] - mean, squares);
+        const float scale = 1.0f / sqrtf(warp_sum(squares) / a.channels + a.epsilon);
+        if (t >= live) continue;
+        T* y = static_cast<T*>(a.y) + (first_token + t) * a.channels;
+        for (int c = lane; c < a.channels; c += kWarp) {
+            y[c] = from_float<T>(fmaf((row[c] - mean) * scale, __ldg(a.gamma + c), __ldg(a.beta + c)));
+        }
+    }
+}
+
+// Blocks of at most 256 threads, and no more warps than channels need.
+template <class T, int TOKENS, int VEC>
+int launch_plain(const PatchEmbedArguments& a, size_t floats_of_token, cudaStream_t stream) {
+    const long long blocks = (a.tokens + TOKENS - 1) / TOKENS;
+    if (blocks > INT_MAX) return cudaErrorInvalidValue;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(a.channels >= 256 ? 256 : (a.channels + kWarp - 1) / kWarp * kWarp);
+    config.dynamicSmemBytes = TOKENS * floats_of_token * sizeof(float);
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, plain_patch_embed<T, TOKENS, VEC>, a);
+}
+
+template <class T> int launch_plain(const PatchEmbedArguments& a, cudaStream_t stream) {
+    const size_t depth = static_cast<size_t>(a.in_channels) * a.patch_size * a.patch_size;
+    const size_t floats = depth + a.channels;
+    if (depth % 4 == 0 && aligned16(a.weight) && kPlainTokens * floats * sizeof(float) <= kSharedBytes) {
+        return launch_plain<T, kPlainTokens, 4>(a, floats, stream);
+    }
+    return launch_plain<T, 1, 1>(a, floats, stream);
+}
+
+// --- the tensor-core kernel --------------------------------------------------------------------------------------
+
+// Products are m16n8k16 with A = 16 tokens, B = weight^T. Which token, pixel and channel a row or column of the
+// fragments stands for is free, and chosen so that a thread moves 16 bytes at a time. With quad = lane / 4 and
+// place = lane % 4:
+//   A rows quad and quad + 8 are the neighbouring tokens 2 * quad and 2 * quad + 1; a step of depth 16 is one colour,
+//     and columns 2 * place, + 1, + 8, + 9 are the four pixels of row `place` of the patch: one load of 16 bytes;
+//   B columns of accumulator n are channels such that accumulators 4g to 4g + 3 give a thread the eight channels from
+//     32 * g + 8 * place on of both tokens: one store of 16 bytes each.
+constexpr int kColours = 3;
+constexpr int kPatch = 4;
+constexpr int kPixels = kPatch * kPatch;
+constexpr int kTileTokens = 16;
+constexpr int kWarps = 4;
+
+__device__ __forceinline__ void read_8(const float* address, float (&value)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+        const float4 part = *reinterpret_cast<const float4*>(address + i);
+        value[i] = part.x;
+        value[i + 1] = part.y;
+        value[i + 2] = part.z;
+        value[i + 3] = part.w;
+    }
+}
+
+// The second bound, blocks of a multiprocessor, gives the compiler the registers that 16 tokens need.
+template <class T, int GROUPS>
+__global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 4 : 3)
+    tensor_core_patch_embed(const PatchEmbedArguments a) {
+    using P = Packed<T>;
+    constexpr int CHANNELS = 32 * GROUPS;
+    constexpr int BLOCKS = 4 * GROUPS;  // accumulators, of 8 channels
+    __shared__ uint2 weight[kColours][BLOCKS][kWarp];  // B fragments
+    __shared__ alignas(16) float parameters[3][CHANNELS];  // bias, gamma, beta
+    const int lane = threadIdx.x % kWarp;
+    const int quad = lane / 4, place = lane % 4;
+    const int columns = a.width / kPatch, rows = a.height / kPatch;
+    const long long plane = static_cast<long long>(a.height) * a.width;
+    const int tiles = static_cast<int>((a.tokens + kTileTokens - 1) / kTileTokens);
+    const int stride = gridDim.x * kWarps;
+    const T* x = static_cast<const T*>(a.x);
+    T* y = static_cast<T*>(a.y);
+
+    // The pixels of tokens 2 * quad and 2 * quad + 1 of a tile; past the last tile or token those of the last.
+    const auto load = [&](int tile, uint4(&pixels)[kColours]) {
+        const long long wanted = static_cast<long long>(tile) * kTileTokens + 2 * quad;
+        const unsigned token = static_cast<unsigned>(min(wanted, a.tokens - 2));
+        const unsigned token_row = token / columns, column = token - token_row * columns;
+        const unsigned image = token_row / rows, row = token_row - image * rows;
+        const T* from = x + image * kColours * plane + static_cast<long long>(row * kPatch + place) * a.width
+            + column * kPatch;
+#pragma unroll
+        for (int colour = 0; colour < kColours; ++colour) {
+            pixels[colour] = __ldg(reinterpret_cast<const uint4*>(from + colour * plane));
+        }
+    };
+
+    uint4 next[kColours];
+    int tile = blockIdx.x * kWarps + threadIdx.x / kWarp;
+    load(tile, next);
+
+    for (int i = threadIdx.x; i < kColours * BLOCKS * kWarp; i += blockDim.x) {
+        const int holder = i % kWarp, n = i / kWarp % BLOCKS, colour = i / kWarp / BLOCKS;
+        const int slot = holder / 4;
+        const int channel = n / 4 * 32 + slot / 2 * 8 + n % 4 * 2 + slot % 2;
+        const float4 w = __ldg(reinterpret_cast<const float4*>(
+            a.weight + (channel * kColours + colour) * kPixels + holder % 4 * kPatch));
+        weight[colour][n][holder] = make_uint2(P::pack(w.x, w.y), P::pack(w.z, w.w));
+    }
+    for (int i = threadIdx.x; i < CHANNELS; i += blockDim.x) {
+        parameters[0][i] = __ldg(a.bias + i);
+        parameters[1][i] = __ldg(a.gamma + i);
+        parameters[2][i] = __ldg(a.beta + i);
+    }
+    __syncthreads();
+
+    for (; tile < tiles; tile += stride) {
+        uint4 pixels[kColours];
+#pragma unroll
+        for (int colour = 0; colour < kColours; ++colour) pixels[colour] = next[colour];
+        load(tile + stride, next);
+
+        float sums[BLOCKS][4];
+#pragma unroll
+        for (int n = 0; n < BLOCKS; ++n) {
+            const float2 bias
+                = *reinterpret_cast<const float2*>(&parameters[0][n / 4 * 32 + place * 8 + n % 4 * 2]);
+            sums[n][0] = sums[n][2] = bias.x;
+            sums[n][1] = sums[n][3] = bias.y;
+        }
+#pragma unroll
+        for (int colour = 0; colour < kColours; ++colour) {
+            const uint32_t fragment[4] = {pixels[colour].x, pixels[colour].z, pixels[colour].y, pixels[colour].w};
+#pragma unroll
+            for (int n = 0; n < BLOCKS; ++n) {
+                const uint2 w = weight[colour][n][lane];
+                P::multiply(sums[n], fragment, w.x, w.y, sums[n]);
+            }
+        }
+
+        // A token's channels lie in the four lanes of a quad, as a row in a group of four.
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            constexpr int COUNT = 8 * GROUPS;
+            float sum = 0.0f, squares = 0.0f;
+#pragma unroll
+            for (int n = 0; n < BLOCKS; ++n) sum += sums[n][2 * half] + sums[n][2 * half + 1];
+            const float centre = divided_by<COUNT>(sum);
+#pragma unroll
+            for (int n = 0; n < BLOCKS; ++n) {
+#pragma unroll
+                for (int c = 2 * half; c < 2 * half + 2; ++c) {
+                    sums[n][c] -= centre;
+                    squares = fmaf(sums[n][c], sums[n][c], squares);
+                }
+            }
+            const Moments all = warp_moments<COUNT>({centre, squares}, 4);
+            const float scale = rsqrtf(fmaf(all.squares, 1.0f / CHANNELS, a.epsilon));
+            const float offset = (centre - all.mean) * scale;
+
+            const long long token = static_cast<long long>(tile) * kTileTokens + 2 * quad + half;
+            if (token < a.tokens) {
+                T* to = y + token * CHANNELS + place * 8;
+#pragma unroll
+                for (int g = 0; g < GROUPS; ++g) {
+                    float gamma[8], beta[8], out[8];
+                    read_8(&parameters[1][32 * g + place * 8], gamma);
+                    read_8(&parameters[2][32 * g + place * 8], beta);
+#pragma unroll
+                    for (int c = 0; c < 8; ++c) {
+                        const float normalised = fmaf(sums[4 * g + c / 2][2 * half + c % 2], scale, offset);
+                        out[c] = fmaf(normalised, gamma[c], beta[c]);
+                    }
+                    store_raw<T, 8>(to + 32 * g, pack<T, 8>(out));
+                }
+            }
+        }
+    }
+}
+
+template <class T, int GROUPS>
+int launch_tensor_core(const PatchEmbedArguments& a, int multiprocessors, cudaStream_t stream) {
+    constexpr int kThreads = kWarp * kWarps;
+    static const int resident_blocks = [] {
+        int blocks = 0;
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, tensor_core_patch_embed<T, GROUPS>, kThreads, 0);
+        return blocks > 0 ? blocks : 1;
+    }();
+    // As many blocks as run at once: each prepares the weight once and loads the next tile while it computes one.
+    const long long wanted = (a.tokens + kTileTokens * kWarps - 1) / (kTileTokens * kWarps);
+    const long long resident = static_cast<long long>(multiprocessors) * resident_blocks;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(wanted < resident ? wanted : resident));
+    config.blockDim = dim3(kThreads);
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, tensor_core_patch_embed<T, GROUPS>, a);
+}
+
+// first_major: the compute capability from which on tensor cores multiply T.
+template <class T> int launch_16_bit(const PatchEmbedArguments& a, int first_major, cudaStream_t stream) {
+    int device = 0, major = 0, multiprocessors = 1;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    const bool fits = major >= first_major && a.in_channels == kColours && a.patch_size == kPatch && a.width % 8 == 0
+        && aligned16(a.x) && aligned16(a.weight) && aligned16(a.y);
+    switch (fits ? a.channels : 0) {
+    case 32: return launch_tensor_core<T, 1>(a, multiprocessors, stream);
+    case 64: return launch_tensor_core<T, 2>(a, multiprocessors, stream);
+    case 96: return launch_tensor_core<T, 3>(a, multiprocessors, stream);
+    case 128: return launch_tensor_core<T, 4>(a, multiprocessors, stream);
+    case 192: return launch_tensor_core<T, 6>(a, multiprocessors, stream);
+    default: return launch_plain<T>(a, stream);
+    }
+}
+
+}  // namespace
+}  // namespace swin
+
+int swin_patch_embed(const void* x, const float* weight, const float* bias, const float* gamma, const float* beta,
+    void* y, int type, int batch, int in_channels, int height, int width, int patch_size, int channels, float epsilon,
+    cudaStream_t stream) {
+    const bool valid = batch >= 0 && in_channels > 0 && patch_size > 0 && height > 0 && width > 0
+        && height % patch_size == 0 && width % patch_size == 0 && channels > 0 && channels <= SWIN_MAX_WIDTH
+        && static_cast<long long>(in_channels) * patch_size * patch_size <= SWIN_MAX_PATCH;
+    if (!valid) return cudaErrorInvalidValue;
+    const long long tokens_of_image = static_cast<long long>(height / patch_size) * (width / patch_size);
+    if (tokens_of_image > INT_MAX || batch * tokens_of_image > INT_MAX) return cudaErrorInvalidValue;
+    if (batch == 0) return cudaSuccess;
+    if (x == nullptr || weight == nullptr || bias == nullptr || gamma == nullptr || beta == nullptr || y == nullptr) {
+        return cudaErrorInvalidValue;
+    }
+    const swin::PatchEmbedArguments a{x, weight, bias, gamma, beta, y, batch * tokens_of_image, in_channels, height,
+        width, patch_size, channels, epsilon};
+    switch (type) {
+    case SWIN_FP32: return swin::launch_plain<float>(a, stream);
+    case SWIN_FP16: return swin::launch_16_bit<__half>(a, 7, stream);
+    case SWIN_BF16: return swin::launch_16_bit<__nv_bfloat16>(a, 8, stream);
+    default: return cudaErrorInvalidValue;
+    }
+}

@@ -35,6 +35,12 @@ from utils import (
 )
 
 
+def float_tensors(model: onnx.ModelProto) -> set[str]:
+    """The FP32 tensors of an FP32 model; shape inference does not know what a plugin node makes."""
+    made = {name for node in model.graph.node if node.domain == PLUGIN_DOMAIN for name in node.output}
+    return made | {name for name, kind in element_types(model).items() if kind == TensorProto.FLOAT}
+
+
 def take_norms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which each ReduceL2 is Mul, ReduceSum and Sqrt; opset 13 to 17, like this project's exports, or 12."""
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -66,7 +72,7 @@ def round_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
 
     A number beyond 65504 becomes infinite, one below 3e-8 zero.
     """
-    types = element_types(model)
+    floats = float_tensors(model)
     parameters = {name for node in model.graph.node if node.domain == PLUGIN_DOMAIN and node.op_type != "SwinLinear"
                   for name in node.input[1:]}  # FP32 by contract; SwinLinear's are of the activations' type
     rounded = onnx.ModelProto()
@@ -90,7 +96,7 @@ def round_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
         copy.CopyFrom(node)
         copy.input[:] = [f"{source}/rounded" if name == source else name for name in node.input]
         for index, name in enumerate(node.output):
-            if types.get(name) == TensorProto.FLOAT:
+            if name in floats:
                 copy.output[index] = f"{name}/exact"
                 add_rounding(copy.output[index], name)
     return rounded
@@ -118,10 +124,10 @@ def compare_all(model: onnx.ModelProto, images: np.ndarray, every: int = 1) -> l
     if precision != "fp32":
         raise UserError(f"is in {precision.upper()}; give the FP32 graph that it was made from")
     model = take_norms_apart(model)
-    types, operators = element_types(model), live_tensors(model.graph)
+    floats, operators = float_tensors(model), live_tensors(model.graph)
     ends = [value.name for value in model.graph.output]
-    floats = [name for name in operators if types.get(name) == TensorProto.FLOAT and name not in ends]
-    names = [*floats[::every], *ends]
+    inside = [name for name in operators if name in floats and name not in ends]
+    names = [*inside[::every], *ends]
     try:
         session = session_of(model, names)
         references = session.run(names, {session.get_inputs()[0].name: images})

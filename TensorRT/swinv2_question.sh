@@ -78,7 +78,17 @@ P
 )
 read -r name type size checkpoint <<< "$facts"
 [[ " ${model[*]} " == *" --resume "* ]] || model+=(--resume "$checkpoint")
-[[ -n $weights ]] || case $type in swinv2) weights=trained,overflow,underflow,saturated ;; *) weights=trained,overflow ;; esac
+all_weights=trained,overflow
+[[ $type == swinv1 ]] || all_weights+=,underflow,saturated
+weights=${weights:-$all_weights}
+has() { [[ ,$1, == *,"$2",* ]]; }  # LIST ITEM
+check() {  # FLAG LIST ALLOWED
+    local item
+    for item in ${2//,/ }; do has "$3" "$item" || fail "$1 $item: choose from $3"; done
+}
+check --weights "$weights" "$all_weights"
+check --engines "$engines" "fp32,$fp16_engines"
+check --layers "$layers" "$fp16_engines,none"
 
 work=.cache/swinv2_question plugins=TensorRT/Plugins/build/libswin_plugins.so
 images=16  # of the data; as in swinv2_table.py
@@ -117,14 +127,11 @@ in_background() {  # the same, up to --jobs at a time
     make_file "$@" &
 }
 
-has() { [[ ,$1, == *,"$2",* ]]; }  # LIST ITEM
-
 graph_of() {  # engine -> what follows the model's name in its graph's
     case $1 in
         fp32 | opset17_fp16) echo '' ;;
         opset12_fp16) echo _opset12 ;;
-        fp16 | attention_fp16) echo "_$1" ;;
-        *) fail "--engines: $1 is unknown; --help lists them" ;;
+        *) echo "_$1" ;;
     esac
 }
 
@@ -146,7 +153,6 @@ make_graphs() {  # weights
         swinv1,overflow) stress=(--norm-input 1e4) ;;
         swinv2,underflow) stress=(--qk 1e-3) ;;
         swinv2,saturated) stress=(--saturate) ;;
-        *) fail "--weights: $1 is no choice for $type; --help lists them" ;;
     esac
     if ((${#stress[@]})); then
         make_file "$g.safetensors" "$checkpoint" models/stress.py -- \
@@ -160,11 +166,13 @@ make_graphs() {  # weights
     make_file "$g-b$images.npz" "$g.onnx" -- \
         python3 data/batch_data_gen.py --model "$g.onnx" --batches $images --output $work
     if [[ $emulate == yes ]]; then
-        make_file "${g}_attention.onnx" "$g.onnx" -- python3 onnx/graphsurgeon/add_all.py --onnx "$g.onnx"
+        make_file "${g}_attention.onnx" "$g.onnx" -- \
+            python3 onnx/graphsurgeon/add_all.py --onnx "$g.onnx" --output "${g}_attention.onnx"
     else
-        make_file "${g}_fp16.onnx" "$g.onnx" -- python3 onnx/graphsurgeon/to_fp16.py --onnx "$g.onnx"
+        make_file "${g}_fp16.onnx" "$g.onnx" -- \
+            python3 onnx/graphsurgeon/to_fp16.py --onnx "$g.onnx" --output "${g}_fp16.onnx"
         make_file "${g}_attention_fp16.onnx" "$g.onnx" -- \
-            python3 onnx/graphsurgeon/add_all.py --onnx "$g.onnx" --fp16
+            python3 onnx/graphsurgeon/add_all.py --onnx "$g.onnx" --fp16 --output "${g}_attention_fp16.onnx"
     fi
 }
 

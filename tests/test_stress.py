@@ -80,8 +80,10 @@ def test_scaled_norm_inputs_leave_the_function_but_for_the_epsilons(version, siz
 @pytest.mark.parametrize(("size", "factor"), [("micro", 2.0**10), ("micro", 2.0**-13), ("small", 2.0**10)])
 def test_scaled_q_and_k_leave_the_function(size, factor, trained, randomize):
     model, images = trained(2) if size == "micro" else small(2, randomize)
-    before = in_fp32(model, images)
+    before, weight = in_fp32(model, images), model.layers[0].blocks[0].attn.qkv.weight.detach().clone()
     stress.scale_qk(model, factor)
+    weight[:2 * model.patch_embed.embed_dim] *= factor  # q and k, not v
+    torch.testing.assert_close(model.layers[0].blocks[0].attn.qkv.weight.detach(), weight, rtol=0, atol=0)
     # Every product, sum and quotient is that of before times a power of two; kernels may add in another order.
     assert largest(in_fp32(model, images) - before) <= 1e-5 * largest(before)
 

@@ -1,0 +1,267 @@
+"""The SwinV2 question: FP16 emulated tensor by tensor, the table, and the script that asks it of engines."""
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from utils import ROOT, UserError
+
+sys.path[:0] = [str(ROOT / "TensorRT"), str(ROOT / "onnx" / "graphsurgeon")]
+import compare_layers  # noqa: E402
+import emulate_fp16  # noqa: E402
+import swinv2_table  # noqa: E402
+
+
+def graph(nodes: list, weights: dict[str, np.ndarray], opset: int = 17) -> onnx.ModelProto:
+    """A model from `input` [B, 4] to `logits`, both float32."""
+    ports = [[helper.make_tensor_value_info(port, TensorProto.FLOAT, ["batch", None])] for port in ("input", "logits")]
+    ports[0][0].type.tensor_type.shape.dim[1].dim_value = 4
+    constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    domains = [helper.make_opsetid("", opset), helper.make_opsetid("swin", 1)]
+    return helper.make_model(helper.make_graph(nodes, "g", *ports, constants), opset_imports=domains, ir_version=8)
+
+
+# --- emulate_fp16.py -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opset", [12, 13, 17])
+def test_every_tensor_is_rounded_to_fp16(opset):
+    """Against NumPy: weights, input, and the result of every operator; the operator itself in FP32; L2 taken apart."""
+    random = np.random.default_rng(0)
+    w = random.standard_normal((4, 4)).astype(np.float32)
+    x = (random.standard_normal((5, 4)) * [[1], [10], [10], [300], [300]]).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["input", "w"], ["h"]),
+             helper.make_node("ReduceL2", ["h"], ["n"], axes=[-1], keepdims=1),
+             helper.make_node("Shape", ["h"], ["shape"]),
+             helper.make_node("Div", ["h", "n"], ["logits"])]
+    rows = emulate_fp16.compare_all(graph(nodes, {"w": w}, opset), x)
+    assert [row["tensor"] for row in rows] == ["h", "n/squares", "n/sum", "n", "logits"]
+
+    def half(values: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32)
+
+    h = half(half(x) @ half(w))
+    squares = half(h * h)
+    total = half(squares.sum(axis=-1, keepdims=True))
+    norm = half(np.sqrt(total))
+    exact = x @ w
+    norms = np.linalg.norm(exact, axis=-1, keepdims=True)
+    assert np.isinf(squares).any() and np.isfinite(total).any()
+    pairs = ((h, exact), (squares, exact**2), (total, norms**2), (norm, norms), (half(h / norm), exact / norms))
+    for row, (rounded, reference) in zip(rows, pairs):
+        expected = compare_layers.compare(rounded, reference)
+        assert (row["nan"], row["inf"]) == (expected["nan"], expected["inf"]), row
+        # Sums in another order may round to the FP16 number beside: 2^-10 of it.
+        assert abs(float(row["rel_err"]) - float(expected["rel_err"])) < 2e-3, row
+
+
+def test_plugin_nodes_compute_in_fp32_with_fp32_parameters():
+    """x = 300: its squares are beyond FP16, and gamma is not an FP16 number."""
+    gamma, x = np.full(4, 1 + 2**-12, np.float32), np.array([[300, -300, 300, -300]], np.float32)
+    nodes = [helper.make_node("SwinLayerNormWithParams", ["input", "gamma", "beta"], ["y"], domain="swin",
+                              epsilon=1e-5, plugin_version="1", plugin_namespace="swin"),
+             helper.make_node("Mul", ["y", "large"], ["logits"])]
+    rows = emulate_fp16.compare_all(
+        graph(nodes, {"gamma": gamma, "beta": np.zeros(4, np.float32), "large": np.float32([4096])}), x)
+    assert [row["tensor"] for row in rows] == ["y", "logits"]
+    assert float(rows[0]["max_abs_err"]) == pytest.approx(2**-12, rel=1e-2)  # the rounding of y alone: gamma's is not
+    assert all(row["inf"] == row["nan"] == "0" for row in rows)
+
+
+def test_linear_weights_of_plugin_nodes_are_rounded():
+    weight = np.full((4, 4), 1 + 2**-12, np.float32)
+    node = helper.make_node("SwinLinear", ["input", "w", "b"], ["logits"], domain="swin", gelu=0, plugin_version="1",
+                            plugin_namespace="swin")
+    (row,) = emulate_fp16.compare_all(graph([node], {"w": weight, "b": np.zeros(4, np.float32)}),
+                                      np.ones((1, 4), np.float32))
+    assert float(row["max_abs_err"]) == pytest.approx(4 * 2**-12, rel=1e-2)
+
+
+def test_an_fp16_graph_is_refused():
+    node = helper.make_node("Cast", ["input"], ["logits"], to=TensorProto.FLOAT16)
+    with pytest.raises(UserError, match="is in FP16; give the FP32 graph"):
+        emulate_fp16.compare_all(graph([node], {}), np.ones((1, 4), np.float32))
+
+
+# --- swinv2_table.py -----------------------------------------------------------------------------------------
+
+
+def layer_row(tensor: str, rel_err: float, nan: int = 0) -> dict[str, str]:
+    return {"depth": "0", "tensor": tensor, "op": "Op", "shape": "1x2", "max_abs_ref": "4",
+            "max_abs_err": str(4 * rel_err), "rel_err": str(rel_err), "nan": str(nan), "inf": "0"}
+
+
+def table(tmp_path: Path, monkeypatch) -> list[dict[str, str]]:
+    output = tmp_path / "question.csv"
+    monkeypatch.setattr(swinv2_table, "write_environment", lambda run_id, versions: None)
+    monkeypatch.setattr(sys, "argv", ["swinv2_table.py", "--model", "m", "--work", str(tmp_path), "--output",
+                                      str(output)])
+    swinv2_table.main()
+    with output.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_has_a_row_for_each_engine_and_batch(tmp_path, monkeypatch, capsys):
+    expected = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
+    np.savez(tmp_path / "m_trained-b16.npz", logits=expected)
+    found = np.stack([expected + 0.25, expected])
+    found[1, 5] = np.nan
+    np.save(tmp_path / "m_trained_attention_fp16-b1,16.npy", found)
+    compare_layers.write_table(tmp_path / "layers_m_trained_attention_fp16.csv",
+                               [layer_row("a", 0.01), layer_row("b", 0.2), layer_row("logits", 0.02)])
+    compare_layers.write_table(tmp_path / "layers_m_underflow_opset12_fp16_emulated.csv",
+                               [layer_row("a", 0.01), layer_row("logits", 0.5, nan=3)])
+    rows = table(tmp_path, monkeypatch)
+    assert [(row["weights"], row["engine"], row["batch"]) for row in rows] == [
+        ("trained", "attention_fp16", "1"), ("trained", "attention_fp16", "16"),
+        ("underflow", "opset12_fp16 emulated", "1")]
+    one, sixteen, emulated = rows
+    assert float(one["max_abs_err"]) == pytest.approx(0.25) and one["images_nan_or_inf"] == "0"
+    assert sixteen["max_abs_err"] == "nan" and sixteen["images_nan_or_inf"] == "1" and sixteen["images"] == "16"
+    assert one["largest_logit"] == f"{np.abs(expected).max():.4g}"
+    assert (one["first_tensor"], one["tensors"], one["tensors_nan_or_inf"]) == ("b", "3", "0")
+    assert float(one["layers_max_abs_err"]) == pytest.approx(0.08)
+    assert (emulated["first_tensor"], emulated["max_abs_err"], emulated["images_nan_or_inf"]) == ("logits", "nan", "1")
+    assert "| trained | attention_fp16 | 1 | 0 of 16 | 2.5e-01 |" in capsys.readouterr().out
+
+    # Measured again: the row is replaced. What is not measured again stays.
+    np.save(tmp_path / "m_trained_attention_fp16-b1,16.npy", np.stack([expected, expected]))
+    (tmp_path / "layers_m_underflow_opset12_fp16_emulated.csv").unlink()
+    again = table(tmp_path, monkeypatch)
+    assert [float(row["max_abs_err"]) for row in again[:2]] == [0, 0] and again[2] == emulated
+
+
+def test_the_table_refuses_logits_of_other_data(tmp_path, monkeypatch):
+    np.savez(tmp_path / "m_trained-b16.npz", logits=np.zeros((16, 3), np.float32))
+    np.save(tmp_path / "m_trained_fp32-b1.npy", np.zeros((1, 8, 3), np.float32))
+    with pytest.raises(UserError, match="are not those of"):
+        table(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="nothing of other in it"):
+        monkeypatch.setattr(sys, "argv", ["x", "--model", "other", "--work", str(tmp_path)])
+        swinv2_table.main()
+
+
+# --- swinv2_question.sh --------------------------------------------------------------------------------------
+
+# Stands in for python3 and build.sh: writes down how it was called, and makes the file that it was asked for.
+FAKE = """#!/usr/bin/env bash
+set -eu
+if [[ ${1:-} == - ]]; then cat > /dev/null; echo m swinv2 256 weights.pth; exit; fi
+echo "$(basename "$0") $*" >> calls
+if [[ "$*" == *"$(cat broken)"* ]]; then echo "it is broken"; exit 1; fi
+while (($#)); do
+    case $1 in
+        --output) output=$2 ;;
+        --onnx | --model) model=$(basename "$2" .onnx) ;;
+        --batches) ending=-b$2.npz ;;
+    esac
+    shift
+done
+if [[ -d ${output:-} ]]; then output+=/$model${ending:-_layers.npz}; fi
+if [[ -n ${output:-} ]]; then echo made > "$output"; fi
+"""
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """ask(*flags, broken=WORD): the script run in a folder of its own, over a python3 and a builder that pretend; a
+    command with WORD in it fails. Gives what it printed, and the calls."""
+    (tmp_path / "TensorRT").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "bin").mkdir()
+    shutil.copy(ROOT / "TensorRT/swinv2_question.sh", tmp_path / "TensorRT")
+    (tmp_path / "Results").mkdir()
+    for name in ("bin/python3", "TensorRT/build.sh"):
+        (tmp_path / name).write_text(FAKE)
+        (tmp_path / name).chmod(0o755)
+    for name in ("m.yaml", "weights.pth", "models/stress.py"):
+        (tmp_path / name).touch()
+
+    def asked(*flags: str, broken: str = "no such word") -> tuple[subprocess.CompletedProcess, list[str]]:
+        (tmp_path / "broken").write_text(broken)
+        (tmp_path / "calls").unlink(missing_ok=True)
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        done = subprocess.run(["bash", "TensorRT/swinv2_question.sh", "--cfg", "m.yaml", *flags], cwd=tmp_path,
+                              capture_output=True, text=True, env={**os.environ, "PATH": path, "TRT_PYTHON": "python3"})
+        calls = tmp_path / "calls"
+        return done, calls.read_text().splitlines() if calls.exists() else []
+
+    return asked
+
+
+def test_question_makes_all_once(ask, tmp_path):
+    done, calls = ask("--jobs", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    # 4 weights, of them 3 stressed; 5 engines each, and 4 with marked tensors.
+    expected = {"stress.py": 3, "export_onnx": 8, "batch_data_gen": 4, "to_fp16.py": 4, "add_all": 4, "build.sh": 36,
+                "run_engine": 20, " run --plan": 16, " prepare ": 16}
+    assert {word: sum(word in call for call in calls) for word in expected} == expected
+    built = next(call for call in calls if "m_underflow_attention_fp16.plan" in call and "build.sh" in call)
+    assert "m_underflow_attention_fp16.onnx --fp16 --plugins=TensorRT/Plugins" in built and "--max 16" in built
+    stressed = next(call for call in calls if "stress.py" in call and "underflow" in call)
+    assert "--resume weights.pth --qk 1e-3" in stressed
+    exported = next(call for call in calls if "export_onnx" in call and "underflow_opset12" in call)
+    assert "--resume .cache/swinv2_question/m_underflow.safetensors --opset 12" in exported
+
+    done, calls = ask()
+    assert done.returncode == 0 and "made" not in done.stdout
+    assert [call.split()[1] for call in calls if "swinv2_table" in call or "plot" in call] == [
+        "TensorRT/swinv2_table.py", "TensorRT/compare_layers.py"]
+    assert len(calls) == 3  # and TensorRT's version
+
+    (tmp_path / ".cache/swinv2_question/m_trained_fp16.plan").unlink()
+    _, calls = ask()
+    (built,) = (call for call in calls if "build.sh" in call)
+    assert "--output .cache/swinv2_question/m_trained_fp16.plan" in built
+
+
+def test_question_goes_on_after_a_failure_and_ends_with_it(ask, tmp_path):
+    broken = "m_trained_opset12_fp16.plan"
+    done, calls = ask("--weights", "trained", broken=broken)
+    assert done.returncode == 1
+    assert f"could not be made: .cache/swinv2_question/{broken};" in done.stderr
+    assert f"FAILED .cache/swinv2_question/{broken}: it is broken" in done.stdout
+    assert "m_trained_opset12_fp16-b1,16.npy: there is no .cache" in done.stdout
+    assert any("m_trained_attention_fp16-b1,16.npy" in call for call in calls)
+    assert any("swinv2_table.py" in call for call in calls)
+    done, calls = ask("--weights", "trained")
+    assert done.returncode == 0 and sum("build.sh" in call for call in calls) == 1
+
+
+def test_question_on_a_cpu_builds_nothing(ask):
+    done, calls = ask("--emulate", "--weights", "overflow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not any("build.sh" in call or "run_engine" in call for call in calls)
+    graphs = [call.split()[3] for call in calls if "emulate_fp16.py" in call]
+    assert [Path(name).name for name in graphs] == ["m_overflow_opset12.onnx", "m_overflow.onnx",
+                                                    "m_overflow_attention.onnx"]
+
+
+def test_question_dry_run_only_prints(ask, tmp_path):
+    done, calls = ask("--dry-run", "--weights", "trained", "--engines", "fp32", "--layers", "none")
+    assert done.returncode == 0 and not calls
+    assert "build.sh .cache/swinv2_question/m_trained.onnx --noTF32 --size 256 --max 16" in done.stdout
+    assert not (tmp_path / ".cache").exists()
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--weights", "tired"], "--weights tired: choose from trained,overflow,underflow,saturated"),
+    (["--engines", "fp32,warp"], "--engines warp: choose from fp32,opset12_fp16"),
+    (["--layers", "fp32"], "--layers fp32: choose from opset12_fp16"),
+    (["--jobs", "0"], "--jobs 0: needs a positive whole number"),
+    (["--resume", "absent.pth"], "--resume absent.pth: no such file"),
+    (["--fast"], "--fast: unknown option"),
+])
+def test_question_refuses(ask, flags, words):
+    done, _ = ask(*flags)
+    assert done.returncode == 1 and words in done.stderr

@@ -8,9 +8,12 @@
 //
 // Two kernels compute the same:
 //   plain_attention        one thread a query, FP32 arithmetic. FP32 tensors, BF16 before sm_80, unaligned pointers.
-//   tensor_core_attention  FP16, and BF16 from sm_80 on. A block of kWarps warps owns one head and 16 * kWarps queries
-//                          of a window; each warp keeps 16 rows of scores in registers from q k^T to p v (as flash
-//                          attention does), so scores never touch memory. Keys arrive in tiles of 16 * kWarps.
+//   tensor_core_attention  FP16, INT8, and BF16 from sm_80 on. A block of kWarps warps owns one head and 16 * kWarps
+//                          queries of a window; each warp keeps 16 rows of scores in registers from q k^T to p v (as
+//                          flash attention does), so scores never touch memory. Keys arrive in tiles of 16 * kWarps.
+//
+// INT8 (swin_attention_int8) is a matter of loading and storing alone: between the two it is the FP16 kernel on the
+// integers, which FP16 holds exactly. Their scale goes into the scores' and the result's.
 //
 // In the tensor-core kernel logits are in units of log2(e), so that one exp2 gives the softmax numerator. V2's cosine
 // is taken after the product, q.k / (|q| |k|): the norms are FP32 and q and k are never rounded a second time.
@@ -19,8 +22,10 @@
 
 #include <climits>
 #include <cstdint>
+#include <type_traits>
 
 #include "common/mma.cuh"
+#include "common/quantize.cuh"
 #include "common/swin_types.h"
 #include "common/vector_io.cuh"
 
@@ -28,6 +33,8 @@ namespace {
 
 using swin::from_float;
 using swin::to_float;
+
+__device__ float to_float(int8_t value) { return value; }
 
 constexpr int kHeadDim = 32;
 constexpr int kMaxWindow = 32;
@@ -40,6 +47,7 @@ struct Shape {
     int windows_x, windows_y, windows;  // windows along an image's sides; in the whole batch
     int reciprocal;           // position / window == position * reciprocal >> 16, exact for window <= 32
     float scale, mask_value;
+    float out_scale;          // INT8: what takes p v to y
 };
 
 struct Window {
@@ -195,7 +203,12 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
     if (live) {
 #pragma unroll
         for (int d = 0; d < kHeadDim; ++d) {
-            y[token * shape.channels + head * kHeadDim + d] = from_float<T>(out[d] / sum);
+            T& to = y[token * shape.channels + head * kHeadDim + d];
+            if constexpr (std::is_same_v<T, int8_t>) {
+                to = static_cast<int8_t>(swin::quantize(out[d] / sum, shape.out_scale));
+            } else {
+                to = from_float<T>(out[d] / sum);
+            }
         }
     }
 }
@@ -222,6 +235,26 @@ __device__ int swizzled(int row, int chunk) { return row * kHeadDim + ((chunk ^ 
 // Blocks of tensor_core_attention that a multiprocessor is to hold: 128 registers a thread. With 5 it spills, with 3
 // window 8 is 7 % slower on an H200; window 7 does not care.
 constexpr int kResident = 4;
+
+// What the tensor cores multiply, and the registers that hold 8 neighbouring elements, where qkv and y have elements of T.
+template <typename T> struct TensorCore {
+    using Factor = T;
+    using Chunk = uint4;
+};
+template <> struct TensorCore<int8_t> {
+    using Factor = __half;
+    using Chunk = uint2;
+};
+
+// Four INT8 as FP16. With its sign bit flipped a byte is x + 128, and as the low byte of 0x64.. the number 1024 + x + 128.
+__device__ uint2 halves_of(uint32_t bytes) {
+    __half2 const bias = __float2half2_rn(1152.F);
+    bytes ^= 0x80808080;
+    uint32_t const low = __byte_perm(bytes, 0x64646464, 0x4140), high = __byte_perm(bytes, 0x64646464, 0x4342);
+    __half2 const first = __hsub2(*reinterpret_cast<const __half2*>(&low), bias);
+    __half2 const second = __hsub2(*reinterpret_cast<const __half2*>(&high), bias);
+    return {*reinterpret_cast<const uint32_t*>(&first), *reinterpret_cast<const uint32_t*>(&second)};
+}
 
 // Reductions over the four lanes that share a row of an accumulator.
 __device__ float quad_sum(float x) {
@@ -270,12 +303,17 @@ template <typename T, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
 __global__ void __launch_bounds__(32 * kWarps, kResident)
     tensor_core_attention(const T* __restrict__ qkv, const float* __restrict__ bias,
                           const float* __restrict__ logit_scale, T* __restrict__ y, Shape shape, int windows_per_block) {
-    using P = swin::Packed<T>;
+    using F = typename TensorCore<T>::Factor;
+    using Chunk = typename TensorCore<T>::Chunk;
+    using P = swin::Packed<F>;
+    constexpr bool kInt8 = std::is_same_v<T, int8_t>;
     constexpr int kTile = 16 * kWarps;
-    __shared__ alignas(128) T queries[2][kTile * kHeadDim];
-    __shared__ alignas(128) T keys[2][kTile * kHeadDim];
-    __shared__ alignas(128) T values[2][kTile * kHeadDim];
+    __shared__ alignas(128) F queries[2][kTile * kHeadDim];
+    __shared__ alignas(128) F keys[2][kTile * kHeadDim];
+    __shared__ alignas(128) F values[2][kTile * kHeadDim];
     __shared__ alignas(8) float key_scale[kTile];
+    // INT8 arrives here, each thread's chunks of q, k and v in its own column, and is unpacked from here.
+    __shared__ alignas(16) uint2 packed[3][2][kInt8 ? 32 * kWarps : 1];
 
     int const warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int const head = blockIdx.x;
@@ -296,6 +334,13 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     // Item = one key tile of one window. Its K and V, and Q with the first tile of a window, go to stage item % 2.
     Window ahead = window_at(shape, first_window);
     const T* const source = qkv + head * kHeadDim + chunk * 8;
+    auto copy = [&](F* to, int tensor, int r, const T* from, bool arrives) {
+        if constexpr (kInt8) {
+            swin::copy_async_8(&packed[tensor][r][threadIdx.x], from, arrives);
+        } else {
+            swin::copy_async(to, from, arrives);
+        }
+    };
     auto load = [&](int item, int tile, int (&token)[2]) {
         int const stage = item & 1;
 #pragma unroll
@@ -303,10 +348,10 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             if (kOneTile || tile == 0) {
                 token[r] = live[r] ? token_of(shape, ahead, query[r]) : 0;
                 const T* from = source + static_cast<long long>(token[r]) * 3 * shape.channels;
-                swin::copy_async(&queries[stage][place[r]], from, live[r]);
+                copy(&queries[stage][place[r]], 0, r, from, live[r]);
                 if (kOneTile) {  // keys are the same tokens
-                    swin::copy_async(&keys[stage][place[r]], from + shape.channels, live[r]);
-                    swin::copy_async(&values[stage][place[r]], from + 2 * shape.channels, live[r]);
+                    copy(&keys[stage][place[r]], 1, r, from + shape.channels, live[r]);
+                    copy(&values[stage][place[r]], 2, r, from + 2 * shape.channels, live[r]);
                 }
             }
             if (!kOneTile) {
@@ -314,10 +359,15 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
                 bool const live_key = key < shape.positions;
                 long long const key_token = live_key ? token_of(shape, ahead, position_at(shape, key)) : 0;
                 const T* from = source + key_token * 3 * shape.channels;
-                swin::copy_async(&keys[stage][place[r]], from + shape.channels, live_key);
-                swin::copy_async(&values[stage][place[r]], from + 2 * shape.channels, live_key);
+                copy(&keys[stage][place[r]], 1, r, from + shape.channels, live_key);
+                copy(&values[stage][place[r]], 2, r, from + 2 * shape.channels, live_key);
             }
         }
+    };
+    auto unpack = [&](F* to, int tensor, int r) {
+        uint2 const bytes = packed[tensor][r][threadIdx.x];
+        uint2 const low = halves_of(bytes.x), high = halves_of(bytes.y);
+        *reinterpret_cast<uint4*>(to) = make_uint4(low.x, low.y, high.x, high.y);
     };
     int next_token[2];
     load(0, 0, next_token);
@@ -345,6 +395,16 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         bool const first = kOneTile || tile == 0, last = kOneTile || tile == tiles - 1;
         swin::copy_async_commit();
         swin::copy_async_wait<0>();
+        if constexpr (kInt8) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                if (first) {
+                    unpack(&queries[stage][place[r]], 0, r);
+                }
+                unpack(&keys[stage][place[r]], 1, r);
+                unpack(&values[stage][place[r]], 2, r);
+            }
+        }
         __syncthreads();  // this item has arrived, and every warp is done with the other stage
         if (first) {
             axes = mask_axes(shape, ahead);
@@ -365,10 +425,10 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
                 uint4 const x = *reinterpret_cast<const uint4*>(&keys[stage][swizzled(key, 2 * half + c)]);
-                squares = sum_of_squares<T>(squares, x.x);
-                squares = sum_of_squares<T>(squares, x.y);
-                squares = sum_of_squares<T>(squares, x.z);
-                squares = sum_of_squares<T>(squares, x.w);
+                squares = sum_of_squares<F>(squares, x.x);
+                squares = sum_of_squares<F>(squares, x.y);
+                squares = sum_of_squares<F>(squares, x.z);
+                squares = sum_of_squares<F>(squares, x.w);
             }
             squares += __shfl_xor_sync(~0U, squares, 1);
             if (half == 0) {
@@ -385,8 +445,8 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 if (kCosine) {  // fragments 0, 2 hold row 0 and fragments 1, 3 row 1
-                    float squares = sum_of_squares<T>(sum_of_squares<T>(0.F, q[0][r]), q[0][r + 2]);
-                    squares = sum_of_squares<T>(sum_of_squares<T>(squares, q[1][r]), q[1][r + 2]);
+                    float squares = sum_of_squares<F>(sum_of_squares<F>(0.F, q[0][r]), q[0][r + 2]);
+                    squares = sum_of_squares<F>(sum_of_squares<F>(squares, q[1][r]), q[1][r + 2]);
                     row_scale[r] = 1.F / fmaxf(sqrtf(quad_sum(squares)), kNormEpsilon);
                 }
                 maximum[r] = -INFINITY;
@@ -476,16 +536,22 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             }
         }
 
-        if (last) {  // the window is done: through this warp's own rows of queries, in 16-byte stores
-            T* staged = queries[stage];
+        if (last) {  // the window is done: through this warp's own rows of queries, in stores of 8 elements
+            T* staged = reinterpret_cast<T*>(queries[stage]);
+            auto staged_at = [](int row, int chunk) { return kInt8 ? row * kHeadDim + chunk * 8 : swizzled(row, chunk); };
             __syncwarp();
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 float const normaliser = 1.F / sum[2 * r];
 #pragma unroll
                 for (int n = 0; n < 4; ++n) {
-                    *reinterpret_cast<uint32_t*>(&staged[swizzled(row[r], n) + column]) =
-                        P::pack(out[n][2 * r] * normaliser, out[n][2 * r + 1] * normaliser);
+                    float const first = out[n][2 * r] * normaliser, second = out[n][2 * r + 1] * normaliser;
+                    T* const to = &staged[staged_at(row[r], n) + column];
+                    if constexpr (kInt8) {
+                        *reinterpret_cast<uint16_t*>(to) = swin::quantize_pair(first, second, shape.out_scale);
+                    } else {
+                        *reinterpret_cast<uint32_t*>(to) = P::pack(first, second);
+                    }
                 }
             }
             __syncwarp();
@@ -493,7 +559,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             for (int r = 0; r < 2; ++r) {
                 if (live[r]) {
                     T* to = y + static_cast<long long>(token[r]) * shape.channels + head * kHeadDim + chunk * 8;
-                    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&staged[place[r]]);
+                    *reinterpret_cast<Chunk*>(to) = *reinterpret_cast<const Chunk*>(&staged[staged_at(row[r], chunk)]);
                 }
             }
         }
@@ -535,7 +601,7 @@ void launch_tensor_core(const Tensors& t, const Shape& shape, int multiprocessor
 
 // first_major: the compute capability from which on tensor cores multiply T.
 template <typename T, bool kCosine>
-void launch_16_bit(const Tensors& t, const Shape& shape, int first_major, cudaStream_t stream) {
+void launch_fastest(const Tensors& t, const Shape& shape, int first_major, cudaStream_t stream) {
     int device = 0, major = 0, multiprocessors = 1;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
@@ -559,26 +625,22 @@ template <bool kCosine>
 int launch(const Tensors& t, const Shape& shape, int type, cudaStream_t stream) {
     switch (type) {
         case SWIN_FP32: launch_plain<float, kCosine>(t, shape, stream); break;
-        case SWIN_FP16: launch_16_bit<__half, kCosine>(t, shape, 7, stream); break;
-        case SWIN_BF16: launch_16_bit<__nv_bfloat16, kCosine>(t, shape, 8, stream); break;
+        case SWIN_FP16: launch_fastest<__half, kCosine>(t, shape, 7, stream); break;
+        case SWIN_BF16: launch_fastest<__nv_bfloat16, kCosine>(t, shape, 8, stream); break;
         default: return cudaErrorInvalidValue;
     }
     return cudaGetLastError();
 }
 
-}  // namespace
-
-extern "C" int swin_attention(const void* qkv, const float* bias, const float* logit_scale, void* y, int type, int batch,
-                              int height, int width, int channels, int num_heads, int window_size, int shift_size,
-                              float scale, float mask_value, cudaStream_t stream) {
+// Whether this is a shape of the contract, and then that shape.
+bool describe(Shape& shape, int batch, int height, int width, int channels, int num_heads, int window_size, int shift_size) {
     bool const valid = batch > 0 && num_heads > 0 && channels == num_heads * kHeadDim && window_size > 0 &&
                        window_size <= kMaxWindow && height > 0 && width > 0 && height % window_size == 0 &&
                        width % window_size == 0 && shift_size >= 0 && shift_size < window_size &&
                        static_cast<long long>(batch) * height * width <= INT_MAX;
     if (!valid) {
-        return cudaErrorInvalidValue;
+        return false;
     }
-    Shape shape{};
     shape.height = height;
     shape.width = width;
     shape.channels = channels;
@@ -591,8 +653,40 @@ extern "C" int swin_attention(const void* qkv, const float* bias, const float* l
     shape.windows_y = height / window_size;
     shape.windows = shape.windows_x * shape.windows_y * batch;
     shape.reciprocal = 65536 / window_size + 1;
+    return true;
+}
+
+}  // namespace
+
+extern "C" int swin_attention(const void* qkv, const float* bias, const float* logit_scale, void* y, int type, int batch,
+                              int height, int width, int channels, int num_heads, int window_size, int shift_size,
+                              float scale, float mask_value, cudaStream_t stream) {
+    Shape shape{};
+    if (!describe(shape, batch, height, width, channels, num_heads, window_size, shift_size)) {
+        return cudaErrorInvalidValue;
+    }
     shape.scale = scale;
     shape.mask_value = mask_value;
     Tensors const tensors{qkv, bias, logit_scale, y};
     return logit_scale ? launch<true>(tensors, shape, type, stream) : launch<false>(tensors, shape, type, stream);
+}
+
+extern "C" int swin_attention_int8(const void* qkv, const float* bias, const float* logit_scale, void* y, int batch,
+                                   int height, int width, int channels, int num_heads, int window_size, int shift_size,
+                                   float scale, float mask_value, float qkv_scale, float y_scale, cudaStream_t stream) {
+    Shape shape{};
+    if (!describe(shape, batch, height, width, channels, num_heads, window_size, shift_size) || !(qkv_scale > 0) ||
+        !(y_scale > 0)) {
+        return cudaErrorInvalidValue;
+    }
+    shape.scale = scale * qkv_scale * qkv_scale;
+    shape.mask_value = mask_value;
+    shape.out_scale = qkv_scale / y_scale;
+    Tensors const tensors{qkv, bias, logit_scale, y};
+    if (logit_scale) {
+        launch_fastest<int8_t, true>(tensors, shape, 7, stream);
+    } else {
+        launch_fastest<int8_t, false>(tensors, shape, 7, stream);
+    }
+    return cudaGetLastError();
 }

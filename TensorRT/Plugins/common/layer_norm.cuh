@@ -10,6 +10,7 @@
 //     alone. That keeps FP32 rows of mean 1e4 exact, for a second reduction.
 #pragma once
 
+#include "quantize.cuh"
 #include "rows.cuh"
 
 namespace swin {
@@ -28,6 +29,8 @@ struct LayerNormArguments {
     const float* beta;   // null: 0
     void* sum;
     void* y;
+    int8_t* y_q;            // with QUANTIZED: the result as INT8,
+    float inverse_y_scale;  // quantised with 1 / this
     long long rows;
     int width;
     float epsilon;
@@ -70,7 +73,8 @@ __device__ __forceinline__ InverseRoot inverse_root(float x) {
     return {value, x < INFINITY ? 0.5f * value * residual : 0.0f};
 }
 
-template <Form FORM, class Shape>
+// QUANTIZED: the result goes to y_q, and to y as well where it is a sum that a later residual needs (kNormAdd).
+template <Form FORM, class Shape, bool QUANTIZED = false>
 __global__ void __launch_bounds__(Shape::THREADS) layer_norm_kernel(const LayerNormArguments a) {
     using T = typename Shape::T;
     constexpr int VEC = Shape::VEC;
@@ -189,7 +193,8 @@ __global__ void __launch_bounds__(Shape::THREADS) layer_norm_kernel(const LayerN
 #pragma unroll
             for (int v = 0; v < VEC; ++v) out[v] += addend[v];
         }
-        store_raw<T, VEC>(y + column, pack<T, VEC>(out));
+        if (!QUANTIZED || FORM == Form::kNormAdd) store_raw<T, VEC>(y + column, pack<T, VEC>(out));
+        if constexpr (QUANTIZED) store_quantized<VEC>(a.y_q + row_start + column, out, a.inverse_y_scale);
     }
 }
 

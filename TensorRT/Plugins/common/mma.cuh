@@ -26,6 +26,17 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
 #endif
 }
 
+// The same for 8 bytes.
+__device__ __forceinline__ void copy_async_8(void* shared, const void* global, bool live) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global),
+        "r"(live ? 8 : 0)
+        : "memory");
+#else
+    *static_cast<uint2*>(shared) = live ? *static_cast<const uint2*>(global) : uint2{};
+#endif
+}
+
 // What was started before a commit is one group; wait<N> until at most N groups are under way.
 __device__ __forceinline__ void copy_async_commit()
 {
@@ -123,6 +134,25 @@ template <> struct Packed<__nv_bfloat16> {
 #endif
     }
 };
+
+// d[16x8] += a[16x32] b[32x8] of INT8, INT32 sums. Fragments are those of load_matrix, an INT8 row of 16 being one of its
+// rows of 16 bytes.
+__device__ __forceinline__ void multiply_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    const uint32_t b[2] = {b0, b1};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // 8 rows and a depth of 16 at a time
+        asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+            : "+r"(d[i % 2 * 2]), "+r"(d[i % 2 * 2 + 1])
+            : "r"(a[i]), "r"(b[i / 2]));
+    }
+#endif
+}
 
 // Sum of two pairs, added in FP32 and rounded once.
 template <typename T> __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {

@@ -1,0 +1,25 @@
+// LayerNorm forms with an INT8 output, and quantisation alone: C interface. README.md beside this file is the contract.
+// gamma and beta are FP32, x, residual and y FP16, y_q INT8 quantised with y_scale. Each returns a cudaError_t: see
+// swin_types.h.
+#pragma once
+
+#include "common/swin_types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Swin V1: y_q = LN(x) * gamma + beta, [rows, width].
+int swin_layernorm_int8(const void* x, const float* gamma, const float* beta, void* y_q, long long rows, int width,
+    float epsilon, float y_scale, cudaStream_t stream);
+
+// Swin V2: y = residual + LN(x) * gamma + beta, and y_q of it, [rows, width].
+int swin_layernorm_add_int8(const void* x, const void* residual, const float* gamma, const float* beta, void* y,
+    void* y_q, long long rows, int width, float epsilon, float y_scale, cudaStream_t stream);
+
+// y_q = x quantised, count elements.
+int swin_quantize(const void* x, void* y_q, long long count, float y_scale, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,95 @@
+// SwinLayerNormInt8, SwinLayerNormAddInt8 and SwinQuantize. README.md beside this file is the contract.
+#include "Int8/int8_op.h"
+#include "Int8/layernorm_int8_kernel.h"
+#include "common/registration.h"
+
+namespace {
+
+using namespace swin;
+
+struct NormAttributes {
+    float epsilon, y_scale;
+};
+constexpr Field<NormAttributes> kEpsilonField{"epsilon", &NormAttributes::epsilon};
+constexpr Field<NormAttributes> kScaleField{"y_scale", &NormAttributes::y_scale};
+
+struct LayerNormInt8Op : Operator {
+    static constexpr const char* kName = "SwinLayerNormInt8";
+    static constexpr Input kInputs[] = {{"x", Type::kFp16}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
+    static constexpr int kRequired = 3;
+
+    using Attributes = NormAttributes;
+    static constexpr Field<Attributes> kFields[] = {kEpsilonField, kScaleField};
+
+    static Type output_type(const Attributes&, int) { return Type::kInt8; }
+
+    static void check(const Attributes& attributes, const Inputs& inputs) {
+        check_scale("y_scale", attributes.y_scale);
+        check_rows(inputs[0], inputs[0].last());
+        expect_shape("gamma", inputs[1], {{inputs[0].last()}});
+        expect_shape("beta", inputs[2], {{inputs[0].last()}});
+    }
+
+    static int launch(const Attributes& attributes, const Call& call) {
+        const Shape& x = call.shapes[0];
+        return swin_layernorm_int8(call.input(0), call.parameter(1), call.parameter(2), call.outputs[0], x.rows(),
+            static_cast<int>(x.last()), attributes.epsilon, attributes.y_scale, call.stream);
+    }
+};
+
+struct LayerNormAddInt8Op : Operator {
+    static constexpr const char* kName = "SwinLayerNormAddInt8";
+    static constexpr Input kInputs[] = {
+        {"x", Type::kFp16}, {"residual", Type::kFp16}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
+    static constexpr int kRequired = 4;
+    static constexpr int kOutputs = 2;
+
+    using Attributes = NormAttributes;
+    static constexpr Field<Attributes> kFields[] = {kEpsilonField, kScaleField};
+
+    static Type output_type(const Attributes&, int output) { return output == 0 ? Type::kFp16 : Type::kInt8; }
+
+    static void check(const Attributes& attributes, const Inputs& inputs) {
+        check_scale("y_scale", attributes.y_scale);
+        check_rows(inputs[0], inputs[0].last());
+        expect_shape("residual", inputs[1], inputs[0]);
+        expect_shape("gamma", inputs[2], {{inputs[0].last()}});
+        expect_shape("beta", inputs[3], {{inputs[0].last()}});
+    }
+
+    static int launch(const Attributes& attributes, const Call& call) {
+        const Shape& x = call.shapes[0];
+        return swin_layernorm_add_int8(call.input(0), call.input(1), call.parameter(2), call.parameter(3),
+            call.outputs[0], call.outputs[1], x.rows(), static_cast<int>(x.last()), attributes.epsilon,
+            attributes.y_scale, call.stream);
+    }
+};
+
+struct QuantizeOp : Operator {
+    static constexpr const char* kName = "SwinQuantize";
+    static constexpr Input kInputs[] = {{"x", Type::kFp16}};
+    static constexpr int kRequired = 1;
+
+    struct Attributes {
+        float y_scale;
+    };
+    static constexpr Field<Attributes> kFields[] = {{"y_scale", &Attributes::y_scale}};
+
+    static Type output_type(const Attributes&, int) { return Type::kInt8; }
+
+    static void check(const Attributes& attributes, const Inputs& inputs) {
+        check_scale("y_scale", attributes.y_scale);
+        if (inputs[0].rank() < 1) throw Refusal("x is a scalar");
+    }
+
+    static int launch(const Attributes& attributes, const Call& call) {
+        const Shape& x = call.shapes[0];
+        return swin_quantize(call.input(0), call.outputs[0], x.rows() * x.last(), attributes.y_scale, call.stream);
+    }
+};
+
+SWIN_REGISTER(LayerNormInt8Op)
+SWIN_REGISTER(LayerNormAddInt8Op)
+SWIN_REGISTER(QuantizeOp)
+
+}  // namespace

@@ -1,0 +1,41 @@
+// Linear layers on INT8 tensors: C interface. README.md beside this file is the contract.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/swin_types.h"
+
+// The most features, K or N: |sums| stay below 2^31 with 128 * 128 * K.
+#define SWIN_MAX_INT8_FEATURES 65536
+
+// y[rows, N] = act((x[rows, K] weight[N, K]^T) * scale[N] + bias[N]) + residual[rows, N], K = in_features,
+// N = out_features. x and weight are INT8, sums INT32, the rest FP32.
+//   residual    FP16 or null
+//   gelu        1: act is the exact GELU, and residual is null; 0: act is the identity
+//   y_scale     0: y is FP16; else y is INT8, quantised with it
+// K and N are multiples of 16 up to SWIN_MAX_INT8_FEATURES; pointers are multiples of 16 bytes. No workspace is used.
+// Returns a cudaError_t: see swin_types.h.
+extern "C" int swin_linear_int8(const void* x, const void* weight, const float* scale, const float* bias,
+    const void* residual, void* y, long long rows, int in_features, int out_features, int gelu, float y_scale,
+    void* workspace, size_t workspace_bytes, cudaStream_t stream);
+
+namespace swin {
+
+struct LinearInt8 {
+    const int8_t *x, *weight;
+    const float *scale, *bias;
+    const void* residual;
+    void* y;
+    int rows, in_features, out_features;
+    bool gelu;
+    bool quantized;         // y is INT8
+    float inverse_y_scale;  // where it is
+    cudaStream_t stream;
+};
+
+// The product on compute capability 9.0 (linear_int8_sm90_kernel.cu); a residual only where y is FP16. A library for other
+// GPUs is built without it, and its address is null there.
+__attribute__((weak)) int linear_int8_sm90(const LinearInt8& a, int multiprocessors);
+
+}  // namespace swin

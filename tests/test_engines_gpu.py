@@ -117,6 +117,20 @@ def test_engine_equals_the_onnx_model(load, name):
             assert TRT_test.check(batch, context.infer(batch.input), allowed) == "good", len(batch.input)
 
 
+@pytest.mark.parametrize("name", ["swinv1_micro_overflow", "swinv2_micro_overflow", "swinv2_micro_underflow"])
+def test_a_patched_engine_bears_stressed_weights(runtime, name):
+    """Engines that swinv2_question.sh has built; unpatched ones give NaN or wrong logits there."""
+    from engine import Engine
+
+    work = ROOT / ".cache" / "swinv2_question"
+    path = work / f"{name}_attention_fp16.plan"
+    if not path.exists():
+        pytest.skip(f"{path} is missing; TensorRT/swinv2_question.sh makes it")
+    data = TRT_test.load_batch(work / f"{name}-b16.npz")
+    with Engine(path) as engine, engine.context() as context:
+        assert TRT_test.check(data, context.infer(data.input), TRT_test.tolerance(path, None, [data])) == "good"
+
+
 @pytest.mark.parametrize("name", [*V1, *V2])
 def test_the_largest_batch_equals_its_parts(load, name):
     """Up to the precision: TensorRT may choose other kernels for another batch."""
@@ -154,8 +168,9 @@ def test_a_cuda_graph_equals_the_plain_run(load, name):
     np.testing.assert_array_equal(reversed_logits, reversed_plain)
 
 
+@pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("name", [*V1, *V2])
-def test_two_contexts_on_two_streams_equal_one(load, name):
+def test_two_contexts_on_two_streams_equal_one(load, name, graph):
     engine = load(name)
     data = batches(engine)[-1]
     inputs = (data.input, data.input[::-1])
@@ -164,6 +179,8 @@ def test_two_contexts_on_two_streams_equal_one(load, name):
     with engine.context() as first, engine.context() as second:
         for context, images in zip((first, second), inputs):
             context.set_batch(len(images))
+            if graph:
+                context.capture()
             context.upload(images)
         for _ in range(200):
             first.run()
@@ -173,12 +190,18 @@ def test_two_contexts_on_two_streams_equal_one(load, name):
         np.testing.assert_array_equal(logits, expected)
 
 
+@pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("name", PATCHED)
-def test_many_runs_leave_device_memory_where_it_was(load, runtime, name):
+def test_many_runs_leave_device_memory_where_it_was(load, runtime, name, graph):
+    """Device memory of the whole GPU: nothing else may use it meanwhile."""
     engine = load(name)
     data = batches(engine)[0]
     with engine.context() as context:
         context.infer(data.input)
+        if graph:
+            context.capture()
+            context.run()  # the first launch of a graph uploads it
+            context.synchronize()
         before = runtime.free_memory()
         for _ in range(RUNS):
             context.run()
@@ -245,6 +268,21 @@ def test_a_file_that_is_no_plan_is_refused(runtime):
         Engine(ROOT / "utils.py")
 
 
+def test_a_plan_of_another_version_is_refused(plan, tmp_path):
+    """A plan begins with "ftrt", and its bytes 24 to 27 are the version of TensorRT that made it."""
+    from engine import Engine
+    from trt_runtime import trt
+
+    whole = bytearray(plan("swinv1_micro").read_bytes())
+    version = [int(part) for part in trt.__version__.split(".")[:3]]
+    assert whole[:4] == b"ftrt" and list(whole[24:27]) == version
+    whole[25] += 1
+    other = tmp_path / "other.plan"
+    other.write_bytes(whole)
+    with pytest.raises(UserError, match=r"other\.plan: was built by another version of TensorRT"):
+        Engine(other)
+
+
 @pytest.mark.parametrize(("message", "meaning"), [
     ("6: The engine plan file is not compatible with this version of TensorRT, expecting library version 8.6.0.12 got "
      "8.5.3.1, please rebuild.", "another version of TensorRT"),
@@ -277,10 +315,17 @@ def test_a_graph_of_another_size_is_refused(plan, tmp_path):
     assert "[-1, 3, 224, 224]" in error and "--size" in error
 
 
-def test_no_gpu_is_one_line(plan, tmp_path):
-    done = command(sys.executable, "TRT_test.py", "--plan", plan("swinv1_micro"), "--results", tmp_path,
-                   CUDA_VISIBLE_DEVICES="")
-    assert "no GPU can be used here" in one_line_error(done)
+@pytest.mark.parametrize("script", [
+    ["TRT_test.py", "--plan", "{plan}", "--results", "{folder}"],
+    ["TensorRT/run_engine.py", "--plan", "{plan}", "--input", "{folder}/x.npy", "--output", "{folder}/y.npy"],
+    ["TensorRT/profile_engine.py", "--plan", "{plan}"],
+    ["TensorRT/build_engine.py", "--onnx=onnx/swinv1_micro.onnx", "--saveEngine={folder}/y.plan"],
+])
+def test_no_gpu_is_one_line(plan, tmp_path, script):
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 224, 224), np.float32))
+    parts = [part.format(plan=plan("swinv1_micro"), folder=tmp_path) for part in script]
+    assert "no GPU can be used here" in one_line_error(command(sys.executable, *parts, CUDA_VISIBLE_DEVICES=""))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
 # --- the scripts ---------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ SURGERY = ROOT / "onnx" / "graphsurgeon"
 sys.path[:0] = [str(SURGERY), str(ROOT / "onnx")]
 import surgeon  # noqa: E402
 from export_onnx import export  # noqa: E402
+from patterns import linear_bias  # noqa: E402
 from reference import expand, shift_mask  # noqa: E402
 from surgeon import patch, plugin_counts  # noqa: E402
 from tidy import session, tidy  # noqa: E402
@@ -712,22 +713,40 @@ def test_linear_layers_written_as_gemm_or_with_a_transposed_weight(exported):
         original.assert_equal(patched)
 
 
-@pytest.mark.parametrize(("attributes", "reason"), [
-    ({"strides": [4, 2]}, "does not cut the image into square patches"),
-    ({"pads": [1, 0, 0, 1]}, "does not cut the image into square patches"),
-    ({"dilations": [1, 1], "pads": [4, 0, 0, 0]}, "does not cut the image into square patches"),
+@pytest.mark.parametrize(("shape", "found"), [((4,), True), ((1, 1, 4), True), ((1,), True), ((), True),
+                                              ((4, 1), False), ((2, 4), False)])
+def test_what_is_a_bias(shape, found):
+    """One number for each of four channels, or for all; not one for each of four tokens."""
+    x, product, y = (gs.Variable(name, np.float32) for name in ("x", "product", "y"))
+    bias = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    matmul = gs.Node("MatMul", inputs=[x, gs.Constant("weight", np.ones((3, 4), np.float32))], outputs=[product])
+    gs.Node("Add", inputs=[gs.Constant("bias", bias), product], outputs=[y])
+    given, output = linear_bias(matmul)
+    if found:
+        assert output is y
+        np.testing.assert_array_equal(given, np.broadcast_to(bias.ravel(), 4), strict=True)
+    else:
+        assert given is None
+        assert output is product
+
+
+@pytest.mark.parametrize(("attributes", "cols", "reason"), [
+    ({"strides": [4, 2]}, 4, "does not cut"), ({"strides": [2, 2]}, 4, "does not cut"),
+    ({"pads": [1, 0, 0, 1]}, 4, "does not cut"), ({"kernel_shape": [4, 2]}, 2, "does not cut"),
+    ({"dilations": [1, 2]}, 4, "do not fill"),
 ])
-def test_another_convolution_is_no_patch_embedding(attributes, reason, exported):
+def test_another_convolution_is_no_patch_embedding(attributes, cols, reason, exported):
     """A convolution, tokens of its rows, LayerNorm; the rest of the model would not take other numbers of tokens."""
     def embedding_alone(graph: gs.Graph) -> None:
         conv, norm = (next(node for node in graph.nodes if node.op == op) for op in ("Conv", "LayerNormalization"))
         conv.attrs.update(attributes)
+        conv.inputs[1].values = np.ascontiguousarray(conv.inputs[1].values[..., :cols])
         reshape = conv.outputs[0].outputs[0]
         reshape.inputs[1] = gs.Constant("rows", np.array([0, conv.inputs[1].shape[0], -1]))
         graph.outputs = [gs.Variable("tokens", np.float32)]
         norm.outputs = graph.outputs
 
-    with pytest.raises(UserError, match=f"none of 1 patch embedding .* {reason}"):
+    with pytest.raises(UserError, match=rf"none of 1 patch embedding .* {reason} the image"):
         patch(with_node(exported("v1-17").onnx, embedding_alone), [STEPS["embedding"]])
 
 

@@ -63,11 +63,10 @@ def _patch_size(conv: gs.Node) -> int:
         raise Unmatched("its weight is computed")
     *_, rows, cols = values(conv.inputs[1]).shape
     image, made = conv.inputs[0].shape, conv.outputs[0].shape
-    if (list(conv.attrs.get("strides", [1, 1])) != [rows, rows] or rows != cols
-            or any(conv.attrs.get("pads", [0])) or conv.attrs.get("group", 1) != 1
-            or any(dilation != 1 for dilation in conv.attrs.get("dilations", [1]))):
+    if (rows != cols or list(conv.attrs.get("strides", [1, 1])) != [rows, rows]
+            or any(conv.attrs.get("pads", [0])) or conv.attrs.get("group", 1) != 1):
         raise Unmatched("its kernel does not cut the image into square patches")
-    if image is None or made is None or image[2:] != [rows * size for size in made[2:]]:
+    if image is None or made is None or image[2:] != [rows * size for size in made[2:]]:  # nor with a dilated kernel
         raise Unmatched(f"its patches of {rows} x {rows} do not fill the image {image}")
     return rows
 

@@ -326,7 +326,7 @@ def _is_linear_gemm(node: gs.Node) -> bool:
 
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Erf", "Gelu", "Relu", "Sigmoid", "Tanh"}
 TOKEN_OPERATORS = {"LayerNormalization", "SwinLayerNorm", "SwinLayerNormWithParams", "SwinAddLayerNorm",
-                   "SwinLayerNormAdd", "SwinLinear"}
+                   "SwinLayerNormAdd"}
 
 
 def _flatten_tokens(graph: gs.Graph) -> None:
@@ -371,8 +371,7 @@ def _tokens(computed: list[gs.Variable], flat: dict[str, gs.Variable]) -> list[i
                 known.append([batch, height * width])
         elif len(tensor.shape) == 2 and before is not None and before.op == "Reshape":
             shape = before.inputs[0].shape
-            if shape is not None and len(shape) == 3 and None not in shape[:2] and shape[2] == tensor.shape[1] and (
-                    shape[1] != 1):  # not the pooled token
+            if shape is not None and len(shape) == 3 and None not in shape and shape[2] == tensor.shape[1]:
                 known.append(shape[:2])
     return known[0] if known and all(tokens == known[0] for tokens in known) else None
 

@@ -451,7 +451,7 @@ def linear_formula(x, weight, bias, residual, epilogue: str) -> torch.Tensor:
     return y if residual is None else y + residual
 
 
-def linear_errors(cases, dtype, gelu: int) -> list[Error]:
+def linear_errors(cases, dtype) -> list[Error]:
     errors = []
     for case in cases:
         got, same, exact = [], [], []
@@ -459,7 +459,7 @@ def linear_errors(cases, dtype, gelu: int) -> list[Error]:
             tensors = linear_inputs(case, dtype, 4 * seed)
             given = [misalign(t) if case.misaligned and t is not None else t for t in tensors]
             out = Output((case.rows, case.out_features), dtype, int(case.misaligned))
-            kernels.linear(*given, out.tensor, gelu if case.epilogue == "gelu" else 0)
+            kernels.linear(*given, out.tensor, case.epilogue == "gelu")
             got.append(out.checked())
             same.append(linear_formula(*tensors, case.epilogue))
             exact.append(linear_formula(*(None if t is None else t.double() for t in tensors), case.epilogue))
@@ -469,18 +469,12 @@ def linear_errors(cases, dtype, gelu: int) -> list[Error]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_linear_of_small(dtype):
-    judge(linear_errors(small_linears(), dtype, gelu=1))
+    judge(linear_errors(small_linears(), dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_linear_of_awkward_sizes(dtype):
-    judge(linear_errors(AWKWARD_LINEARS, dtype, gelu=1))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_linear_with_exact_gelu(dtype):
-    cases = [case for case in [*small_linears(), *AWKWARD_LINEARS] if case.epilogue == "gelu"]
-    judge(linear_errors(cases, dtype, gelu=2))
+    judge(linear_errors(AWKWARD_LINEARS, dtype))
 
 
 @pytest.mark.parametrize("epilogue", ["", "gelu", "residual"])
@@ -489,15 +483,15 @@ def test_linear_in_a_cuda_graph(epilogue):
     case = Linear(196, 384, 1536, epilogue)
     tensors = linear_inputs(case, torch.float16, seed=0)
     y = torch.empty(case.rows, case.out_features, dtype=torch.float16, device=DEVICE)
-    kernels.linear(*tensors, y, int(epilogue == "gelu"))
+    kernels.linear(*tensors, y, epilogue == "gelu")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kernels.linear(*tensors, y, int(epilogue == "gelu"))
+        kernels.linear(*tensors, y, epilogue == "gelu")
     for captured, fresh in zip(tensors, linear_inputs(case, torch.float16, seed=10), strict=True):
         if captured is not None:
             captured.copy_(fresh)
     expected = torch.empty_like(y)
-    kernels.linear(*tensors, expected, int(epilogue == "gelu"))
+    kernels.linear(*tensors, expected, epilogue == "gelu")
     y.fill_(math.nan)
     graph.replay()
     assert torch.equal(y, expected)

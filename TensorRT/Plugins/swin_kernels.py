@@ -28,6 +28,11 @@ ARGUMENTS = {
     "swin_fnorm": [_pointer] * 2 + [_int, _long, _int, _float, _pointer],
     "swin_attention": [_pointer] * 4 + [_int] * 8 + [_float, _float, _pointer],
     "swin_linear": [_pointer] * 5 + [_int, _long, _int, _int, _int, _pointer, ctypes.c_size_t, _pointer],
+    "swin_linear_int8": [_pointer] * 6 + [_long, _int, _int, _int, _float, _pointer, ctypes.c_size_t, _pointer],
+    "swin_layernorm_int8": [_pointer] * 4 + [_long, _int, _float, _float, _pointer],
+    "swin_layernorm_add_int8": [_pointer] * 6 + [_long, _int, _float, _float, _pointer],
+    "swin_quantize": [_pointer] * 2 + [_long, _float, _pointer],
+    "swin_attention_int8": [_pointer] * 4 + [_int] * 7 + [_float] * 4 + [_pointer],
 }
 
 
@@ -98,12 +103,43 @@ def attention(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int
          num_heads, window_size, shift_size, scale, mask_value)
 
 
-def linear(x, weight, bias, residual, y, gelu: int) -> None:
-    """y = act(x weight^T + bias) [+ residual] over the last axis; gelu 0 none, 1 as the plugin, 2 exact in any type.
+def linear(x, weight, bias, residual, y, gelu: bool) -> None:
+    """y = act(x weight^T + bias) [+ residual] over the last axis; act is the exact GELU where `gelu`.
 
     The workspace comes from PyTorch's allocator, so calls on other streams have others.
     """
     workspace = torch.empty(LINEAR_WORKSPACE_BYTES, dtype=torch.uint8, device=x.device)
     out_features, in_features = weight.shape
     call("swin_linear", x, weight, bias, residual, y, TYPES[x.dtype], x.numel() // in_features, in_features,
-         out_features, gelu, workspace, LINEAR_WORKSPACE_BYTES)
+         out_features, int(gelu), workspace, LINEAR_WORKSPACE_BYTES)
+
+
+def linear_int8(x, weight, scale, bias, residual, y, gelu: int, y_scale: float) -> None:
+    """y = act((x weight^T) * scale + bias) [+ residual]; x and weight INT8; y FP16 with y_scale 0, else INT8."""
+    out_features, in_features = weight.shape
+    call("swin_linear_int8", x, weight, scale, bias, residual, y, x.numel() // in_features, in_features, out_features,
+         gelu, y_scale, None, 0)
+
+
+def layernorm_int8(x, gamma, beta, y_q, epsilon: float, y_scale: float) -> None:
+    """y_q = LN(x) * gamma + beta as INT8; x FP16."""
+    rows = x.numel() // x.shape[-1]
+    call("swin_layernorm_int8", x, gamma, beta, y_q, rows, x.shape[-1], epsilon, y_scale)
+
+
+def layernorm_add_int8(x, residual, gamma, beta, y, y_q, epsilon: float, y_scale: float) -> None:
+    """y = residual + LN(x) * gamma + beta in FP16, and y_q the same as INT8."""
+    rows = x.numel() // x.shape[-1]
+    call("swin_layernorm_add_int8", x, residual, gamma, beta, y, y_q, rows, x.shape[-1], epsilon, y_scale)
+
+
+def quantize(x, y_q, y_scale: float) -> None:
+    """y_q = x as INT8; x FP16."""
+    call("swin_quantize", x, y_q, x.numel(), y_scale)
+
+
+def attention_int8(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int, window_size: int,
+                   shift_size: int, scale: float, mask_value: float, qkv_scale: float, y_scale: float) -> None:
+    """`attention` of qkv * qkv_scale, quantised with y_scale; qkv and y INT8."""
+    call("swin_attention_int8", qkv, bias, logit_scale, y, qkv.shape[0], height, width, qkv.shape[-1] // 3, num_heads,
+         window_size, shift_size, scale, mask_value, qkv_scale, y_scale)

@@ -1,6 +1,7 @@
 #include "linear_kernel.h"
 
 #include <algorithm>
+#include <climits>
 #include <map>
 #include <mutex>
 #include <new>
@@ -9,6 +10,7 @@
 #include <cublasLt.h>
 
 #include "common/vector_io.cuh"
+#include "linear_sm90_kernel.h"
 
 namespace swin {
 namespace {
@@ -19,20 +21,16 @@ struct Linear {
     int type;
     long long rows;
     int in_features, out_features;
-    int gelu;
+    bool gelu;
     void* workspace;
     size_t workspace_bytes;
     cudaStream_t stream;
 };
 
-// cuBLASLt's GELU is the tanh form, which differs from the exact one by up to 5e-4: less than FP16 rounds logits by,
-// far more than FP32 does.
-bool gelu_in_epilogue(const Linear& a) { return a.gelu == 1 && a.type != SWIN_FP32; }
-
 // x * Phi(x), exact also in the tail where 1 + erf cancels.
 __device__ __forceinline__ float exact_gelu(float x) { return x * normcdff(x); }
 
-// --- GELU in place ---------------------------------------------------------------------------------------------------
+// --- GELU in place: cuBLASLt's epilogue has the tanh form alone --------------------------------------------------------
 
 template <class T, int VEC> __global__ void __launch_bounds__(256) gelu_kernel(T* y, long long vectors) {
     const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
@@ -82,7 +80,7 @@ template <class T> __global__ void __launch_bounds__(kTile* kTile) plain_linear_
     if (row >= a.rows || feature >= a.out_features) return;
     const long long at = row * a.out_features + feature;
     float value = sum + to_float(static_cast<const T*>(a.bias)[feature]);
-    if (a.gelu != 0) value = exact_gelu(value);
+    if (a.gelu) value = exact_gelu(value);
     if (a.residual != nullptr) value += to_float(static_cast<const T*>(a.residual)[at]);
     static_cast<T*>(a.y)[at] = from_float<T>(value);
 }
@@ -129,8 +127,7 @@ struct Product {
         const cudaDataType type = a.type == SWIN_FP32 ? CUDA_R_32F : a.type == SWIN_FP16 ? CUDA_R_16F : CUDA_R_16BF;
         check(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
         set(operation, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
-        set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
-            gelu_in_epilogue(a) ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS);
+        set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
         set(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, a.bias);
         check(cublasLtMatrixLayoutInit(&weight, type, a.in_features, a.out_features, a.in_features));
         check(cublasLtMatrixLayoutInit(&x, type, a.in_features, a.rows, a.in_features));
@@ -175,15 +172,15 @@ public:
     }
 
 private:
-    // type, rows, in_features, out_features, GELU, residual, alignments of weight, x, residual and y, workspace.
-    using Key = std::tuple<int, long long, int, int, bool, bool, uint32_t, uint32_t, uint32_t, uint32_t, size_t>;
+    // type, rows, in_features, out_features, residual, alignments of weight, x, residual and y, workspace.
+    using Key = std::tuple<int, long long, int, int, bool, uint32_t, uint32_t, uint32_t, uint32_t, size_t>;
 
     // cuBLASLt's first suggestion: no timing, so that engines and runs are alike.
     Choice choose(const Linear& a, Product& product) {
         const uint32_t weight = alignment(a.weight), x = alignment(a.x), c = alignment(a.residual);
         const uint32_t y = alignment(a.y, a.bias);  // there is no preference for the bias itself
-        const Key key{a.type, a.rows, a.in_features, a.out_features, gelu_in_epilogue(a), a.residual != nullptr, weight,
-            x, c, y, a.workspace_bytes};
+        const Key key{a.type, a.rows, a.in_features, a.out_features, a.residual != nullptr, weight, x, c, y,
+            a.workspace_bytes};
         const std::lock_guard<std::mutex> lock(mutex_);
         const auto known = choices_.find(key);
         if (known != choices_.end()) return known->second;
@@ -212,14 +209,31 @@ private:
     std::map<Key, Choice> choices_;
 };
 
+// --- which of them ---------------------------------------------------------------------------------------------------
+
 template <class T> int run(const Linear& a) {
     if (!Cublas::current().run(a)) {
         launch_plain<T>(a);
-    } else if (a.gelu != 0 && !gelu_in_epilogue(a)) {
+    } else if (a.gelu) {
         const bool vectors = aligned16(a.y) && a.rows * a.out_features % kVector<T> == 0;
         vectors ? launch_gelu<T, kVector<T>>(a) : launch_gelu<T, 1>(a);
     }
     return cudaGetLastError();
+}
+
+// FP16 on Hopper has a product of its own, for shapes that its copies can take.
+int run_half(const Linear& a) {
+    const bool fits = linear_sm90 != nullptr && a.rows <= INT_MAX - 128 && a.in_features % 8 == 0
+        && a.out_features % 8 == 0 && aligned16(a.x) && aligned16(a.weight) && aligned16(a.bias)
+        && aligned16(a.residual) && aligned16(a.y);
+    int device = 0, major = 0, minor = 0, multiprocessors = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (!fits || major != 9 || minor != 0) return run<__half>(a);
+    return linear_sm90(a.x, a.weight, a.bias, a.residual, a.y, static_cast<int>(a.rows), a.in_features, a.out_features,
+        a.gelu, multiprocessors, a.stream);
 }
 
 }  // namespace
@@ -230,15 +244,15 @@ int swin_linear(const void* x, const void* weight, const void* bias, const void*
     cudaStream_t stream) {
     if (rows == 0) return cudaSuccess;
     if (x == nullptr || weight == nullptr || bias == nullptr || y == nullptr || rows < 0 || in_features < 1
-        || out_features < 1 || gelu < 0 || gelu > 2 || (gelu != 0 && residual != nullptr)) {
+        || out_features < 1 || gelu < 0 || gelu > 1 || (gelu == 1 && residual != nullptr)) {
         return cudaErrorInvalidValue;
     }
-    const swin::Linear a{x, weight, bias, residual, y, type, rows, in_features, out_features, gelu, workspace,
+    const swin::Linear a{x, weight, bias, residual, y, type, rows, in_features, out_features, gelu == 1, workspace,
         workspace != nullptr ? workspace_bytes : 0, stream};
     try {
         switch (type) {
         case SWIN_FP32: return swin::run<float>(a);
-        case SWIN_FP16: return swin::run<__half>(a);
+        case SWIN_FP16: return swin::run_half(a);
         case SWIN_BF16: return swin::run<__nv_bfloat16>(a);
         default: return cudaErrorInvalidValue;
         }

@@ -1,0 +1,544 @@
+"""INT8 without a GPU: the calibration cache, the Q/DQ graph, the patched INT8 graph, and what is refused."""
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from scipy.special import erf
+
+from config import get_config
+from data.photo_crops import crops, held_out_batch
+from models.build import build_model, load_model
+from utils import ROOT, UserError, normalise, onnx_precision, top1_agreement
+
+INT8 = ROOT / "TensorRT" / "INT8"
+sys.path[:0] = [str(INT8), str(ROOT / "onnx" / "graphsurgeon"), str(ROOT / "onnx")]
+import add_int8  # noqa: E402
+import calibration  # noqa: E402
+import quant  # noqa: E402
+import sensitivity  # noqa: E402
+import smooth  # noqa: E402
+from add_all import STEPS  # noqa: E402
+from calibration import Cache, collect, read_cache, session_with_outputs, write_cache  # noqa: E402
+from export_onnx import export  # noqa: E402
+from patterns import made_by  # noqa: E402
+from qdq import all_parts, blocks_of, quantised, quantised_tensors  # noqa: E402
+from reference_int8 import packed, unpacked  # noqa: E402
+from surgeon import patch, plugin_counts  # noqa: E402
+from tidy import producer, session, tidy, values  # noqa: E402
+
+CPU = "CPUExecutionProvider"
+BATCHES, BATCH_SIZE = 2, 8
+
+
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory):
+    """version -> folder with <name>.onnx of a shipped micro model, and the .cache and _int8.onnx that quant.py made."""
+    made = {}
+
+    def folder(version: int) -> Path:
+        if version not in made:
+            made[version] = tmp_path_factory.mktemp(f"v{version}")
+            name = {1: "swin_micro.yaml", 2: "swinv2_micro.yaml"}[version]
+            onnx.save(export(load_model(get_config(ROOT / "models" / name)), 17, "micro"), made[version] / "m.onnx")
+            quantise(made[version], "--method", "minmax")
+        return made[version]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(randomize, tmp_path_factory):
+    """version -> folder with m.onnx, two stages of two blocks with random weights, images of 56 or 64 pixels."""
+    made = {}
+
+    def folder(version: int) -> Path:
+        if version not in made:
+            made[version] = tmp_path_factory.mktemp(f"small{version}")
+            opts = ["DATA.IMG_SIZE", str({1: 56, 2: 64}[version]), "MODEL.SWIN.DEPTHS", "[2, 2]",
+                    "MODEL.SWIN.NUM_HEADS", "[1, 2]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0, 0]"]
+            config = get_config(ROOT / "models" / {1: "swin_micro.yaml", 2: "swinv2_micro.yaml"}[version], opts)
+            onnx.save(export(randomize(build_model(config)).eval(), 17, "small"), made[version] / "m.onnx")
+            quantise(made[version], "--method", "minmax")
+        return made[version]
+
+    return folder
+
+
+def quantise(folder: Path, *flags: str) -> None:
+    quant.main(["--onnx", str(folder / "m.onnx"), "--cache", str(folder / "m.cache"), "--batches", str(BATCHES),
+                "--batch-size", str(BATCH_SIZE), "--no-check", *flags])
+
+
+def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    return session(model).run(None, {model.graph.input[0].name: images})[0]
+
+
+# --- ranges --------------------------------------------------------------------------------------------------
+
+
+def numbers(count: int = 200_000) -> np.ndarray:
+    """Normal numbers and, one in 20,000, some thirty times as large; [N, 1, 1, 1]."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(count).astype(np.float32)
+    x[::20_000] *= 30
+    return x.reshape(-1, 1, 1, 1)
+
+
+def passed_on() -> onnx.ModelProto:
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1, 1, 1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "passed_on", value[:1], value[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_ranges_are_what_the_methods_say():
+    """Percentile within two bins of NumPy's; entropy gives up the outliers, not the normal numbers."""
+    x = numbers()
+    parts = np.split(x, 4)
+
+    def amax(method: str, percentile: float = 99.9) -> float:
+        return float(collect(passed_on(), ["y"], iter(parts), len(parts), method, percentile, CPU)["y"])
+
+    largest = float(np.abs(x).max())
+    assert amax("minmax") == largest
+    bin_width = 2 * largest / calibration.BINS["percentile"]
+    expected = max(abs(np.percentile(x, [0.05, 99.95])))
+    assert abs(amax("percentile") - expected) < 2 * bin_width
+    assert 3 < amax("entropy") < 0.7 * largest
+    assert amax("percentile", 100) == largest
+
+
+def test_activations_that_are_no_numbers_are_refused():
+    x = numbers(64)
+    x[3] = np.nan
+    with pytest.raises(UserError, match="y holds NaN or infinity on calibration images"):
+        collect(passed_on(), ["y"], iter([x]), 1, "minmax", 99, CPU)
+
+
+# --- the cache -----------------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_tensorrts_text_format(micro):
+    """Parsed here as trtexec does it: after the last colon and a space, 8 hexadecimal digits of a float32."""
+    folder = micro(1)
+    header, *lines = (folder / "m.cache").read_text().splitlines()
+    assert header == "TRT-8600-EntropyCalibration2"
+    found = {}
+    for line in lines:
+        colon = line.rindex(":")
+        found[line[:colon]] = struct.unpack("f", struct.pack("I", int(line[colon + 2:colon + 10], 16)))[0]
+    model = onnx.load(folder / "m.onnx")
+    names = {name for node in model.graph.node for name in node.output}
+    scales = {name: scale for name, scale in found.items() if not name.startswith("swin_int8/minmax/16_images/")}
+    assert len(scales) == len(found) - 1 == 7 * 5 and set(scales) <= names
+
+    # The scale is amax / 127, of the crops that it says.
+    images = normalise(crops("train", BATCHES * BATCH_SIZE, 224)[0])
+    chosen = list(scales)[::8]
+    arrays = session_with_outputs(model, chosen, CPU).run(None, {"input": images})
+    for name, array in zip(chosen, arrays):
+        assert scales[name] == pytest.approx(np.abs(array).max() / 127, rel=1e-5)
+    assert read_cache(folder / "m.cache").scales == {name: np.float32(scale) for name, scale in scales.items()}
+
+
+def test_the_cache_round_trips(tmp_path):
+    """Every bit of a float32 comes back, and names with colons and spaces."""
+    rng = np.random.default_rng(0)
+    scales = {f"/a b: c/{i}": np.float32(10**exponent) for i, exponent in enumerate(rng.uniform(-37, 37, 200))}
+    scales["one"] = np.float32(1)
+    written = Cache("entropy", 512, "0123456789abcdef" * 2, scales)
+    write_cache(tmp_path / "c", written)
+    assert read_cache(tmp_path / "c") == written
+    assert "\none: 3f800000\n" in (tmp_path / "c").read_text()
+
+
+def test_a_cache_is_read_instead_of_calibrating(small, tmp_path, monkeypatch, capsys):
+    folder = small(1)
+    text = (folder / "m.cache").read_text()
+    monkeypatch.setattr(quant, "collect", None)  # calling it would be an error
+    quantise(folder, "--output", str(tmp_path / "again.onnx"))
+    assert "20 scales, minmax over 16 images" in capsys.readouterr().out
+    assert (folder / "m.cache").read_text() == text
+    assert (tmp_path / "again.onnx").read_bytes() == (folder / "m_int8.onnx").read_bytes()
+
+
+# --- the Q/DQ graph ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_quantised_graph_keeps_the_accuracy(version, micro):
+    """Top-1 on held-out crops within 2 points of FP32, and an error that 8 bits explain.
+
+    Rounding to steps of s makes an error of s / sqrt(12). A range of four standard deviations, s being a 127th of it,
+    gives 1 % of the numbers' rms at each of 9 tensors a block; that of the logits must be a few times as much at most.
+    """
+    folder = micro(version)
+    fp32, int8 = onnx.load(folder / "m.onnx"), onnx.load(folder / "m_int8.onnx")
+    images, labels = held_out_batch(54, fp32.graph.input[0].type.tensor_type.shape.dim[2].dim_value)
+    expected, actual = logits(fp32, images), logits(int8, images)
+    assert abs(np.mean(actual.argmax(1) == labels) - np.mean(expected.argmax(1) == labels)) <= 0.02
+    assert top1_agreement(actual, expected) >= 0.98
+    assert 1e-4 < calibration.relative_rms(actual, expected) < 0.03
+
+
+def paired(node: gs.Node, i: int) -> gs.Node | None:
+    """The QuantizeLinear behind operand i of a node, where a Q/DQ pair stands there."""
+    dequantize = made_by(node.inputs[i], "DequantizeLinear")
+    return None if dequantize is None else made_by(dequantize.inputs[0], "QuantizeLinear")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_every_product_of_the_blocks_has_pairs_and_nothing_else(version, micro):
+    graph = gs.import_onnx(onnx.load(micro(version) / "m_int8.onnx"))
+    products = [node for node in graph.nodes if node.op == "MatMul"]
+    full = [node for node in products if paired(node, 0) and paired(node, 1)]
+    assert len(full) == 7 * 4
+    for node in full:
+        activation, weight = paired(node, 0), paired(node, 1)
+        assert values(activation.inputs[1]).shape == ()
+        assert values(weight.inputs[1]).shape == (values(weight.inputs[0]).shape[1],) and weight.attrs["axis"] == 1
+        assert not values(activation.inputs[2]).any() and not values(weight.inputs[2]).any()
+        amax = np.abs(values(weight.inputs[0])).max(axis=0)
+        np.testing.assert_allclose(values(weight.inputs[1]), amax / 127, rtol=1e-6)
+    names = {name for node in full for name in (node.name.split("/")[-2],)}
+    assert names == {"qkv", "proj", "fc1", "fc2"}
+    # Head and patch merging have none; attention reads a pair; LayerNorm and residual Add read no rounded numbers.
+    assert sum(node.op == "QuantizeLinear" for node in graph.nodes) == 7 * (4 * 2 + 1)
+    rounded = {id(tensor) for node in graph.nodes if node.op == "DequantizeLinear" for tensor in node.outputs}
+    readers = Counter(node.op for node in graph.nodes if any(id(tensor) in rounded for tensor in node.inputs))
+    assert readers == {"MatMul": 28, "Reshape": 7}
+
+
+def test_kept_parts_have_no_pairs(small):
+    folder = small(2)
+    graph = tidy(onnx.load(folder / "m.onnx"))
+    scales, parts = read_cache(folder / "m.cache").scales, all_parts(blocks_of(graph))
+    kept = quant.kept_parts("block1.proj,*.fc2", parts)
+    assert kept == {"block1.proj", "block1.attention", *(f"block{i}.fc2" for i in range(4))}
+    result = gs.import_onnx(quantised(graph, scales, kept))
+    without = [node.name for node in result.nodes if node.op == "MatMul" and "blocks" in node.name
+               and not paired(node, 1) and values(node.inputs[1]) is not None]
+    assert [re.sub(r".*blocks.(\d)/\w+/(\w+)/.*", r"\1 \2", name) for name in without] == [
+        "0 fc2", "1 proj", "1 fc2", "0 fc2", "1 fc2"]
+    assert not any(node.op == "QuantizeLinear" for node in gs.import_onnx(quantised(graph, scales, set(parts))).nodes)
+
+
+# --- what INT8 nodes mean ------------------------------------------------------------------------------------
+
+
+def rounded(x: np.ndarray, scale: float) -> np.ndarray:
+    return np.clip(np.rint(x.astype(np.float64) / scale), -128, 127).astype(np.int8)
+
+
+def run_nodes(nodes: list[onnx.NodeProto], x: np.ndarray, constants: dict[str, np.ndarray], *outputs: str) -> list:
+    """Outputs of plugin nodes that read the computed tensor x, float16; INT8 those that end in _q, FP32 in _32."""
+    types = {name: TensorProto.INT8 if name.endswith("_q") else TensorProto.FLOAT if name.endswith("_32")
+             else TensorProto.FLOAT16 for name in outputs}
+    graph = helper.make_graph(nodes, "nodes", [helper.make_tensor_value_info("x", TensorProto.FLOAT16, x.shape)],
+                              [helper.make_tensor_value_info(name, kind, None) for name, kind in types.items()],
+                              [numpy_helper.from_array(array, name) for name, array in constants.items()])
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("swin", 1)]
+    return session(helper.make_model(graph, opset_imports=domains, ir_version=8)).run(None, {"x": x})
+
+
+def node(op: str, inputs: str, outputs: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), outputs.split(), name=f"{op}_{outputs}", domain="swin", **attributes)
+
+
+def test_weights_are_packed_with_the_first_column_lowest():
+    weight = np.random.default_rng(0).integers(-128, 128, (3, 8)).astype(np.int8)
+    assert packed(np.array([[1, 2, 3, -1]], np.int8))[0, 0] == struct.unpack("<i", bytes([1, 2, 3, 255]))[0]
+    assert packed(weight).dtype == np.int32 and packed(weight).shape == (3, 2)
+    np.testing.assert_array_equal(unpacked(packed(weight)), weight)
+
+
+def test_quantize_rounds_half_to_even_and_saturates():
+    x = np.array([[0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.5, 300, -127.5, -128.5, -300]], np.float16)
+    (y,) = run_nodes([node("SwinQuantize", "x", "y_q", y_scale=1.0)], x, {}, "y_q")
+    assert y.dtype == np.int8 and y.tolist() == [[0, 2, 2, 0, -2, 126, 127, 127, -128, -128, -128]]
+
+
+@pytest.mark.parametrize("gelu", [0, 1])
+@pytest.mark.parametrize("y_scale", [0.0, 0.02])
+def test_linear_int8_against_numpy(gelu, y_scale):
+    """In FP64; the INT8 output may differ by one step where a value lies within FP32's rounding of a middle."""
+    rng = np.random.default_rng(1)
+    x, residual = rng.standard_normal((2, 2, 5, 96)).astype(np.float16)
+    weight = rng.integers(-127, 128, (40, 96)).astype(np.int8)
+    scale, bias = (rng.uniform(1e-4, 4e-4, 40).astype(np.float32), rng.standard_normal(40).astype(np.float32))
+    constants = {"weight": packed(weight), "scale": scale, "bias": bias, "other": residual[..., :40]}
+    (y,) = run_nodes([node("SwinQuantize", "x", "x_q", y_scale=0.03),
+                      node("SwinLinearInt8", f"x_q weight scale bias{'' if gelu else ' other'}",
+                           "y_q" if y_scale else "y", gelu=gelu, y_scale=y_scale)],
+                     x, constants, "y_q" if y_scale else "y")
+    expected = (rounded(x, np.float32(0.03)).astype(np.int64) @ weight.T.astype(np.int64)) * scale.astype(float) + bias
+    expected = expected * (1 + erf(expected / 2**0.5)) / 2 if gelu else expected + residual[..., :40]
+    if y_scale:
+        difference = np.abs(y.astype(int) - rounded(expected, np.float32(y_scale)))
+        assert difference.max() <= 1 and difference.mean() < 1e-2
+    else:
+        assert y.dtype == np.float16
+        np.testing.assert_allclose(y, expected, rtol=2**-10, atol=2**-10)
+
+
+def test_norm_and_attention_int8_are_their_fp16_forms_quantised():
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((2, 64, 96)).astype(np.float16)
+    gamma, beta = rng.standard_normal((2, 96)).astype(np.float32)
+    parameters, epsilon = {"gamma": gamma, "beta": beta}, {"epsilon": 1e-5}
+    y, y_q, other, other_q, alone = run_nodes(
+        [node("SwinLayerNormWithParams", "x gamma beta", "y", **epsilon),
+         node("SwinLayerNormInt8", "x gamma beta", "y_q", y_scale=0.03, **epsilon),
+         node("SwinLayerNormAdd", "x x gamma beta", "other", **epsilon),
+         node("SwinLayerNormAddInt8", "x x gamma beta", "sum other_q", y_scale=0.05, **epsilon)],
+        x, parameters, "y", "y_q", "other", "other_q", "sum")
+    np.testing.assert_array_equal(other, alone)
+    for real, steps, scale in ((y, y_q, 0.03), (other, other_q, 0.05)):
+        # The plain form is rounded to FP16 here, by 2^-11 of at most 7, which is 0.1 steps of 0.03.
+        assert np.abs(steps - np.clip(real.astype(float) / scale, -128, 127)).max() < 0.5 + 0.12
+
+    geometry = {"height": 8, "width": 8, "num_heads": 1, "window_size": 4, "shift_size": 2, "scale": 0.2,
+                "mask_value": -100.0}
+    bias = rng.standard_normal((1, 16, 16)).astype(np.float32)
+    steps, real = run_nodes(
+        [node("SwinQuantize", "x", "x_q", y_scale=0.03),
+         node("SwinAttentionInt8", "x_q bias", "y_q", qkv_scale=0.03, y_scale=0.02, **geometry),
+         node("SwinAttention", "rounded bias", "y_32", **geometry)],
+        x, {"bias": bias, "rounded": (rounded(x, np.float32(0.03)) * np.float32(0.03)).astype(np.float32)},
+        "y_q", "y_32")
+    assert np.abs(steps - np.clip(real / 0.02, -128, 127)).max() < 0.501
+
+
+# --- the patched INT8 graph ----------------------------------------------------------------------------------
+
+
+def run_add_int8(folder: Path, output: Path, *flags: str) -> onnx.ModelProto:
+    sys.argv = ["add_int8.py", "--onnx", str(folder / "m_int8.onnx"), "--output", str(output), *flags]
+    add_int8.main()
+    return onnx.load(output)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_patched_graph_equals_the_quantised_one(version, micro, tmp_path, monkeypatch, capsys):
+    """All nodes there; no type declared for INT8 tensors; the script's own check; the first block by its integers."""
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    folder = micro(version)
+    model = run_add_int8(folder, tmp_path / "patched.onnx")
+    printed = capsys.readouterr().out
+    ratios = [float(x) for x in re.findall(r"against the Q/DQ graph, ([\d.]+) of what", printed)]
+    assert len(ratios) == 2 and ratios[0] < 0.5 and ratios[1] < 1
+    common = Counter(SwinPatchEmbed=1, SwinLinearInt8=28, SwinAttentionInt8=7, SwinLinear=3)
+    assert plugin_counts(model) == common + {
+        1: Counter(SwinLayerNormInt8=14, SwinPatchMergeLayerNorm=3, SwinLayerNormWithParams=1),
+        2: Counter(SwinLayerNormAddInt8=10, SwinLayerNormAdd=4, SwinQuantize=4, SwinPatchMerge=3,
+                   SwinLayerNormWithParams=4)}[version]
+    assert onnx_precision(model) == "int8"
+    declared = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for item in model.graph.node:
+        if item.op_type == "SwinLinearInt8":
+            assert item.input[0] not in declared
+            assert [types[name] for name in item.input[1:4]] == [TensorProto.INT32] + 2 * [TensorProto.FLOAT]
+            assert all(declared[name] == TensorProto.FLOAT16 for name in item.input[4:])
+
+    # In FP32 the first attention's input and output are the same integers, but for those near the middle of two steps.
+    pairs = onnx.load(folder / "m_int8.onnx")
+    bare, scales = add_int8.without_pairs(pairs)
+    fp32 = patch(bare, STEPS)[0]
+    images = held_out_batch(4, pairs.graph.input[0].type.tensor_type.shape.dim[2].dim_value)[0]
+    int8 = add_int8.to_int8(fp32, scales, fp32)
+    attention = next(item for item in int8.graph.node if item.op_type == "SwinAttentionInt8")
+    quantizers = {item.input[0]: item.output[0] for item in pairs.graph.node if item.op_type == "QuantizeLinear"}
+    qkv = quantizers[attention.input[0].removesuffix("/int8")]
+    proj = next(item for item in gs.import_onnx(pairs).toposort().nodes
+                if item.op == "MatMul" and item.name.endswith("proj/MatMul"))
+    for ours, theirs in ((attention.input[0], qkv), (attention.output[0], producer(proj.inputs[0]).inputs[0].name)):
+        actual, expected = (integers(model, name, images) for model, name in ((int8, ours), (pairs, theirs)))
+        difference = np.abs(actual.astype(int).ravel() - expected.astype(int).ravel())
+        assert actual.std() > 10 and difference.max() <= 1 and difference.mean() < 1e-3
+
+
+def integers(model: onnx.ModelProto, tensor: str, images: np.ndarray) -> np.ndarray:
+    """The INT8 tensor of a graph."""
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    probed.graph.node.append(helper.make_node("Identity", [tensor], ["probed"]))
+    probed.graph.output.insert(0, helper.make_tensor_value_info("probed", TensorProto.INT8, None))
+    return session(probed).run(["probed"], {"input": images})[0]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_kept_parts_are_fp16_nodes(version, small, tmp_path, monkeypatch):
+    """qkv and fc1 of one block and fc2 of another kept: FP16 in, FP16 out, SwinQuantize where INT8 begins again."""
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    folder = small(version)
+    (tmp_path / "m.onnx").write_bytes((folder / "m.onnx").read_bytes())
+    (tmp_path / "m.cache").write_bytes((folder / "m.cache").read_bytes())
+    quantise(tmp_path, "--keep", "block0.qkv,block0.fc1,block2.fc2")
+    counts = plugin_counts(run_add_int8(tmp_path, tmp_path / "patched.onnx"))
+    assert (counts["SwinLinearInt8"], counts["SwinLinear"]) == (16 - 3, 1 + 3)  # and patch merging's
+    assert (counts["SwinAttentionInt8"], counts["SwinAttention"]) == (3, 1)
+    # Before proj and fc2 of block 0, which FP16 nodes make the input of; in V2 also where the second stage begins.
+    assert counts["SwinQuantize"] == {1: 2, 2: 3}[version]
+
+
+def test_a_patched_graph_that_differs_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    without_pairs = add_int8.without_pairs
+
+    def wrong(model):
+        bare, scales = without_pairs(model)
+        name = next(iter(scales.weights))
+        weight, scale = scales.weights[name]
+        scales.weights[name] = weight, 1.5 * scale
+        return bare, scales
+
+    monkeypatch.setattr(add_int8, "without_pairs", wrong)
+    with pytest.raises(UserError, match="the INT8 graph differs: in FP32: rms error"):
+        run_add_int8(small(1), tmp_path / "patched.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+# --- the report, and smoothing -------------------------------------------------------------------------------
+
+
+def test_sensitivity_report(small, tmp_path, capsys):
+    """A row for each part; the errors of the parts, being independent, add up to that of all of them in squares."""
+    folder = small(1)
+    arguments = ["--onnx", str(folder / "m.onnx"), "--cache", str(folder / "m.cache"), "--count", "12", "--results",
+                 str(tmp_path)]
+    sensitivity.main([*arguments, "--agreement", "0"])
+    rows = [line.split(",") for line in (tmp_path / "sensitivity.csv").read_text().splitlines()]
+    header, fp32, together, *parts = [dict(zip(rows[0], row)) for row in rows]
+    assert tuple(header) == sensitivity.COLUMNS and fp32["part"] == "fp32" and float(fp32["relative_rms_err"]) == 0
+    assert [row["part"] for row in parts] == [f"block{i}.{part}" for i in range(4) for part in
+                                              ("qkv", "attention", "proj", "fc1", "fc2")]
+    squares = sum(float(row["relative_rms_err"])**2 for row in parts)
+    assert 0.5 < squares**0.5 / float(together["relative_rms_err"]) < 2
+    assert (tmp_path / "sensitivity_m.png").stat().st_size > 10_000
+    assert "with no --keep" in capsys.readouterr().out
+
+
+def test_sensitivity_takes_out_the_worst_until_it_agrees(small, tmp_path, monkeypatch, capsys):
+    folder = small(1)
+    share = iter([1.0, 0.5, *[0.9] * 20, 0.6, 0.95])  # FP32, all, each part, without one, without two
+    monkeypatch.setattr(sensitivity, "top1_agreement", lambda *_: next(share))
+    sensitivity.main(["--onnx", str(folder / "m.onnx"), "--cache", str(folder / "m.cache"), "--count", "4", "--results",
+                      str(tmp_path), "--agreement", "0.94"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    kept = set(re.search(r"agreement 95.00% of at least 94.00% with --keep (\S+)", last)[1].split(","))
+    rows = [line.split(",") for line in (tmp_path / "sensitivity.csv").read_text().splitlines()[3:23]]
+    worst = sorted(rows, key=lambda row: -float(row[6]))[:2]
+    assert kept == quant.with_attention({row[5] for row in worst})
+
+
+def test_smoothing_computes_the_same_and_evens_out_the_ranges(small, tmp_path):
+    folder = small(1)
+    model = onnx.load(folder / "m.onnx")
+    smooth.main(["--onnx", str(folder / "m.onnx"), "--batches", "1", "--alpha", "1", "--output",
+                 str(tmp_path / "smooth.onnx")])
+    smoothed = onnx.load(tmp_path / "smooth.onnx")
+    images = normalise(crops("train", 16, 56)[0])  # those that it was made with
+    np.testing.assert_allclose(logits(smoothed, images), logits(model, images), rtol=1e-4, atol=1e-4)
+    name = tidy_input(smoothed)
+    (x,) = session_with_outputs(smoothed, [name], CPU).run(None, {"input": images})
+    np.testing.assert_allclose(np.abs(x).max(axis=(0, 1)), 1, rtol=1e-4)  # alpha 1: all of the range is in the weights
+    with pytest.raises(UserError, match="no LayerNormalization feeds qkv or fc1 alone; this is for V1"):
+        smooth.main(["--onnx", str(small(2) / "m.onnx")])
+
+
+def tidy_input(model: onnx.ModelProto) -> str:
+    """Name of the first block's qkv input."""
+    return quantised_tensors(blocks_of(tidy(model)))[0]
+
+
+# --- what is refused -----------------------------------------------------------------------------------------
+
+
+def images_in(folder: Path, count: int, seed: int | None = 0) -> Path:
+    """`count` images of noise; of one colour where there is no seed."""
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.full((64, 64, 3), 200, np.uint8) if seed is None else np.random.default_rng(seed + i).integers(
+            0, 256, (64, 64, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda lines: ["TRT-8600", *lines[1:]], r"m.cache:1: 'TRT-8600' is not the first line of a calibration cache"),
+    (lambda lines: [*lines[:5], lines[5][:-1], *lines[6:]], r"m.cache:6: .* is not `tensor: scale`"),
+    (lambda lines: [*lines[:5], "a tensor: 3f80000g"], r"m.cache:6: 'a tensor: 3f80000g' is not `tensor: scale`"),
+    (lambda lines: [*lines, "zero: 00000000"], r"m.cache:23: 'zero: 00000000' is not"),
+    (lambda lines: [*lines, "infinite: 7f800000"], r"m.cache:23: .* is not"),
+    (lambda lines: [*lines, lines[-1]], r"m.cache:23: .* each tensor once"),
+    (lambda lines: [lines[0], *lines[2:]], r"does not say which graph it was made for"),
+    (lambda lines: lines[:-1], r"was made for another graph than .*m.onnx"),
+    (lambda lines: [], r"m.cache:1: '' is not the first line"),
+])
+def test_bad_caches(small, tmp_path, spoil, words):
+    folder = small(1)
+    (tmp_path / "m.cache").write_text("\n".join(spoil((folder / "m.cache").read_text().splitlines())))
+    with pytest.raises(UserError, match=words) as error:
+        quant.main(["--onnx", str(folder / "m.onnx"), "--cache", str(tmp_path / "m.cache"), "--output",
+                    str(tmp_path / "out.onnx")])
+    assert "\n" not in str(error.value) and not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--images", "{}/absent"], r"absent: no such folder"),
+    (["--images", "{}/empty"], r"empty: holds no image"),
+    (["--images", "{}/few"], r"few: holds 3 images, 2 batches of 8 need 16; add images, or lower --batches"),
+    (["--images", "{}/plain"], r"plain/0.png: is of one colour"),
+    (["--onnx", "{}/m_int8.onnx"], r"m_int8.onnx: is quantised already"),
+    (["--onnx", "{}/patched.onnx"], r"patched.onnx: holds plugin nodes; give the unpatched graph"),
+    (["--onnx", "{}/absent.onnx"], r"absent.onnx: no such file"),
+    (["--keep", "block9.qkv"], r"--keep block9.qkv: is none of block0.qkv ... block3.fc2"),
+    (["--batches", "0"], r"--batches and --batch-size must be above zero"),
+    (["--percentile", "10"], r"--percentile 10: must be above 50"),
+    (["--output", "{}/m.onnx"], r"m.onnx: is the graph to quantise"),
+    (["--cache", "{}/m.cache", "--method", "entropy"], r"m.cache: was calibrated with minmax, not entropy"),
+    (["--cache", "{}/other.cache"], r"other.cache: was made for another graph than .*m.onnx"),
+])
+def test_bad_input(small, tmp_path, flags, words):
+    """One line that says what is wrong, and no file written."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "empty").mkdir()
+    images_in(folder / "few", 3)
+    images_in(folder / "plain", 16, seed=None)
+    for name in ("m.onnx", "m.cache", "m_int8.onnx"):
+        (folder / name).write_bytes((small(1) / name).read_bytes())
+    (folder / "other.cache").write_bytes((small(2) / "m.cache").read_bytes())
+    onnx.save(patch(onnx.load(folder / "m.onnx"), STEPS)[0], folder / "patched.onnx")
+    before = sorted(folder.rglob("*"))
+    arguments = ["--onnx", str(folder / "m.onnx"), "--cache", str(folder / "new.cache"), "--output",
+                 str(folder / "out.onnx"), "--batches", "2", "--batch-size", "8",
+                 *(flag.format(folder) for flag in flags)]
+    with pytest.raises(UserError, match=words) as error:
+        quant.main(arguments)
+    assert "\n" not in str(error.value)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_scripts_end_with_one_line_and_status_1(small):
+    folder = small(1)
+    for command, words in (
+            ([INT8 / "quant.py", "--onnx", folder / "m_int8.onnx"], "is quantised already"),
+            ([INT8 / "sensitivity.py", "--onnx", folder / "m.onnx", "--cache", folder / "no.cache"], "no such file"),
+            ([ROOT / "onnx/graphsurgeon/add_int8.py", "--onnx", folder / "m.onnx"], "holds no Q/DQ pairs")):
+        done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 1 and words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    with pytest.raises(UserError, match="holds plugin nodes already"):
+        add_int8.without_pairs(patch(onnx.load(folder / "m.onnx"), STEPS)[0])

@@ -25,6 +25,7 @@ usage: bash TensorRT/swinv2_question.sh --cfg YAML [--resume FILE] [options]
   --batches LIST   the batches that 16 held-out crops are run in; default 1,16
   --layers LIST    of the engines, those whose tensors are compared one by one; default all but fp32; none for none
   --every N        of these, every n-th tensor; default 1
+  --match REGEX    and only those whose name matches: fewer borders, where marking changes what an engine computes
   --jobs N         engines built at the same time; default 1
   --emulate        no engines: every tensor rounded to FP16 on the CPU (TensorRT/emulate_fp16.py)
   --dry-run        print the commands instead of running them
@@ -36,11 +37,11 @@ U
 fail() { echo "swinv2_question.sh: error: $*" >&2; exit 1; }
 
 fp16_engines=opset12_fp16,opset17_fp16,fp16,attention_fp16
-model=() weights='' engines=fp32,$fp16_engines batches=1,16 layers=$fp16_engines every=1 jobs=1 emulate=no dry_run=no
+model=() weights='' engines=fp32,$fp16_engines batches=1,16 layers=$fp16_engines every=1 match='' jobs=1 emulate=no dry_run=no
 while (($#)); do
     case $1 in
         --cfg | --resume) [[ -f ${2:-} ]] || fail "$1 ${2:-}: no such file"; model+=("$1" "$2"); shift ;;
-        --weights | --engines | --batches | --layers | --every | --jobs)
+        --weights | --engines | --batches | --layers | --every | --match | --jobs)
             [[ -n ${2:-} ]] || fail "$1 needs a value"; printf -v "${1#--}" %s "$2"; shift ;;
         --emulate) emulate=yes ;;
         --dry-run) dry_run=yes ;;
@@ -197,7 +198,7 @@ build_engines() {  # weights
         has "$layers" "$engine" || continue
         make_file "${graph}_layers.npz" "$graph.onnx" "$g-b$images.npz" -- \
             python3 TensorRT/compare_layers.py prepare --onnx "$graph.onnx" --data "$g-b$images.npz" \
-            --every "$every" --output $work
+            --every "$every" --match "$match" --output $work
         # shellcheck disable=SC2086
         in_background "${g}_${engine}_layers.plan" "${graph}_layers.npz" -- \
             bash TensorRT/build.sh "${graph}_layers.onnx" $flags --size "$size" --max 1 \

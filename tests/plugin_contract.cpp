@@ -323,6 +323,17 @@ Attributes linear(int gelu) {
     return {{"gelu!", gelu}};
 }
 
+Attributes int8(Attributes attributes, float y_scale) {
+    attributes["y_scale"] = y_scale;
+    return attributes;
+}
+
+Attributes attention_int8(int height, int width, int heads, int window, int shift, float qkv_scale) {
+    Attributes attributes = int8(attention(height, width, heads, window, shift), 0.02F);
+    attributes["qkv_scale"] = qkv_scale;
+    return attributes;
+}
+
 void check_valid(const Valid& valid) {
     logged.clear();
     Plugin plugin(valid.op, valid.attributes);
@@ -409,6 +420,19 @@ int main() {
         {"SwinLinear", linear(1), "aaaa", {{-1, 49, 96}, {384, 96}, {384}}, {{-1, 49, 384}}},
         {"SwinLinear", linear(0), "aaaaa", {{-1, 49, 384}, {96, 384}, {96}, {-1, 49, 96}}, {{-1, 49, 96}}},
         {"SwinLinear", linear(0), "aaaa", {{-1, 95}, {33, 95}, {33}}, {{-1, 33}}},
+        // INT8 shapes are TensorRT's: a quarter of the last axis.
+        {"SwinLinearInt8", int8(linear(1), 0.05F), "qqffq", {{-1, 49, 24}, {384, 24}, {384}, {384}}, {{-1, 49, 96}}},
+        {"SwinLinearInt8", int8(linear(1), 0), "qqffh", {{-1, 49, 24}, {384, 24}, {384}, {384}}, {{-1, 49, 384}}},
+        {"SwinLinearInt8", int8(linear(0), 0), "qqffhh", {{-1, 49, 96}, {96, 96}, {96}, {96}, {-1, 49, 96}},
+            {{-1, 49, 96}}},
+        {"SwinLayerNormInt8", int8(kEpsilon, 0.05F), "hffq", {{-1, 49, 96}, {96}, {96}}, {{-1, 49, 24}}},
+        {"SwinLayerNormAddInt8", int8(kEpsilon, 0.05F), "hhffhq", {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}},
+            {{-1, 49, 96}, {-1, 49, 24}}},
+        {"SwinQuantize", int8({}, 0.05F), "hq", {{-1, 49, 96}}, {{-1, 49, 24}}},
+        {"SwinAttentionInt8", attention_int8(14, 21, 3, 7, 3, 0.03F), "qfq", {{-1, 294, 72}, {3, 49, 56}},
+            {{-1, 294, 24}}},
+        {"SwinAttentionInt8", attention_int8(16, 16, 3, 8, 0, 0.03F), "qffq", {{-1, 256, 72}, {3, 64, 64}, {3}},
+            {{-1, 256, 24}}},
     };
     const Invalid invalid[] = {
         {"SwinLayerNorm", {}, {{2, 96}}, "attribute epsilon is missing"},
@@ -455,6 +479,21 @@ int main() {
         {"SwinLinear", linear(0), {{-1, 96}, {384, 96}, {96}}, "bias is [96] instead of [384]"},
         {"SwinLinear", linear(0), {{-1, 49, 96}, {384, 96}, {384}, {-1, 49, 96}}, "instead of [?, 49, 384]"},
         {"SwinLinear", linear(1), {{-1, 96}, {96, 96}, {96}, {-1, 96}}, "gelu and a residual"},
+        {"SwinLinearInt8", linear(0), {{-1, 24}, {96, 24}, {96}, {96}}, "attribute y_scale is missing"},
+        {"SwinLinearInt8", int8(linear(0), -1), {{-1, 24}, {96, 24}, {96}, {96}}, "instead of a positive number"},
+        {"SwinLinearInt8", int8(linear(2), 0), {{-1, 24}, {96, 24}, {96}, {96}}, "gelu is 2 instead of 0 or 1"},
+        {"SwinLinearInt8", int8(linear(0), 0), {{-1, 24}, {96, 20}, {96}, {96}}, "x is 96 instead of 80"},
+        {"SwinLinearInt8", int8(linear(0), 0), {{-1, 24}, {90, 24}, {90}, {90}}, "not multiples of 16"},
+        {"SwinLinearInt8", int8(linear(0), 0), {{-1, 21}, {96, 21}, {96}, {96}}, "not multiples of 16"},
+        {"SwinLinearInt8", int8(linear(0), 0), {{-1, 24}, {96, 24}, {1}, {96}}, "scale is [1] instead of [96]"},
+        {"SwinLinearInt8", int8(linear(1), 0), {{-1, 24}, {96, 24}, {96}, {96}, {-1, 96}}, "gelu and a residual"},
+        {"SwinLinearInt8", int8(linear(0), 0), {{-1, 24}, {96, 24}, {96}, {96}, {-1, 24}}, "residual is [?, 24]"},
+        {"SwinLayerNormInt8", int8(kEpsilon, 0), {{-1, 96}, {96}, {96}}, "y_scale is 0"},
+        {"SwinLayerNormInt8", int8(kEpsilon, 1), {{-1, 98}, {98}, {98}}, "98 INT8 elements do not divide"},
+        {"SwinLayerNormAddInt8", int8(kEpsilon, 1), {{-1, 96}, {-1, 92}, {96}, {96}}, "residual is [?, 92]"},
+        {"SwinQuantize", int8({}, 0), {{-1, 96}}, "y_scale is 0"},
+        {"SwinAttentionInt8", attention_int8(14, 14, 3, 7, 3, 0), {{-1, 196, 72}, {3, 49, 56}}, "qkv_scale is 0"},
+        {"SwinAttentionInt8", attention_int8(14, 14, 4, 7, 3, 1), {{-1, 196, 72}, {4, 49, 56}}, "must be 32"},
     };
     for (const Valid& one : valid) check_valid(one);
     expect(Plugin("SwinLinear", linear(0)).workspace_bytes() == 32 << 20, "SwinLinear asks for workspace");

@@ -6,11 +6,11 @@ namespace swin {
 namespace {
 
 template <Form FORM> int launch_quantized(LayerNormArguments a, float y_scale, cudaStream_t stream) {
+    if (a.rows == 0) return cudaSuccess;
     const bool pointers = a.x != nullptr && a.gamma != nullptr && a.beta != nullptr && a.y_q != nullptr;
     if (!pointers || a.rows < 0 || a.width < 1 || a.width > SWIN_MAX_WIDTH || !(y_scale > 0)) {
         return cudaErrorInvalidValue;
     }
-    if (a.rows == 0) return cudaSuccess;
     a.inverse_width = 1.0f / a.width;
     a.inverse_y_scale = 1.0f / y_scale;
     const bool aligned = aligned16(a.x) && aligned16(a.residual) && aligned16(a.gamma) && aligned16(a.beta)

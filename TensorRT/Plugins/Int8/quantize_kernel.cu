@@ -41,8 +41,8 @@ template <int VEC> int launch(const void* x, void* y, long long count, float inv
 }  // namespace swin
 
 int swin_quantize(const void* x, void* y_q, long long count, float y_scale, cudaStream_t stream) {
-    if (count < 0 || x == nullptr || y_q == nullptr || !(y_scale > 0)) return cudaErrorInvalidValue;
     if (count == 0) return cudaSuccess;
+    if (count < 0 || x == nullptr || y_q == nullptr || !(y_scale > 0)) return cudaErrorInvalidValue;
     const float inverse_scale = 1.0F / y_scale;
     return swin::aligned16(x) && swin::aligned16(y_q) ? swin::launch<8>(x, y_q, count, inverse_scale, stream)
                                                       : swin::launch<1>(x, y_q, count, inverse_scale, stream);

@@ -1,0 +1,314 @@
+"""The INT8 kernels against FP64 arithmetic on the same integers.
+
+    pytest -m gpu tests/test_int8_kernels_gpu.py
+
+An INT8 output must be the rounding of a value that lies within `slack` of the exact one, an FP16 output within `slack`
+and its own rounding. `slack` bounds what the kernel's FP32 (and, for attention, FP16) arithmetic loses; each test says
+how. So an INT8 differs from the exact value's by one step at most, and only next to a tie. Every kernel runs twice, on
+outputs poisoned differently and with guards on both sides: what it does not write, or should not have written, shows.
+"""
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the kernels are compared with PyTorch")
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "TensorRT" / "Plugins"))
+import swin_kernels as kernels  # noqa: E402, imports torch
+from test_kernels_gpu import (  # noqa: E402, imports torch
+    ATTENTION_CASES,
+    Attention,
+    draw,
+    padded_bias,
+    parameters,
+    window_attention,
+)
+
+F = torch.nn.functional
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernels run on an NVIDIA GPU only"),
+]
+DEVICE = "cuda"
+EPSILON = 1e-5
+FP32 = 2.0**-24  # relative error of one rounding
+FP16 = 2.0**-11
+GUARD = 256  # elements before and after an output
+POISONS = (77, -78)
+
+
+# --- inputs, outputs, judgement --------------------------------------------------------------------------------------
+
+def random_int8(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Every value of INT8, -128 too, equally often."""
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    return torch.randint(-128, 128, shape, generator=generator, device=DEVICE, dtype=torch.int8)
+
+
+def random_float(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE)
+
+
+def outputs_of(kernel: Callable, *shapes_and_types: tuple[tuple[int, ...], torch.dtype], offset: int = 0) -> list:
+    """What kernel(*outputs) writes: the same whatever was there, and nothing around it."""
+    runs = []
+    for poison in POISONS:
+        buffers = [torch.full((math.prod(shape) + 2 * GUARD + offset,), poison, dtype=dtype, device=DEVICE)
+                   for shape, dtype in shapes_and_types]
+        outputs = [buffer[GUARD + offset:-GUARD].view(shape)
+                   for buffer, (shape, _) in zip(buffers, shapes_and_types, strict=True)]
+        kernel(*outputs)
+        for buffer in buffers:
+            assert (buffer[:GUARD + offset] == poison).all(), "written before the output"
+            assert (buffer[-GUARD:] == poison).all(), "written past the output"
+        runs.append(outputs)
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first, second), "not all of the output is written"
+    return runs[0]
+
+
+def judge_int8(case: object, y: torch.Tensor, exact: torch.Tensor, scale: float, slack: torch.Tensor | float) -> None:
+    """y is saturate(round((exact + e) / scale)) for some |e| <= slack; `exact` is FP64."""
+    scale = torch.tensor(scale, dtype=torch.float32, device=DEVICE).double()  # as the kernel gets it
+    steps = (exact / scale).clamp(-128, 127)
+    excess = (y.double() - steps).abs() - 0.5 - slack / scale - 128 * 4 * FP32  # 1 / scale and the product with it
+    assert excess.max() <= 0, f"{case}: {excess.max():.3g} steps too far off"
+
+
+def judge_fp16(case: object, y: torch.Tensor, exact: torch.Tensor, slack: torch.Tensor | float) -> None:
+    excess = (y.double() - exact).abs() - FP16 * exact.abs() - 2.0**-25 - (1 + FP16) * slack
+    assert excess.max() <= 0, f"{case}: {excess.max():.3g} too far off"
+
+
+# --- Linear ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Linear:
+    """One call: y [rows, out_features] of x [rows, in_features]."""
+
+    rows: int
+    in_features: int
+    out_features: int
+
+
+LINEAR_CASES = [
+    *(Linear(side * side, k * c, n * c) for side, c in ((56, 96), (28, 192), (14, 384), (7, 768))
+      for k, n in ((1, 3), (1, 1), (1, 4), (4, 1))),  # Small at batch 1
+    Linear(32 * 196, 384, 1536), Linear(128 * 196, 384, 1152), Linear(128 * 49, 3072, 768), Linear(16 * 4096, 96, 288),
+    Linear(1, 16, 16), Linear(3, 32, 48), Linear(63, 112, 80), Linear(70, 144, 112), Linear(129, 208, 272),
+    Linear(1000, 80, 16), Linear(257, 16, 208),
+]
+EPILOGUES = ["", "gelu", "residual"]
+
+
+def exact_linear(x, weight, scale, bias, residual, gelu: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """y in FP64, and what FP32 may lose of it.
+
+    The sum becomes FP32 (half a unit in the last place), the fused product and sum with bias rounds once, GELU (whose
+    slope is at most 1.13) errs by 1e-6 of its own and rounds, the residual's sum rounds.
+    """
+    product = (x.double() @ weight.double().T) * scale.double()  # sums stay below 2^53
+    y = product + bias.double()
+    slack = FP32 * (product.abs() + y.abs())
+    if gelu:
+        slack = 1.13 * slack + 1e-6 + 4 * FP32 * y.abs()
+        y = y * 0.5 * torch.special.erfc(-y / 2**0.5)
+    if residual is not None:
+        y = y + residual.double()
+        slack = slack + FP32 * y.abs()
+    return y, slack
+
+
+def check_linear(case: Linear, x, weight, epilogue: str, quantised: bool, y_scale: float | None = None) -> None:
+    gelu = epilogue == "gelu"
+    scale = (0.5 + random_float((case.out_features,), 3).abs()) / (6e3 * case.in_features**0.5)
+    bias = random_float((case.out_features,), 4)
+    residual = random_float((case.rows, case.out_features), 5).half() if epilogue == "residual" else None
+    exact, slack = exact_linear(x, weight, scale, bias, residual, gelu)
+    if not quantised:
+        y_scale = 0.0
+    elif y_scale is None:
+        y_scale = exact.abs().max().item() / 100  # some values saturate
+    y, = outputs_of(lambda out: kernels.linear_int8(x, weight, scale, bias, residual, out, int(gelu), y_scale),
+                    ((case.rows, case.out_features), torch.int8 if quantised else torch.float16))
+    if quantised:
+        judge_int8((case, epilogue), y, exact, y_scale, slack)
+    else:
+        judge_fp16((case, epilogue), y, exact, slack)
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["FP16", "INT8"])
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=["bias", "GELU", "residual"])
+def test_linear(epilogue, quantised):
+    for case in LINEAR_CASES:
+        x = random_int8((case.rows, case.in_features), 1)
+        weight = random_int8((case.out_features, case.in_features), 2)
+        check_linear(case, x, weight, epilogue, quantised)
+
+
+@pytest.mark.parametrize("rows", [49, 6272])
+def test_linear_with_the_largest_sums(rows):
+    """-128 everywhere: sums of 128 * 128 * K, and y far outside of what INT8 holds."""
+    case = Linear(rows, 3072, 768)
+    x = torch.full((case.rows, case.in_features), -128, dtype=torch.int8, device=DEVICE)
+    weight = torch.full((case.out_features, case.in_features), -128, dtype=torch.int8, device=DEVICE)
+    weight[::2] = 127
+    for quantised in (False, True):
+        check_linear(case, x, weight, "", quantised, y_scale=1e-9)
+
+
+def test_linear_past_2_to_the_31_elements():
+    case = Linear(1_900_000, 16, 1152)
+    if torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of free GPU memory")
+    x, weight = random_int8((case.rows, case.in_features), 1), random_int8((case.out_features, case.in_features), 2)
+    scale, bias = torch.full((case.out_features,), 1e-4, device=DEVICE), torch.zeros(case.out_features, device=DEVICE)
+    y = torch.full((case.rows, case.out_features), 77, dtype=torch.int8, device=DEVICE)
+    kernels.linear_int8(x, weight, scale, bias, None, y, 0, 0.05)
+    for rows in (slice(0, 1000), slice(-1000, None)):
+        exact, slack = exact_linear(x[rows], weight, scale, bias, None, False)
+        judge_int8(case, y[rows], exact, 0.05, slack)
+
+
+# --- LayerNorm forms and quantisation --------------------------------------------------------------------------------
+
+ROW_CASES = [
+    *((49, 96 << stage, data) for stage in range(4) for data in ("normal", "mean 1e4", "zero rows")),
+    (3136, 96, "normal"), (1, 4, "normal"), (5, 100, "normal"), (7, 1000, "normal"), (3, 8192, "normal"),
+]
+
+
+def exact_layer_norm(x, gamma, beta) -> tuple[torch.Tensor, torch.Tensor]:
+    """LN in FP64, and what FP32 may lose of it: 2^-20 (some 16 roundings) of each term, of the mean's share too."""
+    x = x.double()
+    y = F.layer_norm(x, x.shape[-1:], gamma.double(), beta.double(), EPSILON)
+    deviation = (x.var(-1, correction=0, keepdim=True) + EPSILON).sqrt()
+    lost = (x.abs() + x.mean(-1, keepdim=True).abs()) / deviation
+    return y, 2.0**-20 * ((lost + 1) * gamma.double().abs() + beta.double().abs())
+
+
+def check_layernorm(rows: int, width: int, data: str, offset: int) -> None:
+    x = draw((rows, width), torch.float16, data, 1)
+    gamma, beta = parameters(width, torch.float16, 2)
+    exact, slack = exact_layer_norm(x, gamma, beta)
+    y_q, = outputs_of(lambda out: kernels.layernorm_int8(x, gamma, beta, out, EPSILON, 0.03),
+                      ((rows, width), torch.int8), offset=offset)
+    judge_int8((rows, width, data), y_q, exact, 0.03, slack)
+
+
+def check_layernorm_add(rows: int, width: int, data: str, offset: int) -> None:
+    x, residual = draw((rows, width), torch.float16, data, 1), draw((rows, width), torch.float16, "normal", 3)
+    gamma, beta = parameters(width, torch.float16, 2)
+    exact, slack = exact_layer_norm(x, gamma, beta)
+    exact = exact + residual.double()
+    slack = slack + FP32 * exact.abs()
+    y, y_q = outputs_of(lambda y, y_q: kernels.layernorm_add_int8(x, residual, gamma, beta, y, y_q, EPSILON, 0.03),
+                        ((rows, width), torch.float16), ((rows, width), torch.int8), offset=offset)
+    judge_int8((rows, width, data), y_q, exact, 0.03, slack)
+    judge_fp16((rows, width, data), y, exact, slack)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("check", [check_layernorm, check_layernorm_add])
+def test_layernorm(check, offset):
+    for case in ROW_CASES:
+        check(*case, offset)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 2048, 100_003])
+def test_quantize(count, offset):
+    x = (random_float((count,), 1) * 3).half()
+    x[::5] = 1.0 / 32  # half a step: ties go to even
+    x[1::7] = 3.0 / 32
+    y_q, = outputs_of(lambda out: kernels.quantize(x, out, 1 / 16), ((count,), torch.int8), offset=offset)
+    assert torch.equal(y_q, (x.double() * 16).round().clamp(-128, 127).to(torch.int8))  # 1/16 loses nothing
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+def check_attention(case: Attention, variant: str) -> None:
+    qkv_scale, scale, logit_scale = 0.02, 32**-0.5, None
+    tokens, channels = case.height * case.width, 32 * case.num_heads
+    qkv = random_int8((case.batch, tokens, 3 * channels), case.window_size)
+    bias = random_float((case.num_heads, case.window_size**2, case.window_size**2), 2)
+    if variant == "V1":
+        qkv = qkv // 2  # scores of about 2: no softmax of one token alone
+    else:
+        scale, logit_scale = 1.0, random_float((case.num_heads,), 3).abs() * 20 + 1
+        if variant == "V2 at the clamp":
+            logit_scale = torch.full_like(logit_scale, 100.0)
+    if case.data == "zero rows":
+        qkv[:, ::3] = 0
+    values = qkv.double() * torch.tensor(qkv_scale, device=DEVICE).double()
+    exact = window_attention(values, bias.double(), None if logit_scale is None else logit_scale.double(), case)
+    y_scale = exact.abs().max().item() / 110
+    attributes = (case.height, case.width, case.num_heads, case.window_size, case.shift_size, scale, -100.0, qkv_scale)
+    y, = outputs_of(lambda out: kernels.attention_int8(qkv, padded_bias(bias), logit_scale, out, *attributes, y_scale),
+                    ((case.batch, tokens, channels), torch.int8), offset=int(case.misaligned))
+    # Scores of exact integer products lose a few FP32 roundings, 2^-20 of the largest, and probabilities as much of
+    # themselves; these are rounded to FP16, and weighed and normalised as they are then: 2 * 2^-11 of the largest v.
+    q, k, v = (part.abs().max().item() for part in values.chunk(3, -1))
+    largest = 32**0.5 * q * k if variant == "V1" else logit_scale.max().item()
+    slack = v * (2 * FP16 + 2.0**-20 * (largest + bias.abs().max().item() + 100))
+    judge_int8((case, variant), y, exact, y_scale, slack)
+
+
+@pytest.mark.parametrize("variant", ["V1", "V2", "V2 at the clamp"])
+def test_attention(variant):
+    for case in ATTENTION_CASES:
+        check_attention(case, variant)
+
+
+def test_attention_past_2_to_the_31_elements():
+    case = Attention(2400, 56, 56, 3, 7, 3)
+    if torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of free GPU memory")
+    qkv = random_int8((case.batch, 3136, 288), 1)
+    bias = random_float((3, 49, 49), 2)
+    y = torch.full((case.batch, 3136, 96), 77, dtype=torch.int8, device=DEVICE)
+
+    def run(qkv: torch.Tensor, y: torch.Tensor) -> None:
+        kernels.attention_int8(qkv, padded_bias(bias), None, y, 56, 56, 3, 7, 3, 32**-0.5, -100.0, 0.01, 0.01)
+
+    run(qkv, y)
+    alone = torch.empty_like(y[-2:])
+    run(qkv[-2:].clone(), alone)
+    assert torch.equal(y[-2:], alone)
+
+
+# --- the contract's edges --------------------------------------------------------------------------------------------
+
+def test_empty_input_is_nothing_to_do():
+    nothing, parameter = torch.empty(0, 96, device=DEVICE), torch.ones(96, device=DEVICE)
+    weight, y = random_int8((96, 96), 1), torch.empty(16, dtype=torch.int8, device=DEVICE)
+    kernels.linear_int8(nothing.char(), weight, parameter, parameter, None, y, 0, 0.1)
+    kernels.layernorm_int8(torch.empty(0, 96, device=DEVICE).half(), parameter, parameter, y, EPSILON, 0.1)
+
+
+def test_arguments_outside_the_contract_are_refused():
+    x, weight, parameter = random_int8((4, 96), 1), random_int8((96, 96), 2), torch.ones(96, device=DEVICE)
+    half, y = random_float((4, 96), 3).half(), torch.empty(4, 96, dtype=torch.int8, device=DEVICE)
+    refused = [
+        lambda: kernels.linear_int8(x[:, :88].contiguous(), weight[:, :88].contiguous(), parameter, parameter, None, y,
+                                    0, 0.1),
+        lambda: kernels.linear_int8(x, weight[:88], parameter, parameter, None, y, 0, 0.1),
+        lambda: kernels.linear_int8(x, weight, parameter, parameter, half, y, 1, 0.1),
+        lambda: kernels.linear_int8(x, weight, parameter, parameter, None, y, 2, 0.1),
+        lambda: kernels.linear_int8(x, weight, parameter, parameter, None, y, 0, -0.1),
+        lambda: kernels.linear_int8(x.view(-1)[1:97], weight, parameter, parameter, None, y, 0, 0.1),
+        lambda: kernels.layernorm_int8(half, parameter, parameter, y, EPSILON, 0.0),
+        lambda: kernels.layernorm_add_int8(half, None, parameter, parameter, half, y, EPSILON, 0.1),
+        lambda: kernels.quantize(half, y, math.nan),
+        lambda: kernels.attention_int8(y, parameter, None, y, 2, 2, 1, 2, 0, 1.0, -100.0, 0.0, 0.1),
+        lambda: kernels.attention_int8(y, parameter, None, y, 2, 2, 1, 2, 0, 1.0, -100.0, 0.1, 0.0),
+    ]
+    for call in refused:
+        with pytest.raises(RuntimeError, match="CUDA error 1"):
+            call()

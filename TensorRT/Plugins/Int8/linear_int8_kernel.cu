@@ -122,7 +122,8 @@ int swin_linear_int8(const void* x, const void* weight, const float* scale, cons
     cudaStream_t stream) {
     using namespace swin;
     const bool shape = rows >= 0 && rows <= INT_MAX - kTile && in_features > 0 && in_features <= SWIN_MAX_INT8_FEATURES
-        && in_features % 16 == 0 && out_features > 0 && out_features <= SWIN_MAX_INT8_FEATURES && out_features % 16 == 0;
+        && in_features % 16 == 0 && out_features > 0 && out_features <= SWIN_MAX_INT8_FEATURES
+        && out_features % 16 == 0;
     const bool attributes = (gelu == 0 || (gelu == 1 && residual == nullptr)) && y_scale >= 0;
     if (!shape || !attributes) return cudaErrorInvalidValue;
     if (rows == 0) return cudaSuccess;

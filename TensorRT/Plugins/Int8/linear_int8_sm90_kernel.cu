@@ -12,7 +12,9 @@ template <class Tile> int with_epilogue(const LinearInt8& a, const Product& prod
     return multiply<int8_t, half_t, true, Tile>(product);
 }
 
-constexpr TileSpeed kTiles[] = {{128, 192, 1.0F}, {128, 128, 0.9F}, {64, 64, 0.5F}};
+// The ratio of the last two is that of FP16 products on an H200. 128 x 192 is taken to be as fast as 128 x 128, so it
+// is chosen where it leaves fewer multiprocessors idle.
+constexpr TileSpeed kTiles[] = {{128, 192, 1.0F}, {128, 128, 1.0F}, {64, 64, 0.55F}};
 
 }  // namespace
 

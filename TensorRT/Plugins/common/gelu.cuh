@@ -5,9 +5,9 @@
 
 namespace swin {
 
-// x Phi(x) = max(x, 0) - |x| tail(|x|), where tail = 1 - Phi is 2 to a polynomial, a minimax fit of log2(tail) weighted by
-// what an error of it does to the result. At most 6.4e-7 off for every finite x (numpy emulation of the FP32 steps, 2.4
-// million points of [-1e4, 1e4]), in 5 FMA, one exp2, a maximum and an FMA: little enough to hide behind the tensor
+// x Phi(x) = max(x, 0) - |x| tail(|x|), where tail = 1 - Phi is 2 to a polynomial, a minimax fit of log2(tail) weighted
+// by what an error of it does to the result. At most 6.4e-7 off for every finite x (numpy emulation of the FP32 steps,
+// 2.4 million points of [-1e4, 1e4]), in 5 FMA, one exp2, a maximum and an FMA: little enough to hide behind the tensor
 // cores in a product's epilogue. The polynomial's highest coefficient is negative: far out the tail is 0.
 __device__ __forceinline__ float gelu(float x) {
     const float a = fabsf(x);

@@ -1,9 +1,9 @@
-// Matrix products for Hopper (compute capability 9.0a: TMA copies, wgmma) with the epilogues of Swin's linear layers, made
-// of CUTLASS 4.2's parts: y = act(x weight^T [* scale] + bias) + residual.
+// Matrix products for Hopper (compute capability 9.0a: TMA copies, wgmma) with the epilogues of Swin's linear layers,
+// made of CUTLASS 4.2's parts: y = act(x weight^T [* scale] + bias) + residual.
 //
-// A block is persistent: it computes tile after tile of y, and loads the next one's x and weight while it multiplies. With
-// KernelTmaWarpSpecializedPingpong two warpgroups compute a tile each, one its epilogue while the other multiplies; with
-// KernelTmaWarpSpecializedCooperative they share a larger tile.
+// A block is persistent: it computes tile after tile of y, and loads the next one's x and weight while it multiplies.
+// With KernelTmaWarpSpecializedPingpong two warpgroups compute a tile each, one its epilogue while the other multiplies;
+// with KernelTmaWarpSpecializedCooperative they share a larger tile.
 #pragma once
 
 #include <type_traits>
@@ -140,8 +140,8 @@ template <class Element, class Output, bool kResidual, class Tile> int multiply(
     using Tree = std::conditional_t<kResidual, WithResidual, WithoutResidual>;
 
     using RowMajor = cutlass::layout::RowMajor;
-    using CollectiveEpilogue = typename epilogue::CollectiveBuilder<Sm90, TensorOp, TileShape, Cluster, EpilogueTile, Sum,
-        float, std::conditional_t<kResidual, half_t, void>, RowMajor, 8, Output, RowMajor, 16 / sizeof(Output),
+    using CollectiveEpilogue = typename epilogue::CollectiveBuilder<Sm90, TensorOp, TileShape, Cluster, EpilogueTile,
+        Sum, float, std::conditional_t<kResidual, half_t, void>, RowMajor, 8, Output, RowMajor, 16 / sizeof(Output),
         EpilogueSchedule, Tree>::CollectiveOp;
     using CollectiveMainloop = typename collective::CollectiveBuilder<Sm90, TensorOp, Element, RowMajor,
         16 / sizeof(Element), Element, cutlass::layout::ColumnMajor, 16 / sizeof(Element), Sum, TileShape, Cluster,

@@ -126,7 +126,7 @@ has_gpu || short=(--batch 1,8 --min-seconds 1 --min-runs 10)
 
 # --- the pipeline --------------------------------------------------------------------------------------------
 
-code=(requirements.txt config.py utils.py models/*.py data/photo_crops.py onnx/graphsurgeon/*.py)  # shared by scripts
+code=(requirements.txt config.py utils.py models/*.py data/photo_crops.py onnx/graphsurgeon/*.py TensorRT/INT8/*.py)  # shared by scripts
 
 # One line: MODEL.NAME, MODEL.TYPE, image size, weights (last, because a path may have spaces).
 model_facts() {
@@ -170,12 +170,18 @@ run_model() {  # the options that choose it
     step "LayerNorm plugin" "onnx/${name}_layernorm.onnx" \
         python3 onnx/graphsurgeon/add_layernorm_with_params.py --onnx "$onnx"
     step "all plugins" "onnx/${name}_attention.onnx" python3 onnx/graphsurgeon/add_all.py --onnx "$onnx"
+    # shellcheck disable=SC2046  # words
+    step "INT8" "onnx/${name}_int8.onnx TensorRT/INT8/$name.cache" python3 TensorRT/INT8/quant.py --onnx "$onnx" \
+        --recalibrate $(has_gpu || echo --batches 4) "${image_options[@]}"
+    step "INT8 attention" "onnx/${name}_attention_int8.onnx" \
+        python3 onnx/graphsurgeon/add_int8.py --onnx "onnx/${name}_int8.onnx"
     for suffix in "" _layernorm _attention; do
         step "FP16${suffix/_/ }" "onnx/$name${suffix}_fp16.onnx" \
             python3 onnx/graphsurgeon/to_fp16.py --onnx "onnx/$name$suffix.onnx"
     done
     step "accuracy" Results/accuracy.csv python3 test_swinV2.py "${model[@]}" --device cpu --runner torch-fp32,onnx \
-        --onnx "$onnx" "onnx/${name}_attention.onnx" "onnx/${name}_attention_fp16.onnx" --count "${count:-180}" \
+        --onnx "$onnx" "onnx/${name}_attention.onnx" "onnx/${name}_attention_fp16.onnx" \
+        "onnx/${name}_attention_int8.onnx" --count "${count:-180}" \
         "${image_options[@]}" "${label_options[@]}"
     if has_gpu; then
         step "latency of PyTorch" Results/latency.csv python3 Torch_Latency.py "${model[@]}"
@@ -191,7 +197,7 @@ run_model() {  # the options that choose it
     # An engine is for one GPU and one version of TensorRT.
     key+=$(fingerprint TensorRT/*.py; nvidia-smi -L; "$TRT_PYTHON" -c 'import tensorrt; print(tensorrt.__version__)')
     layernorm=_layernorm; [[ $type == swinv2 ]] || layernorm=_layernorm_fp16
-    for suffix in "" _fp16 "$layernorm" _attention_fp16; do
+    for suffix in "" _fp16 "$layernorm" _attention_fp16 _attention_int8; do
         build_engine "$name$suffix" "$size"
     done
     step "accuracy of the engines" Results/accuracy.csv python3 test_swinV2.py "${model[@]}" --batch 32 \
@@ -202,7 +208,7 @@ run_model() {  # the options that choose it
 
 build_engine() {  # name of the graph, image size
     local graph=$1 flags=(--size "$2" --noTF32)
-    if [[ $graph == *_fp16 ]]; then flags=(--size "$2" --fp16); fi
+    if [[ $graph == *_fp16 || $graph == *_int8 ]]; then flags=(--size "$2" --fp16); fi
     case $graph in *_layernorm* | *_attention*)
         if [[ ! -f $plugins && -n $plugins_problem ]]; then return; fi
         flags+=("--plugins=$plugins") ;;

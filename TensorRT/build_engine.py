@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils import existing_file, run_script
+from utils import UserError, existing_file, run_script
 
 
 def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -50,6 +50,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(flag, metavar="NAME:BxCxHxW", type=input_shape,
                             help=f"e.g. input:{batch}x3x224x224; default: batch {batch} of the graph's own size")
     parser.add_argument("--fp16", action="store_true", help="permit FP16 (8.6; from TensorRT 10 on the graph decides)")
+    parser.add_argument("--int8", action="store_true", help="permit INT8 (8.6): of Q/DQ pairs, or with --calib")
+    parser.add_argument("--calib", metavar="FILE", help="calibration cache, as TensorRT/INT8/quant.py writes it")
     parser.add_argument("--stronglyTyped", action="store_true", help="types as in the graph; always so from 10 on")
     parser.add_argument("--noTF32", action="store_true", help="multiply FP32 in full precision, not in TF32")
     parser.add_argument("--staticPlugins", "--plugins", metavar="LIB", default="none", help="plugin library to load")
@@ -72,6 +74,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     existing_file(arguments.onnx, "an ONNX graph (--onnx)")
+    if arguments.calib and not arguments.int8:
+        raise UserError(f"--calib {arguments.calib}: does nothing by itself; add --int8")
     from engine_builder import build  # needs tensorrt, which --help must not
 
     build(arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 from build_log import BuildLog
 from trt_runtime import LOGGER, TRT_MAJOR, load_plugins, require_gpu, trt
 
-from utils import UserError, shown, whole_file
+from utils import UserError, existing_file, shown, whole_file
 
 # Batches of the optimization profile where no shapes are given.
 DEFAULT_BATCHES = {"minShapes": 1, "optShapes": 32, "maxShapes": 128}
@@ -79,11 +79,37 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
             # Permission is all that 8.6 takes: before the build it knows every tensor between layers as FP32, so layers
             # cannot be bound to the graph's types here (binding them ran the FP16 graph's products in FP32).
             config.set_flag(trt.BuilderFlag.FP16)
+        if arguments.int8:
+            config.set_flag(trt.BuilderFlag.INT8)
+            if arguments.calib:
+                config.int8_calibrator = _calibrator(existing_file(arguments.calib, "a calibration cache (--calib)"))
+    elif arguments.int8:
+        raise UserError(f"--int8: networks are strongly typed with TensorRT {trt.__version__}, and a graph with Q/DQ "
+                        "pairs or INT8 plugin nodes needs no flag; build that one")
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _progress_monitor(log)
     if arguments.timingCacheFile:
         _load_timing_cache(config, Path(arguments.timingCacheFile))
     return config
+
+
+def _calibrator(path: Path) -> trt.IInt8EntropyCalibrator2:
+    """A calibrator that has nothing but a cache, of the class that trtexec reads caches with."""
+
+    class FromCache(trt.IInt8EntropyCalibrator2):
+        def get_batch_size(self) -> int:
+            return 1
+
+        def get_batch(self, names: list[str]) -> None:
+            return None  # no images: with a cache that TensorRT does not accept, the build fails
+
+        def read_calibration_cache(self) -> bytes:
+            return path.read_bytes()
+
+        def write_calibration_cache(self, cache: bytes) -> None:
+            """What was calibrated anew, which is nothing: the file stays as it is."""
+
+    return FromCache()
 
 
 def _optimization_profile(builder: trt.Builder, tensor: trt.ITensor, arguments: Namespace) -> trt.IOptimizationProfile:

@@ -90,10 +90,10 @@ def test_plan_reads_only_graphs_that_an_earlier_step_writes(plan):
         if words[1].endswith("export_onnx.py"):
             written.add("swinv2_micro" if "models/swinv2_micro.yaml" in words else "swinv1_micro")
         assert {Path(graph).stem for graph in graphs} <= written, words
-        suffix = {"add_all.py": "_attention", "add_layernorm_with_params.py": "_layernorm",
-                  "to_fp16.py": "_fp16"}.get(Path(words[1]).name)
+        suffix = {"add_all.py": "_attention", "add_layernorm_with_params.py": "_layernorm", "to_fp16.py": "_fp16",
+                  "quant.py": "_int8", "add_int8.py": "_attention_int8"}.get(Path(words[1]).name)
         if suffix:
-            written |= {Path(graph).stem + suffix for graph in graphs}
+            written |= {Path(graph).stem.removesuffix("_int8") + suffix for graph in graphs}
 
 
 def test_plan_of_a_gpu_host_builds_and_measures_engines(tmp_path):
@@ -112,11 +112,12 @@ def test_plan_of_a_gpu_host_builds_and_measures_engines(tmp_path):
     builds = [words for words in lines if words[:2] == ["bash", "TensorRT/build.sh"]]
     assert {Path(words[2]).stem for words in builds} == {
         "swinv1_micro", "swinv1_micro_fp16", "swinv1_micro_layernorm_fp16", "swinv1_micro_attention_fp16",
-        "swinv2_micro", "swinv2_micro_fp16", "swinv2_micro_layernorm", "swinv2_micro_attention_fp16"}
+        "swinv1_micro_attention_int8", "swinv2_micro", "swinv2_micro_fp16", "swinv2_micro_layernorm",
+        "swinv2_micro_attention_fp16", "swinv2_micro_attention_int8"}
     for words in builds:
         graph, size = Path(words[2]).stem, words[words.index("--size") + 1]
         assert size == ("256" if "swinv2" in graph else "224")
-        assert ("--fp16" in words) == graph.endswith("_fp16") != ("--noTF32" in words)
+        assert ("--fp16" in words) == graph.endswith(("_fp16", "_int8")) != ("--noTF32" in words)
         assert any(word.startswith("--plugins=") for word in words) == ("layernorm" in graph or "attention" in graph)
         assert words[-1] == "--memPoolSize=workspace:512"
     plans = [f"TensorRT/TRT_Engine/{Path(words[2]).stem}.plan" for words in builds]

@@ -240,7 +240,7 @@ def read_cache(path: Path) -> Cache:
         UserError: no such file, a line that does not parse, or one that quant.py did not write.
     """
     path = existing_file(path, "a calibration cache")
-    remedy = "remove the file, and quant.py calibrates anew"
+    remedy = "quant.py --recalibrate writes it anew"
     try:
         first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
     except UnicodeDecodeError as error:

@@ -102,7 +102,7 @@ def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.Mo
         UserError: the cache is of another graph or method; what calibrating raises.
     """
     graph = fingerprint(model)
-    if not args.cache.exists():
+    if args.recalibrate or not args.cache.exists():
         method, count = args.method or METHOD, args.batches * args.batch_size
         img_size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
         where = args.images or "the packaged photographs (training crops)"
@@ -112,12 +112,11 @@ def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.Mo
                        execution_provider(args.provider))
         return Cache(method, count, graph, {name: scale_of(value) for name, value in amax.items()}), True
     cache = read_cache(args.cache)
+    remedy = "give another --cache, or --recalibrate"
     if cache.graph != graph or list(cache.scales) != tensors:
-        raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}; give another "
-                        "--cache, or remove the file, and quant.py calibrates anew")
+        raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}; {remedy}")
     if args.method not in (None, cache.method):
-        raise UserError(f"{shown(args.cache)}: was calibrated with {cache.method}, not {args.method}; give another "
-                        "--cache, or remove the file, and quant.py calibrates anew")
+        raise UserError(f"{shown(args.cache)}: was calibrated with {cache.method}, not {args.method}; {remedy}")
     print(f"read {shown(args.cache)}: {len(tensors)} scales, {cache.method} over {cache.images} images")
     return cache, False
 
@@ -156,6 +155,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, metavar="FILE",
                         help="calibration cache, read if it is there, else written "
                              "(default: TensorRT/INT8/<model>.cache)")
+    parser.add_argument("--recalibrate", action="store_true", help="calibrate also where the cache is there already")
     parser.add_argument("--output", type=Path, metavar="FILE",
                         help="Q/DQ graph (default: beside the first, with _int8 appended to its name)")
     parser.add_argument("--keep", default="", metavar="PARTS",

@@ -508,6 +508,7 @@ def test_bad_caches(small, tmp_path, spoil, words):
     (["--percentile", "10"], r"--percentile 10: must be above 50"),
     (["--output", "{}/m.onnx"], r"m.onnx: is the graph to quantise"),
     (["--cache", "{}/m.cache", "--method", "entropy"], r"m.cache: was calibrated with minmax, not entropy"),
+    (["--onnx", "{}/retrained.onnx", "--cache", "{}/m.cache"], r"m.cache: was made for another graph than"),
     (["--cache", "{}/other.cache"], r"other.cache: was made for another graph than .*m.onnx"),
 ])
 def test_bad_input(small, tmp_path, flags, words):
@@ -521,6 +522,10 @@ def test_bad_input(small, tmp_path, flags, words):
         (folder / name).write_bytes((small(1) / name).read_bytes())
     (folder / "other.cache").write_bytes((small(2) / "m.cache").read_bytes())
     onnx.save(patch(onnx.load(folder / "m.onnx"), STEPS)[0], folder / "patched.onnx")
+    retrained = onnx.load(folder / "m.onnx")  # the same tensors, another weight
+    weight = next(tensor for tensor in retrained.graph.initializer if len(tensor.dims) == 2)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+    onnx.save(retrained, folder / "retrained.onnx")
     before = sorted(folder.rglob("*"))
     arguments = ["--onnx", str(folder / "m.onnx"), "--cache", str(folder / "new.cache"), "--output",
                  str(folder / "out.onnx"), "--batches", "2", "--batch-size", "8",

@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common/launch.cuh"
 #include "common/mma.cuh"
 #include "common/quantize.cuh"
 #include "common/swin_types.h"
@@ -128,6 +129,7 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
     unsigned const flags = mask_flags(shape, query), axes = mask_axes(shape, window);
     const float* bias_row = bias + (static_cast<long long>(head) * shape.positions + (live ? query : 0)) * shape.bias_stride;
 
+    swin::wait_for_previous_kernel();
     float q[kHeadDim], out[kHeadDim] = {};
 #pragma unroll
     for (int d = 0; d < kHeadDim; ++d) {
@@ -370,8 +372,6 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         *reinterpret_cast<uint4*>(to) = make_uint4(low.x, low.y, high.x, high.y);
     };
     int next_token[2];
-    load(0, 0, next_token);
-
     unsigned const row_flags[2] = {mask_flags(shape, first_query + row[0]), mask_flags(shape, first_query + row[1])};
     unsigned const kept_flags = kOneTile ? column_flags<kBlocks>(shape, column) : 0;
     float2 kept_bias[kOneTile ? kBlocks : 1][2];
@@ -382,6 +382,10 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             kept_bias[kOneTile ? n : 0][1] = bias_pair(head_bias, shape, row[1], n * 8 + column);
         }
     }
+
+    swin::wait_for_previous_kernel();
+    swin::let_next_kernel_start();
+    load(0, 0, next_token);
 
     float const zeros[4] = {};
     uint32_t q[2][4];
@@ -578,14 +582,14 @@ struct Tensors {
 template <typename T, bool kCosine>
 void launch_plain(const Tensors& t, const Shape& shape, cudaStream_t stream) {
     dim3 const grid(shape.windows, shape.num_heads, (shape.positions + kPlainThreads - 1) / kPlainThreads);
-    plain_attention<T, kCosine><<<grid, kPlainThreads, 0, stream>>>(static_cast<const T*>(t.qkv), t.bias, t.logit_scale,
-                                                                    static_cast<T*>(t.y), shape);
+    swin::launch<plain_attention<T, kCosine>>(grid, kPlainThreads, 0, stream, static_cast<const T*>(t.qkv), t.bias,
+                                              t.logit_scale, static_cast<T*>(t.y), shape);
 }
 
 template <typename T, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
 void launch_tensor_core(const Tensors& t, const Shape& shape, int multiprocessors, cudaStream_t stream) {
-    auto const kernel = tensor_core_attention<T, kCosine, kWarps, kBlocks, kOneTile>;
-    static int const resident_blocks = [kernel] {
+    constexpr auto kernel = tensor_core_attention<T, kCosine, kWarps, kBlocks, kOneTile>;
+    static int const resident_blocks = [] {
         int blocks = 0;
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 32 * kWarps, 0);
         return blocks > 0 ? blocks : 1;
@@ -595,8 +599,8 @@ void launch_tensor_core(const Tensors& t, const Shape& shape, int multiprocessor
     int const wanted = (multiprocessors * resident_blocks + shape.num_heads * query_tiles - 1) / (shape.num_heads * query_tiles);
     int const windows_per_block = (shape.windows + wanted - 1) / wanted;
     dim3 const grid(shape.num_heads, query_tiles, (shape.windows + windows_per_block - 1) / windows_per_block);
-    kernel<<<grid, 32 * kWarps, 0, stream>>>(static_cast<const T*>(t.qkv), t.bias, t.logit_scale, static_cast<T*>(t.y),
-                                             shape, windows_per_block);
+    swin::launch<kernel>(grid, 32 * kWarps, 0, stream, static_cast<const T*>(t.qkv), t.bias, t.logit_scale,
+                         static_cast<T*>(t.y), shape, windows_per_block);
 }
 
 // first_major: the compute capability from which on tensor cores multiply T.

@@ -27,11 +27,13 @@ template <class Shape> __global__ void __launch_bounds__(Shape::THREADS) fnorm_k
     const auto column_of = [](int item) { return static_cast<int>(item * blockDim.x + threadIdx.x) * VEC; };
     const auto inside = [&](int column) { return VEC > 1 || column < a.width; };
 
+    wait_for_previous_kernel();
     Raw<T, VEC> raw[ITEMS];
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
         raw[i] = inside(column_of(i)) ? load_raw<T, VEC>(x + column_of(i)) : Raw<T, VEC>{};
     }
+    let_next_kernel_start();
 
     float value[ITEMS][VEC];
     double squares[1] = {0.0};
@@ -72,6 +74,6 @@ int swin_fnorm(const void* x, void* y, int type, long long rows, int width, floa
     const swin::FNormArguments a{x, y, rows, width, epsilon};
     const bool aligned = swin::aligned16(x) && swin::aligned16(y);
     return swin::dispatch_rows(type, width, width, aligned, [&](auto shape, int group) {
-        return swin::launch_rows(swin::fnorm_kernel<decltype(shape)>, a, group, rows, stream);
+        return swin::launch_rows<swin::fnorm_kernel<decltype(shape)>>(a, group, rows, stream);
     });
 }

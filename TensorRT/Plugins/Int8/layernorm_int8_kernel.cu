@@ -16,7 +16,7 @@ template <Form FORM> int launch_quantized(LayerNormArguments a, float y_scale, c
     const bool aligned = aligned16(a.x) && aligned16(a.residual) && aligned16(a.gamma) && aligned16(a.beta)
         && aligned16(a.y) && aligned16(a.y_q);
     return with_shape<__half>(a.width, aligned && a.width % kVector<__half> == 0, [&](auto shape, int group) {
-        return launch_rows(layer_norm_kernel<FORM, decltype(shape), true>, a, group, a.rows, stream);
+        return launch_layer_norm_kernel<FORM, true, decltype(shape)>(a, group, stream);
     });
 }
 

@@ -8,6 +8,8 @@ namespace {
 template <class WORD>
 __global__ void __launch_bounds__(128)
     gather_kernel(const WORD* __restrict__ x, WORD* __restrict__ y, int rows, int merged_width, int channels) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     const int row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
     const MergeSource source(row, merged_width, channels);
@@ -18,12 +20,8 @@ __global__ void __launch_bounds__(128)
 
 template <class WORD>
 int launch_gather(const void* x, void* y, int rows, int merged_width, int channels, cudaStream_t stream) {
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3((rows + 3) / 4);
-    config.blockDim = dim3(kWarp, 4);
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, gather_kernel<WORD>, static_cast<const WORD*>(x), static_cast<WORD*>(y), rows,
-        merged_width, channels);
+    return launch<gather_kernel<WORD>>(dim3((rows + 3) / 4), dim3(kWarp, 4), 0, stream, static_cast<const WORD*>(x),
+        static_cast<WORD*>(y), rows, merged_width, channels);
 }
 
 }  // namespace

@@ -72,8 +72,10 @@ template <class T> __global__ void __launch_bounds__(kTile* kTile) plain_linear_
             ? to_float(weight[static_cast<long long>(loaded_feature) * a.in_features + k])
             : 0.0f;
         __syncthreads();
+        float partial = 0.0f;  // sums of sums round less than one running sum
 #pragma unroll
-        for (int i = 0; i < kTile; ++i) sum = fmaf(x_tile[line][i], weight_tile[column][i], sum);
+        for (int i = 0; i < kTile; ++i) partial = fmaf(x_tile[line][i], weight_tile[column][i], partial);
+        sum += partial;
         __syncthreads();
     }
 

@@ -12,6 +12,7 @@
 #include <climits>
 #include <cmath>
 
+#include "launch.cuh"
 #include "swin_types.h"
 #include "vector_io.cuh"
 
@@ -78,10 +79,9 @@ template <class Launch> int dispatch_rows(int type, int width, int contiguous, b
     }
 }
 
-// Launches kernel(arguments) over `rows` rows, a group of threads each.
-template <class Arguments>
-int launch_rows(
-    void (*kernel)(Arguments), const Arguments& arguments, int group, long long rows, cudaStream_t stream) {
+// Launches KERNEL(arguments) over `rows` rows, a group of threads each.
+template <auto KERNEL, class Arguments>
+int launch_rows(const Arguments& arguments, int group, long long rows, cudaStream_t stream) {
     // Blocks of 128 threads; smaller ones where those would leave multiprocessors idle.
     constexpr long long kBusyBlocks = 256;
     int rows_per_block = group <= kWarp ? 128 / group : 1;
@@ -90,11 +90,7 @@ int launch_rows(
     }
     const long long blocks = (rows + rows_per_block - 1) / rows_per_block;
     if (rows < 0 || blocks > INT_MAX) return cudaErrorInvalidValue;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(group, rows_per_block);
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, kernel, arguments);
+    return launch<KERNEL>(dim3(static_cast<unsigned>(blocks)), dim3(group, rows_per_block), 0, stream, arguments);
 }
 
 // The row of a thread. Groups past the last row take the last one: they read what is there and must write nothing.

@@ -1,0 +1,55 @@
+// Launches a kernel so that it may start while the kernel before it in the stream is ending (programmatic dependent
+// launch, GPUs of compute capability 9.0 and later); elsewhere as any launch.
+//
+// A kernel launched with `launch` must call wait_for_previous_kernel in every thread before it touches memory that
+// another kernel writes or reads, its own outputs included: their memory may still be in use. Before the wait it may
+// read constants (weights) alone.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace swin {
+
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// From here on the next kernel may be given the multiprocessors that this one leaves idle. It waits for this one's end
+// itself, so this may come before the results are written.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Whether the code of `kernel` that the current device runs has the wait in it. Asked once per kernel: the devices of
+// a process are taken to be alike.
+template <auto KERNEL> bool waits_for_previous_kernel() {
+    static const bool waits = [] {
+        int device = 0, major = 0;
+        cudaFuncAttributes attributes{};
+        return cudaGetDevice(&device) == cudaSuccess
+            && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess
+            && cudaFuncGetAttributes(&attributes, KERNEL) == cudaSuccess && major >= 9 && attributes.ptxVersion >= 90;
+    }();
+    return waits;
+}
+
+template <auto KERNEL, class... Arguments>
+int launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = waits_for_previous_kernel<KERNEL>() ? 1 : 0;
+    return cudaLaunchKernelEx(&config, KERNEL, arguments...);
+}
+
+}  // namespace swin

@@ -108,9 +108,9 @@ def error_of(case: str, outputs: list, pytorch: list, reference: list) -> Error:
 def judge(errors: list[Error]) -> None:
     """At most twice PyTorch's error in every case, at most PyTorch's error on average.
 
-    In a short row PyTorch may be luckier than rounding the result allows anybody to count on: where it is, half a unit in
-    the last place takes its error's stead. On average over 16-bit results, which both round alike, what FP32 arithmetic
-    before that rounding may differ by, 2^-24, is no difference.
+    In a short row PyTorch may be luckier than rounding the result allows anybody to count on: where it is, half a unit
+    in the last place takes its error's stead. On average over 16-bit results, which both round alike, what FP32
+    arithmetic before that rounding may differ by, 2^-24, is no difference.
     """
     bad = [e for e in errors if e.kernel > 2 * max(e.pytorch, torch.finfo(e.dtype).eps / 2)]
     assert not bad, "\n".join(f"{e.case}: error {e.kernel:.3g}, PyTorch's {e.pytorch:.3g}" for e in bad)

@@ -86,7 +86,7 @@ class Report:
 def draw(rows: list[dict[str, str]], model: str, path: Path) -> None:
     """The error of each part alone over the blocks, and that of all together as a line."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     error = {row["part"]: 100 * float(row["relative_rms_err"]) for row in rows}
     blocks = range(sum(name.endswith(".qkv") for name in error))
@@ -97,9 +97,9 @@ def draw(rows: list[dict[str, str]], model: str, path: Path) -> None:
                   linewidth=1, label=part)
     axes.set(yscale="log", xlabel="block", ylabel="rms error of the logits (% of their rms)", xticks=list(blocks),
              title=f"{model}: one part in INT8 at a time, {rows[0]['images']} held-out crops")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(plain)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper", frameon=False)
     with whole_file(path) as partial:

@@ -311,7 +311,7 @@ struct Invalid {
 
 const Attributes kEpsilon{{"epsilon", 1e-5F}};
 const Attributes kMerge{{"epsilon", 1e-5F}, {"height!", 56}, {"width!", 28}};
-const Attributes kPatch{{"epsilon", 1e-5F}, {"patch_size!", 4}};
+const Attributes kPatch{{"epsilon", 1e-5F}, {"patch_size!", 4}, {"y_type!", 1}};
 const Attributes kGather{{"height!", 56}, {"width!", 28}};
 
 Attributes attention(int height, int width, int heads, int window, int shift) {
@@ -413,7 +413,7 @@ int main() {
         {"SwinLayerNormAdd", kEpsilon, "aaffa", {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}}, {{-1, 49, 96}}},
         {"SwinPatchMergeLayerNorm", kMerge, "affa", {{-1, 1568, 96}, {384}, {384}}, {{-1, 392, 384}}},
         {"SwinPatchMerge", kGather, "aa", {{-1, 1568, 96}}, {{-1, 392, 384}}},
-        {"SwinPatchEmbed", kPatch, "affffa", {{-1, 3, 224, 256}, {96, 3, 4, 4}, {96}, {96}, {96}}, {{-1, 3584, 96}}},
+        {"SwinPatchEmbed", kPatch, "fffffh", {{-1, 3, 224, 256}, {96, 3, 4, 4}, {96}, {96}, {96}}, {{-1, 3584, 96}}},
         {"SwinFNorm", {{"epsilon", 1e-12F}}, "aa", {{-1, 3, 49, 32}}, {{-1, 3, 49, 32}}},
         {"SwinAttention", attention(14, 21, 3, 7, 3), "afa", {{-1, 294, 288}, {3, 49, 56}}, {{-1, 294, 96}}},
         {"SwinAttention", attention(16, 16, 3, 8, 0), "affa", {{-1, 256, 288}, {3, 64, 64}, {3}}, {{-1, 256, 96}}},
@@ -458,8 +458,10 @@ int main() {
             "gamma is [95] instead of [96]"},
         {"SwinPatchEmbed", kPatch, {{-1, 224, 224}, {96, 3, 4, 4}, {96}, {96}, {96}}, "instead of 4-dimensional"},
         {"SwinPatchEmbed", kPatch, {{-1, 257, 8, 8}, {96, 257, 4, 4}, {96}, {96}, {96}}, "larger than 4096"},
-        {"SwinPatchEmbed", {{"epsilon", 1e-5F}, {"patch_size!", 0}}, {{-1, 3, 8, 8}, {96, 3, 4, 4}, {96}, {96}, {96}},
-            "patch_size is 0"},
+        {"SwinPatchEmbed", {{"epsilon", 1e-5F}, {"patch_size!", 0}, {"y_type!", 0}},
+            {{-1, 3, 8, 8}, {96, 3, 4, 4}, {96}, {96}, {96}}, "patch_size is 0"},
+        {"SwinPatchEmbed", {{"epsilon", 1e-5F}, {"patch_size!", 4}, {"y_type!", 2}},
+            {{-1, 3, 8, 8}, {96, 3, 4, 4}, {96}, {96}, {96}}, "y_type is 2"},
         {"SwinFNorm", {{"epsilon", 1e-12F}}, {{-1, 9000}}, "wider than 8192"},
         {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 195, 288}, {3, 49, 56}}, "195 tokens instead of"},
         {"SwinAttention", attention(14, 14, 4, 7, 3), {{-1, 196, 288}, {4, 49, 56}}, "head dimension must be 32"},

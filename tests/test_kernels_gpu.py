@@ -105,12 +105,12 @@ def error_of(case: str, outputs: list, pytorch: list, reference: list) -> Error:
     return Error(case, worst(outputs), worst(pytorch), outputs[0].dtype)
 
 
-def judge(errors: list[Error]) -> None:
-    """At most twice PyTorch's error in every case, at most PyTorch's error on average.
+def judge(errors: list[Error], slack: float | None = None) -> None:
+    """At most twice PyTorch's error in every case, at most PyTorch's error plus `slack` on average.
 
     In a short row PyTorch may be luckier than rounding the result allows anybody to count on: where it is, half a unit
-    in the last place takes its error's stead. On average over 16-bit results, which both round alike, what FP32
-    arithmetic before that rounding may differ by, 2^-24, is no difference.
+    in the last place takes its error's stead. `slack` is by default what FP32 arithmetic before it may add to the rounding
+    of a 16-bit result, which both have in common: 2^-24.
     """
     bad = [e for e in errors if e.kernel > 2 * max(e.pytorch, torch.finfo(e.dtype).eps / 2)]
     assert not bad, "\n".join(f"{e.case}: error {e.kernel:.3g}, PyTorch's {e.pytorch:.3g}" for e in bad)
@@ -118,7 +118,8 @@ def judge(errors: list[Error]) -> None:
     pytorch = sum(e.pytorch for e in errors) / len(errors)
     print(f"{len(errors)} cases: mean error {kernel:.4g}, PyTorch's {pytorch:.4g}; "
           f"worst ratio {max(e.kernel / max(e.pytorch, 1e-30) for e in errors):.2f}")
-    slack = 0.0 if errors[0].dtype == torch.float32 else 2**-24
+    if slack is None:
+        slack = 0.0 if errors[0].dtype == torch.float32 else 2**-24
     assert kernel <= pytorch + slack, f"mean error {kernel:.6g}, PyTorch's {pytorch:.6g}"
 
 
@@ -264,24 +265,29 @@ def patch_tokens(x, weight, bias, gamma, beta) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_patch_embed(dtype, monkeypatch):
+    """FP32 tensors in, `dtype` out: against PyTorch that does all of it in FP32 and then rounds the result to `dtype`.
+
+    A 16-bit result's factors are sums of two numbers of that type, 22 (FP16) or 16 (BF16) bits in all. What that loses is
+    at most 2^-9 of what rounding the result to `dtype` does; LayerNorm's differences enlarge it, four times here.
+    """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # FP32 convolutions are to be FP32
     errors = []
     for batch, in_channels, height, width, patch_size, channels in PATCH_SHAPES:
         for data in ("normal", "constant", "misaligned"):
-            x = draw((batch, in_channels, height, width), dtype, "normal", seed=height)
+            x = draw((batch, in_channels, height, width), torch.float32, "normal", seed=height)
             if data == "constant":  # tokens all alike, and a large mean in front of the bias
                 x = torch.full_like(x, 7.3)
-            weight = draw((channels, in_channels, patch_size, patch_size), dtype, "normal", seed=1).float()
-            bias = draw((channels,), dtype, "normal", seed=2).float()
-            parts = (weight, bias, *parameters(channels, dtype, seed=3))
+            weight = draw((channels, in_channels, patch_size, patch_size), torch.float32, "normal", seed=1)
+            bias = draw((channels,), torch.float32, "normal", seed=2)
+            parts = (weight, bias, *parameters(channels, torch.float32, seed=3))
             misaligned = data == "misaligned"
             out = Output((batch, height * width // patch_size**2, channels), dtype, int(misaligned))
             kernels.patch_embed(misalign(x) if misaligned else x, *parts, out.tensor, EPSILON)
-            pytorch = patch_tokens(x, *(part.to(dtype) for part in parts))
+            pytorch = patch_tokens(x, *parts).to(dtype)
             name = f"[{batch}, {in_channels}, {height}x{width}] patch {patch_size}, {channels} channels, {data}"
             exact = patch_tokens(x.double(), *(part.double() for part in parts))
             errors.append(error_of(name, [out.checked()], [pytorch], [exact]))
-    judge(errors)
+    judge(errors, slack=0.0 if dtype == torch.float32 else torch.finfo(dtype).eps / 256)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from utils import run_script  # noqa: E402
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"
 SUFFIX = "_patch_embedding"
+FP32 = 0  # y_type: FP32 here, which to_fp16.py changes; the image that the node reads is FP32 in every graph
 
 
 def add_patch_embedding(graph: gs.Graph) -> Report:
@@ -48,7 +49,7 @@ def add_patch_embedding(graph: gs.Graph) -> Report:
         weight = values(conv.inputs[1])
         bias = values(conv.inputs[2]) if len(conv.inputs) > 2 else np.zeros(len(weight))
         plugin_node(graph, "SwinPatchEmbed", norm.name, [conv.inputs[0], weight, bias, norm.gamma, norm.beta],
-                    [norm.y], epsilon=norm.epsilon, patch_size=patch_size)
+                    [norm.y], epsilon=norm.epsilon, patch_size=patch_size, y_type=FP32)
         report.replaced += 1
     return report
 

@@ -183,6 +183,7 @@ EXPANSIONS = {
 
 
 LARGE_WEIGHT = 1024  # elements
+Y_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)  # what SwinPatchEmbed's y_type stands for
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
@@ -238,6 +239,8 @@ def expand(model: onnx.ModelProto) -> onnx.ModelProto:
             raise UserError(f"{node.name}: {node.op_type} has no reference meaning; add one to {Path(__file__).name}")
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         element_type = types.get(node.input[0]) or TensorProto.FLOAT
+        if "y_type" in attributes:  # SwinPatchEmbed
+            element_type = Y_TYPES[attributes["y_type"]]
         inputs = [name if types.get(name, element_type) == TensorProto.FLOAT
                   else ops.op("Cast", name, to=TensorProto.FLOAT) for name in node.input if name]
         for name, output in zip(EXPANSIONS[node.op_type](ops, attributes, *inputs), node.output):

@@ -5,6 +5,7 @@
 Patch first, convert last: the other scripts take FP32 graphs only. What stays FP32:
   - LayerNorm and F.normalize where they are written out in operators, because their squares overflow and an epsilon of
     1e-12 is zero in FP16 (one LayerNormalization node is FP16: what runs it accumulates in FP32);
+  - the image that SwinPatchEmbed reads, whose rounding would be most of an FP16 model's error: its y alone is FP16;
   - the parameters of plugin nodes (gamma, beta, bias, logit_scale, the patch embedding's weight), as their contract
     says; SwinLinear's weight and bias become FP16;
   - what --fp32 names: `head` (pooling and classifier, a few microseconds; without it each logit is rounded to FP16),
@@ -41,6 +42,7 @@ SUFFIX = "_fp16"
 
 ISLANDS = {"head": head, "gelu": gelu_nodes, "softmax": softmaxes}
 FP32_BY_DEFAULT = "head"
+FP16 = 1  # y_type of SwinPatchEmbed
 LARGEST = float(np.finfo(np.float16).max)
 # Of the largest logit. FP16 rounds to 2^-11 = 5e-4 at each of about a hundred steps; a lost bias or an overflow costs
 # far more than this.
@@ -74,8 +76,9 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
     if precision != "fp32":
         raise UserError(f"is in {precision.upper()} already; give the FP32 graph")
     graph = tidy(model)
-    kept = {node.name for nodes in (written_out_normalisations(graph), *(ISLANDS[name](graph) for name in fp32))
-            for node in nodes}
+    embeddings = {node.name for node in graph.nodes if node.op == "SwinPatchEmbed"}
+    left = (written_out_normalisations(graph), *(ISLANDS[name](graph) for name in fp32))
+    kept = embeddings | {node.name for nodes in left for node in nodes}
     parameters = _parameters(graph)
     _refuse_overflow(graph, kept, parameters)
     _own_constants(graph, kept)
@@ -86,7 +89,9 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
         if tensor.name in parameters:
             tensor.values = parameters[tensor.name]
     _drop_casts(fp16)
-    result = exported(fp16)
+    for node in [node for node in fp16.nodes if node.name in embeddings]:
+        _give_fp16(node)
+    result = exported(fp16.cleanup().toposort())
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     onnx.checker.check_model(result)
     return result
@@ -136,6 +141,16 @@ def _drop_casts(graph: gs.Graph) -> None:
         else:
             replace_uses(node.outputs[0], original)
     graph.cleanup().toposort()
+
+
+def _give_fp16(embedding: gs.Node) -> None:
+    """Let a SwinPatchEmbed that stayed FP32 give FP16 itself, in the stead of the Cast after it."""
+    (tokens,) = embedding.outputs
+    cast = next((node for node in tokens.outputs if node.op == "Cast" and node.attrs["to"] == TensorProto.FLOAT16), None)
+    if cast is not None and len(tokens.outputs) == 1:
+        embedding.attrs["y_type"] = FP16
+        embedding.outputs = [cast.outputs[0]]
+        cast.outputs.clear()
 
 
 def largest_activation(model: onnx.ModelProto, images: np.ndarray) -> tuple[str, float]:

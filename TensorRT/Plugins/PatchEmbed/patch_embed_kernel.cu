@@ -3,13 +3,14 @@
 //   nvcc -std=c++17 -O3 -arch=sm_90 -I.. -c patch_embed_kernel.cu
 //
 // A convolution whose stride is its size is a matrix product: a token is a patch of K = in_channels * P^2 pixels times
-// weight^T [K, channels]. Sums, bias and LayerNorm are FP32, and nothing is rounded before the result.
+// weight^T [K, channels]. The image, sums, bias and LayerNorm are FP32.
 //
-// Two kernels compute the same:
-//   plain_patch_embed        FP32 arithmetic. FP32 tensors, BF16 before sm_80, and whatever the other does not take.
-//   tensor_core_patch_embed  FP16, and BF16 from sm_80 on: RGB, patches of 4, channels 32, 64, 96, 128 or 192, image
-//                            width a multiple of 8, aligned pointers. A warp makes 16 tokens, whole rows of which lie
-//                            in its accumulators.
+// Two kernels:
+//   plain_patch_embed        FP32 arithmetic: for FP32 results, BF16 before sm_80, and whatever the other does not take.
+//   tensor_core_patch_embed  FP16 results, and BF16 from sm_80 on: RGB, patches of 4, channels 32, 64, 96, 128 or 192,
+//                            image width a multiple of 8, aligned pointers. A warp makes 16 tokens, whole rows of which
+//                            lie in its accumulators. Each factor is the sum of two 16-bit numbers (Split), so that
+//                            the image, whose rounding would be most of a network's FP16 error, is not rounded.
 #include "patch_embed_kernel.h"
 
 #include <climits>
@@ -22,7 +23,7 @@ namespace swin {
 namespace {
 
 struct PatchEmbedArguments {
-    const void* x;
+    const float* x;
     const float* weight;
     const float* bias;
     const float* gamma;
@@ -51,7 +52,6 @@ __global__ void __launch_bounds__(256) plain_patch_embed(const PatchEmbedArgumen
     const int live = static_cast<int>(min(static_cast<long long>(TOKENS), a.tokens - first_token));
     const int columns = a.width / patch;
     const int tokens_of_image = a.height / patch * columns;
-    const T* x = static_cast<const T*>(a.x);
 
     for (int i = threadIdx.x; i < depth * TOKENS; i += blockDim.x) {
         const int k = i / TOKENS, token = i % TOKENS;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(256) plain_patch_embed(const PatchEmbedArgumen
         const long long row = static_cast<long long>(place / columns) * patch + pixel / patch;
         const int column = place % columns * patch + pixel % patch;
         const long long at = ((image * a.in_channels + channel) * a.height + row) * a.width + column;
-        pixels[i] = token < live ? to_float(x[at]) : 0.0f;
+        pixels[i] = token < live ? a.x[at] : 0.0f;
     }
     __syncthreads();
 
@@ -143,7 +143,7 @@ template <class T> int launch_plain(const PatchEmbedArguments& a, cudaStream_t s
 // fragments stands for is free, and chosen so that a thread moves 16 bytes at a time. With quad = lane / 4 and
 // place = lane % 4:
 //   A rows quad and quad + 8 are the neighbouring tokens 2 * quad and 2 * quad + 1; a step of depth 16 is one colour,
-//     and columns 2 * place, + 1, + 8, + 9 are the four pixels of row `place` of the patch: one load of 16 bytes;
+//     and columns 2 * place, + 1, + 8, + 9 are the four pixels of row `place` of the patch: one load of 16 bytes a token;
 //   B columns of accumulator n are channels such that accumulators 4g to 4g + 3 give a thread the eight channels from
 //     32 * g + 8 * place on of both tokens: one store of 16 bytes each.
 constexpr int kColours = 3;
@@ -163,14 +163,27 @@ __device__ __forceinline__ void read_8(const float* address, float (&value)[8]) 
     }
 }
 
+// Two FP32 numbers as a pair of high parts, rounded to T, and a pair of what that lost, rounded to T. For FP16 the numbers
+// must be within its range: beyond 65504 the parts are infinite and their sum NaN.
+template <class T> struct Split {
+    uint32_t high, low;
+
+    __device__ __forceinline__ Split(float first, float second) {
+        high = Packed<T>::pack(first, second);
+        const float2 rounded = Packed<T>::unpack(high);
+        low = Packed<T>::pack(first - rounded.x, second - rounded.y);
+    }
+};
+
 // The second bound, blocks of a multiprocessor, gives the compiler the registers that 16 tokens need.
 template <class T, int GROUPS>
-__global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 4 : 3)
+__global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 3 : 2)
     tensor_core_patch_embed(const PatchEmbedArguments a) {
     using P = Packed<T>;
     constexpr int CHANNELS = 32 * GROUPS;
     constexpr int BLOCKS = 4 * GROUPS;  // accumulators, of 8 channels
-    __shared__ uint2 weight[kColours][BLOCKS][kWarp];  // B fragments
+    __shared__ uint2 weight[kColours][BLOCKS][kWarp];       // B fragments: high parts
+    __shared__ uint2 weight_rest[kColours][BLOCKS][kWarp];  // and low parts
     __shared__ alignas(16) float parameters[3][CHANNELS];  // bias, gamma, beta
     const int lane = threadIdx.x % kWarp;
     const int quad = lane / 4, place = lane % 4;
@@ -178,24 +191,25 @@ __global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 4 : 3)
     const long long plane = static_cast<long long>(a.height) * a.width;
     const int tiles = static_cast<int>((a.tokens + kTileTokens - 1) / kTileTokens);
     const int stride = gridDim.x * kWarps;
-    const T* x = static_cast<const T*>(a.x);
     T* y = static_cast<T*>(a.y);
 
     // The pixels of tokens 2 * quad and 2 * quad + 1 of a tile; past the last tile or token those of the last.
-    const auto load = [&](int tile, uint4(&pixels)[kColours]) {
+    const auto load = [&](int tile, float4(&pixels)[kColours][2]) {
         const long long wanted = static_cast<long long>(tile) * kTileTokens + 2 * quad;
         const unsigned token = static_cast<unsigned>(min(wanted, a.tokens - 2));
         const unsigned token_row = token / columns, column = token - token_row * columns;
         const unsigned image = token_row / rows, row = token_row - image * rows;
-        const T* from = x + image * kColours * plane + static_cast<long long>(row * kPatch + place) * a.width
+        const float* from = a.x + image * kColours * plane + static_cast<long long>(row * kPatch + place) * a.width
             + column * kPatch;
 #pragma unroll
         for (int colour = 0; colour < kColours; ++colour) {
-            pixels[colour] = __ldg(reinterpret_cast<const uint4*>(from + colour * plane));
+            const float4* both = reinterpret_cast<const float4*>(from + colour * plane);
+            pixels[colour][0] = __ldg(both);
+            pixels[colour][1] = __ldg(both + 1);
         }
     };
 
-    uint4 next[kColours];
+    float4 next[kColours][2];
     int tile = blockIdx.x * kWarps + threadIdx.x / kWarp;
     load(tile, next);
 
@@ -205,7 +219,9 @@ __global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 4 : 3)
         const int channel = n / 4 * 32 + slot / 2 * 8 + n % 4 * 2 + slot % 2;
         const float4 w = __ldg(reinterpret_cast<const float4*>(
             a.weight + (channel * kColours + colour) * kPixels + holder % 4 * kPatch));
-        weight[colour][n][holder] = make_uint2(P::pack(w.x, w.y), P::pack(w.z, w.w));
+        const Split<T> left(w.x, w.y), right(w.z, w.w);
+        weight[colour][n][holder] = make_uint2(left.high, right.high);
+        weight_rest[colour][n][holder] = make_uint2(left.low, right.low);
     }
     for (int i = threadIdx.x; i < CHANNELS; i += blockDim.x) {
         parameters[0][i] = __ldg(a.bias + i);
@@ -215,9 +231,12 @@ __global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 4 : 3)
     __syncthreads();
 
     for (; tile < tiles; tile += stride) {
-        uint4 pixels[kColours];
+        float4 pixels[kColours][2];
 #pragma unroll
-        for (int colour = 0; colour < kColours; ++colour) pixels[colour] = next[colour];
+        for (int colour = 0; colour < kColours; ++colour) {
+            pixels[colour][0] = next[colour][0];
+            pixels[colour][1] = next[colour][1];
+        }
         load(tile + stride, next);
 
         float sums[BLOCKS][4];
@@ -230,11 +249,16 @@ __global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 4 : 3)
         }
 #pragma unroll
         for (int colour = 0; colour < kColours; ++colour) {
-            const uint32_t fragment[4] = {pixels[colour].x, pixels[colour].z, pixels[colour].y, pixels[colour].w};
+            const float4 first = pixels[colour][0], second = pixels[colour][1];
+            const Split<T> a0(first.x, first.y), a1(second.x, second.y), a2(first.z, first.w), a3(second.z, second.w);
+            const uint32_t high[4] = {a0.high, a1.high, a2.high, a3.high};
+            const uint32_t low[4] = {a0.low, a1.low, a2.low, a3.low};
 #pragma unroll
-            for (int n = 0; n < BLOCKS; ++n) {
-                const uint2 w = weight[colour][n][lane];
-                P::multiply(sums[n], fragment, w.x, w.y, sums[n]);
+            for (int n = 0; n < BLOCKS; ++n) {  // low times low is below FP32's own rounding
+                const uint2 w = weight[colour][n][lane], rest = weight_rest[colour][n][lane];
+                P::multiply(sums[n], low, w.x, w.y, sums[n]);
+                P::multiply(sums[n], high, rest.x, rest.y, sums[n]);
+                P::multiply(sums[n], high, w.x, w.y, sums[n]);
             }
         }
 
@@ -317,8 +341,8 @@ template <class T> int launch_16_bit(const PatchEmbedArguments& a, int first_maj
 }  // namespace
 }  // namespace swin
 
-int swin_patch_embed(const void* x, const float* weight, const float* bias, const float* gamma, const float* beta,
-    void* y, int type, int batch, int in_channels, int height, int width, int patch_size, int channels, float epsilon,
+int swin_patch_embed(const float* x, const float* weight, const float* bias, const float* gamma, const float* beta,
+    void* y, int y_type, int batch, int in_channels, int height, int width, int patch_size, int channels, float epsilon,
     cudaStream_t stream) {
     const bool valid = batch >= 0 && in_channels > 0 && patch_size > 0 && height > 0 && width > 0
         && height % patch_size == 0 && width % patch_size == 0 && channels > 0 && channels <= SWIN_MAX_WIDTH
@@ -332,7 +356,7 @@ int swin_patch_embed(const void* x, const float* weight, const float* bias, cons
     }
     const swin::PatchEmbedArguments a{x, weight, bias, gamma, beta, y, batch * tokens_of_image, in_channels, height,
         width, patch_size, channels, epsilon};
-    switch (type) {
+    switch (y_type) {
     case SWIN_FP32: return swin::launch_plain<float>(a, stream);
     case SWIN_FP16: return swin::launch_16_bit<__half>(a, 7, stream);
     case SWIN_BF16: return swin::launch_16_bit<__nv_bfloat16>(a, 8, stream);

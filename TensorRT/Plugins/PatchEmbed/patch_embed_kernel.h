@@ -10,12 +10,13 @@
 extern "C" {
 #endif
 
-// x [batch, in_channels, height, width] -> y [batch, height/P * width/P, channels], both of `type`:
+// x [batch, in_channels, height, width] -> y [batch, height/P * width/P, channels]:
 // y = LN(conv(x, weight, stride P) + bias) * gamma + beta, P = patch_size, which divides height and width.
-// weight [channels, in_channels, P, P], bias, gamma and beta [channels] are FP32 (for 16-bit types the tensor cores
-// take the weight rounded to `type`). Returns a cudaError_t: see swin_types.h.
-int swin_patch_embed(const void* x, const float* weight, const float* bias, const float* gamma, const float* beta,
-    void* y, int type, int batch, int in_channels, int height, int width, int patch_size, int channels, float epsilon,
+// All are FP32 but y, which is of y_type (SwinType). weight [channels, in_channels, P, P]; bias, gamma, beta [channels].
+// For 16-bit y, x and weight may be multiplied as sums of two numbers of y_type each: for FP16 they must be within its
+// range (beyond, y is NaN). Returns a cudaError_t: see swin_types.h.
+int swin_patch_embed(const float* x, const float* weight, const float* bias, const float* gamma, const float* beta,
+    void* y, int y_type, int batch, int in_channels, int height, int width, int patch_size, int channels, float epsilon,
     cudaStream_t stream);
 
 #ifdef __cplusplus

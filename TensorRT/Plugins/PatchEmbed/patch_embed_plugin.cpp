@@ -8,16 +8,21 @@ using namespace swin;
 
 struct PatchEmbedOp : Operator {
     static constexpr const char* kName = "SwinPatchEmbed";
-    static constexpr Input kInputs[] = {{"x", Type::kActivation}, {"weight", Type::kFp32}, {"bias", Type::kFp32},
+    static constexpr Input kInputs[] = {{"x", Type::kFp32}, {"weight", Type::kFp32}, {"bias", Type::kFp32},
         {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
     static constexpr int kRequired = 5;
 
     struct Attributes {
         float epsilon;
         int32_t patch_size;
+        int32_t y_type;  // SWIN_FP32 or SWIN_FP16
     };
-    static constexpr Field<Attributes> kFields[]
-        = {{"epsilon", &Attributes::epsilon}, {"patch_size", &Attributes::patch_size}};
+    static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon},
+        {"patch_size", &Attributes::patch_size}, {"y_type", &Attributes::y_type}};
+
+    static Type output_type(const Attributes& attributes, int /* output */) {
+        return attributes.y_type == SWIN_FP16 ? Type::kFp16 : Type::kFp32;
+    }
 
     static SymbolicShape output_shape(
         const Attributes& attributes, int /* output */, const std::vector<SymbolicShape>& inputs) {
@@ -29,6 +34,9 @@ struct PatchEmbedOp : Operator {
     static void check(const Attributes& attributes, const Inputs& inputs) {
         const int64_t patch = attributes.patch_size;
         if (patch < 1) throw Refusal("patch_size is " + std::to_string(patch) + " instead of 1 or more");
+        if (attributes.y_type != SWIN_FP32 && attributes.y_type != SWIN_FP16) {
+            throw Refusal("y_type is " + std::to_string(attributes.y_type) + " instead of 0 (FP32) or 1 (FP16)");
+        }
         const Shape& x = inputs[0];
         expect_rank("x", x, 4);
         expect_rank("weight", inputs[1], 4);
@@ -49,8 +57,8 @@ struct PatchEmbedOp : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const auto size = [&](int input, int axis) { return static_cast<int>(call.shapes[input].sizes[axis]); };
-        return swin_patch_embed(call.input(0), call.parameter(1), call.parameter(2), call.parameter(3),
-            call.parameter(4), call.outputs[0], call.type, size(0, 0), size(0, 1), size(0, 2), size(0, 3),
+        return swin_patch_embed(call.parameter(0), call.parameter(1), call.parameter(2), call.parameter(3),
+            call.parameter(4), call.outputs[0], attributes.y_type, size(0, 0), size(0, 1), size(0, 2), size(0, 3),
             attributes.patch_size, size(1, 0), attributes.epsilon, call.stream);
     }
 };

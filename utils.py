@@ -299,6 +299,7 @@ def reference_batch(model: str, batch: int, img_size: int, fp32_logits: Callable
 # --- ONNX files ----------------------------------------------------------------------------------------------
 
 PLUGIN_DOMAIN = "swin"  # of the nodes that the TensorRT plugins implement
+FP32_LAYER = "/fp32"  # ends the names of nodes that stay FP32 in an FP16 graph by choice
 
 
 def load_onnx(path: str | Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from build_log import BuildLog
 from trt_runtime import LOGGER, TRT_MAJOR, load_plugins, require_gpu, trt
 
-from utils import UserError, existing_file, shown, whole_file
+from utils import FP32_LAYER, UserError, existing_file, shown, whole_file
 
 # Batches of the optimization profile where no shapes are given.
 DEFAULT_BATCHES = {"minShapes": 1, "optShapes": 32, "maxShapes": 128}
@@ -76,9 +76,11 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
         if arguments.stronglyTyped:
             raise UserError(f"--stronglyTyped: TensorRT {trt.__version__} has no strongly typed networks; use --fp16")
         if arguments.fp16:
-            # Permission is all that 8.6 takes: before the build it knows every tensor between layers as FP32, so layers
-            # cannot be bound to the graph's types here (binding them ran the FP16 graph's products in FP32).
+            # A permission: before the build 8.6 knows every tensor between layers as FP32, so layers cannot be bound to
+            # the graph's types here (binding them ran the FP16 graph's products in FP32). Names tell it what to leave.
             config.set_flag(trt.BuilderFlag.FP16)
+            config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+            _keep_fp32(network)
         if arguments.int8:
             config.set_flag(trt.BuilderFlag.INT8)
             if arguments.calib:
@@ -110,6 +112,15 @@ def _calibrator(path: Path) -> trt.IInt8EntropyCalibrator2:
             """What was calibrated anew, which is nothing: the file stays as it is."""
 
     return FromCache()
+
+
+def _keep_fp32(network: trt.INetworkDefinition) -> None:
+    """Bind the layers to FP32 that to_fp16.py left in FP32 by choice: their names end in FP32_LAYER."""
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.name.endswith(FP32_LAYER) and layer.type not in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE):
+            layer.precision = trt.DataType.FLOAT
+            for i in range(layer.num_outputs):
+                layer.set_output_type(i, trt.DataType.FLOAT)
 
 
 def _optimization_profile(builder: trt.Builder, tensor: trt.ITensor, arguments: Namespace) -> trt.IOptimizationProfile:

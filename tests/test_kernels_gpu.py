@@ -108,11 +108,15 @@ def error_of(case: str, outputs: list, pytorch: list, reference: list) -> Error:
 def judge(errors: list[Error], slack: float | None = None) -> None:
     """At most twice PyTorch's error in every case, at most PyTorch's error plus `slack` on average.
 
-    In a short row PyTorch may be luckier than rounding the result allows anybody to count on: where it is, half a unit
-    in the last place takes its error's stead. `slack` is by default what FP32 arithmetic before it may add to the rounding
-    of a 16-bit result, which both have in common: 2^-24.
+    In a short row PyTorch may be luckier than arithmetic allows anybody to count on. What any result may be off by
+    there: half a unit in the last place, and in FP32, where a row's scale and the value that it gives are rounded
+    likewise, three halves. `slack` is by default what that FP32 arithmetic may add to the rounding of a 16-bit result, which
+    both have in common: 2^-24.
     """
-    bad = [e for e in errors if e.kernel > 2 * max(e.pytorch, torch.finfo(e.dtype).eps / 2)]
+    def allowed(e: Error) -> float:
+        return max(2 * e.pytorch, (1.5 if e.dtype == torch.float32 else 0.5) * torch.finfo(e.dtype).eps)
+
+    bad = [e for e in errors if e.kernel > allowed(e)]
     assert not bad, "\n".join(f"{e.case}: error {e.kernel:.3g}, PyTorch's {e.pytorch:.3g}" for e in bad)
     kernel = sum(e.kernel for e in errors) / len(errors)
     pytorch = sum(e.pytorch for e in errors) / len(errors)
@@ -267,8 +271,8 @@ def patch_tokens(x, weight, bias, gamma, beta) -> torch.Tensor:
 def test_patch_embed(dtype, monkeypatch):
     """FP32 tensors in, `dtype` out: against PyTorch that does all of it in FP32 and then rounds the result to `dtype`.
 
-    A 16-bit result's factors are sums of two numbers of that type, 22 (FP16) or 16 (BF16) bits in all. What that loses is
-    at most 2^-9 of what rounding the result to `dtype` does; LayerNorm's differences enlarge it, four times here.
+    A 16-bit result's factors are sums of two numbers of that type, 22 (FP16) or 16 (BF16) bits in all. What that loses
+    is at most 2^-9 of what rounding the result to `dtype` does; LayerNorm's differences enlarge it, four times here.
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # FP32 convolutions are to be FP32
     errors = []
@@ -474,7 +478,7 @@ def linear_errors(cases, dtype) -> list[Error]:
             out = Output((case.rows, case.out_features), dtype, int(case.misaligned))
             kernels.linear(*given, out.tensor, case.epilogue == "gelu")
             got.append(out.checked())
-            same.append(linear_formula(*tensors, case.epilogue))
+            same.append(linear_formula(*given, case.epilogue))  # misaligned, PyTorch's product is another one too
             exact.append(linear_formula(*(None if t is None else t.double() for t in tensors), case.epilogue))
         errors.append(error_of(str(case), *([torch.cat(parts)] for parts in (got, same, exact))))
     return errors

@@ -84,7 +84,7 @@ def patch_merge(x, gamma, beta, y, height: int, width: int, epsilon: float) -> N
 
 
 def patch_embed(x, weight, bias, gamma, beta, y, epsilon: float) -> None:
-    """x [B, Ci, H, W] -> y [B, H/P * W/P, C] = LN(conv(x, weight, stride P) + bias); weight [C, Ci, P, P]; FP32 but y"""
+    """x [B, Ci, H, W] -> y [B, H/P * W/P, C] = LN(conv(x, weight, stride P) + bias); all but y FP32."""
     batch, in_channels, height, width = x.shape
     call("swin_patch_embed", x, weight, bias, gamma, beta, y, TYPES[y.dtype], batch, in_channels, height, width,
          weight.shape[-1], weight.shape[0], epsilon)

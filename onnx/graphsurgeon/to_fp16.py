@@ -9,7 +9,8 @@ Patch first, convert last: the other scripts take FP32 graphs only. What stays F
   - the parameters of plugin nodes (gamma, beta, bias, logit_scale, the patch embedding's weight), as their contract
     says; SwinLinear's weight and bias become FP16;
   - what --fp32 names: `head` (pooling and classifier, a few microseconds; without it each logit is rounded to FP16),
-    `gelu`, `softmax` (scores, bias and mask too), or `none`.
+    `gelu`, `softmax` (scores, bias and mask too), or `none`. The names of these nodes end in /fp32, which build_engine.py
+    binds to FP32 under TensorRT 8.6: there the graph's own types are no more than a hint.
 
 The conversion is onnxruntime's convert_float_to_float16. Here are chosen the nodes it leaves alone, and removed the
 pairs of Cast that it puts between two of them. A weight beyond FP16's range is an error, not clamped.
@@ -34,7 +35,7 @@ from surgeon import add_file_arguments, check, read, save, target_of  # noqa: E4
 from tidy import exported, image_input, producer, replace_uses, session, tidy, values  # noqa: E402
 
 from data.photo_crops import held_out_batch  # noqa: E402
-from utils import PLUGIN_DOMAIN, UserError, choices, onnx_precision, run_script, shown  # noqa: E402
+from utils import FP32_LAYER, PLUGIN_DOMAIN, UserError, choices, onnx_precision, run_script, shown  # noqa: E402
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"
@@ -77,8 +78,8 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
         raise UserError(f"is in {precision.upper()} already; give the FP32 graph")
     graph = tidy(model)
     embeddings = {node.name for node in graph.nodes if node.op == "SwinPatchEmbed"}
-    left = (written_out_normalisations(graph), *(ISLANDS[name](graph) for name in fp32))
-    kept = embeddings | {node.name for nodes in left for node in nodes}
+    chosen = {node.name for name in fp32 for node in ISLANDS[name](graph)}
+    kept = embeddings | chosen | {node.name for node in written_out_normalisations(graph)}
     parameters = _parameters(graph)
     _refuse_overflow(graph, kept, parameters)
     _own_constants(graph, kept)
@@ -91,6 +92,9 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
     _drop_casts(fp16)
     for node in [node for node in fp16.nodes if node.name in embeddings]:
         _give_fp16(node)
+    for node in fp16.nodes:
+        if node.name in chosen:
+            node.name += FP32_LAYER
     result = exported(fp16.cleanup().toposort())
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     onnx.checker.check_model(result)
@@ -146,11 +150,11 @@ def _drop_casts(graph: gs.Graph) -> None:
 def _give_fp16(embedding: gs.Node) -> None:
     """Let a SwinPatchEmbed that stayed FP32 give FP16 itself, in the stead of the Cast after it."""
     (tokens,) = embedding.outputs
-    cast = next((node for node in tokens.outputs if node.op == "Cast" and node.attrs["to"] == TensorProto.FLOAT16), None)
-    if cast is not None and len(tokens.outputs) == 1:
+    (reader, *others) = tokens.outputs
+    if reader.op == "Cast" and reader.attrs["to"] == TensorProto.FLOAT16 and not others:
         embedding.attrs["y_type"] = FP16
-        embedding.outputs = [cast.outputs[0]]
-        cast.outputs.clear()
+        embedding.outputs = [reader.outputs[0]]
+        reader.outputs.clear()
 
 
 def largest_activation(model: onnx.ModelProto, images: np.ndarray) -> tuple[str, float]:

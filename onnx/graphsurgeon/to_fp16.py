@@ -9,8 +9,10 @@ Patch first, convert last: the other scripts take FP32 graphs only. What stays F
   - the parameters of plugin nodes (gamma, beta, bias, logit_scale, the patch embedding's weight), as their contract
     says; SwinLinear's weight and bias become FP16;
   - what --fp32 names: `head` (pooling and classifier, a few microseconds; without it each logit is rounded to FP16),
-    `gelu`, `softmax` (scores, bias and mask too), or `none`. The names of these nodes end in /fp32, which build_engine.py
-    binds to FP32 under TensorRT 8.6: there the graph's own types are no more than a hint.
+    `gelu`, `softmax` (scores, bias and mask too), or `none`.
+
+To TensorRT 8.6 types are no more than hints. So the attribute fp16 of a plugin node binds it to FP16, and the names of
+the nodes that --fp32 chose end in /fp32, which binds them to FP32 in build_engine.py.
 
 The conversion is onnxruntime's convert_float_to_float16. Here are chosen the nodes it leaves alone, and removed the
 pairs of Cast that it puts between two of them. A weight beyond FP16's range is an error, not clamped.
@@ -95,6 +97,8 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
     for node in fp16.nodes:
         if node.name in chosen:
             node.name += FP32_LAYER
+        if node.domain == PLUGIN_DOMAIN and node.name not in embeddings:
+            node.attrs["fp16"] = 1
     result = exported(fp16.cleanup().toposort())
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     onnx.checker.check_model(result)

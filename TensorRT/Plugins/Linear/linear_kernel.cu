@@ -213,11 +213,15 @@ private:
 
 // --- which of them ---------------------------------------------------------------------------------------------------
 
+bool aligned(const Linear& a) {
+    return aligned16(a.x) && aligned16(a.weight) && aligned16(a.bias) && aligned16(a.residual) && aligned16(a.y);
+}
+
 template <class T> int run(const Linear& a) {
-    if (!Cublas::current().run(a)) {
+    if (!aligned(a) || !Cublas::current().run(a)) {
         launch_plain<T>(a);
     } else if (a.gelu) {
-        const bool vectors = aligned16(a.y) && a.rows * a.out_features % kVector<T> == 0;
+        const bool vectors = a.rows * a.out_features % kVector<T> == 0;
         vectors ? launch_gelu<T, kVector<T>>(a) : launch_gelu<T, 1>(a);
     }
     return cudaGetLastError();
@@ -226,8 +230,7 @@ template <class T> int run(const Linear& a) {
 // FP16 on Hopper has a product of its own, for shapes that its copies can take.
 int run_half(const Linear& a) {
     const bool fits = linear_sm90 != nullptr && a.rows <= INT_MAX - 128 && a.in_features % 8 == 0
-        && a.out_features % 8 == 0 && aligned16(a.x) && aligned16(a.weight) && aligned16(a.bias)
-        && aligned16(a.residual) && aligned16(a.y);
+        && a.out_features % 8 == 0 && aligned(a);
     int device = 0, major = 0, minor = 0, multiprocessors = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);

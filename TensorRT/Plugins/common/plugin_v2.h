@@ -14,12 +14,27 @@ namespace swin {
 
 using Creator = nvinfer1::IPluginCreator;
 
+// An optional attribute of every node, 1 in an FP16 graph.
+constexpr const char* kFp16Field = "fp16";
+
+inline bool wants_fp16(const nvinfer1::PluginFieldCollection& collection) {
+    for (int i = 0; i < collection.nbFields; ++i) {
+        const nvinfer1::PluginField& field = collection.fields[i];
+        if (field.data != nullptr && std::strcmp(field.name, kFp16Field) == 0) {
+            return *static_cast<const int32_t*>(field.data) != 0;
+        }
+    }
+    return false;
+}
+
 template <class Op> class Plugin final : public nvinfer1::IPluginV2DynamicExt {
 public:
     using Attributes = typename Op::Attributes;
     static_assert(std::is_trivially_copyable<Attributes>::value, "serialised as bytes");
 
-    Plugin(std::string layer, const Attributes& attributes) : layer_(std::move(layer)), attributes_(attributes) {}
+    // fp16: activations must be FP16. What the graph says is otherwise a hint to 8.6, which takes the faster type.
+    Plugin(std::string layer, const Attributes& attributes, bool fp16)
+        : layer_(std::move(layer)), attributes_(attributes), fp16_(fp16) {}
 
     // --- IPluginV2DynamicExt ---
 
@@ -42,6 +57,8 @@ public:
         } catch (const std::exception&) {
             return false;  // logged by getOutputDimensions
         }
+        const Type type = position < inputs ? Op::kInputs[position].type : Op::output_type(attributes_, position - inputs);
+        if (fp16_ && type == Type::kActivation && tensors[position].type != nvinfer1::DataType::kHALF) return false;
         return supports_format<Op>(attributes_, position, inputs, [&](int i) -> const auto& { return tensors[i]; });
     }
 
@@ -76,7 +93,7 @@ public:
     void terminate() noexcept override {}
     size_t getSerializationSize() const noexcept override { return sizeof(Serialized); }
     void serialize(void* buffer) const noexcept override {
-        const Serialized bytes{attributes_, inputs_};
+        const Serialized bytes{attributes_, inputs_, fp16_};
         std::memcpy(buffer, &bytes, sizeof(bytes));
     }
     void destroy() noexcept override { delete this; }
@@ -92,7 +109,7 @@ public:
                 + std::to_string(sizeof(bytes)) + "; build the engine again with this plugin library");
         }
         std::memcpy(&bytes, data, length);
-        Plugin* plugin = new Plugin(std::move(layer), bytes.attributes);
+        Plugin* plugin = new Plugin(std::move(layer), bytes.attributes, bytes.fp16 != 0);
         plugin->inputs_ = bytes.inputs;
         return plugin;
     }
@@ -101,6 +118,7 @@ private:
     struct Serialized {
         Attributes attributes;
         int32_t inputs;
+        int32_t fp16;
     };
 
     template <class Result, class Body> Result guard(Result failure, const Body& body) const noexcept {
@@ -110,12 +128,14 @@ private:
     std::string layer_;  // for messages
     std::string namespace_ = kNamespace;
     Attributes attributes_;
+    bool fp16_;
     int32_t inputs_ = Op::kRequired;  // enqueue is not told how many there are
 };
 
 template <class Op> class OpCreator final : public Creator {
 public:
     OpCreator() : fields_(fields_of<Op>(nullptr)) {
+        fields_.emplace_back(kFp16Field, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
         names_.nbFields = static_cast<int32_t>(fields_.size());
         names_.fields = fields_.data();
     }
@@ -130,7 +150,7 @@ public:
         const char* layer, const nvinfer1::PluginFieldCollection* fields) noexcept override {
         const std::string name = name_or_empty(layer);
         return guarded<Plugin<Op>*>(Op::kName, name, nullptr,
-            [&] { return new Plugin<Op>(name, read_attributes<Op>(*fields)); });
+            [&] { return new Plugin<Op>(name, read_attributes<Op>(*fields), wants_fp16(*fields)); });
     }
 
     nvinfer1::IPluginV2* deserializePlugin(const char* layer, const void* data, size_t length) noexcept override {

@@ -372,6 +372,17 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         *reinterpret_cast<uint4*>(to) = make_uint4(low.x, low.y, high.x, high.y);
     };
     int next_token[2];
+    // The bias does not depend on the kernel before, so it comes first, unless that spills registers.
+    constexpr bool kBiasFirst = kBlocks < 8;
+    auto begin = [&] {
+        swin::wait_for_previous_kernel();
+        swin::let_next_kernel_start();
+        load(0, 0, next_token);
+    };
+    if constexpr (!kBiasFirst) {
+        begin();
+    }
+
     unsigned const row_flags[2] = {mask_flags(shape, first_query + row[0]), mask_flags(shape, first_query + row[1])};
     unsigned const kept_flags = kOneTile ? column_flags<kBlocks>(shape, column) : 0;
     float2 kept_bias[kOneTile ? kBlocks : 1][2];
@@ -383,9 +394,9 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         }
     }
 
-    swin::wait_for_previous_kernel();
-    swin::let_next_kernel_start();
-    load(0, 0, next_token);
+    if constexpr (kBiasFirst) {
+        begin();
+    }
 
     float const zeros[4] = {};
     uint32_t q[2][4];

@@ -459,7 +459,7 @@ def test_linear_and_patch_embed_nodes_hold_the_models_parameters(kind, exported)
         np.testing.assert_array_equal(inputs[2], bias.numpy(), strict=True)
 
     ((attributes, inputs),) = nodes_of(patched, "SwinPatchEmbed")
-    assert attributes == {"epsilon": np.float32(1e-5), "patch_size": 4, "plugin_version": b"1",
+    assert attributes == {"epsilon": np.float32(1e-5), "patch_size": 4, "y_type": 0, "plugin_version": b"1",
                           "plugin_namespace": b"swin"}
     embed = model.torch.patch_embed
     for array, parameter in zip(inputs[1:], (embed.proj.weight, embed.proj.bias, embed.norm.weight, embed.norm.bias),

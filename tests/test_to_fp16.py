@@ -73,13 +73,14 @@ def casts(model: onnx.ModelProto) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("opset", [12, 17])
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_patched_graph_is_fp16_between_its_ends(version, opset, graphs):
-    """Two Casts, behind the input and before the pooling; constants of plugin nodes FP32 and unchanged, but FP16 in
-    SwinLinear."""
+    """One Cast, before the pooling; SwinPatchEmbed reads the FP32 image. Constants of plugin nodes are FP32 and
+    unchanged, but FP16 in SwinLinear. What binds TensorRT 8.6 to these types: y_type, fp16, the names of the head."""
     fp32 = graphs(version, opset, True)
     fp16 = to_fp16(fp32, ["head"])
     onnx.checker.check_model(fp16)
     assert casts(fp16) == [("SwinLayerNormWithParams", "ReduceMean")]
     assert plugin_counts(fp16) == plugin_counts(fp32)
+    assert not any(attribute.name == "fp16" for node in fp32.graph.node for attribute in node.attribute)
 
     types = element_types(fp16)
     before = {tensor.name: tensor for tensor in fp32.graph.initializer}
@@ -87,6 +88,9 @@ def test_a_patched_graph_is_fp16_between_its_ends(version, opset, graphs):
     for node in fp16.graph.node:
         activations = [name for name in (*node.input, *node.output) if name not in after]
         if node.domain == "swin":
+            attributes = {attribute.name: attribute.i for attribute in node.attribute}
+            assert {name: attributes[name] for name in ("y_type", "fp16") if name in attributes} == (
+                {"y_type": 1} if node.op_type == "SwinPatchEmbed" else {"fp16": 1})
             read = {TensorProto.FLOAT} if node.op_type == "SwinPatchEmbed" else {TensorProto.FLOAT16}
             assert {types[name] for name in activations if name in node.input} == read
             assert {types[name] for name in node.output} == {TensorProto.FLOAT16}
@@ -99,6 +103,7 @@ def test_a_patched_graph_is_fp16_between_its_ends(version, opset, graphs):
         elif node.op_type != "Cast":
             used = {types[name] for name in (*node.input, *node.output)} - {TensorProto.INT64}
             assert len(used) == 1, f"{node.name} mixes types"
+            assert node.name.endswith("/fp32")
     assert [types[value.name] for value in (*fp16.graph.input, *fp16.graph.output)] == [TensorProto.FLOAT] * 2
     for batch in (1, 3):
         # FP16 rounds by 2^-11 = 5e-4; some thirty roundings follow each other, most of them of smaller terms.

@@ -494,13 +494,16 @@ def new_run_id() -> str:
 
 
 def git_commit() -> str:
-    """Short hash of the checked-out commit; $COMMIT, else 'unknown', where there is no git or no repository."""
+    """$COMMIT where it is set (a copy of the files, whose history is elsewhere), else the short hash of the checked-out
+    commit; 'unknown' where there is no git or no repository."""
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     with suppress(FileNotFoundError):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             return done.stdout.strip()
-    return os.environ.get("COMMIT", "unknown")
+    return "unknown"
 
 
 def cpu_name() -> str:

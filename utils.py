@@ -494,8 +494,10 @@ def new_run_id() -> str:
 
 
 def git_commit() -> str:
-    """$COMMIT where it is set (a copy of the files, whose history is elsewhere), else the short hash of the checked-out
-    commit; 'unknown' where there is no git or no repository."""
+    """Short hash of the checked-out commit; 'unknown' where there is no git or no repository.
+
+    $COMMIT goes before it: for a copy of the files whose history is elsewhere.
+    """
     if "COMMIT" in os.environ:
         return os.environ["COMMIT"]
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]

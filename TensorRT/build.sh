@@ -16,6 +16,7 @@ usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
   --size PIXELS       height and width of the images; default 256 for swinv2*, else 224
   --min, --opt, --max N
                       smallest, usual and largest batch of the optimization profile; default 1, 32, 128
+  --fixed             the graph's batch was fixed at export: no profile, and --size to --max say nothing
   --fp16              the graph holds FP16 tensors (its name says _fp16 or _attention_int8)
   --plugins[=LIB]     the graph holds plugin nodes; default TensorRT/Plugins/build/libswin_plugins.so
   --output PLAN       the engine; default TensorRT/TRT_Engine/MODEL.plan, with _fp16 added where --fp16 was
@@ -35,6 +36,7 @@ how_to_make() {
     local model=$1 base
     base=${model%_fp16}; base=${base%_int8}; base=${base%%_layernorm*}; base=${base%%_attention*}
     case $model in
+        *_timm_b*)        echo "python onnx/export_timm.py --batch ${model##*_timm_b} --output onnx/$model.onnx (see its --help)" ;;
         *_layers)         echo "python TensorRT/compare_layers.py prepare --onnx onnx/${model%_layers}.onnx" ;;
         *_attention_int8) echo "python onnx/graphsurgeon/add_int8.py --onnx onnx/${base}_int8.onnx" ;;
         *_int8)           echo "python TensorRT/INT8/quant.py --onnx onnx/$base.onnx" ;;
@@ -47,13 +49,14 @@ how_to_make() {
     esac
 }
 
-onnx='' size='' min=1 opt='' max=128 fp16=no plugins='' plan='' dry_run=no passed=()
+onnx='' size='' min=1 opt='' max=128 fixed=no fp16=no plugins='' plan='' dry_run=no passed=()
 while (($#)); do
     case $1 in
         --size | --min | --opt | --max)
             [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "$1 needs a positive whole number, not '${2:-}'"
             printf -v "${1#--}" %s "$2"; shift ;;
         --output) [[ -n ${2:-} ]] || fail "--output needs a path"; plan=$2; shift ;;
+        --fixed) fixed=yes ;;
         --fp16) fp16=yes ;;
         --plugins) plugins=TensorRT/Plugins/build/libswin_plugins.so ;;
         --plugins=*) plugins=${1#*=} ;;
@@ -83,7 +86,8 @@ if [[ $dry_run == no ]]; then
 fi
 
 image=3x${size}x$size
-flags=(--onnx="$onnx" --minShapes="input:${min}x$image" --optShapes="input:${opt}x$image" --maxShapes="input:${max}x$image")
+flags=(--onnx="$onnx")
+[[ $fixed == yes ]] || flags+=(--minShapes="input:${min}x$image" --optShapes="input:${opt}x$image" --maxShapes="input:${max}x$image")
 [[ -z $plugins ]] || flags+=(--staticPlugins="$plugins")
 for default in --memPoolSize=workspace:4096 --timingCacheFile=TensorRT/TRT_Engine/timing.cache \
     --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json"; do
@@ -94,6 +98,9 @@ if command -v trtexec > /dev/null; then
     # Its --help begins with "... [TensorRT v8600]"; 10.0 is 100000. From 10 on the graph's types are binding.
     [[ $(trtexec --help) =~ \[TensorRT\ v([0-9]+)\] ]] || fail "$(command -v trtexec): does not say its version"
     if ((BASH_REMATCH[1] >= 100000)); then flags+=(--stronglyTyped); elif [[ $fp16 == yes ]]; then flags+=(--fp16); fi
+    if ((BASH_REMATCH[1] >= 8600 && BASH_REMATCH[1] < 9000)) && [[ " ${passed[*]-} " != *" --preview="* ]]; then
+        flags+=(--preview=+profileSharing0806)  # several contexts at once: engine_builder.py says more
+    fi
     command=(trtexec --skipInference --saveEngine="$plan.partial" "${flags[@]}" ${passed[@]+"${passed[@]}"})
 else
     [[ $fp16 == no ]] || flags+=(--fp16)

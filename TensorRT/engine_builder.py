@@ -1,15 +1,19 @@
 """From an ONNX file to a plan by TensorRT's Python API: the work behind build_engine.py."""
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
+sys.path.insert(2, str(Path(__file__).resolve().parent / "INT8"))
+
 from build_log import BuildLog
+from calibration_cache import cache_text, read_cache
 from trt_runtime import LOGGER, TRT_MAJOR, load_plugins, require_gpu, trt
 
-from utils import FP32_LAYER, UserError, existing_file, shown, whole_file
+from utils import FP32_LAYER, UserError, shown, whole_file
 
-# Batches of the optimization profile where no shapes are given.
+# Batches of the optimization profile where no shapes are given. A graph whose batch is fixed needs no profile.
 DEFAULT_BATCHES = {"minShapes": 1, "optShapes": 32, "maxShapes": 128}
 
 
@@ -29,8 +33,12 @@ def build(arguments: Namespace) -> None:
         try:
             builder = trt.Builder(LOGGER)
             network, _parser = _parse(onnx, builder)  # the parser owns memory that the network uses
-            config = _configure(builder, network, arguments, log)
+            calibrator = _calibrator(Path(arguments.calib), network) if arguments.calib and TRT_MAJOR < 10 else None
+            config = _configure(builder, network, arguments, log, calibrator)
             serialized = builder.build_serialized_network(network, config)
+            if calibrator is not None and calibrator.asked:
+                raise UserError(f"{shown(arguments.calib)}: TensorRT {trt.__version__} does not take its scales and "
+                                f"asked for images to calibrate on: {LOGGER.complaint()}")
             if serialized is None:
                 raise UserError(f"{shown(onnx)}: TensorRT cannot build it: {LOGGER.complaint()}; "
                                 f"all of its messages are in {shown(log.path)}")
@@ -40,6 +48,8 @@ def build(arguments: Namespace) -> None:
                 partial.write_bytes(serialized)
         finally:
             LOGGER.listener = None
+    if calibrator is not None:
+        print(f"TensorRT took the scales of {shown(arguments.calib)} and calibrated nothing")
     print(f"wrote {shown(plan)}: {plan.stat().st_size / 2**20:.1f} MiB, {layers} layers, built in {log.seconds:.0f} s")
 
 
@@ -60,12 +70,16 @@ def _parse(onnx: Path, builder: trt.Builder) -> tuple[trt.INetworkDefinition, tr
     return network, parser
 
 
-def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments: Namespace,
-               log: BuildLog) -> trt.IBuilderConfig:
+def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments: Namespace, log: BuildLog,
+               calibrator: trt.IInt8Calibrator | None) -> trt.IBuilderConfig:
     config = builder.create_builder_config()
-    config.add_optimization_profile(_optimization_profile(builder, network.get_input(0), arguments))
+    if -1 in network.get_input(0).shape or any(getattr(arguments, flag) for flag in DEFAULT_BATCHES):
+        config.add_optimization_profile(_optimization_profile(builder, network.get_input(0), arguments))
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(arguments.memPoolSize * 2**20))
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, arguments.profilingVerbosity.upper())
+    if TRT_MAJOR < 10:
+        # Else 8.6 leaves the profile to the first context, and no second one can run beside it. From 9 on always so.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     if arguments.builderOptimizationLevel is not None:
         config.builder_optimization_level = arguments.builderOptimizationLevel
     if arguments.tacticSources:
@@ -83,8 +97,10 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
             _keep_fp32(network)
         if arguments.int8:
             config.set_flag(trt.BuilderFlag.INT8)
-            if arguments.calib:
-                config.int8_calibrator = _calibrator(existing_file(arguments.calib, "a calibration cache (--calib)"))
+        if calibrator is not None:
+            config.int8_calibrator = calibrator
+            # Asked for wherever the batch is open; its smallest and largest batch are ignored.
+            config.set_calibration_profile(_optimization_profile(builder, network.get_input(0), arguments))
     elif arguments.int8:
         raise UserError(f"--int8: networks are strongly typed with TensorRT {trt.__version__}, and a graph with Q/DQ "
                         "pairs or INT8 plugin nodes needs no flag; build that one")
@@ -95,21 +111,42 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
     return config
 
 
-def _calibrator(path: Path) -> trt.IInt8EntropyCalibrator2:
-    """A calibrator that has nothing but a cache, of the class that trtexec reads caches with."""
+def _calibrator(path: Path, network: trt.INetworkDefinition) -> trt.IInt8EntropyCalibrator2:
+    """A calibrator that has nothing but a cache, of the class that trtexec reads caches with.
+
+    Its attribute `asked` is True after a build in which TensorRT wanted to calibrate, `given_back` the cache that
+    TensorRT handed over to be kept, None where it handed over none.
+
+    Raises:
+        UserError: the cache is not one of quant.py's, or none of its scales is of a tensor of the network.
+    """
+    cache = read_cache(path)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    tensors = {layer.get_output(i).name for layer in layers for i in range(layer.num_outputs)}
+    tensors |= {network.get_input(i).name for i in range(network.num_inputs)}
+    found = sum(name in tensors for name in cache.scales)
+    print(f"read {shown(path)}: {found} of {len(cache.scales)} scales are of tensors of the graph", flush=True)
+    if not found:
+        raise UserError(f"{shown(path)}: was made for another graph; TensorRT/INT8/quant.py makes one for this")
 
     class FromCache(trt.IInt8EntropyCalibrator2):
+        def __init__(self) -> None:
+            trt.IInt8EntropyCalibrator2.__init__(self)
+            self.asked = False
+            self.given_back: bytes | None = None
+
         def get_batch_size(self) -> int:
             return 1
 
         def get_batch(self, names: list[str]) -> None:
-            return None  # no images: with a cache that TensorRT does not accept, the build fails
+            self.asked = True
+            return None  # no images
 
         def read_calibration_cache(self) -> bytes:
-            return path.read_bytes()
+            return cache_text(cache, trt.__version__).encode()
 
         def write_calibration_cache(self, cache: bytes) -> None:
-            """What was calibrated anew, which is nothing: the file stays as it is."""
+            self.given_back = bytes(cache)  # the file stays as it is
 
     return FromCache()
 

@@ -29,7 +29,8 @@ import quant  # noqa: E402
 import sensitivity  # noqa: E402
 import smooth  # noqa: E402
 from add_all import STEPS  # noqa: E402
-from calibration import Cache, collect, read_cache, session_with_outputs, write_cache  # noqa: E402
+from calibration import collect, session_with_outputs  # noqa: E402
+from calibration_cache import Cache, cache_text, read_cache, write_cache  # noqa: E402
 from export_onnx import export  # noqa: E402
 from patterns import made_by  # noqa: E402
 from qdq import all_parts, blocks_of, quantised, quantised_tensors  # noqa: E402
@@ -160,6 +161,16 @@ def test_the_cache_round_trips(tmp_path):
     write_cache(tmp_path / "c", written)
     assert read_cache(tmp_path / "c") == written
     assert "\none: 3f800000\n" in (tmp_path / "c").read_text()
+
+
+def test_a_cache_is_given_to_tensorrt_under_its_own_version(tmp_path):
+    """The numbers of NvInferVersion.h, as TensorRT writes them; the scales stay."""
+    cache = Cache("entropy", 512, "0" * 32, {"x": np.float32(0.1)})
+    write_cache(tmp_path / "c", cache)
+    for version, number in (("8.6.0", 8600), ("8.6.1", 8601), ("8.4.1.5", 8401)):
+        first, rest = cache_text(cache, version).split("\n", 1)
+        assert first == f"TRT-{number}-EntropyCalibration2"
+        assert rest == (tmp_path / "c").read_text().split("\n", 1)[1]
 
 
 def test_a_cache_is_read_instead_of_calibrating(small, tmp_path, monkeypatch, capsys):
@@ -477,6 +488,8 @@ def images_in(folder: Path, count: int, seed: int | None = 0) -> Path:
 
 @pytest.mark.parametrize(("spoil", "words"), [
     (lambda lines: ["TRT-8600", *lines[1:]], r"m.cache:1: 'TRT-8600' is not the first line of a calibration cache"),
+    (lambda lines: ["TRT-8600-MinMaxCalibration", *lines[1:]],
+     r"m.cache:1: 'TRT-8600-MinMaxCalibration' is not the first line .*, 'TRT-8600-EntropyCalibration2'"),
     (lambda lines: [*lines[:5], lines[5][:-1], *lines[6:]], r"m.cache:6: .* is not `tensor: scale`"),
     (lambda lines: [*lines[:5], "a tensor: 3f80000g"], r"m.cache:6: 'a tensor: 3f80000g' is not `tensor: scale`"),
     (lambda lines: [*lines, "zero: 00000000"], r"m.cache:23: 'zero: 00000000' is not"),

@@ -1,6 +1,7 @@
 """The scripts around TensorRT as far as a machine without TensorRT or a GPU can test them."""
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -13,10 +14,11 @@ import pytest
 
 from utils import LATENCY_COLUMNS, ROOT, UserError
 
-sys.path.insert(1, str(ROOT / "TensorRT"))
+sys.path[1:1] = [str(ROOT / "TensorRT"), str(ROOT / "TensorRT" / "INT8")]
 
+import calibration_cache  # noqa: E402
 
-import TRT_test
+import TRT_test  # noqa: E402
 
 WRAPPERS = sorted(path.name for path in (ROOT / "TensorRT").glob("build_*.sh"))
 without_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
@@ -109,9 +111,10 @@ def fake_trtexec(folder: Path, version: int, status: int) -> None:
     script.chmod(0o755)
 
 
-@pytest.mark.parametrize(("version", "wanted", "unwanted"), [(8600, "--fp16", "--stronglyTyped"),
-                                                             (101600, "--stronglyTyped", "--fp16"),
-                                                             (110100, "--stronglyTyped", "--fp16")])
+@pytest.mark.parametrize(("version", "wanted", "unwanted"), [
+    (8600, ["--fp16", "--preview=+profileSharing0806"], ["--stronglyTyped"]),
+    (101600, ["--stronglyTyped"], ["--fp16", "--preview=+profileSharing0806"]),
+    (110100, ["--stronglyTyped"], ["--fp16", "--preview=+profileSharing0806"])])
 def test_trtexec_is_preferred_and_gets_the_flags_of_its_version(tmp_path, version, wanted, unwanted):
     fake_trtexec(tmp_path, version, status=0)
     (tmp_path / "m_fp16.onnx").touch()
@@ -119,7 +122,7 @@ def test_trtexec_is_preferred_and_gets_the_flags_of_its_version(tmp_path, versio
     done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m_fp16.onnx", "--fp16", "--output", plan, path=tmp_path)
     assert done.returncode == 0, done.stderr
     flags = plan.read_text().split()
-    assert wanted in flags and unwanted not in flags and "--skipInference" in flags
+    assert {*wanted, "--skipInference"} <= set(flags) and not set(unwanted) & set(flags)
     assert "building" in plan.with_suffix(".log").read_text()
 
 
@@ -177,6 +180,53 @@ def test_run_engine_refuses_its_input(tmp_path, array, words):
     done = shell(sys.executable, ROOT / "TensorRT/run_engine.py", "--plan", "p", "--input", tmp_path / "x.npy",
                  "--output", tmp_path / "y.npy")
     assert words in one_line_error(done)
+
+
+# --- engine_builder.py ---------------------------------------------------------------------------------------
+
+
+def fake_network(*names: str) -> SimpleNamespace:
+    """A network of one input, `input`, and a layer for each further tensor."""
+    layers = [SimpleNamespace(num_outputs=1, get_output=lambda _, name=name: SimpleNamespace(name=name))
+              for name in names]
+    return SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__, num_inputs=1,
+                           get_input=lambda _: SimpleNamespace(name="input"))
+
+
+@pytest.fixture
+def engine_builder(monkeypatch):
+    """The module, over a TensorRT 8.6.1 that has a class of calibrators and no more."""
+    class Calibrator:
+        pass
+
+    trt = SimpleNamespace(__version__="8.6.1", IInt8EntropyCalibrator2=Calibrator)
+    monkeypatch.setitem(sys.modules, "trt_runtime", SimpleNamespace(
+        LOGGER=None, TRT_MAJOR=8, load_plugins=None, require_gpu=None, trt=trt))
+    yield importlib.import_module("engine_builder")
+    sys.modules.pop("engine_builder")
+
+
+def test_a_calibrator_has_the_cache_and_no_images(engine_builder, tmp_path, capsys):
+    cache = calibration_cache.Cache("minmax", 8, "0" * 32, {"input": np.float32(0.3), "a": np.float32(0.7),
+                                                            "gone": np.float32(1)})
+    calibration_cache.write_cache(tmp_path / "m.cache", cache)
+    calibrator = engine_builder._calibrator(tmp_path / "m.cache", fake_network("a", "b"))
+    assert "m.cache: 2 of 3 scales are of tensors of the graph" in capsys.readouterr().out
+    text = (tmp_path / "m.cache").read_text()
+    assert text.startswith("TRT-8600-EntropyCalibration2\n")
+    # TensorRT takes a cache of its own version.
+    assert calibrator.read_calibration_cache() == text.replace("8600", "8601", 1).encode()
+    assert calibrator.get_batch_size() == 1 and not calibrator.asked
+    assert calibrator.get_batch(["input"]) is None and calibrator.asked
+    calibrator.write_calibration_cache(memoryview(b"text"))
+    assert calibrator.given_back == b"text" and (tmp_path / "m.cache").read_text() == text
+
+
+def test_a_cache_of_another_graph_is_refused(engine_builder, tmp_path):
+    calibration_cache.write_cache(tmp_path / "m.cache", calibration_cache.Cache("minmax", 8, "0" * 32,
+                                                                                {"gone": np.float32(1)}))
+    with pytest.raises(UserError, match=r"m\.cache: was made for another graph"):
+        engine_builder._calibrator(tmp_path / "m.cache", fake_network("a"))
 
 
 # --- TRT_test.py ---------------------------------------------------------------------------------------------

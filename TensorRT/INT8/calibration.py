@@ -1,4 +1,4 @@
-"""Ranges of activations: collected over images with onnxruntime, kept in TensorRT's calibration cache.
+"""Ranges of activations: collected over images with onnxruntime; calibration_cache.py keeps them.
 
 The scale of a tensor is amax / 127, amax being the magnitude that its INT8 form reaches: the largest seen (minmax), the
 one below which a share of all elements lies (percentile), or the one at which the clipped and rounded distribution
@@ -9,14 +9,10 @@ one batch.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import re
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +24,12 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from data.photo_crops import crops
 from utils import (
     UserError,
-    existing_file,
     first_line,
     list_images,
     load_image,
     normalise,
     onnx_refusals,
     preprocess,
-    shown,
-    whole_file,
 )
 
 METHODS = ("entropy", "minmax", "percentile")
@@ -188,78 +181,3 @@ class Progress:
 def scale_of(amax: np.float32) -> np.float32:
     """amax / 127; 1 for a tensor that was zero throughout."""
     return np.float32(amax / np.float32(LEVELS)) if amax > 0 else np.float32(1)
-
-
-# --- TensorRT's calibration cache ----------------------------------------------------------------------------
-
-# The calibrator that trtexec 8.6 and 10 read caches with is IInt8EntropyCalibrator2, whatever the scales come from; a
-# cache with another name in its first line would be calibrated anew, on random numbers.
-HEADER = "TRT-8600-EntropyCalibration2"
-ORIGIN = re.compile(r"swin_int8/(?P<method>\w+)/(?P<images>\d+)_images/(?P<graph>[0-9a-f]{32})")
-
-
-@dataclass
-class Cache:
-    """What a calibration cache holds.
-
-    Attributes:
-        method: of METHODS.
-        images: how many were calibrated on.
-        graph: `fingerprint` of the FP32 graph whose tensors these are.
-        scales: float32 by name of tensor, above zero.
-    """
-
-    method: str
-    images: int
-    graph: str
-    scales: dict[str, np.float32]
-
-
-def fingerprint(model: onnx.ModelProto) -> str:
-    """32 hexadecimal digits that change with the graph: with its operators, names or weights."""
-    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()[:32]
-
-
-def write_cache(path: Path, cache: Cache) -> None:
-    """Write TensorRT's text format: a header, then `tensor: scale` with the float32 as 8 hexadecimal digits.
-
-    Source: samples/sampleINT8/README.md and readScalesFromCalibrationCache in samples/common/sampleEngines.cpp of
-    NVIDIA/TensorRT. What this project wants to know besides, method, number of images and graph, is in the name of a
-    tensor that no network has; TensorRT takes from a cache the tensors that it looks for.
-    """
-    origin = f"swin_int8/{cache.method}/{cache.images}_images/{cache.graph}"
-    lines = [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in {origin: 1.0, **cache.scales}.items()]
-    with whole_file(path) as partial:
-        partial.write_text("\n".join([HEADER, *lines]) + "\n")
-
-
-def read_cache(path: Path) -> Cache:
-    """What write_cache wrote.
-
-    Raises:
-        UserError: no such file, a line that does not parse, or one that quant.py did not write.
-    """
-    path = existing_file(path, "a calibration cache")
-    remedy = "quant.py --recalibrate writes it anew"
-    try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{shown(path)}: is not a text file; {remedy}") from error
-    if not re.fullmatch(r"TRT-\d+-\w+", first):
-        raise UserError(f"{shown(path)}:1: {first[:60]!r} is not the first line of a calibration cache; {remedy}")
-    origin, scales = None, {}
-    for number, line in enumerate(lines, start=2):
-        name, _, digits = line.rpartition(": ")
-        scale = np.float32(struct.unpack(">f", bytes.fromhex(digits))[0]) if (
-            re.fullmatch(r"[0-9a-fA-F]{8}", digits)) else np.float32(np.nan)
-        if not name or name in scales or not (np.isfinite(scale) and scale > 0):
-            raise UserError(f"{shown(path)}:{number}: {line[:80]!r} is not `tensor: scale` with a positive float32 in "
-                            f"8 hexadecimal digits, each tensor once; {remedy}")
-        match = ORIGIN.fullmatch(name)
-        if match:
-            origin = match
-        else:
-            scales[name] = scale
-    if origin is None:
-        raise UserError(f"{shown(path)}: does not say which graph it was made for (quant.py writes that); {remedy}")
-    return Cache(origin["method"], int(origin["images"]), origin["graph"], scales)

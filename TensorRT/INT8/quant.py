@@ -25,17 +25,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT), str(ROOT / "onnx" / "graphsurgeon")]
 from calibration import (  # noqa: E402
     METHODS,
-    Cache,
     add_provider_argument,
     collect,
     execution_provider,
-    fingerprint,
     image_batches,
-    read_cache,
     relative_rms,
     scale_of,
-    write_cache,
 )
+from calibration_cache import Cache, fingerprint, read_cache, write_cache  # noqa: E402
 from qdq import all_parts, blocks_of, quantised, quantised_tensors, with_attention  # noqa: E402
 from tidy import exported, session, tidy  # noqa: E402
 

@@ -22,11 +22,10 @@ from calibration import (  # noqa: E402
     Progress,
     add_provider_argument,
     execution_provider,
-    fingerprint,
-    read_cache,
     relative_rms,
     session_with_outputs,
 )
+from calibration_cache import fingerprint, read_cache  # noqa: E402
 from qdq import PARTS, all_parts, blocks_of, quantised, with_attention  # noqa: E402
 from quant import fp32_model  # noqa: E402
 from tidy import tidy  # noqa: E402

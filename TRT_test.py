@@ -54,9 +54,12 @@ MEMORY_COLUMNS = ("run_id", "commit", "gpu", "engine", "batch", "device_memory_m
 # Largest absolute error that passes. FP32 without TF32: the requirement on this project's engines. FP16, as a share
 # of the largest |logit|: a value is rounded by at most 2^-11 of itself, some hundred roundings lie between image and
 # logit, and their errors add up like a random walk, 2^-11 * sqrt(400) = 1 %. Whether an FP16 engine is as good as
-# PyTorch in FP16 is for test_swinV2.py to say.
+# PyTorch in FP16 is for test_swinV2.py to say. INT8, as a multiple of what quantisation itself does, which is the error
+# of the Q/DQ graph that the engine was made from: that once, and another 1.5 times by which add_int8.py lets the graph
+# of INT8 nodes differ from it.
 FP32_TOLERANCE = 1e-4
 FP16_TOLERANCE_SHARE = 0.01
+INT8_TOLERANCE_MULTIPLE = 2.5
 
 TABLE_HEAD = """\
 bs: batch size; graph: run as a CUDA graph; lt: latency, median, ms; tp: throughput, images/s;
@@ -114,7 +117,8 @@ def find_batches(plan: Path, pattern: str | None) -> list[Batch]:
         UserError: there are none, or one that the pattern names is another model's.
     """
     if pattern is None:
-        models = {path.stem.rpartition("-b")[0] for path in (ROOT / "data").glob("*-b*.npz")}
+        models = {path.stem.rpartition("-b")[0] for path in (ROOT / "data").glob("*-b*.npz")
+                  if "_int8-b" not in path.name}  # those are of Q/DQ graphs: int8_error reads them
         model = max((name for name in models if belongs_to(plan, name)), key=len, default=None)
         if model is None:
             raise UserError(f"{shown(plan)}: no data/<model>-b<N>.npz of its model; "
@@ -156,7 +160,28 @@ def tolerance(plan: Path, given: float | None, batches: list[Batch]) -> float:
         return FP32_TOLERANCE
     if precision(plan) == "fp16":
         return FP16_TOLERANCE_SHARE * max(float(np.abs(batch.logits).max()) for batch in batches)
+    if precision(plan) == "int8":
+        return INT8_TOLERANCE_MULTIPLE * int8_error(plan, batches[0].model)
     raise UserError(f"{shown(plan)}: no default tolerance for {precision(plan)}; give --tolerance")
+
+
+def int8_error(plan: Path, model: str) -> float:
+    """Largest error of a logit that quantisation makes: the Q/DQ graph's against the FP32 graph's, on the same images.
+
+    Raises:
+        UserError: there is no data of the Q/DQ graph.
+    """
+    errors = []
+    for path in (ROOT / "data").glob(f"{model}_int8-b*.npz"):
+        expected = ROOT / "data" / path.name.replace("_int8-b", "-b")
+        if expected.exists():
+            quantised, exact = load_batch(path), load_batch(expected)
+            if np.array_equal(quantised.input, exact.input):
+                errors.append(max_abs_err(quantised.logits, exact.logits))
+    if not errors:
+        raise UserError(f"{shown(plan)}: data/{model}_int8-b<N>.npz says what error INT8 may have; write it with "
+                        f"data/batch_data_gen.py --model onnx/{model}_int8.onnx, or give --tolerance")
+    return max(errors)
 
 
 def check(batch: Batch, output: np.ndarray, allowed: float) -> str:
@@ -311,7 +336,8 @@ def main() -> None:
     parser.add_argument("--plugins", metavar="LIB",
                         help="plugin library; default this project's where it is built; none for none")
     parser.add_argument("--tolerance", type=float, metavar="ERROR",
-                        help="largest absolute error of a logit; default 1e-4 for FP32, 1%% of the largest for FP16")
+                        help="largest absolute error of a logit; default 1e-4 for FP32, 1%% of the largest for FP16, "
+                             "2.5 times the Q/DQ graph's for INT8")
     parser.add_argument("--memory", type=batch_sizes, nargs="?", const=[1, 4, 16, 128], metavar="N,N",
                         help="measure device memory instead, at these batches, default 1,4,16,128")
     parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",

@@ -173,6 +173,8 @@ run_model() {  # the options that choose it
     # shellcheck disable=SC2046  # words
     step "INT8" "onnx/${name}_int8.onnx TensorRT/INT8/$name.cache" python3 TensorRT/INT8/quant.py --onnx "$onnx" \
         --recalibrate $(has_gpu || echo --batches 4) "${image_options[@]}"
+    step "INT8 data" "data/${name}_int8-b1.npz data/${name}_int8-b16.npz" \
+        python3 data/batch_data_gen.py --model "onnx/${name}_int8.onnx" "${image_options[@]}"
     step "INT8 attention" "onnx/${name}_attention_int8.onnx" \
         python3 onnx/graphsurgeon/add_int8.py --onnx "onnx/${name}_int8.onnx"
     for suffix in "" _layernorm _attention; do

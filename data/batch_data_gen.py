@@ -8,6 +8,9 @@ Writes data/<model>-b<N>.npz for each batch size N, <model> being the ONNX file'
     logits  float32 [N, num_classes], the output of the FP32 ONNX model on the CPU
     model   <model>
 
+Of the Q/DQ graph, which is FP32 with rounding in it, it writes data/<model>_int8-b<N>.npz in the same way: TRT_test.py
+takes from it what error an INT8 engine may have.
+
 The same images and model give the same files. A smaller batch is the beginning of the largest one, whose images are
 evenly spaced over the folder (or are the first held-out crops of the packaged photographs).
 """
@@ -25,6 +28,7 @@ sys.path.insert(1, str(ROOT))
 from utils import (  # noqa: E402
     UserError,
     batch_sizes,
+    has_plugins,
     load_onnx,
     onnx_img_size,
     onnx_logits,
@@ -40,7 +44,7 @@ from utils import (  # noqa: E402
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, metavar="FILE",
-                        help="FP32 ONNX file, from onnx/export_onnx.py")
+                        help="FP32 ONNX file, from onnx/export_onnx.py; or the Q/DQ graph, from TensorRT/INT8/quant.py")
     parser.add_argument("--images", type=Path, metavar="DIR",
                         help="folder of images, in class folders or flat (default: held-out crops of the packaged "
                              "photographs)")
@@ -50,8 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
                         help="folder to write to (default: data/)")
     args = parser.parse_args(arguments)
 
-    precision = onnx_precision(load_onnx(args.model))
-    if precision != "fp32":
+    model = load_onnx(args.model)
+    precision = onnx_precision(model)
+    pairs_alone = precision == "int8" and not has_plugins(model) and args.model.stem.endswith("_int8")
+    if precision != "fp32" and not pairs_alone:
         raise UserError(f"{shown(args.model)}: computes in {precision}, and expected outputs come from FP32; "
                         "give the file that onnx/export_onnx.py wrote")
     session = onnx_session(args.model)

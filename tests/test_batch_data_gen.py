@@ -152,6 +152,23 @@ def test_expected_outputs_come_from_fp32(onnx_file, tmp_path):
     refuses(r"half\.onnx: computes in fp16", path, tmp_path / "out")
 
 
+def test_a_quantised_graph_gives_what_int8_may_be_off(onnx_file, tmp_path):
+    """The Q/DQ graph alone, and by its name: TRT_test.py looks for <model>_int8-b<N>.npz."""
+    model = onnx.load(onnx_file)
+    output = model.graph.output[0].name
+    next(node for node in model.graph.node if output in node.output).output[:] = ["exact"]
+    model.graph.initializer.extend([numpy_helper.from_array(np.float32(0.5), "step"),
+                                    numpy_helper.from_array(np.int8(0), "zero")])
+    model.graph.node.extend([helper.make_node("QuantizeLinear", ["exact", "step", "zero"], ["steps"]),
+                             helper.make_node("DequantizeLinear", ["steps", "step", "zero"], [output])])
+    for name in ("m_int8", "m"):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    batch_data_gen.main(["--model", str(tmp_path / "m_int8.onnx"), "--output", str(tmp_path), "--batches", "2"])
+    with np.load(tmp_path / "m_int8-b2.npz") as data:
+        assert str(data["model"]) == "m_int8" and not (2 * data["logits"] % 1).any()
+    refuses(r"m\.onnx: computes in int8", tmp_path / "m.onnx", tmp_path / "out")
+
+
 def test_a_file_that_is_not_onnx_and_an_unwritable_folder(onnx_file, tmp_path):
     refuses("is not an ONNX file", CFG, tmp_path / "out")
     (tmp_path / "file").write_text("")

@@ -345,8 +345,21 @@ def test_tolerances():
     assert TRT_test.tolerance(Path("m.plan"), None, [batch]) == 1e-4
     assert TRT_test.tolerance(Path("m_fp16.plan"), None, [batch]) == pytest.approx(0.01 * np.abs(batch.logits).max())
     assert TRT_test.tolerance(Path("m_fp16.plan"), 0.5, [batch]) == 0.5
-    with pytest.raises(UserError, match="give --tolerance"):
-        TRT_test.tolerance(Path("m_int8.plan"), None, [batch])
+    with pytest.raises(UserError, match="no default tolerance for bf16; give --tolerance"):
+        TRT_test.tolerance(Path("m_bf16.plan"), None, [batch])
+
+
+def test_int8_may_be_off_by_a_multiple_of_what_quantisation_makes(data):
+    """Of the worst batch whose images are the same; and the Q/DQ graph's data is nobody's expected output."""
+    plan, batches = Path("swinv1_micro_attention_int8.plan"), TRT_test.find_batches(Path("swinv1_micro.plan"), None)
+    with pytest.raises(UserError, match=r"batch_data_gen.py --model onnx/swinv1_micro_int8.onnx, or give --tolerance"):
+        TRT_test.tolerance(plan, None, batches)
+    for count, error, image in ((1, 0.25, 0), (4, 0.5, 0), (16, 8, 1)):
+        np.savez(data / f"data/swinv1_micro_int8-b{count}.npz", logits=np.full((count, 5), 1 + error, np.float32),
+                 input=np.full((count, 3, 4, 4), image, np.float32), model="swinv1_micro_int8")
+    assert TRT_test.tolerance(plan, None, batches) == TRT_test.INT8_TOLERANCE_MULTIPLE * 0.5
+    for name in ("swinv1_micro_int8.plan", plan):
+        assert {batch.model for batch in TRT_test.find_batches(Path(name), None)} == {"swinv1_micro"}
 
 
 def memory_row(engine: str, batch: int, mib: float) -> dict[str, str]:

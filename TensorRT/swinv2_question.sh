@@ -6,7 +6,8 @@
 #
 # Makes stressed weights (models/stress.py), graphs, engines and engines with marked tensors, runs them, and writes
 # Results/swinv2_question.csv and Results/swinv2_question_<model>.png. What is there and newer than what it is made from
-# is not made again. Everything else lies in .cache/swinv2_question/, its logs in logs/ there.
+# is not made again. Everything else lies in .cache/swinv2_question/, its logs in logs/ there. Two calls for two models
+# may run at once, each on its own GPU (CUDA_VISIBLE_DEVICES).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,18 +27,20 @@ usage: bash TensorRT/swinv2_question.sh --cfg YAML [--resume FILE] [options]
   --layers LIST    of the engines, those whose tensors are compared one by one; default all but fp32; none for none
   --every N        of these, every n-th tensor; default 1
   --match REGEX    and only those whose name matches: fewer borders, where marking changes what an engine computes
-  --jobs N         engines built at the same time; default 1
+  --jobs N         steps at the same time; default half as many as there are processors
   --emulate        no engines: every tensor rounded to FP16 on the CPU (TensorRT/emulate_fp16.py)
   --dry-run        print the commands instead of running them
 
-environment: TRT_PYTHON imports tensorrt; BUILD_FLAGS go to TensorRT/build.sh
+environment: TRT_PYTHON imports tensorrt; BUILD_FLAGS go to TensorRT/build.sh; engines with marked tensors are built at
+--builderOptimizationLevel=1 unless BUILD_FLAGS says another
 U
 }
 
 fail() { echo "swinv2_question.sh: error: $*" >&2; exit 1; }
 
 fp16_engines=opset12_fp16,opset17_fp16,fp16,attention_fp16
-model=() weights='' engines=fp32,$fp16_engines batches=1,16 layers=$fp16_engines every=1 match='' jobs=1 emulate=no dry_run=no
+model=() weights='' engines=fp32,$fp16_engines batches=1,16 layers=$fp16_engines every=1 match='' emulate=no dry_run=no
+jobs=$((($(nproc) + 1) / 2))
 while (($#)); do
     case $1 in
         --cfg | --resume) [[ -f ${2:-} ]] || fail "$1 ${2:-}: no such file"; model+=("$1" "$2"); shift ;;
@@ -54,6 +57,8 @@ done
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "--jobs $jobs: needs a positive whole number"
 TRT_PYTHON=${TRT_PYTHON:-python3}
 read -ra build_flags <<< "${BUILD_FLAGS:-}"
+layers_flags=("${build_flags[@]}")  # marked tensors change what is fused anyhow, and there are hundreds of kernels to time
+[[ " ${build_flags[*]} " == *" --builderOptimizationLevel="* ]] || layers_flags+=(--builderOptimizationLevel=1)
 
 # One line: MODEL.NAME, MODEL.TYPE, image size, weights (last, because a path may have spaces).
 facts=$(python3 - "${model[@]}" <<'P'
@@ -94,14 +99,22 @@ check --layers "$layers" "$fp16_engines,none"
 work=.cache/swinv2_question plugins=TensorRT/Plugins/build/libswin_plugins.so
 images=16  # of the data; as in swinv2_table.py
 largest=$(printf '%s\n' ${batches//,/ } | sort -n | tail -n 1)
-[[ $dry_run == yes ]] || { mkdir -p $work/logs; rm -f $work/failed; }
+failed=$work/failed_$name
+[[ $dry_run == yes ]] || { mkdir -p $work/logs; rm -f "$failed"; }
 
 # --- steps ---------------------------------------------------------------------------------------------------
+
+# A pipe with --jobs lines in it: a command takes one out while it runs.
+places=$(mktemp -u)
+mkfifo "$places"
+exec 8<> "$places"
+rm "$places"
+for ((i = 0; i < jobs; i++)); do echo >&8; done
 
 # make_file FILE FROM... -- COMMAND...: run the command, unless FILE is there and newer than what it is made from. A
 # failure is noted, and the steps that do not need FILE go on: that an engine cannot be built is an answer too.
 make_file() {
-    local file=$1 from=() input begun=$SECONDS log
+    local file=$1 from=() input begun log
     shift
     while [[ $1 != -- ]]; do from+=("$1"); shift; done
     shift
@@ -114,18 +127,20 @@ make_file() {
     done
     if [[ $old == no ]]; then echo "  kept   $file"; return; fi
     log=$work/logs/$(basename "$file").log
-    if "$@" > "$log" 2>&1; then
+    read -r -u 8
+    begun=$SECONDS
+    if "$@" > "$log" 2>&1 8>&-; then
         echo "  made   $file in $((SECONDS - begun)) s"
     else
         echo "  FAILED $file: $(tail -n 1 "$log")"
         rm -f "$file"
-        echo "$file" >> $work/failed
+        echo "$file" >> "$failed"
     fi
+    echo >&8
 }
 
-in_background() {  # the same, up to --jobs at a time
-    while (($(jobs -rp | wc -l) >= jobs)); do wait -n || true; done
-    make_file "$@" &
+beside() {  # COMMAND...: in the background, until `wait`
+    if [[ $dry_run == yes ]]; then "$@"; else "$@" & fi
 }
 
 graph_of() {  # engine -> what follows the model's name in its graph's
@@ -161,84 +176,99 @@ make_graphs() {  # weights
         w=("${model[@]:0:${#model[@]}-2}" --resume "$g.safetensors")
     fi
     local source=${w[-1]}
-    make_file "$g.onnx" "$source" -- python3 onnx/export_onnx.py "${w[@]}" --output "$g.onnx"
-    make_file "${g}_opset12.onnx" "$source" -- \
+    beside make_file "$g.onnx" "$source" -- python3 onnx/export_onnx.py "${w[@]}" --output "$g.onnx"
+    ! has "$engines" opset12_fp16 || beside make_file "${g}_opset12.onnx" "$source" -- \
         python3 onnx/export_onnx.py "${w[@]}" --opset 12 --output "${g}_opset12.onnx"
-    make_file "$g-b$images.npz" "$g.onnx" -- \
+    wait
+    beside make_file "$g-b$images.npz" "$g.onnx" -- \
         python3 data/batch_data_gen.py --model "$g.onnx" --batches $images --output $work
     if [[ $emulate == yes ]]; then
-        make_file "${g}_attention.onnx" "$g.onnx" -- \
+        ! has "$engines" attention_fp16 || beside make_file "${g}_attention.onnx" "$g.onnx" -- \
             python3 onnx/graphsurgeon/add_all.py --onnx "$g.onnx" --output "${g}_attention.onnx"
     else
-        make_file "${g}_fp16.onnx" "$g.onnx" -- \
+        ! has "$engines" fp16 || beside make_file "${g}_fp16.onnx" "$g.onnx" -- \
             python3 onnx/graphsurgeon/to_fp16.py --onnx "$g.onnx" --output "${g}_fp16.onnx"
-        make_file "${g}_attention_fp16.onnx" "$g.onnx" -- \
+        ! has "$engines" attention_fp16 || beside make_file "${g}_attention_fp16.onnx" "$g.onnx" -- \
             python3 onnx/graphsurgeon/add_all.py --onnx "$g.onnx" --fp16 --output "${g}_attention_fp16.onnx"
     fi
+    wait
 }
 
 emulate_engines() {  # weights
     local g=$work/${name}_$1 engine graph table
     for engine in opset12_fp16 opset17_fp16 attention_fp16; do
+        has "$engines" $engine || continue
         graph=$g$(graph_of $engine)
         graph=${graph%_fp16}.onnx
         table=$work/layers_${name}_$1_${engine}_emulated.csv
-        make_file "$table" "$graph" "$g-b$images.npz" -- python3 TensorRT/emulate_fp16.py --onnx "$graph" \
+        beside make_file "$table" "$graph" "$g-b$images.npz" -- python3 TensorRT/emulate_fp16.py --onnx "$graph" \
             --data "$g-b$images.npz" --every "$every" --output "$table"
     done
+    wait
+}
+
+build_layers_engine() {  # weights, engine
+    local g=$work/${name}_$1 graph flags
+    graph=$g$(graph_of "$2") flags=$(flags_of "$2")
+    make_file "${graph}_layers.npz" "$graph.onnx" "$g-b$images.npz" -- \
+        python3 TensorRT/compare_layers.py prepare --onnx "$graph.onnx" --data "$g-b$images.npz" \
+        --every "$every" --match "$match" --output $work
+    # shellcheck disable=SC2086  # FLAGS are words
+    make_file "${g}_$2_layers.plan" "${graph}_layers.npz" -- \
+        bash TensorRT/build.sh "${graph}_layers.onnx" $flags --size "$size" --max 1 \
+        --output "${g}_$2_layers.plan" "${layers_flags[@]}"
 }
 
 build_engines() {  # weights
     local g=$work/${name}_$1 engine graph flags
     for engine in ${engines//,/ }; do
         graph=$g$(graph_of "$engine") flags=$(flags_of "$engine")
-        # shellcheck disable=SC2086  # FLAGS are words
-        in_background "${g}_$engine.plan" "$graph.onnx" -- bash TensorRT/build.sh "$graph.onnx" $flags --size "$size" \
-            --max "$largest" --output "${g}_$engine.plan" "${build_flags[@]}"
-        has "$layers" "$engine" || continue
-        make_file "${graph}_layers.npz" "$graph.onnx" "$g-b$images.npz" -- \
-            python3 TensorRT/compare_layers.py prepare --onnx "$graph.onnx" --data "$g-b$images.npz" \
-            --every "$every" --match "$match" --output $work
         # shellcheck disable=SC2086
-        in_background "${g}_${engine}_layers.plan" "${graph}_layers.npz" -- \
-            bash TensorRT/build.sh "${graph}_layers.onnx" $flags --size "$size" --max 1 \
-            --output "${g}_${engine}_layers.plan" "${build_flags[@]}"
+        beside make_file "${g}_$engine.plan" "$graph.onnx" -- bash TensorRT/build.sh "$graph.onnx" $flags \
+            --size "$size" --max "$largest" --output "${g}_$engine.plan" "${build_flags[@]}"
+        ! has "$layers" "$engine" || beside build_layers_engine "$1" "$engine"
     done
+    wait
 }
 
 run_engines() {  # weights
     local g=$work/${name}_$1 engine output table
     for engine in ${engines//,/ }; do
         output=${g}_$engine-b$batches.npy
-        make_file "$output" "${g}_$engine.plan" "$g-b$images.npz" -- "$TRT_PYTHON" TensorRT/run_engine.py \
+        beside make_file "$output" "${g}_$engine.plan" "$g-b$images.npz" -- "$TRT_PYTHON" TensorRT/run_engine.py \
             --plan "${g}_$engine.plan" --input "$g-b$images.npz" --batch "$batches" --output "$output"
         has "$layers" "$engine" || continue
         table=$work/layers_${name}_$1_$engine.csv
-        make_file "$table" "${g}_${engine}_layers.plan" -- "$TRT_PYTHON" TensorRT/compare_layers.py run \
+        beside make_file "$table" "${g}_${engine}_layers.plan" -- "$TRT_PYTHON" TensorRT/compare_layers.py run \
             --plan "${g}_${engine}_layers.plan" --reference "$g$(graph_of "$engine")_layers.npz" --output "$table"
     done
+    wait
 }
 
 # --- all of it -----------------------------------------------------------------------------------------------
 
-ending='' order=$layers
+ask() {  # weights
+    make_graphs "$1"
+    if [[ $emulate == yes ]]; then
+        emulate_engines "$1"
+    else
+        build_engines "$1"
+        run_engines "$1"
+    fi
+}
+
+ending='' order=$fp16_engines
 if [[ $emulate == yes ]]; then ending=_emulated order=opset12_fp16,opset17_fp16,attention_fp16; fi
-for weight in ${weights//,/ }; do
-    echo "$name, weights: $weight"
-    make_graphs "$weight"
-    if [[ $emulate == yes ]]; then emulate_engines "$weight"; else build_engines "$weight"; fi
-done
+echo "$name, weights: ${weights//,/, }; up to $jobs steps at a time"
+for weight in ${weights//,/ }; do beside ask "$weight"; done
 wait
-if [[ $emulate == no ]]; then
-    for weight in ${weights//,/ }; do run_engines "$weight"; done
-fi
 [[ $dry_run == no ]] || exit 0
 
 version=()
 [[ $emulate == yes ]] || version=(--tensorrt "$("$TRT_PYTHON" -c 'import tensorrt; print(tensorrt.__version__)')")
 python3 TensorRT/swinv2_table.py --model "$name" "${version[@]}"
 panels=()
-for weight in ${weights//,/ }; do
+for weight in ${all_weights//,/ }; do  # those of earlier calls too
     tables=()
     for engine in ${order//,/ }; do
         table=$work/layers_${name}_${weight}_$engine$ending.csv
@@ -248,4 +278,4 @@ for weight in ${weights//,/ }; do
 done
 ((${#panels[@]} == 0)) || python3 TensorRT/compare_layers.py plot "${panels[@]}" --tolerance 0.1 \
     --output "Results/swinv2_question_$name$ending.png"
-[[ ! -f $work/failed ]] || fail "could not be made: $(paste -sd ' ' $work/failed); their logs are in $work/logs/"
+[[ ! -f $failed ]] || fail "could not be made: $(paste -sd ' ' "$failed"); their logs are in $work/logs/"

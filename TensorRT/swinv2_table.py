@@ -24,6 +24,7 @@ from utils import (
     RESULTS,
     ROOT,
     UserError,
+    alone_in,
     cpu_name,
     existing_file,
     git_commit,
@@ -43,6 +44,7 @@ COLUMNS = ("run_id", "commit", "gpu", "model", "weights", "engine", "batch", "im
            "max_abs_err", "median_rel_err", "largest_logit", "top1_agreement", "layers_max_abs_err", "tensors",
            "tensors_nan_or_inf", "first_tensor", "first_op", "first_rel_err")
 KEY = ("model", "weights", "engine", "batch")
+WEIGHTS = ("trained", "overflow", "underflow", "saturated")  # as in swinv2_question.sh
 IMAGES = 16  # as in swinv2_question.sh
 
 
@@ -73,9 +75,13 @@ def engine_rows(work: Path, model: str, tolerance: float) -> list[dict[str, str]
     for path in sorted(work.glob(f"{model}_*-b*.npy")):
         stem, _, batches = path.stem.rpartition("-b")
         weights, _, engine = stem.removeprefix(f"{model}_").partition("_")
+        if weights not in WEIGHTS:
+            continue  # of a model whose name begins with this one's
         source = existing_file(work / f"{model}_{weights}-b{IMAGES}.npz", "the data that swinv2_question.sh makes")
         with np.load(source) as data:
             logits, expected = np.load(path), data["logits"]
+        if "," not in batches:
+            logits = logits[None]  # run_engine.py leaves the first axis out for one batch size
         if logits.shape != (len(batches.split(",")), *expected.shape):
             raise UserError(f"{shown(path)}: its logits {list(logits.shape)} are not those of {shown(source)}, "
                             f"{list(expected.shape)}; remove it, and run swinv2_question.sh again")
@@ -97,6 +103,8 @@ def emulated_rows(work: Path, model: str, tolerance: float) -> list[dict[str, st
     rows = []
     for table in sorted(work.glob(f"layers_{model}_*_emulated.csv")):
         weights, _, engine = table.stem.removeprefix(f"layers_{model}_").partition("_")
+        if weights not in WEIGHTS:
+            continue
         last = read_table(table)[-1]
         rows.append({**run, "weights": weights, "engine": engine.replace("_emulated", " emulated"), "batch": "1",
                      "images": "1", "images_nan_or_inf": str(int(broken(last))), "max_abs_err": logit_error([last]),
@@ -148,11 +156,12 @@ def main() -> None:
             *emulated_rows(arguments.work, arguments.model, arguments.tolerance)]
     if not rows:
         raise UserError(f"{shown(arguments.work)}: nothing of {arguments.model} in it; swinv2_question.sh fills it")
-    table = merged(arguments.output, rows)
-    with whole_file(arguments.output) as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    with alone_in(arguments.output.parent):  # another model's engines may be asked at the same time
+        table = merged(arguments.output, rows)
+        with whole_file(arguments.output) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(table)
     versions = {"tensorrt": arguments.tensorrt} if arguments.tensorrt else {}
     write_environment(rows[0]["run_id"], {**versions, **package_versions("torch", "onnx", "onnxruntime")})
     print(markdown([row for row in table if row["model"] == arguments.model]))

@@ -121,11 +121,16 @@ def test_the_table_has_a_row_for_each_engine_and_batch(tmp_path, monkeypatch, ca
                                [layer_row("a", 0.01), layer_row("b", 0.2), layer_row("logits", 0.02)])
     compare_layers.write_table(tmp_path / "layers_m_underflow_opset12_fp16_emulated.csv",
                                [layer_row("a", 0.01), layer_row("logits", 0.5, nan=3)])
+    np.save(tmp_path / "m_trained_fp32-b4.npy", expected)  # of one batch size
+    # Of another model, whose name begins with this one's: nothing of it is read.
+    np.save(tmp_path / "m_micro_trained_fp32-b1.npy", expected)
+    (tmp_path / "layers_m_micro_trained_opset12_fp16_emulated.csv").write_text("")
     rows = table(tmp_path, monkeypatch)
     assert [(row["weights"], row["engine"], row["batch"]) for row in rows] == [
-        ("trained", "attention_fp16", "1"), ("trained", "attention_fp16", "16"),
+        ("trained", "attention_fp16", "1"), ("trained", "attention_fp16", "16"), ("trained", "fp32", "4"),
         ("underflow", "opset12_fp16 emulated", "1")]
-    one, sixteen, emulated = rows
+    one, sixteen, four, emulated = rows
+    assert float(four["max_abs_err"]) == 0 and four["first_tensor"] == ""
     assert float(one["max_abs_err"]) == pytest.approx(0.25) and one["images_nan_or_inf"] == "0"
     assert sixteen["max_abs_err"] == "nan" and sixteen["images_nan_or_inf"] == "1" and sixteen["images"] == "16"
     assert one["largest_logit"] == f"{np.abs(expected).max():.4g}"
@@ -138,7 +143,7 @@ def test_the_table_has_a_row_for_each_engine_and_batch(tmp_path, monkeypatch, ca
     np.save(tmp_path / "m_trained_attention_fp16-b1,16.npy", np.stack([expected, expected]))
     (tmp_path / "layers_m_underflow_opset12_fp16_emulated.csv").unlink()
     again = table(tmp_path, monkeypatch)
-    assert [float(row["max_abs_err"]) for row in again[:2]] == [0, 0] and again[2] == emulated
+    assert [float(row["max_abs_err"]) for row in again[:3]] == [0, 0, 0] and again[3] == emulated
 
 
 def test_the_table_refuses_logits_of_other_data(tmp_path, monkeypatch):
@@ -208,6 +213,9 @@ def test_question_makes_all_once(ask, tmp_path):
     assert {word: sum(word in call for call in calls) for word in expected} == expected
     built = next(call for call in calls if "m_underflow_attention_fp16.plan" in call and "build.sh" in call)
     assert "m_underflow_attention_fp16.onnx --fp16 --plugins=TensorRT/Plugins" in built and "--max 16" in built
+    marked = next(call for call in calls if "m_underflow_attention_fp16_layers.plan" in call and "build.sh" in call)
+    assert "--max 1" in marked and marked.endswith("--builderOptimizationLevel=1")
+    assert "--builderOptimizationLevel" not in built
     stressed = next(call for call in calls if "stress.py" in call and "underflow" in call)
     assert "--resume weights.pth --qk 1e-3" in stressed
     exported = next(call for call in calls if "export_onnx" in call and "underflow_opset12" in call)
@@ -239,12 +247,19 @@ def test_question_goes_on_after_a_failure_and_ends_with_it(ask, tmp_path):
 
 
 def test_question_on_a_cpu_builds_nothing(ask):
-    done, calls = ask("--emulate", "--weights", "overflow")
+    done, calls = ask("--emulate", "--weights", "overflow", "--jobs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not any("build.sh" in call or "run_engine" in call for call in calls)
     graphs = [call.split()[3] for call in calls if "emulate_fp16.py" in call]
     assert [Path(name).name for name in graphs] == ["m_overflow_opset12.onnx", "m_overflow.onnx",
                                                     "m_overflow_attention.onnx"]
+
+
+def test_question_makes_only_the_graphs_that_it_builds(ask):
+    done, calls = ask("--weights", "trained", "--engines", "opset17_fp16", "--layers", "none", "--batches", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not any("graphsurgeon" in call or "prepare" in call for call in calls)
+    assert sum("export_onnx" in call for call in calls) == sum("build.sh" in call for call in calls) == 1
 
 
 def test_question_dry_run_only_prints(ask, tmp_path):

@@ -35,9 +35,10 @@ class Engine:
     """A plan on the current GPU, with one input and one optimization profile.
 
     Attributes:
-        input: name of the input tensor; `input_shape` its shape with -1 for the batch, (-1, 3, S, S).
+        input: name of the input tensor; `input_shape` its shape, (-1, 3, S, S), or (B, 3, S, S) where B was fixed at
+            export.
         outputs: names of the output tensors.
-        batches: smallest and largest batch of the optimization profile.
+        batches: smallest and largest batch of the optimization profile; twice the one that was fixed.
     """
 
     def __init__(self, plan: str | Path, plugins: str | Path | None = None) -> None:
@@ -71,8 +72,11 @@ class Engine:
         self.input = inputs[0]
         self.input_shape = tuple(self.engine.get_tensor_shape(self.input))
         self.outputs = [name for name in names if name not in inputs]
-        smallest, _, largest = self.engine.get_tensor_profile_shape(self.input, 0)
-        self.batches = (smallest[0], largest[0])
+        if self.input_shape[0] == -1:
+            smallest, _, largest = self.engine.get_tensor_profile_shape(self.input, 0)
+            self.batches = (smallest[0], largest[0])
+        else:
+            self.batches = (self.input_shape[0], self.input_shape[0])
 
     def __enter__(self) -> Engine:
         return self

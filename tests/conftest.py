@@ -1,28 +1,18 @@
 """What the tests share: an importable timm, and weights that let a mistake show."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "onnx"))
+from export_timm import make_torchvision_importable
 
-def _make_torchvision_importable() -> None:
-    """Stand in for two operators of torchvision's compiled part, where that part cannot be loaded.
-
-    timm imports torchvision, and torchvision's import fails if its library of operators does not match the torch
-    beside it, as with the PyPI wheel beside a CPU build of torch. No test calls these operators: that they are defined
-    is enough.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-_make_torchvision_importable()
+make_torchvision_importable()  # before a test imports timm
 
 
 @pytest.fixture(scope="session")

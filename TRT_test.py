@@ -147,6 +147,11 @@ def chosen_batches(plan: Path, arguments: argparse.Namespace) -> list[Batch]:
     return [batch for batch in batches if len(batch.input) in arguments.batch]
 
 
+def origin(plan: Path) -> str:
+    """What a row's notes say of an engine whose graph is not this project's own; "" of all others."""
+    return "timm's export, batch fixed; " if "_timm_b" in plan.stem else ""
+
+
 def precision(plan: Path) -> str:
     """int8, fp16, bf16 or fp32, by the suffix in the plan's name."""
     return next((name for name in ("int8", "fp16", "bf16") if f"_{name}" in plan.stem), "fp32")
@@ -224,7 +229,7 @@ def latency_row(row: Row, plan: Path, model: str, runner: str) -> dict[str, str]
         "max_abs_err": f"{max_abs_err(row.output, row.expected):.3e}",
         "median_rel_err": f"{median_rel_err(row.output, row.expected):.3e}",
         "top1_agreement": f"{top1_agreement(row.output, row.expected):.4f}",
-        "notes": f"{plan.stem}; {'CUDA graph' if row.graph else 'no CUDA graph'}; {row.check}",
+        "notes": f"{plan.stem}; {origin(plan)}{'CUDA graph' if row.graph else 'no CUDA graph'}; {row.check}",
     }
 
 
@@ -248,9 +253,9 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str])
             for graph in (False, True):
                 rows.append(measure(context, batch, allowed, graph, min_s=arguments.min_seconds,
                                     min_runs=arguments.min_runs))
+                append_rows(arguments.results / "latency.csv", LATENCY_COLUMNS,  # at once: what is stopped keeps it
+                            [{**run, **latency_row(rows[-1], plan, batch.model, runner)}])
                 say(table_line(rows[-1]))
-    append_rows(arguments.results / "latency.csv", LATENCY_COLUMNS,
-                [{**run, **latency_row(row, plan, batches[0].model, runner)} for row in rows])
     return lines, rows
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils import LATENCY_COLUMNS, ROOT, UserError
+from utils import LATENCY_COLUMNS, ROOT, UserError, latency_rows
 
 sys.path[1:1] = [str(ROOT / "TensorRT"), str(ROOT / "TensorRT" / "INT8")]
 
@@ -82,7 +82,15 @@ def test_build_flags_of_any_model():
     assert done.stdout.count("--memPoolSize") == 1  # trtexec refuses a flag that comes twice
 
 
+def test_a_graph_of_a_fixed_batch_gets_no_profile():
+    """trtexec refuses shapes for it."""
+    done = shell(ROOT / "TensorRT/build.sh", "onnx/swinv1_timm_b8.onnx", "--fixed", "--fp16", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "TRT_Engine/swinv1_timm_b8_fp16.plan" in done.stdout and "Shapes" not in done.stdout
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
+    (["onnx/absent_timm_b8.onnx", "--fp16"], "python onnx/export_timm.py --batch 8 --output onnx/absent_timm_b8.onnx"),
     (["onnx/absent.onnx"], "onnx/absent.onnx: no such file; make it with: python onnx/export_onnx.py --output"),
     (["onnx/absent_fp16.onnx", "--fp16"], "to_fp16.py --onnx onnx/absent.onnx"),
     (["onnx/absent_attention_fp16.onnx", "--fp16"], "add_all.py --onnx onnx/absent.onnx --fp16"),
@@ -298,6 +306,45 @@ def test_table_and_csv_rows():
     assert columns["precision"] == "fp16" and columns["latency_ms_median"] == "1.0000"
     assert columns["max_abs_err"] == "5.000e-01" and columns["notes"] == "m_attention_fp16; CUDA graph; bad"
     assert set(columns) | {"run_id", "commit", "gpu"} == set(LATENCY_COLUMNS)
+    columns = TRT_test.latency_row(row, Path("m_timm_b4_fp16.plan"), "m", "trt")
+    assert columns["notes"] == "m_timm_b4_fp16; timm's export, batch fixed; CUDA graph; bad"
+    assert columns["precision"] == "fp16" and TRT_test.belongs_to(Path("m_timm_b4_fp16.plan"), "m")
+
+
+def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
+    """What stops at a batch leaves the rows of those before it."""
+    class FakeEngine:
+        batches = (1, 8)
+
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def context(self):
+            return self
+
+        def has_plugins(self):
+            return False
+
+    def measure(context, batch, allowed, graph, **timing):
+        if len(batch.input) == 8 and graph:
+            raise UserError("out of memory")
+        return TRT_test.Row(len(batch.input), graph, np.ones(3), batch.logits, batch.logits, "good")
+
+    monkeypatch.setitem(sys.modules, "engine", SimpleNamespace(Engine=FakeEngine))
+    monkeypatch.setattr(TRT_test, "find_batches", lambda plan, pattern: [batch_of(1), batch_of(8)])
+    monkeypatch.setattr(TRT_test, "measure", measure)
+    given = SimpleNamespace(data=None, batch=None, tolerance=None, plugins=None, min_seconds=0, min_runs=1,
+                            results=tmp_path)
+    with pytest.raises(UserError, match="out of memory"):
+        TRT_test.score_engine(tmp_path / "m.plan", given, {"run_id": "1", "commit": "c", "gpu": "A GPU"})
+    assert [(row["batch"], row["notes"]) for row in latency_rows(tmp_path)] == [
+        ("1", "m; no CUDA graph; good"), ("1", "m; CUDA graph; good"), ("8", "m; no CUDA graph; good")]
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ One row per file, runner and batch goes to Results/latency.csv (ort-cuda: two, l
 graph). The precision is what the graph computes in. Input and output stay on the device (IO binding), the batch is
 fixed; FP32 is without TF32. Plugin nodes (of a patched graph) run as the standard operators they stand for.
 
+ort-cuda runs as onnxruntime documents it: on its own stream, timed by the clock from the call until the stream is done.
+A CUDA error spoils the process that it happens in: race.py gives every batch and --variant one of its own.
+
 Errors are against the FP32 output on the same input: data/<model>-b<N>.npz, else the FP32 export itself on held-out
 crops. For an FP32 file of onnx/export_onnx.py that is the file itself; for onnx/swinv2_attention_fp16.onnx it is the
 file that the patches were made on, found beside it by leaving out the name's endings, or given by --reference.
@@ -51,7 +54,8 @@ from utils import (
 # The file to measure; --model overrides it.
 ONNX_FILE = "onnx/swinv1.onnx"
 
-VARIANTS = {"ort-cpu": ("CPU",), "ort-cuda": ("no CUDA graph", "CUDA graph")}  # runner: what its rows' notes say
+RUNNERS = ("ort-cpu", "ort-cuda")
+CUDA_VARIANTS = ("no CUDA graph", "CUDA graph")  # of ort-cuda; a row's notes say which
 
 
 def is_reference(path: Path) -> bool:
@@ -83,34 +87,32 @@ def available_runners() -> list[str]:
     return ["ort-cpu", "ort-cuda"] if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else ["ort-cpu"]
 
 
-def cuda_stream():
-    """A torch.cuda.Stream to time onnxruntime on with CUDA events; None where no torch with CUDA is installed."""
-    if importlib.util.find_spec("torch") is None:
-        return None
-    import torch
+def load_cuda_libraries() -> None:
+    """Load the CUDA libraries that onnxruntime needs from where pip put them: torch's, or packages of their own."""
+    if importlib.util.find_spec("torch") is not None:
+        import torch  # noqa: F401
+    else:
+        import onnxruntime
 
-    return torch.cuda.Stream() if torch.cuda.is_available() else None
+        onnxruntime.preload_dlls()
 
 
 def measure(path: Path, runner: str, variant: str, images: np.ndarray, **timing: float,
-            ) -> tuple[np.ndarray, np.ndarray, str]:
-    """float32 logits of one combination, its times in ms by timed_runs(**timing), and how they were taken.
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """float32 logits of one combination, those of its last run, and its times in ms by timed_runs(**timing).
 
     Raises:
-        UserError: what onnx_session raises.
-        onnx_refusals(): it cannot be run: out of memory, or a CUDA graph of a model that needs the CPU.
+        UserError: what onnx_session raises; a CUDA graph of a model that needs the CPU is among it.
+        onnx_refusals(), RuntimeError: it cannot be run: out of memory, or another CUDA error.
     """
     import onnxruntime
 
-    stream, options, providers, device = None, onnxruntime.RunOptions(), ["CPUExecutionProvider"], "cpu"
+    providers, device = ["CPUExecutionProvider"], "cpu"
     if runner == "ort-cuda":
-        device, stream = "cuda", cuda_stream()
-        cuda = {"use_tf32": "0", "enable_cuda_graph": "1" if variant == "CUDA graph" else "0"}
-        if stream is not None:
-            cuda["user_compute_stream"] = str(stream.cuda_stream)
-            # A run then only queues its work, and the events around it say when the GPU began and ended.
-            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        providers.insert(0, ("CUDAExecutionProvider", cuda))
+        load_cuda_libraries()
+        device = "cuda"
+        providers.insert(0, ("CUDAExecutionProvider", {
+            "use_tf32": "0", "enable_cuda_graph": "1" if variant == "CUDA graph" else "0"}))
     session = onnx_session(path, providers, len(images))
     output = session.get_outputs()[0]
     x = onnxruntime.OrtValue.ortvalue_from_numpy(images, device)
@@ -119,33 +121,31 @@ def measure(path: Path, runner: str, variant: str, images: np.ndarray, **timing:
     binding.bind_ortvalue_input(session.get_inputs()[0].name, x)
     binding.bind_ortvalue_output(output.name, y)
 
-    def by_events() -> float:
-        import torch
+    if variant == "CUDA graph":
+        # Memory is allocated in the first runs, which must not happen while a graph is captured: they are kept apart
+        # from the one that is. https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+        uncaptured = onnxruntime.RunOptions()
+        uncaptured.add_run_config_entry("gpu_graph_id", "-1")
+        for _ in range(3):
+            session.run_with_iobinding(binding, uncaptured)
 
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record(stream)
-        session.run_with_iobinding(binding, options)
-        end.record(stream)
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    def by_clock() -> float:
+    def once() -> float:
         start = time.perf_counter()
-        session.run_with_iobinding(binding, options)
+        session.run_with_iobinding(binding)  # returns when the stream is done; with a CUDA graph, first captures it
         return 1000 * (time.perf_counter() - start)
 
-    once = by_clock if stream is None else by_events
-    once()  # with a CUDA graph: captures it
-    logits = y.numpy().copy()
-    return logits, timed_runs(once, **timing), "" if stream is not None or device == "cpu" else "; timed by the clock"
+    times_ms = timed_runs(once, **timing)
+    return y.numpy().copy(), times_ms
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, nargs="+", default=[ROOT / ONNX_FILE], metavar="FILE",
                         help=f"ONNX files (default: {ONNX_FILE})")
-    parser.add_argument("--runner", type=lambda text: choices(text, tuple(VARIANTS)), metavar="R,R",
-                        help=f"any of {','.join(VARIANTS)} (default: those that the installed onnxruntime has)")
+    parser.add_argument("--runner", type=lambda text: choices(text, RUNNERS), metavar="R,R",
+                        help=f"any of {','.join(RUNNERS)} (default: those that the installed onnxruntime has)")
+    parser.add_argument("--variant", type=lambda text: choices(text, CUDA_VARIANTS), default=list(CUDA_VARIANTS),
+                        metavar="V,V", help=f"of ort-cuda, any of '{','.join(CUDA_VARIANTS)}' (default: both)")
     parser.add_argument("--reference", type=Path, metavar="FILE",
                         help="FP32 ONNX file that errors are taken against (default: the export that the file was "
                              "made from)")
@@ -174,17 +174,18 @@ def main(arguments: list[str] | None = None) -> None:
                 reference.stem, batch, img_size,
                 lambda images, session=session, reference=reference: onnx_logits(session, images, reference), args.data)
             for runner in runners:
-                for variant in VARIANTS[runner]:
+                for variant in args.variant if runner == "ort-cuda" else ["CPU"]:
                     try:
-                        logits, times_ms, timed = measure(path, runner, variant, images, min_runs=args.min_runs,
-                                                          min_s=args.min_seconds)
-                    except onnx_refusals() as error:
+                        logits, times_ms = measure(path, runner, variant, images, min_runs=args.min_runs,
+                                                   min_s=args.min_seconds)
+                    except (UserError, RuntimeError, *onnx_refusals()) as error:
                         failed.append(f"{path.stem} {runner} b{batch} ({variant})")
                         print(f"{failed[-1]} failed: {first_line(error)}", file=sys.stderr, flush=True)
                         continue
                     if logits.shape != expected.shape:
                         raise UserError(f"{shown(path)}: gives logits {list(logits.shape)}, {shown(reference)} gives "
                                         f"{list(expected.shape)}; give its own export with --reference")
+                    timed = "; timed by the clock" if runner == "ort-cuda" else ""
                     standard = "; plugin nodes as standard operators" if plugins else ""
                     record_latency(args.results, {
                         **run, "gpu": cpu_name() if runner == "ort-cpu" else gpu_name(), "runner": runner,

@@ -10,6 +10,10 @@ the row's notes then say.
 
 The model is measured at its best: constants folded, weights and input in the row's precision, on the device
 before the clock starts. FP32 is without TF32. A combination that fails is reported in one line; the others go on.
+
+With --compile-only nothing is measured: what torch.compile makes is run once, and its code stays in
+$TORCHINDUCTOR_CACHE_DIR. Another process on a GPU of the same name, with the same torch, finds it there, max-autotune's
+choices included, and only traces the model again.
 """
 from __future__ import annotations
 
@@ -129,6 +133,25 @@ def measure(runner: str, variant: str, model: nn.Module, images: np.ndarray, dev
         return logits, timed_runs(timer(run, device), **timing)
 
 
+def compile_all(args: argparse.Namespace, model: nn.Module, device: torch.device) -> None:
+    """Compile and run once whatever is chosen; UserError if any of it fails."""
+    failed = []
+    combinations = list(itertools.product(args.batch, args.precision, variants("torch-compile", args.mode, device)))
+    for batch, precision, variant in combinations:
+        what = f"torch-compile {precision} b{batch} ({variant})"
+        start = time.perf_counter()
+        try:
+            images = np.zeros((batch, 3, model.img_size, model.img_size), np.float32)
+            measure("torch-compile", variant, model, images, device, PRECISIONS[precision], min_runs=1, min_s=0)
+        except (RuntimeError, MemoryError) as error:
+            failed.append(what)
+            print(f"{what} failed: {first_line(error)}", file=sys.stderr, flush=True)
+        else:
+            print(f"{what} compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(combinations)} combinations failed: {', '.join(failed)}")
+
+
 def onnx_reference(path: Path, model: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     """The FP32 logits of an ONNX file, as a function of the images.
 
@@ -162,6 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--onnx", type=Path, metavar="FILE",
                         help="FP32 export of the model, which errors are taken against "
                              "(default: onnx/<MODEL.NAME>.onnx where it is there)")
+    parser.add_argument("--compile-only", action="store_true",
+                        help="measure nothing; compile what torch-compile would measure")
     add_measuring_arguments(parser)
     args = parser.parse_args(arguments)
     config = get_config(args.cfg, args.opts, args.type)
@@ -172,6 +197,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     checkpoint = checkpoint_path(config, args.resume, args.pretrained)
     model = load_model(config, checkpoint).fold_constants()
+    if args.compile_only:
+        compile_all(args, model, device)
+        return
     name = config.MODEL.NAME
     onnx_file = args.onnx or ROOT / "onnx" / f"{name}.onnx"
     if args.onnx or onnx_file.exists():

@@ -6,8 +6,12 @@ from __future__ import annotations
 
 import copy
 import csv
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -299,3 +303,123 @@ def test_reference_batch_reads_the_data_file_if_it_is_of_this_model(files, tmp_p
         np.savez(path, **wrong, model="cut_down")
         with pytest.raises(UserError, match=r"cut_down-b2\.npz: .* not those of the model"):
             utils.reference_batch("cut_down", 2, 64, logits, tmp_path)
+
+
+# --- compiling apart from measuring --------------------------------------------------------------------------
+
+
+def test_compile_only_fills_the_cache_for_another_process_and_leaves_no_row(files, tmp_path):
+    """The other process compiles nothing: it finds the graph as it was compiled."""
+    command = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); import Torch_Latency, torch\n"
+               "torch.cuda.is_available = lambda: False\n"
+               "Torch_Latency.main(sys.argv[1:])\n"
+               "found = torch._dynamo.utils.counters['inductor']\n"
+               "print('hit', found['fxgraph_cache_hit'], 'miss', found['fxgraph_cache_miss'])", str(ROOT),
+               "--runner", "torch-compile", "--mode", "max-autotune", "--precision", "fp32", "--batch", "2",
+               "--results", str(tmp_path / "Results"), *files.flags]
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "RUN_ID": "1"}
+
+    def run(*flags: str) -> str:
+        # --opts takes all that follows it: further flags go before.
+        done = subprocess.run([*command[:4], *flags, *command[4:]], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    told = run("--compile-only")
+    assert "torch-compile fp32 b2 (mode max-autotune) compiled in" in told and told.endswith("hit 0 miss 1\n")
+    assert not (tmp_path / "Results").exists()
+    assert run("--onnx", str(files.onnx), *QUICK).endswith("hit 1 miss 0\n")
+    assert [row["notes"] for row in rows(tmp_path / "Results")] == ["mode max-autotune"]
+
+
+def test_what_does_not_compile_is_a_failure(files, tmp_path, capsys, monkeypatch):
+    def measure(runner, variant, *_, **__):
+        if variant == "mode max-autotune":
+            raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(Torch_Latency, "measure", measure)
+    with pytest.raises(UserError, match=r"1 of 2 combinations failed: torch-compile fp32 b1 \(mode max-autotune\)"):
+        Torch_Latency.main(["--compile-only", "--precision", "fp32", "--mode", "max-autotune,reduce-overhead",
+                            "--batch", "1", *files.flags])
+    told = capsys.readouterr()
+    assert told.err == "torch-compile fp32 b1 (mode max-autotune) failed: out of memory\n"
+    assert "(mode reduce-overhead) compiled in" in told.out
+
+
+# --- onnxruntime by CUDA, with a session that only takes notes -----------------------------------------------
+
+
+class FakeSession:
+    """What Onnx_Latency.py asks of an onnxruntime session on a GPU. The logits are the number of runs so far."""
+
+    def __init__(self, options: dict, y: np.ndarray, fails: bool) -> None:
+        self.options, self.y, self.fails, self.runs = options, y, fails, []
+
+    def get_inputs(self):
+        return [SimpleNamespace(name="input", shape=[len(self.y), 3, 64, 64])]
+
+    def get_outputs(self):
+        return [SimpleNamespace(name="logits", shape=list(self.y.shape))]
+
+    def io_binding(self):
+        return SimpleNamespace(bind_ortvalue_input=lambda *_: None, bind_ortvalue_output=lambda *_: None)
+
+    def run_with_iobinding(self, binding, options=None):
+        if self.fails:
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+        self.runs.append(options and options.get_run_config_entry("gpu_graph_id"))
+        self.y[:] = len(self.runs)
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def cuda_sessions(files, monkeypatch):
+    """The sessions that were opened with CUDA, newest last; `failing` holds the variants that fail."""
+    opened, failing = [], set()
+    cpu_session, y = Onnx_Latency.onnx_session, {}
+
+    def session(path, providers=("CPUExecutionProvider",), batch=None):
+        if isinstance(providers[0], str):
+            return cpu_session(path, providers, batch)
+        options = providers[0][1]
+        opened.append(FakeSession(options, y["y"], options["enable_cuda_graph"] in failing))
+        y["y"] = opened[-1].y = np.zeros((batch, files.model.num_classes), np.float32)
+        return opened[-1]
+
+    def value(shape, *_):
+        return SimpleNamespace(numpy=lambda: y["y"])
+
+    y["y"] = np.zeros((1, 1), np.float32)
+    monkeypatch.setattr(Onnx_Latency, "onnx_session", session)
+    monkeypatch.setattr(Onnx_Latency, "available_runners", lambda: ["ort-cpu", "ort-cuda"])
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", lambda *_: None)
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", value)
+    return SimpleNamespace(opened=opened, failing=failing)
+
+
+def test_a_cuda_graph_is_captured_after_runs_that_are_not_and_judged_by_its_last(files, tmp_path, cuda_sessions):
+    Onnx_Latency.main(["--model", str(files.onnx), "--runner", "ort-cuda", "--batch", "2", *QUICK,
+                       "--results", str(tmp_path), "--data", str(tmp_path)])
+    plain, graph = cuda_sessions.opened
+    assert plain.options == {"use_tf32": "0", "enable_cuda_graph": "0"} and set(plain.runs) == {None}
+    assert graph.options == {"use_tf32": "0", "enable_cuda_graph": "1"}
+    assert graph.runs[:4] == ["-1", "-1", "-1", None] and set(graph.runs[3:]) == {None}
+    table = rows(tmp_path)
+    assert [row["notes"] for row in table] == [f"cut_down; {variant}; timed by the clock"
+                                               for variant in ("no CUDA graph", "CUDA graph")]
+    expected = ort(files.onnx, held_out_batch(2, 64)[0])
+    for row, session in zip(table, (plain, graph)):
+        assert float(row["max_abs_err"]) == pytest.approx(np.abs(len(session.runs) - expected).max(), rel=1e-3)
+
+
+def test_a_variant_that_fails_is_one_line_and_the_other_goes_on(files, tmp_path, cuda_sessions, capsys):
+    cuda_sessions.failing.add("0")
+    command = ["--model", str(files.onnx), "--runner", "ort-cuda", "--batch", "2", *QUICK, "--results", str(tmp_path),
+               "--data", str(tmp_path)]
+    with pytest.raises(UserError, match=r"1 of 2 combinations failed: cut_down ort-cuda b2 \(no CUDA graph\)"):
+        Onnx_Latency.main(command)
+    assert "b2 (no CUDA graph) failed: CUDA failure 700" in capsys.readouterr().err
+    Onnx_Latency.main([*command, "--variant", "CUDA graph"])
+    assert [row["notes"].split("; ")[1] for row in rows(tmp_path)] == ["CUDA graph", "CUDA graph"]
+    with pytest.raises(UserError, match="'graph': unknown"):
+        Onnx_Latency.main([*command, "--variant", "graph"])

@@ -13,10 +13,14 @@ FP32.
 
     python race.py --cfg models/swin_micro.yaml models/swinv2_micro.yaml --runner torch-eager,ort-cpu --batch 1,8
 
-On a host with several GPUs of one kind, races with different --runner, --cfg or --batch and the same --run-id may run
-at once, each with its own $CUDA_VISIBLE_DEVICES. What torch.compile compiles is kept in $TORCHINDUCTOR_CACHE_DIR
-(default .cache/inductor). Where files were copied or checked out anew and their times say nothing, --take-files takes
-those that are there as they are.
+trt-timm is TensorRT on timm's model, exported and built for one batch at a time; its rows stand in the table under the
+runner trt, and their notes tell them apart.
+
+On a host with several GPUs of one kind, races with different --runner, --mode, --cfg, --precision or --batch and the
+same --run-id may run at once, each with its own $CUDA_VISIBLE_DEVICES. With --prepare a race measures nothing: it makes
+the files, or fills $TORCHINDUCTOR_CACHE_DIR (default .cache/inductor) with what torch.compile compiles, while another
+measures, which then finds both. Where files were copied or checked out anew and their times say nothing, --take-files
+takes those that are there as they are.
 """
 from __future__ import annotations
 
@@ -29,6 +33,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,25 +60,36 @@ LIBRARY = PLUGINS / "build" / "libswin_plugins.so"
 
 
 class Entrant(NamedTuple):
-    """Who takes part: a runner as in latency.csv and, for torch.compile, its mode."""
+    """Who takes part: a runner as in latency.csv and, where a runner has several, the part of a row's notes that says
+    which: the mode of torch.compile, the variant of ort-cuda, whose export TensorRT's engine was made from."""
 
     runner: str
     mode: str = ""
 
     def __str__(self) -> str:
-        return f"{self.runner} {self.mode}".strip()
+        return self.name if self == TIMM else f"{self.runner} {self.mode}".strip()
+
+    @property
+    def name(self) -> str:
+        """What --runner calls it."""
+        return "trt-timm" if self == TIMM else self.runner
 
 
+TIMM = Entrant("trt", "timm's export, batch fixed")
 # max-autotune, which compiles for minutes, comes last: whoever stops the race early has the rest.
 ENTRANTS = (
-    Entrant("trt-plugins"), Entrant("trt"), Entrant("ort-cuda"), Entrant("ort-cpu"), Entrant("torch-eager"),
-    Entrant("torch-script"), Entrant("torch-compile", "reduce-overhead"), Entrant("torch-compile", "max-autotune"),
+    Entrant("trt-plugins"), Entrant("trt"), TIMM, Entrant("ort-cuda", "no CUDA graph"),
+    Entrant("ort-cuda", "CUDA graph"), Entrant("ort-cpu"), Entrant("torch-eager"), Entrant("torch-script"),
+    Entrant("torch-compile", "reduce-overhead"), Entrant("torch-compile", "max-autotune"),
 )
-RUNNERS = tuple(dict.fromkeys(entrant.runner for entrant in ENTRANTS))
+RUNNERS = tuple(dict.fromkeys(entrant.name for entrant in ENTRANTS))
+MODES = tuple(entrant.mode for entrant in ENTRANTS if entrant.runner == "torch-compile")
 CPU_RUNNERS = ("ort-cpu", "torch-eager", "torch-script")
+# An engine of timm's export has one batch, and a CUDA error in onnxruntime takes with it all that its process would do.
+ONE_BATCH_A_PROCESS = ("trt-timm", "ort-cuda")
 PRECISIONS = ("fp32", "fp16")
 # Guesses at the seconds that one batch takes, which only the estimate of what is left depends on.
-SECONDS_A_BATCH = {"": 8, "reduce-overhead": 60, "max-autotune": 200}
+SECONDS_A_BATCH = {"reduce-overhead": 60, "max-autotune": 200}
 
 
 class Model(NamedTuple):
@@ -95,19 +111,21 @@ class Model(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One command of the race: it makes a file, or measures one model on one runner in one precision."""
+    """One command of the race: makes a file, or measures one model on one runner in one precision, or compiles it."""
 
     command: list[str | Path]
     inputs: list[Path]  # files that it reads
     seconds: float  # a guess
     makes: Path | None = None
     measures: tuple[Model, Entrant, str, tuple[int, ...]] | None = None  # the str: precision; the numbers: batches
+    compiles: bool = False  # what it would measure, and leaves no row
 
     def __str__(self) -> str:
         if self.makes:
             return shown(self.makes)
         model, entrant, precision, batches = self.measures
-        return f"{model.name} {precision} {entrant} b{','.join(map(str, batches))}"
+        compiling = "compiling " if self.compiles else ""
+        return f"{compiling}{model.name} {precision} {entrant} b{','.join(map(str, batches))}"
 
 
 # --- files ---------------------------------------------------------------------------------------------------
@@ -134,13 +152,22 @@ def file_steps(model: Model, batches: list[int]) -> dict[Path, Step]:
     for suffix, flags in (("_attention", []), ("_attention_fp16", ["--fp16"])):
         makes(model.onnx(suffix), [PYTHON, "onnx/graphsurgeon/add_all.py", "--onnx", model.onnx(), *flags],
               [model.onnx(), *surgery], 60)
-    for suffix in ("", "_fp16", "_attention", "_attention_fp16"):
-        flags = ["--fp16"] if suffix.endswith("_fp16") else ["--noTF32"]
-        library = [LIBRARY] if "_attention" in suffix else []
+
+    def builds(suffix: str, graph: Path, flags: list[str], library: list[Path]) -> None:
         makes(model.plan(suffix),
-              ["bash", "TensorRT/build.sh", model.onnx(suffix), "--size", str(model.img_size), *flags,
+              ["bash", "TensorRT/build.sh", graph, *flags, "--fp16" if suffix.endswith("_fp16") else "--noTF32",
                *(f"--plugins={path}" for path in library), *shlex.split(os.environ.get("BUILD_FLAGS", ""))],
-              [model.onnx(suffix), *library], 150)
+              [graph, *library], 150)
+
+    for suffix in ("", "_fp16", "_attention", "_attention_fp16"):
+        builds(suffix, model.onnx(suffix), ["--size", str(model.img_size)], [LIBRARY] if "_attention" in suffix else [])
+    for batch in batches:
+        graph = model.onnx(f"_timm_b{batch}")
+        makes(graph, [PYTHON, "onnx/export_timm.py", "--cfg", model.cfg, "--resume", model.checkpoint, "--batch",
+                      str(batch), "--output", graph],
+              [model.cfg, model.checkpoint, ROOT / "onnx/export_timm.py", *folder("models", "*.py")], 30 + batch)
+        for precision in ("", "_fp16"):
+            builds(f"_timm_b{batch}{precision}", graph, ["--fixed"], [])
     # A library that was built elsewhere is used where nothing can build it.
     if not LIBRARY.exists() or subprocess.run(["make", "-s", "-n", "-C", PLUGINS], capture_output=True).returncode == 0:
         makes(LIBRARY, ["make", "-C", PLUGINS],
@@ -158,9 +185,14 @@ def add_outdated(planned: list[Step], target: Path, steps: dict[Path, Step], tak
     for source in steps[target].inputs:
         add_outdated(planned, source, steps, take_files)
     to_come = {step.makes for step in planned}
-    if not target.exists() or any(source in to_come or source.stat().st_mtime > target.stat().st_mtime
-                                  for source in steps[target].inputs):
+    if any(source in to_come for source in steps[target].inputs) or is_outdated(steps[target]):
         planned.append(steps[target])
+
+
+def is_outdated(step: Step) -> bool:
+    """Whether the file that a step makes is missing, or older than one that it is made from."""
+    return not step.makes.exists() or any(source.stat().st_mtime > step.makes.stat().st_mtime
+                                          for source in step.inputs)
 
 
 # --- measurements --------------------------------------------------------------------------------------------
@@ -173,9 +205,15 @@ def left_out(on_gpu: bool, runners: list[str], precisions: list[str]) -> dict[st
         missing["fp16"] = "a CPU computes it by way of FP32"
     else:
         missing = {"ort-cpu": "ort-cuda takes its place on a GPU"}
-        if subprocess.run([TRT_PYTHON, "-c", "import tensorrt"], capture_output=True).returncode:
+        found = subprocess.run([TRT_PYTHON, "-c", "import tensorrt; print(tensorrt.__version__)"],
+                               capture_output=True, text=True)
+        if found.returncode:
             why = f"{TRT_PYTHON} cannot import tensorrt; set TRT_PYTHON to a Python that can"
-            missing |= {"trt": why, "trt-plugins": why}
+            missing |= {"trt": why, "trt-plugins": why, "trt-timm": why}
+        elif found.stdout[:2].isdecimal():  # 10 and later
+            missing["trt-timm"] = f"TensorRT {found.stdout.strip()} takes the types from the graph, and timm's is FP32"
+        elif importlib.util.find_spec("timm") is None:
+            missing["trt-timm"] = f"{PYTHON} has no timm; pip install -r requirements-test.txt"
         if not onnxruntime_has_cuda():
             missing["ort-cuda"] = f"{PYTHON} has no onnxruntime with CUDA; pip install onnxruntime-gpu"
     return {name: why for name, why in missing.items() if name in (*runners, *precisions)}
@@ -190,14 +228,21 @@ def onnxruntime_has_cuda() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
+def is_of(row: dict[str, str], entrant: Entrant) -> bool:
+    """Whether a row of latency.csv is one that this entrant leaves."""
+    said = [part.removeprefix("mode ") for part in row["notes"].split("; ")]
+    modes = [other.mode for other in ENTRANTS if other.runner == entrant.runner and other.mode in said]
+    return row["runner"] == entrant.runner and (entrant.mode in modes if entrant.mode else not modes)
+
+
 def unmeasured(rows: list[dict[str, str]], model: Model, entrant: Entrant, precision: str, batches: list[int],
                on_gpu: bool) -> tuple[int, ...]:
-    """The batches that lack rows. On a GPU all but torch.compile have two: without and with a CUDA graph."""
-    variants = 2 if on_gpu and not entrant.mode else 1
+    """The batches that lack rows. On a GPU eager, TorchScript and TensorRT have two: without and with a CUDA graph."""
+    variants = 2 if on_gpu and entrant.runner not in ("torch-compile", "ort-cuda") else 1
     notes: dict[int, set[str]] = {batch: set() for batch in batches}
     for row in rows:
-        if ((row["model"], row["runner"], row["precision"]) == (model.name, entrant.runner, precision)
-                and entrant.mode in row["notes"] and int(row["batch"]) in notes):
+        if ((row["model"], row["precision"]) == (model.name, precision) and is_of(row, entrant)
+                and int(row["batch"]) in notes):
             notes[int(row["batch"])].add(row["notes"])
     return tuple(batch for batch in batches if len(notes[batch]) < variants)
 
@@ -208,26 +253,39 @@ def measuring_step(model: Model, entrant: Entrant, precision: str, batches: tupl
     suffix = ("_attention" if entrant.runner == "trt-plugins" else "") + ("" if precision == "fp32" else "_fp16")
     if entrant.runner.startswith("torch"):
         file = model.onnx()
-        command = [PYTHON, "Torch_Latency.py", "--cfg", model.cfg, "--resume", model.checkpoint, "--onnx", file,
-                   "--runner", entrant.runner, "--precision", precision]
-        command += ["--mode", entrant.mode] if entrant.mode else []
+        command = [*torch_command(model, entrant, precision), "--onnx", file]
     elif entrant.runner.startswith("ort"):
         file = model.onnx(suffix)
         command = [PYTHON, "Onnx_Latency.py", "--model", file, "--runner", entrant.runner,
                    "--reference", model.onnx()]
+        command += ["--variant", entrant.mode] if entrant.mode else []
     else:
-        file = model.plan(suffix)
+        file = model.plan(f"_timm_b{batches[0]}{suffix}" if entrant == TIMM else suffix)
         command = [TRT_PYTHON, "TRT_test.py", "--plan", file]
     return Step([*command, "--batch", ",".join(map(str, batches)), *flags],
-                [model.onnx(), file, *map(model.data, batches)], 15 + SECONDS_A_BATCH[entrant.mode] * len(batches),
-                measures=(model, entrant, precision, batches))
+                [model.onnx(), file, *map(model.data, batches)],
+                15 + SECONDS_A_BATCH.get(entrant.mode, 8) * len(batches), measures=(model, entrant, precision, batches))
+
+
+def compiling_step(model: Model, entrant: Entrant, precision: str, batches: tuple[int, ...]) -> Step:
+    """The step that compiles what a later one measures. It reads no file that another process may be making."""
+    return Step([*torch_command(model, entrant, precision), "--compile-only", "--batch", ",".join(map(str, batches))],
+                [], 15 + SECONDS_A_BATCH[entrant.mode] * len(batches), measures=(model, entrant, precision, batches),
+                compiles=True)
+
+
+def torch_command(model: Model, entrant: Entrant, precision: str) -> list[str | Path]:
+    command = [PYTHON, "Torch_Latency.py", "--cfg", model.cfg, "--resume", model.checkpoint,
+               "--runner", entrant.runner, "--precision", precision]
+    return command + (["--mode", entrant.mode] if entrant.mode else [])
 
 
 def why_failed(log: str, batch: int | None = None) -> str:
-    """What a script's output says of its failure: of this batch where it names it, else its last line."""
+    """What a script's output says of its failure: of this batch where it names it, else of CUDA, else its last line."""
     named = re.findall(rf"\bb{batch} \(.*failed: (.*)", log)
+    cuda = re.findall(r"CUDA failure \d+: [^;\n]*[^;\s]", named[0] if named else log)  # onnxruntime's, a long line
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return named[0] if named else lines[-1] if lines else "no output"
+    return cuda[0] if cuda else named[0] if named else lines[-1] if lines else "no output"
 
 
 # --- the race ------------------------------------------------------------------------------------------------
@@ -241,14 +299,19 @@ def plan_race(models: list[Model], args: argparse.Namespace, on_gpu: bool) -> li
     for model in models:
         files |= file_steps(model, args.batch)
     planned: list[Step] = []
-    entrants = [entrant for entrant in ENTRANTS if entrant.runner in args.runner]
+    entrants = [entrant for entrant in ENTRANTS if entrant.name in args.runner
+                and (entrant.runner != "torch-compile" or entrant.mode in args.mode)]
     for entrant, model, precision in itertools.product(entrants, models, args.precision):
-        batches = unmeasured(rows, model, entrant, precision, args.batch, on_gpu)
-        if batches:
+        left = unmeasured(rows, model, entrant, precision, args.batch, on_gpu)
+        if left and args.prepare and entrant.runner == "torch-compile":
+            planned.append(compiling_step(model, entrant, precision, left))
+            continue
+        for batches in [(batch,) for batch in left] if entrant.name in ONE_BATCH_A_PROCESS else [left] if left else []:
             step = measuring_step(model, entrant, precision, batches, flags)
             for source in step.inputs:
                 add_outdated(planned, source, files, args.take_files)
-            planned.append(step)
+            if not args.prepare:
+                planned.append(step)
     return planned
 
 
@@ -265,13 +328,16 @@ def run_steps(steps: list[Step], args: argparse.Namespace, on_gpu: bool) -> list
         print(f"[{number:{len(str(len(steps)))}}/{len(steps)}] {step!s:<58}", end="", flush=True)
         guessed_done, guessed_left = guessed_done + step.seconds, guessed_left - step.seconds
         problems = [f"{shown(path)} could not be made" for path in step.inputs if path in unmade][:1]
-        if not problems:
+        made = step.makes and not problems and not is_outdated(step)  # by another race, since this one was planned
+        if not problems and not made:
             log = logs / re.sub(r"[^\w.-]+", "-", f"{step}.log")
             with log.open("w") as file:
                 status = subprocess.run(step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
                                         env=environment).returncode
             text = log.read_text(errors="replace")
-            if step.measures:
+            if step.compiles:
+                problems = [why_failed(text)] if status else []
+            elif step.measures:
                 model, entrant, precision, batches = step.measures
                 missing = unmeasured(latency_rows(args.results, args.run_id), model, entrant, precision, list(batches),
                                      on_gpu)
@@ -326,6 +392,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pretrained", action="store_true", help="instead: the official checkpoints, downloaded once")
     parser.add_argument("--runner", type=lambda text: choices(text, RUNNERS), default=RUNNERS, metavar="R,R",
                         help=f"any of {','.join(RUNNERS)} (default: all that the machine can run)")
+    parser.add_argument("--mode", type=lambda text: choices(text, MODES), default=MODES, metavar="M,M",
+                        help=f"of torch.compile, any of {','.join(MODES)} (default: both)")
     parser.add_argument("--precision", type=lambda text: choices(text, PRECISIONS), default=PRECISIONS,
                         metavar="P,P", help="fp32, fp16 or both (default: both)")
     parser.add_argument("--batch", type=batch_sizes, default=[1, 8, 32, 128], metavar="N,N",
@@ -334,6 +402,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--draw-only", action="store_true",
                         help="measure nothing; draw the run of --run-id (default: the last one in latency.csv)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that are left, and run none")
+    parser.add_argument("--prepare", action="store_true",
+                        help="measure nothing: make the files that the chosen runners need, and of torch-compile "
+                             "compile what it measures")
     parser.add_argument("--take-files", action="store_true",
                         help="make files that are missing, and none again that are older than what they are made from")
     parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",
@@ -361,9 +432,10 @@ def main(arguments: list[str] | None = None) -> None:
         for step in steps:
             print(shlex.join(map(str, step.command)))
         return
-    print(f"run {args.run_id}: {sum(step.measures is not None for step in steps)} measurements and "
-          f"{sum(step.makes is not None for step in steps)} files to make, roughly "
-          f"{clock(sum(step.seconds for step in steps))} minutes", flush=True)
+    count = Counter("files to make" if step.makes else "to compile" if step.compiles else "measurements"
+                    for step in steps)
+    print(f"run {args.run_id}: {', '.join(f'{number} {what}' for what, number in count.items()) or 'all is there'}; "
+          f"roughly {clock(sum(step.seconds for step in steps))} minutes", flush=True)
     try:
         failed = run_steps(steps, args, on_gpu)
     except KeyboardInterrupt:
@@ -372,7 +444,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = latency_rows(args.results, args.run_id)
     failed += [f"{row['model']} {row['precision']} {row['runner']} b{row['batch']} ({row['notes']}): {row_problem(row)}"
                for row in rows if row_problem(row)]
-    if rows:
+    if rows and not args.prepare:
         draw(args)
     if failed:
         print("failed:", *failed, sep="\n  ", file=sys.stderr)

@@ -4,7 +4,8 @@
 
 Reads Results/latency.csv alone; writes Results/latency.png, a panel for each model and precision, and
 Results/speedup.md, which it prints too. A runner has several rows for a batch: launched kernel by kernel, as a CUDA
-graph, by the modes of torch.compile. The fastest one counts, for every runner.
+graph, by the modes of torch.compile, TensorRT on this project's export and on timm's. The fastest one counts, for every
+runner.
 """
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
 sys.path.insert(1, str(Path(__file__).resolve().parent))
-from latency_tables import OURS, Row, best_rows, markdown_table, speedup_table  # noqa: E402
+from latency_tables import OURS, Row, best_rows, markdown_table, speedup_table, what_counts  # noqa: E402
 
 from utils import RESULTS, UserError, latency_rows, row_problem, run_script, shown, whole_file  # noqa: E402
 
@@ -41,8 +42,7 @@ def markdown(run_id: str, rows: list[Row]) -> str:
         return ", ".join(dict.fromkeys(row[column] for row in rows))
 
     text = [f"Run {run_id} on {all_of('gpu')}, commit {all_of('commit')}. Median latency of a batch; errors are those "
-            "of the same run, against the FP32 ONNX output. The fastest row of each runner counts: with or without a "
-            "CUDA graph, any mode of torch.compile.", ""]
+            f"of the same run, against the FP32 ONNX output. {what_counts(rows)}.", ""]
     text += markdown_table(speedup_table(best_rows(rows)))
     dropped = [f"- {row['model']} {row['precision']} {row['runner']} b{row['batch']} ({row['notes']}): "
                f"{row_problem(row)}" for row in rows if row_problem(row)]

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
 sys.path.insert(1, str(Path(__file__).resolve().parent))
-from latency_tables import OURS, best_rows, markdown_table, runner_table, speedup_table  # noqa: E402
+from latency_tables import OURS, best_rows, markdown_table, runner_table, speedup_table, what_counts  # noqa: E402
 
 from utils import RESULTS, UserError, run_script, shown, whole_file  # noqa: E402
 
@@ -62,8 +62,7 @@ def speed(results: Path) -> list[str]:
         return []
     best = best_rows([{**row, "model": MODELS[row["model"]]} for row in rows])
     text = ["### Speed", "", *measured_by(rows, "python race.py --resume V1.pth V2.pth"),
-            "Median of a batch. The fastest row of each runner counts: with or without a CUDA graph, any mode of "
-            "torch.compile; input and output stay on the device.", ""]
+            f"Median of a batch. {what_counts(rows)}; input and output stay on the device.", ""]
     for precision in ("fp16", "fp32", "int8"):
         if any(cell[1] == precision for cell in best):
             text += [f"{precision.upper()}:", "", *markdown_table(runner_table(best, precision, RUNNERS)), ""]

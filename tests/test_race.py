@@ -16,7 +16,7 @@ import pytest
 
 import race
 import TRT_test
-from race import Entrant, Model, Step
+from race import TIMM, Entrant, Model, Step
 from utils import LATENCY_COLUMNS, ROOT, UserError, append_rows, latency_rows, row_problem
 
 sys.path.insert(1, str(ROOT / "Results"))
@@ -32,12 +32,21 @@ def row(runner: str, batch: int, ms: float, notes: str = "", **values: str) -> d
 # --- what is left to do --------------------------------------------------------------------------------------
 
 M = Model(Path("m.yaml"), Path("m.pth"), "m", 224)
+# As TRT_test.py writes them.
+TIMM_ROWS = [row("trt", 1, 1, f"m_timm_b1_fp16; {TRT_test.origin(Path('m_timm_b1_fp16.plan'))}{graph}; good")
+             for graph in ("no CUDA graph", "CUDA graph")]
 
 
 @pytest.mark.parametrize("rows, entrant, on_gpu, left", [
     ([], Entrant("trt"), True, (1, 8)),
     ([row("trt", 1, 1, "m; no CUDA graph; good"), row("trt", 1, 1, "m; CUDA graph; good")], Entrant("trt"), True, (8,)),
-    ([row("ort-cuda", 1, 1, "m; no CUDA graph")], Entrant("ort-cuda"), True, (1, 8)),  # stopped before its CUDA graph
+    ([row("trt", 1, 1, "m; no CUDA graph; good")], Entrant("trt"), True, (1, 8)),  # stopped before its CUDA graph
+    ([row("ort-cuda", 1, 1, "m; no CUDA graph")], Entrant("ort-cuda", "no CUDA graph"), True, (8,)),
+    ([row("ort-cuda", 1, 1, "m; no CUDA graph; timed by the clock")], Entrant("ort-cuda", "CUDA graph"), True, (1, 8)),
+    ([row("ort-cuda", 1, 1, "m; CUDA graph; timed by the clock")], Entrant("ort-cuda", "CUDA graph"), True, (8,)),
+    (TIMM_ROWS, TIMM, True, (8,)),
+    (TIMM_ROWS, Entrant("trt"), True, (1, 8)),  # one entrant's rows are not the other's, though the runner is the same
+    ([row("trt", 1, 1, "m; no CUDA graph; good"), row("trt", 1, 1, "m; CUDA graph; good")], TIMM, True, (1, 8)),
     ([row("torch-eager", 1, 1, "CPU")], Entrant("torch-eager"), False, (8,)),
     ([row("torch-compile", 1, 1, "mode reduce-overhead")], Entrant("torch-compile", "reduce-overhead"), True, (8,)),
     ([row("torch-compile", 1, 1, "mode reduce-overhead")], Entrant("torch-compile", "max-autotune"), True, (1, 8)),
@@ -63,7 +72,7 @@ def root(tmp_path, monkeypatch):
 def arguments(root: Path, **values) -> SimpleNamespace:
     return SimpleNamespace(**{"results": root / "Results", "run_id": "1", "runner": ["trt", "torch-eager"],
                               "precision": ["fp16"], "batch": [1, 8], "min_seconds": 2.0, "min_runs": 100,
-                              "take_files": False, **values})
+                              "take_files": False, "prepare": False, "mode": race.MODES, **values})
 
 
 def plan(root: Path, **values) -> list[str]:
@@ -98,10 +107,54 @@ def test_what_is_measured_is_left_out_and_the_rest_goes_to_its_script(root):
     assert plan(root, runner=["torch-eager"]) == []  # and nothing is made for it
     assert plan(root, runner=["torch-eager"], run_id="2")[-1] == "m fp16 torch-eager b1,8"
     commands = {runner: " ".join(map(str, race.measuring_step(M, Entrant(runner, mode), "fp16", (1, 8), []).command))
-                for runner, mode in (("trt-plugins", ""), ("torch-compile", "max-autotune"), ("ort-cuda", ""))}
+                for runner, mode in (("trt-plugins", ""), ("torch-compile", "max-autotune"),
+                                     ("ort-cuda", "CUDA graph"))}
     assert "TRT_test.py --plan" in commands["trt-plugins"] and "m_attention_fp16.plan" in commands["trt-plugins"]
-    assert "--runner torch-compile --precision fp16 --mode max-autotune --batch 1,8" in commands["torch-compile"]
+    assert "--runner torch-compile --precision fp16 --mode max-autotune --onnx" in commands["torch-compile"]
     assert "m_fp16.onnx --runner ort-cuda" in commands["ort-cuda"]
+
+
+def test_an_engine_of_timms_export_is_made_and_measured_for_each_batch_and_precision(root):
+    (root / "onnx/export_timm.py").touch()
+    assert plan(root, runner=["trt-timm"], precision=["fp32", "fp16"]) == [
+        "onnx/m.onnx", "onnx/m_timm_b1.onnx", "TensorRT/TRT_Engine/m_timm_b1.plan", "data/m-b1.npz",
+        "m fp32 trt-timm b1",
+        "onnx/m_timm_b8.onnx", "TensorRT/TRT_Engine/m_timm_b8.plan", "data/m-b8.npz", "m fp32 trt-timm b8",
+        "TensorRT/TRT_Engine/m_timm_b1_fp16.plan", "m fp16 trt-timm b1",
+        "TensorRT/TRT_Engine/m_timm_b8_fp16.plan", "m fp16 trt-timm b8"]
+    model = Model(root / "m.yaml", root / "m.pth", "m", 224)
+    steps = race.file_steps(model, [8])
+    for precision, flag in (("", "--noTF32"), ("_fp16", "--fp16")):
+        engine = steps[model.plan(f"_timm_b8{precision}")]
+        assert engine.inputs == [model.onnx("_timm_b8")] and {"--fixed", flag} < set(engine.command)
+        done = subprocess.run([*map(str, engine.command), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+        assert f"m_timm_b8{precision}.plan" in done.stdout and "Shapes" not in done.stdout, done.stderr
+        measuring = race.measuring_step(model, TIMM, "fp16" if precision else "fp32", (8,), []).command
+        assert measuring[1:] == ["TRT_test.py", "--plan", model.plan(f"_timm_b8{precision}"), "--batch", "8"]
+    export = steps[model.onnx("_timm_b8")].command
+    assert export[1] == "onnx/export_timm.py" and export[-4:] == ["--batch", "8", "--output", model.onnx("_timm_b8")]
+    append_rows(root / "Results/latency.csv", LATENCY_COLUMNS, TIMM_ROWS)
+    assert plan(root, runner=["trt-timm"])[-1] == "m fp16 trt-timm b8" and len(plan(root, runner=["trt-timm"])) == 5
+
+
+def test_onnxruntime_gets_a_process_for_each_batch_and_variant(root):
+    assert [step for step in plan(root, runner=["ort-cuda"]) if " " in step] == [
+        "m fp16 ort-cuda no CUDA graph b1", "m fp16 ort-cuda no CUDA graph b8", "m fp16 ort-cuda CUDA graph b1",
+        "m fp16 ort-cuda CUDA graph b8"]
+    command = race.measuring_step(M, Entrant("ort-cuda", "CUDA graph"), "fp16", (8,), []).command
+    assert command[-4:] == ["--variant", "CUDA graph", "--batch", "8"]
+
+
+def test_preparing_makes_files_and_compiles_and_measures_nothing(root):
+    assert plan(root, runner=["trt"], prepare=True) == plan(root, runner=["trt"])[:-1]
+    compiling = ["compiling m fp16 torch-compile reduce-overhead b1,8",
+                 "compiling m fp16 torch-compile max-autotune b1,8"]
+    assert plan(root, runner=["torch-compile"], prepare=True) == compiling  # and no file, which another may be making
+    assert plan(root, runner=["torch-compile"], mode=["max-autotune"], prepare=True) == compiling[1:]
+    assert plan(root, runner=["torch-compile"], mode=["max-autotune"])[-1] == compiling[1].removeprefix("compiling ")
+    command = race.compiling_step(M, Entrant("torch-compile", "max-autotune"), "fp16", (1, 8)).command
+    assert " ".join(map(str, command[2:])) == ("--cfg m.yaml --resume m.pth --runner torch-compile --precision fp16 "
+                                               "--mode max-autotune --compile-only --batch 1,8")
 
 
 def test_commands_are_ones_that_the_scripts_take(tmp_path):
@@ -130,17 +183,22 @@ def test_a_gpu_race_of_both_small_models(root, monkeypatch, capsys):
     assert told[0] == "left out: ort-cpu: ort-cuda takes its place on a GPU"
     lines = [" ".join(line.split()[1:]) for line in told[1:]]
     measured = [line for line in lines if "_Latency.py" in line or "TRT_test.py" in line]
-    assert all("--batch 1,8,32,128 " in line for line in measured) and len(measured) == 2 * 7
+    one_batch = [line for line in measured if "_timm_b" in line or "ort-cuda" in line]
+    assert len(one_batch) == 2 * 4 * 3 and len(measured) == len(one_batch) + 2 * 6
+    assert all(("--batch 1,8,32,128 " in line) != (line in one_batch) for line in measured)
     for name in ("swinv1", "swinv2"):
         own = [line for line in measured if f"onnx/{name}." in line or f"/{name}_" in line]
-        assert [next(word for word in (f"{name}_attention_fp16.plan", f"{name}_fp16.plan", "--runner ort-cuda",
-                                       "torch-eager", "torch-script", "reduce-overhead", "max-autotune")
-                     if word in line) for line in own] == [
-            f"{name}_attention_fp16.plan", f"{name}_fp16.plan", "--runner ort-cuda", "torch-eager", "torch-script",
-            "reduce-overhead", "max-autotune"]
-        for made in (f"--resume {name[-2:]}.pth", f"to_fp16.py --onnx onnx/{name}.onnx",
-                     f"add_all.py --onnx onnx/{name}.onnx --fp16", f"build.sh onnx/{name}_fp16.onnx",
-                     f"build.sh onnx/{name}_attention_fp16.onnx"):
+        own = [line for line in own if line not in one_batch or "--batch 8 " in line]
+        words = [f"{name}_attention_fp16.plan", f"{name}_fp16.plan", f"{name}_timm_b8_fp16.plan",
+                 "--variant 'no CUDA graph'", "--variant 'CUDA graph'", "torch-eager", "torch-script",
+                 "reduce-overhead", "max-autotune"]
+        assert [next(word for word in words if word in line) for line in own] == words
+        for made in (f"export_onnx.py --cfg {ROOT}/models/{name.replace('v1', '')}.yaml --resume {name[-2:]}.pth",
+                     f"to_fp16.py --onnx onnx/{name}.onnx", f"add_all.py --onnx onnx/{name}.onnx --fp16",
+                     f"build.sh onnx/{name}_fp16.onnx", f"build.sh onnx/{name}_attention_fp16.onnx",
+                     *(f"--resume {name[-2:]}.pth --batch {batch} --output onnx/{name}_timm_b{batch}.onnx"
+                       for batch in (1, 8, 32, 128)),
+                     *(f"build.sh onnx/{name}_timm_b{batch}.onnx --fixed --fp16" for batch in (1, 8, 32, 128))):
             assert len([line for line in lines if made in line and line not in measured]) == 1, made
         assert len([line for line in lines if f"--model onnx/{name}.onnx --batches" in line]) == 4
     # A slice of it, on files that are there.
@@ -155,6 +213,22 @@ def test_a_gpu_race_of_both_small_models(root, monkeypatch, capsys):
     race.main([*command, "--runner", "trt,torch-compile", "--batch", "8,128", "--take-files"])
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 6 and all("--batch 8,128 " in line for line in told)
+    race.main([*command, "--runner", "trt-timm,torch-compile", "--batch", "8", "--mode", "max-autotune", "--prepare"])
+    told = capsys.readouterr().out.splitlines()
+    assert [len([line for line in told if word in line]) for word in ("--compile-only", "--fixed", "TRT_test")] == [
+        2, 2, 0]
+
+
+@pytest.mark.parametrize("version, timm, why", [
+    ("8.6.0", True, ""), ("10.16.1", True, "takes the types from the graph"), ("8.6.0", False, "has no timm")])
+def test_timms_export_is_left_out_where_it_cannot_be_made_or_would_not_be_fp16(root, monkeypatch, version, timm, why):
+    (root / "trt-python").write_text(f"#!/bin/sh\necho {version}\n")
+    (root / "trt-python").chmod(0o755)
+    monkeypatch.setattr(race, "TRT_PYTHON", str(root / "trt-python"))
+    monkeypatch.setattr(race, "onnxruntime_has_cuda", lambda: True)
+    monkeypatch.setattr(race.importlib.util, "find_spec", lambda name: timm or None)
+    out = race.left_out(True, list(race.RUNNERS), ["fp32", "fp16"])
+    assert set(out) == {"ort-cpu"} | ({"trt-timm"} if why else set()) and why in out.get("trt-timm", "")
 
 
 def test_compiled_code_is_kept_and_the_run_id_given_on(root, monkeypatch):
@@ -232,6 +306,37 @@ def test_the_race_goes_on_after_a_failure_and_reports_it(root, capsys):
     assert shown[-1].endswith("about 0:00 left")
 
 
+def test_a_compiling_step_leaves_no_row_and_fails_by_its_status(root):
+    steps = [measures(root, "torch-compile", f"sys.exit({status})")._replace(compiles=True)
+             for status in ("0", "'out of memory'")]
+    failed = race.run_steps(steps, arguments(root), on_gpu=True)
+    assert [line.split(" (log")[0] for line in failed] == ["compiling m fp32 torch-compile b1,8: out of memory"]
+
+
+def test_what_another_race_made_meanwhile_is_not_made_again(root):
+    source, made = root / "onnx/m.onnx", root / "onnx/m_fp16.onnx"
+    step = Step(script(f"open({str(made)!r}, 'a').write('made ')"), [source], 1, makes=made)
+    source.touch()
+    assert race.run_steps([step, step], arguments(root), on_gpu=True) == []
+    assert made.read_text() == "made "
+    os.utime(source, (made.stat().st_mtime + 1,) * 2)
+    race.run_steps([step], arguments(root), on_gpu=True)
+    assert made.read_text() == "made made "
+
+
+@pytest.mark.parametrize("log, why", [
+    ("loading\nm ort-cuda b8 (CUDA graph) failed: [ONNXRuntimeError] : 1 : FAIL : cuda_call.cc:129 CUDA failure 700: "
+     "an illegal memory access was encountered ; GPU=0 ; hostname=h ; expr=x\nOnnx_Latency.py: error: 1 of 1 failed",
+     "CUDA failure 700: an illegal memory access was encountered"),
+    ("terminate called after throwing an instance of 'onnxruntime::OnnxRuntimeException'\n  what():  cuda_call.cc:129 "
+     "CUDA failure 2: out of memory ; GPU=0 ; expr=x\n\nAborted", "CUDA failure 2: out of memory"),
+    ("m ort-cuda b8 (CUDA graph) failed: not partitioned to CUDA", "not partitioned to CUDA"),
+    ("Traceback\nValueError: no", "ValueError: no"), ("", "no output"),
+])
+def test_why_a_batch_failed_is_one_line(log, why):
+    assert race.why_failed(log, 8) == why
+
+
 def test_a_failure_ends_in_one_line_and_status_1(root, monkeypatch, capsys):
     monkeypatch.setattr(race.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(race, "chosen_models", lambda args: [M])
@@ -275,6 +380,13 @@ def test_speedup_is_our_best_against_the_best_other_that_is_right():
     assert [bool(row_problem(each)) for each in ROWS] == [False, False, True] + [False] * 5 + [True, False]
 
 
+def test_the_fastest_trt_row_counts_and_says_that_it_is_of_timms_export():
+    rows = [*ROWS, {**TIMM_ROWS[1], "latency_ms_median": "1.1"}]
+    assert draw_latency.speedup_table(draw_latency.best_rows(rows))[1] == [
+        "m", "fp16", "1", "0.500", "1.000e-03", "trt, timm's export, batch fixed, CUDA graph", "1.100", "1.000e-03",
+        "2.20"]
+
+
 def test_the_picture_and_the_table_are_drawn_from_the_rows_of_one_run(tmp_path, capsys):
     append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [*ROWS, row("trt", 1, 77.0, run_id="2")])
     race.main(["--draw-only", "--run-id", "1", "--results", str(tmp_path)])
@@ -301,5 +413,6 @@ def test_plot_has_a_panel_for_each_model_and_precision_and_a_line_for_each_runne
     assert "PyTorch eager" not in lines and len(fp32.get_lines()) == 1
     assert fp16.get_xscale() == fp16.get_yscale() == "log"
     assert [label.get_text() for label in fp16.get_xticklabels()] == ["1", "8"]
-    assert len({style[1] for style in draw_latency.STYLES.values()}) == len(draw_latency.STYLES) == len(race.RUNNERS)
+    assert len({style[1] for style in draw_latency.STYLES.values()}) == len(draw_latency.STYLES)
+    assert set(draw_latency.STYLES) == {entrant.runner for entrant in race.ENTRANTS}
     assert math.isfinite(fp16.get_ylim()[1])

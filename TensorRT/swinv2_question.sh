@@ -5,8 +5,8 @@
 #   bash TensorRT/swinv2_question.sh --cfg models/swinv2_micro.yaml --emulate     the same question asked of a CPU
 #
 # Makes stressed weights (models/stress.py), graphs, engines and engines with marked tensors, runs them, and writes
-# Results/swinv2_question.csv and Results/swinv2_question_<model>.png. What is there and newer than what it is made from
-# is not made again. Everything else lies in .cache/swinv2_question/, its logs in logs/ there. Two calls for two models
+# Results/swinv2_question.csv and Results/swinv2_question_<model>.png. What was made before by the same command from the
+# same files is not made again. Everything else lies in .cache/swinv2_question/, its logs in logs/ there. Two calls for two models
 # may run at once, each on its own GPU (CUDA_VISIBLE_DEVICES).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -100,7 +100,7 @@ work=.cache/swinv2_question plugins=TensorRT/Plugins/build/libswin_plugins.so
 images=16  # of the data; as in swinv2_table.py
 largest=$(printf '%s\n' ${batches//,/ } | sort -n | tail -n 1)
 failed=$work/failed_$name
-[[ $dry_run == yes ]] || { mkdir -p $work/logs; rm -f "$failed"; }
+[[ $dry_run == yes ]] || { mkdir -p $work/logs $work/stamps; rm -f "$failed"; }
 
 # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -111,26 +111,27 @@ exec 8<> "$places"
 rm "$places"
 for ((i = 0; i < jobs; i++)); do echo >&8; done
 
-# make_file FILE FROM... -- COMMAND...: run the command, unless FILE is there and newer than what it is made from. A
-# failure is noted, and the steps that do not need FILE go on: that an engine cannot be built is an answer too.
+# make_file FILE FROM... -- COMMAND...: run the command, unless it has made FILE before and the FROM still hold the same.
+# A failure is noted, and the steps that do not need FILE go on: that an engine cannot be built is an answer too.
 make_file() {
-    local file=$1 from=() input begun log
+    local file=$1 from=() input begun log key stamp
     shift
     while [[ $1 != -- ]]; do from+=("$1"); shift; done
     shift
     if [[ $dry_run == yes ]]; then printf '%q ' "$@"; echo; return; fi
-    local old=no
-    [[ -e $file ]] || old=yes
     for input in "${from[@]}"; do
         if [[ ! -e $input ]]; then echo "  left   $file: there is no $input"; return; fi
-        [[ ! $input -nt $file ]] || old=yes
     done
-    if [[ $old == no ]]; then echo "  kept   $file"; return; fi
+    key=$({ printf '%s\n' "$@"; sha256sum "${from[@]}"; } | sha256sum | cut -c1-64)
+    stamp=$work/stamps/$(basename "$file")
+    if [[ -e $file && -e $stamp && $(< "$stamp") == "$key" ]]; then echo "  kept   $file"; return; fi
+    rm -f "$stamp"
     log=$work/logs/$(basename "$file").log
     read -r -u 8
     begun=$SECONDS
     if "$@" > "$log" 2>&1 8>&-; then
         echo "  made   $file in $((SECONDS - begun)) s"
+        echo "$key" > "$stamp"
     else
         echo "  FAILED $file: $(tail -n 1 "$log")"
         rm -f "$file"
@@ -157,6 +158,10 @@ flags_of() {
         attention_fp16) echo --fp16 --plugins=$plugins ;;
         *) echo --fp16 ;;
     esac
+}
+
+library_of() {  # engine -> the library that it is built with, where there is one
+    [[ $1 != attention_fp16 || ! -f $plugins ]] || echo $plugins
 }
 
 # --- what the model and the stress are -----------------------------------------------------------------------
@@ -213,8 +218,8 @@ build_layers_engine() {  # weights, engine
     make_file "${graph}_layers.npz" "$graph.onnx" "$g-b$images.npz" -- \
         python3 TensorRT/compare_layers.py prepare --onnx "$graph.onnx" --data "$g-b$images.npz" \
         --every "$every" --match "$match" --output $work
-    # shellcheck disable=SC2086  # FLAGS are words
-    make_file "${g}_$2_layers.plan" "${graph}_layers.npz" -- \
+    # shellcheck disable=SC2046,SC2086  # words
+    make_file "${g}_$2_layers.plan" "${graph}_layers.npz" $(library_of "$2") -- \
         bash TensorRT/build.sh "${graph}_layers.onnx" $flags --size "$size" --max 1 \
         --output "${g}_$2_layers.plan" "${layers_flags[@]}"
 }
@@ -223,9 +228,10 @@ build_engines() {  # weights
     local g=$work/${name}_$1 engine graph flags
     for engine in ${engines//,/ }; do
         graph=$g$(graph_of "$engine") flags=$(flags_of "$engine")
-        # shellcheck disable=SC2086
-        beside make_file "${g}_$engine.plan" "$graph.onnx" -- bash TensorRT/build.sh "$graph.onnx" $flags \
-            --size "$size" --max "$largest" --output "${g}_$engine.plan" "${build_flags[@]}"
+        # shellcheck disable=SC2046,SC2086
+        beside make_file "${g}_$engine.plan" "$graph.onnx" $(library_of "$engine") -- \
+            bash TensorRT/build.sh "$graph.onnx" $flags --size "$size" --max "$largest" \
+            --output "${g}_$engine.plan" "${build_flags[@]}"
         ! has "$layers" "$engine" || beside build_layers_engine "$1" "$engine"
     done
     wait

@@ -228,9 +228,17 @@ def test_question_makes_all_once(ask, tmp_path):
     assert len(calls) == 3  # and TensorRT's version
 
     (tmp_path / ".cache/swinv2_question/m_trained_fp16.plan").unlink()
+    (tmp_path / "weights.pth").touch()  # newer, and the same
     _, calls = ask()
     (built,) = (call for call in calls if "build.sh" in call)
     assert "--output .cache/swinv2_question/m_trained_fp16.plan" in built
+
+    _, calls = ask("--every", "4", "--weights", "trained")
+    assert {word: sum(word in call for call in calls) for word in (" prepare ", "build.sh")} == {
+        " prepare ": 4, "build.sh": 0}  # the fake one makes the same of it
+    (tmp_path / "weights.pth").write_text("trained longer")
+    _, calls = ask("--weights", "overflow")
+    assert calls[0].split()[1] == "models/stress.py"
 
 
 def test_question_goes_on_after_a_failure_and_ends_with_it(ask, tmp_path):

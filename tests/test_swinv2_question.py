@@ -255,12 +255,12 @@ def test_question_goes_on_after_a_failure_and_ends_with_it(ask, tmp_path):
 
 
 def test_question_on_a_cpu_builds_nothing(ask):
-    done, calls = ask("--emulate", "--weights", "overflow", "--jobs", "1")
+    done, calls = ask("--emulate", "--weights", "overflow")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not any("build.sh" in call or "run_engine" in call for call in calls)
     graphs = [call.split()[3] for call in calls if "emulate_fp16.py" in call]
-    assert [Path(name).name for name in graphs] == ["m_overflow_opset12.onnx", "m_overflow.onnx",
-                                                    "m_overflow_attention.onnx"]
+    assert {Path(name).name for name in graphs} == {"m_overflow_opset12.onnx", "m_overflow.onnx",
+                                                    "m_overflow_attention.onnx"}
 
 
 def test_question_makes_only_the_graphs_that_it_builds(ask):

@@ -137,6 +137,14 @@ def batches(engine) -> list[TRT_test.Batch]:
         pytest.skip(str(error))
 
 
+def tolerance(engine, data: list[TRT_test.Batch]) -> float:
+    """What an engine's logits may be off by; skips where there is nothing to derive it from."""
+    try:
+        return TRT_test.tolerance(engine.plan, None, data)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
 # --- what the engines compute --------------------------------------------------------------------------------
 
 
@@ -144,7 +152,7 @@ def batches(engine) -> list[TRT_test.Batch]:
 def test_engine_equals_the_onnx_model(load, name):
     engine = load(name)
     data = batches(engine)
-    allowed = TRT_test.tolerance(engine.plan, None, data)
+    allowed = tolerance(engine, data)
     with engine.context() as context:
         for batch in data:
             assert TRT_test.check(batch, context.infer(batch.input), allowed) == "good", len(batch.input)
@@ -171,7 +179,7 @@ def test_the_largest_batch_equals_its_parts(load, name):
     data = batches(engine)[-1]
     count = engine.batches[1]
     images = np.resize(data.input, (count, *data.input.shape[1:]))
-    allowed = TRT_test.tolerance(engine.plan, None, [data])
+    allowed = tolerance(engine, [data])
     with engine.context() as context:
         logits = context.infer(images)
     assert np.abs(logits - np.resize(data.logits, logits.shape)).max() <= allowed

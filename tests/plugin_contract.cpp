@@ -197,7 +197,7 @@ public:
     int enqueue(const std::vector<PluginTensorDesc>& inputs) const {
         auto* runtime = as<IPluginV3OneRuntime>(PluginCapabilityType::kRUNTIME);
         runtime->onShapeChange(inputs.data(), static_cast<int32_t>(inputs.size()), nullptr, outputs());
-        const void* none[4] = {};
+        const void* none[7] = {};
         void* nothing[2] = {};
         return runtime->enqueue(inputs.data(), nullptr, none, nothing, nullptr, nullptr);
     }
@@ -246,7 +246,7 @@ public:
     int enqueue(const std::vector<PluginTensorDesc>& inputs) const {
         std::vector<DynamicPluginTensorDesc> dynamic(inputs.size());
         plugin_->configurePlugin(dynamic.data(), static_cast<int32_t>(inputs.size()), nullptr, outputs());
-        const void* none[4] = {};
+        const void* none[7] = {};
         void* nothing[2] = {};
         return plugin_->enqueue(inputs.data(), nullptr, none, nothing, nullptr, nullptr);
     }
@@ -321,6 +321,10 @@ Attributes attention(int height, int width, int heads, int window, int shift) {
 
 Attributes linear(int gelu) {
     return {{"gelu!", gelu}};
+}
+
+Attributes mlp(int norm_first) {
+    return {{"norm_first!", norm_first}, {"epsilon", 1e-5F}};
 }
 
 Attributes int8(Attributes attributes, float y_scale) {
@@ -420,6 +424,8 @@ int main() {
         {"SwinLinear", linear(1), "aaaa", {{-1, 49, 96}, {384, 96}, {384}}, {{-1, 49, 384}}},
         {"SwinLinear", linear(0), "aaaaa", {{-1, 49, 384}, {96, 384}, {96}, {-1, 49, 96}}, {{-1, 49, 96}}},
         {"SwinLinear", linear(0), "aaaa", {{-1, 95}, {33, 95}, {33}}, {{-1, 33}}},
+        {"SwinMlp", mlp(1), "affaaaaa", {{-1, 49, 96}, {96}, {96}, {384, 96}, {384}, {96, 384}, {96}}, {{-1, 49, 96}}},
+        {"SwinMlp", mlp(0), "affaaaaa", {{-1, 7, 33}, {33}, {33}, {50, 33}, {50}, {33, 50}, {33}}, {{-1, 7, 33}}},
         // INT8 shapes are TensorRT's: a quarter of the last axis.
         {"SwinLinearInt8", int8(linear(1), 0.05F), "qqffq", {{-1, 49, 24}, {384, 24}, {384}, {384}}, {{-1, 49, 96}}},
         {"SwinLinearInt8", int8(linear(1), 0), "qqffh", {{-1, 49, 24}, {384, 24}, {384}, {384}}, {{-1, 49, 384}}},
@@ -481,6 +487,22 @@ int main() {
         {"SwinLinear", linear(0), {{-1, 96}, {384, 96}, {96}}, "bias is [96] instead of [384]"},
         {"SwinLinear", linear(0), {{-1, 49, 96}, {384, 96}, {384}, {-1, 49, 96}}, "instead of [?, 49, 384]"},
         {"SwinLinear", linear(1), {{-1, 96}, {96, 96}, {96}, {-1, 96}}, "gelu and a residual"},
+        {"SwinMlp", kEpsilon, {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}},
+            "attribute norm_first is missing"},
+        {"SwinMlp", {{"norm_first!", 1}}, {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}},
+            "attribute epsilon is missing"},
+        {"SwinMlp", mlp(2), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}}, "norm_first is 2 instead of 0"},
+        {"SwinMlp", mlp(1), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}}, "6 inputs instead of 7"},
+        {"SwinMlp", mlp(1), {{}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}}, "scalar"},
+        {"SwinMlp", mlp(1), {{-1, 8193}, {8193}, {8193}, {64, 8193}, {64}, {8193, 64}, {8193}}, "wider than 8192"},
+        {"SwinMlp", mlp(1), {{-1, 32}, {31}, {32}, {64, 32}, {64}, {32, 64}, {32}}, "gamma is [31] instead of [32]"},
+        {"SwinMlp", mlp(0), {{-1, 32}, {32}, {1, 32}, {64, 32}, {64}, {32, 64}, {32}}, "beta is [1, 32] instead"},
+        {"SwinMlp", mlp(0), {{-1, 32}, {32}, {32}, {64}, {64}, {32, 64}, {32}}, "weight1 is [64] instead of 2-di"},
+        {"SwinMlp", mlp(0), {{-1, 32}, {32}, {32}, {32, 64}, {64}, {32, 64}, {32}}, "weight1 is [32, 64] instead"},
+        {"SwinMlp", mlp(0), {{-1, 32}, {32}, {32}, {64, 32}, {32}, {32, 64}, {32}}, "bias1 is [32] instead of [64]"},
+        {"SwinMlp", mlp(0), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {64, 32}, {32}}, "weight2 is [64, 32] instead"},
+        {"SwinMlp", mlp(0), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {64}}, "bias2 is [64] instead of [32]"},
+        {"SwinMlp", mlp(1), {{-1, 1}, {1}, {1}, {1048577, 1}, {1048577}, {1, 1048577}, {1}}, "more than 1048576"},
         {"SwinLinearInt8", linear(0), {{-1, 24}, {96, 24}, {96}, {96}}, "attribute y_scale is missing"},
         {"SwinLinearInt8", int8(linear(0), -1), {{-1, 24}, {96, 24}, {96}, {96}}, "instead of a positive number"},
         {"SwinLinearInt8", int8(linear(2), 0), {{-1, 24}, {96, 24}, {96}, {96}}, "gelu is 2 instead of 0 or 1"},
@@ -499,6 +521,7 @@ int main() {
     };
     for (const Valid& one : valid) check_valid(one);
     expect(Plugin("SwinLinear", linear(0)).workspace_bytes() == 32 << 20, "SwinLinear asks for workspace");
+    expect(Plugin("SwinMlp", mlp(1)).workspace_bytes() == 96 << 20, "SwinMlp asks for workspace");
     expect(Plugin("SwinFNorm", kEpsilon).workspace_bytes() == 0, "SwinFNorm asks for none");
     for (const Invalid& one : invalid) check_invalid(one);
     std::printf("%zu plugins, %zu shapes accepted, %zu refused, %d checks failed\n", registry().creators.size(),

@@ -1,0 +1,113 @@
+#include "mlp_kernel.h"
+
+#include <algorithm>
+#include <climits>
+
+#include "LayerNorm/layernorm_kernel.h"
+#include "LayerNormPlugin_with_params/layernorm_fused_kernel.h"
+#include "common/rows.cuh"
+#include "mlp_sm90_kernel.h"
+
+namespace swin {
+namespace {
+
+// --- one kernel, on Hopper -------------------------------------------------------------------------------------------
+
+bool fits_sm90(const Mlp& a, long long rows) {
+    const bool aligned = aligned16(a.x) && aligned16(a.gamma) && aligned16(a.beta) && aligned16(a.weight1)
+        && aligned16(a.bias1) && aligned16(a.weight2) && aligned16(a.bias2) && aligned16(a.y);
+    return mlp_sm90 != nullptr && (a.width == 96 || a.width == 128 || a.width == 192) && a.hidden % 64 == 0
+        && rows <= INT_MAX - 256 && aligned;
+}
+
+// --- everything else: the kernels of its parts, a slice of rows after the other --------------------------------------
+
+constexpr long long kRowsTogether = 128;  // slices begin at multiples of it, so that pointers stay aligned
+
+struct Sliced {
+    Mlp mlp;  // rows is not used
+    int type;
+    long long rows;
+    char* workspace;  // of a product, then hidden activations
+    long long rows_that_fit;
+};
+
+// Equal slices: the products ask cuBLASLt for an algorithm once for each number of rows.
+long long rows_of_slice(const Sliced& a) {
+    const long long slices = (a.rows + a.rows_that_fit - 1) / a.rows_that_fit;
+    const long long rows = (a.rows + slices - 1) / slices;
+    const long long rounded = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
+    return rounded <= a.rows_that_fit ? rounded : rows;
+}
+
+// y holds what LayerNorm gives (V1) or takes (V2). In V2 that is in place: a group of threads has all of its row in
+// registers before it writes any of it, and touches no other row.
+int run_slice(const Sliced& a, long long first, long long rows) {
+    const Mlp& m = a.mlp;
+    const long long offset = first * m.width * bytes_of(a.type);
+    const char* x = static_cast<const char*>(m.x) + offset;
+    char* y = static_cast<char*>(m.y) + offset;
+    char* hidden = a.workspace + SWIN_LINEAR_WORKSPACE_BYTES;
+    const auto fc1 = [&](const void* input) {
+        return swin_linear(input, m.weight1, m.bias1, nullptr, hidden, a.type, rows, m.width, m.hidden, 1, a.workspace,
+            SWIN_LINEAR_WORKSPACE_BYTES, m.stream);
+    };
+    const auto fc2 = [&](const void* residual) {
+        return swin_linear(hidden, m.weight2, m.bias2, residual, y, a.type, rows, m.hidden, m.width, 0, a.workspace,
+            SWIN_LINEAR_WORKSPACE_BYTES, m.stream);
+    };
+    int status = cudaSuccess;
+    if (m.norm_first) {
+        status = swin_layernorm(x, m.gamma, m.beta, y, a.type, rows, m.width, m.epsilon, m.stream);
+        if (status == cudaSuccess) status = fc1(y);
+        if (status == cudaSuccess) status = fc2(x);
+    } else {
+        status = fc1(x);
+        if (status == cudaSuccess) status = fc2(nullptr);
+        if (status == cudaSuccess) {
+            status = swin_layernorm_add(y, x, m.gamma, m.beta, y, a.type, rows, m.width, m.epsilon, m.stream);
+        }
+    }
+    return status;
+}
+
+int run_slices(const Sliced& a) {
+    const long long step = rows_of_slice(a);
+    for (long long first = 0; first < a.rows; first += step) {
+        const int status = run_slice(a, first, std::min(step, a.rows - first));
+        if (status != cudaSuccess) return status;
+    }
+    return cudaSuccess;
+}
+
+}  // namespace
+}  // namespace swin
+
+int swin_mlp(const void* x, const float* gamma, const float* beta, const void* weight1, const void* bias1,
+    const void* weight2, const void* bias2, void* y, int type, long long rows, int width, int hidden, int norm_first,
+    float epsilon, void* workspace, size_t workspace_bytes, cudaStream_t stream) {
+    if (rows == 0) return cudaSuccess;
+    const bool known = type == SWIN_FP32 || type == SWIN_FP16 || type == SWIN_BF16;
+    if (!known || x == nullptr || gamma == nullptr || beta == nullptr || weight1 == nullptr || bias1 == nullptr
+        || weight2 == nullptr || bias2 == nullptr || y == nullptr || rows < 0 || width < 1 || width > SWIN_MAX_WIDTH
+        || hidden < 1 || norm_first < 0 || norm_first > 1) {
+        return cudaErrorInvalidValue;
+    }
+    swin::Mlp mlp{x, gamma, beta, weight1, bias1, weight2, bias2, y, 0, width, hidden, norm_first == 1, epsilon,
+        stream};
+    if (type == SWIN_FP16 && swin::fits_sm90(mlp, rows)) {
+        int device = 0, major = 0, minor = 0, multiprocessors = 0;
+        cudaGetDevice(&device);
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+        if (major == 9 && minor == 0) {
+            mlp.rows = static_cast<int>(rows);
+            return swin::mlp_sm90(mlp, multiprocessors);
+        }
+    }
+    const size_t row_bytes = static_cast<size_t>(hidden) * swin::bytes_of(type);
+    if (workspace == nullptr || workspace_bytes < SWIN_LINEAR_WORKSPACE_BYTES + row_bytes) return cudaErrorInvalidValue;
+    const auto fit = static_cast<long long>((workspace_bytes - SWIN_LINEAR_WORKSPACE_BYTES) / row_bytes);
+    return swin::run_slices({mlp, type, rows, static_cast<char*>(workspace), fit});
+}

@@ -1,0 +1,57 @@
+// SwinMlp: the MLP branch of a Swin block with its LayerNorm and residual. README.md beside this file is the contract.
+#include "Mlp/mlp_kernel.h"
+#include "common/registration.h"
+
+namespace {
+
+using namespace swin;
+
+struct MlpOp : Operator {
+    static constexpr const char* kName = "SwinMlp";
+    static constexpr Input kInputs[] = {{"x", Type::kActivation}, {"gamma", Type::kFp32}, {"beta", Type::kFp32},
+        {"weight1", Type::kActivation}, {"bias1", Type::kActivation}, {"weight2", Type::kActivation},
+        {"bias2", Type::kActivation}};
+    static constexpr int kRequired = 7;
+    static constexpr size_t kWorkspaceBytes = SWIN_MLP_WORKSPACE_BYTES;
+
+    struct Attributes {
+        int32_t norm_first;
+        float epsilon;
+    };
+    static constexpr Field<Attributes> kFields[]
+        = {{"norm_first", &Attributes::norm_first}, {"epsilon", &Attributes::epsilon}};
+
+    static void check(const Attributes& attributes, const Inputs& inputs) {
+        if (attributes.norm_first != 0 && attributes.norm_first != 1) {
+            throw Refusal("norm_first is " + std::to_string(attributes.norm_first) + " instead of 0 or 1");
+        }
+        const int64_t width = inputs[0].last();
+        check_rows(inputs[0], width);
+        expect_shape("gamma", inputs[1], {{width}});
+        expect_shape("beta", inputs[2], {{width}});
+        expect_rank("weight1", inputs[3], 2);
+        const int64_t hidden = inputs[3].sizes[0];
+        if (hidden > kWidestHidden) {
+            throw Refusal(std::to_string(hidden) + " hidden features are more than " + std::to_string(kWidestHidden));
+        }
+        expect_shape("weight1", inputs[3], {{hidden, width}});
+        expect_shape("bias1", inputs[4], {{hidden}});
+        expect_shape("weight2", inputs[5], {{width, hidden}});
+        expect_shape("bias2", inputs[6], {{width}});
+    }
+
+    static int launch(const Attributes& attributes, const Call& call) {
+        const Shape &x = call.shapes[0], &weight1 = call.shapes[3];
+        return swin_mlp(call.input(0), call.parameter(1), call.parameter(2), call.input(3), call.input(4),
+            call.input(5), call.input(6), call.outputs[0], call.type, x.rows(), static_cast<int>(x.last()),
+            static_cast<int>(weight1.sizes[0]), attributes.norm_first, attributes.epsilon, call.workspace,
+            kWorkspaceBytes, call.stream);
+    }
+
+private:
+    static constexpr int64_t kWidestHidden = 1 << 20;  // a row of FP32 fills a sixteenth of the workspace
+};
+
+SWIN_REGISTER(MlpOp)
+
+}  // namespace

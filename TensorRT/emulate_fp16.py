@@ -21,7 +21,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "onnx" / "graphsurgeon"))
 
 from compare_layers import live_tensors, load_input, mark, report, row_of, session_of, write_table
-from reference import element_types, expand
+from reference import OPERANDS, element_types, expand
 
 from utils import (
     PLUGIN_DOMAIN,
@@ -73,8 +73,8 @@ def round_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
     A number beyond 65504 becomes infinite, one below 3e-8 zero.
     """
     floats = float_tensors(model)
-    parameters = {name for node in model.graph.node if node.domain == PLUGIN_DOMAIN and node.op_type != "SwinLinear"
-                  for name in node.input[1:]}  # FP32 by contract; SwinLinear's are of the activations' type
+    parameters = {name for node in model.graph.node if node.domain == PLUGIN_DOMAIN
+                  for i, name in enumerate(node.input) if i not in OPERANDS.get(node.op_type, ())}  # FP32 by contract
     rounded = onnx.ModelProto()
     rounded.CopyFrom(model)
     del rounded.graph.node[:], rounded.graph.initializer[:]

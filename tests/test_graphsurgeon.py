@@ -28,6 +28,7 @@ from utils import ROOT, UserError
 
 SURGERY = ROOT / "onnx" / "graphsurgeon"
 sys.path[:0] = [str(SURGERY), str(ROOT / "onnx")]
+import add_mlp  # noqa: E402
 import surgeon  # noqa: E402
 from export_onnx import export  # noqa: E402
 from patterns import linear_bias  # noqa: E402
@@ -44,8 +45,10 @@ STEPS = {name: getattr(importlib.import_module(file), step) for name, file, step
     ("merging", "add_patch_merging", "add_patch_merging"),
     ("embedding", "add_patch_embedding", "add_patch_embedding"),
     ("linear", "add_linear", "add_linear"),
+    ("mlp", "add_mlp", "add_mlp"),
 )}
-ALL = ("attention", "embedding", "merging", "linear", "residual", "with_params")  # as in add_all.py
+PARTS = ("attention", "embedding", "merging", "linear", "residual", "with_params")
+ALL = (*PARTS, "mlp")  # as in add_all.py
 
 
 # --- what plugin nodes mean ----------------------------------------------------------------------------------
@@ -150,6 +153,26 @@ def test_linear_means_pytorchs_linear(opset, dtype):
         (y,) = run_node("SwinLinear", [x, weight, bias, *more], {"gelu": gelu}, opset)
         assert y.dtype == dtype
         assert relative_error(y, expected) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("norm_first", [0, 1])
+@pytest.mark.parametrize("opset", [12, 17, 18])
+def test_mlp_means_pytorchs_mlp(opset, norm_first, dtype):
+    """V1 normalises before the products, V2 after them. In FP64; with one rounding of FP16, that of y."""
+    rng = np.random.default_rng(0)
+    shapes = ((2, 5, 12), 12, 12, (40, 12), 40, (12, 40), 12)
+    types = (dtype, np.float32, np.float32, *4 * [dtype])
+    inputs = [rng.standard_normal(shape).astype(kind) for shape, kind in zip(shapes, types, strict=True)]
+    (y,) = run_node("SwinMlp", inputs, {"norm_first": norm_first, "epsilon": 1e-5}, opset)
+    x, gamma, beta, weight1, bias1, weight2, bias2 = (torch.tensor(array, dtype=torch.float64) for array in inputs)
+
+    def norm(tensor: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(tensor, (12,), gamma, beta, 1e-5)
+
+    branch = F.linear(F.gelu(F.linear(norm(x) if norm_first else x, weight1, bias1)), weight2, bias2)
+    assert y.dtype == dtype
+    assert relative_error(y, x + (branch if norm_first else norm(branch))) < (1e-6 if dtype == np.float32 else 2**-11)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -359,10 +382,15 @@ COUNTS = {
         "residual": Counter(SwinLayerNormAdd=8), "embedding": Counter(SwinPatchEmbed=1),
         "linear": Counter(SwinLinear=17)},
 }
-ALL_COUNTS = {
+PARTS_COUNTS = {
     1: Counter(SwinPatchEmbed=1, SwinAttention=4, SwinPatchMergeLayerNorm=1, SwinLinear=17, SwinLayerNormWithParams=9),
     2: Counter(SwinPatchEmbed=1, SwinAttention=4, SwinPatchMerge=1, SwinLinear=17, SwinLayerNormAdd=8,
                SwinLayerNormWithParams=2),
+}
+# Of each of the four MLPs two linear layers and a LayerNorm become one node.
+ALL_COUNTS = {
+    1: PARTS_COUNTS[1] + Counter(SwinMlp=4) - Counter(SwinLinear=8, SwinLayerNormWithParams=4),
+    2: PARTS_COUNTS[2] + Counter(SwinMlp=4) - Counter(SwinLinear=8, SwinLayerNormAdd=4),
 }
 
 
@@ -411,7 +439,7 @@ def test_steps_in_any_order_and_one_after_the_other(kind, exported):
                 patched, _ = patch(onnx.load_from_string(patched.SerializeToString()), [STEPS[name]])
             except UserError as error:
                 assert name == "residual" and adds == 0 and "already patched" in str(error)
-        expected = ALL_COUNTS[model.version]
+        expected = PARTS_COUNTS[model.version]
         if model.version == 1:
             expected = expected + Counter(SwinAddLayerNorm=adds) - Counter(SwinLayerNormWithParams=adds)
         assert plugin_counts(patched) == expected
@@ -430,7 +458,7 @@ def nodes_of(model: onnx.ModelProto, op: str) -> list[tuple[dict[str, object], l
 def test_linear_and_patch_embed_nodes_hold_the_models_parameters(kind, exported):
     """PyTorch's own layouts, bit for bit; V2's qkv bias is that of q, zeros for k, and that of v."""
     model = exported(kind)
-    patched, _ = patch(model.onnx, [STEPS[name] for name in ALL])
+    patched, _ = patch(model.onnx, [STEPS[name] for name in PARTS])
 
     expected = []  # (weight, bias, gelu, with residual)
     for layer in model.torch.layers:
@@ -465,6 +493,27 @@ def test_linear_and_patch_embed_nodes_hold_the_models_parameters(kind, exported)
     for array, parameter in zip(inputs[1:], (embed.proj.weight, embed.proj.bias, embed.norm.weight, embed.norm.bias),
                                 strict=True):
         np.testing.assert_array_equal(array, parameter.numpy(), strict=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["v1-17", "v2-12", "timm-v1-torchscript", "timm-v2-dynamo"])
+def test_mlp_nodes_hold_the_models_parameters(kind, exported):
+    """Made of the file that the other steps wrote. PyTorch's own layouts, bit for bit, in the order of the contract."""
+    model = exported(kind)
+    parts, _ = patch(model.onnx, [STEPS[name] for name in PARTS])
+    patched, (report,) = patch(onnx.load_from_string(parts.SerializeToString()), [STEPS["mlp"]])
+    assert report.lines() == ["replaced 4 of 4 MLP"]
+    assert plugin_counts(patched) == ALL_COUNTS[model.version]
+    model.assert_equal(patched)
+    blocks = [block for layer in model.torch.layers for block in layer.blocks]
+    for (attributes, (x, *constants)), block in zip(nodes_of(patched, "SwinMlp"), blocks, strict=True):
+        assert attributes == {"norm_first": int(model.version == 1), "epsilon": np.float32(1e-5),
+                              "plugin_version": b"1", "plugin_namespace": b"swin"}
+        assert x is None
+        for array, parameter in zip(constants, (block.norm2.weight, block.norm2.bias, block.mlp.fc1.weight,
+                                                block.mlp.fc1.bias, block.mlp.fc2.weight, block.mlp.fc2.bias),
+                                    strict=True):
+            np.testing.assert_array_equal(array, parameter.numpy(), strict=True)
 
 
 def test_the_attention_node_says_what_the_model_is(exported):
@@ -611,8 +660,8 @@ def linear_parts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Counter]:
     return patched, parts
 
 
-def assert_same(actual: onnx.ModelProto, expected: onnx.ModelProto) -> None:
-    x = np.random.default_rng(0).standard_normal((2, 3, 56, 56)).astype(np.float32)
+def assert_same(actual: onnx.ModelProto, expected: onnx.ModelProto, img_size: int = 56) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, img_size, img_size)).astype(np.float32)
     for a, b in zip(*(session(model).run(None, {"input": x}) for model in (actual, expected)), strict=True):
         assert relative_error(a, b) < 1e-5
 
@@ -667,6 +716,100 @@ def test_what_is_read_elsewhere_stays(directly, find, parts, exported):
     patched, found = linear_parts(model)
     assert found == parts
     assert_same(patched, model)
+
+
+def first(graph: gs.Graph, op: str) -> gs.Node:
+    return next(node for node in graph.nodes if node.op == op)
+
+
+def first_mlp(graph: gs.Graph) -> tuple[gs.Node, gs.Node]:
+    """fc1 and fc2 of the first block."""
+    fc1 = next(node for node in graph.nodes if node.op == "SwinLinear" and node.attrs["gelu"])
+    return fc1, fc1.outputs[0].outputs[0]
+
+
+def other_residual(graph: gs.Graph) -> None:
+    """The block's input, not that of its MLP."""
+    _, fc2 = first_mlp(graph)
+    qkv = first(graph, "SwinLinear")
+    if len(fc2.inputs) == 4:
+        fc2.inputs[3] = qkv.inputs[0].inputs[0].inputs[0]
+    else:
+        fc2.outputs[0].outputs[0].inputs[1] = qkv.inputs[0]
+
+
+def norm_of_the_residual(graph: gs.Graph) -> None:
+    norm = first_mlp(graph)[1].outputs[0].outputs[0]
+    x, residual, *parameters = norm.inputs
+    norm.inputs = [residual, x, *parameters]
+
+
+def gelu_twice(graph: gs.Graph) -> None:
+    _, fc2 = first_mlp(graph)
+    fc2.attrs["gelu"] = 1
+    fc2.inputs = fc2.inputs[:3]
+
+
+def exposed(find: Callable[[gs.Graph], gs.Tensor], directly: bool) -> Callable[[gs.Graph], None]:
+    """Make a tensor an output of the model, or let one be made of it."""
+    def expose(graph: gs.Graph) -> None:
+        tensor = find(graph)
+        if not directly:
+            negative = gs.Variable("negative")
+            graph.nodes.append(gs.Node("Neg", "negative", inputs=[tensor], outputs=[negative]))
+            tensor = negative
+        tensor.dtype = np.float32
+        graph.outputs.append(tensor)
+
+    return expose
+
+
+@pytest.mark.parametrize(("kind", "change", "reason"), [
+    ("v1-17", other_residual, "is added to it, not the input"),
+    ("v2-17", other_residual, "is added to it, not the input"),
+    ("v2-17", norm_of_the_residual, "does not normalise it"),
+    ("v1-17", gelu_twice, "is not the second product of an MLP"),
+    *((kind, exposed(find, directly), "inside it, is read elsewhere") for kind, find in (
+        ("v1-17", lambda graph: first_mlp(graph)[0].inputs[0]), ("v1-17", lambda graph: first_mlp(graph)[0].outputs[0]),
+        ("v2-17", lambda graph: first_mlp(graph)[0].outputs[0]),
+        ("v2-17", lambda graph: first_mlp(graph)[1].outputs[0])) for directly in (True, False)),
+])
+def test_another_mlp_is_left_alone(kind, change, reason, exported):
+    model = exported(kind)
+    parts = with_node(patch(model.onnx, [STEPS[name] for name in PARTS])[0], change)
+    patched, (report,) = patch(parts, [STEPS["mlp"]])
+    assert report.replaced == 3
+    assert reason in report.left[0]
+    assert_same(patched, parts, model.img_size)
+
+
+@pytest.mark.parametrize("directly", [True, False])
+def test_what_an_mlp_reads_and_makes_may_be_read_elsewhere(directly, exported):
+    model = exported("v2-17")
+    parts, _ = patch(model.onnx, [STEPS[name] for name in PARTS])
+    for find in (lambda graph: first_mlp(graph)[0].inputs[0],
+                 lambda graph: first_mlp(graph)[1].outputs[0].outputs[0].outputs[0]):
+        changed = with_node(parts, exposed(find, directly))
+        patched, (report,) = patch(changed, [STEPS["mlp"]])
+        assert (report.replaced, report.left) == (4, [])
+        assert_same(patched, changed, model.img_size)
+
+
+@pytest.mark.parametrize("kind", ["v1-17", "v2-17"])
+def test_wide_mlps_stay_three_nodes(kind, exported, monkeypatch):
+    """Up to 32 channels: the first stage alone. Up to 16: none, an error of the script but not of the step."""
+    model = exported(kind)
+    monkeypatch.setattr(add_mlp, "MOST_CHANNELS", 32)
+    patched, reports = patch(model.onnx, [STEPS[name] for name in ALL])
+    assert reports[-1].lines() == ["replaced 2 of 2 MLP"]
+    assert (plugin_counts(patched)["SwinMlp"], plugin_counts(patched)["SwinLinear"]) == (2, 13)
+    model.assert_equal(patched)
+    monkeypatch.setattr(add_mlp, "MOST_CHANNELS", 16)
+    patched, reports = patch(model.onnx, [STEPS[name] for name in ALL])
+    assert reports[-1].lines() == ["no MLP to replace"]
+    assert plugin_counts(patched) == PARTS_COUNTS[model.version]
+    with pytest.raises(UserError, match=r"none of 4 MLP could be replaced; the first: .*its 32 channels are more than"):
+        patch(patched, [add_mlp.add_mlp_alone])
 
 
 def test_linear_layers_written_as_gemm_or_with_a_transposed_weight(exported):
@@ -863,6 +1006,21 @@ def test_the_other_scripts_refuse_to_patch_twice(script, suffix, printed, refuse
     assert done.returncode == 0, done.stderr
     assert printed in done.stdout
     assert_refused(run_script(script, "--onnx", tmp_path / f"swin{suffix}.onnx"), refused)
+
+
+def test_the_mlp_script_comes_after_the_others(exported, tmp_path):
+    onnx.save(exported("v2-17").onnx, tmp_path / "swin.onnx")
+    done = run_script("add_mlp.py", "--onnx", tmp_path / "swin.onnx")
+    assert_refused(done, "holds no SwinLinear nodes; add_all.py does all that this step needs")
+    onnx.save(patch(exported("v2-17").onnx, [STEPS[name] for name in PARTS])[0], tmp_path / "swin_parts.onnx")
+    done = run_script("add_mlp.py", "--onnx", tmp_path / "swin_parts.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "replaced 4 of 4 MLP" in done.stdout
+    assert done.stdout.count("check, batch") == 2
+    assert plugin_counts(onnx.load(tmp_path / "swin_parts_mlp.onnx")) == ALL_COUNTS[2]
+    done = run_script("add_mlp.py", "--onnx", tmp_path / "swin_parts_mlp.onnx")
+    assert_refused(done, "4 SwinMlp")
+    assert "and no MLP besides; start from the unpatched file" in done.stderr
 
 
 def assert_refused(done: subprocess.CompletedProcess, message: str) -> None:

@@ -365,7 +365,7 @@ def test_the_patched_graph_equals_the_quantised_one(version, micro, tmp_path, mo
     # In FP32 the first attention's input and output are the same integers, but for those near the middle of two steps.
     pairs = onnx.load(folder / "m_int8.onnx")
     bare, scales = add_int8.without_pairs(pairs)
-    fp32 = patch(bare, STEPS)[0]
+    fp32 = patch(bare, add_int8.steps_for(scales))[0]
     images = held_out_batch(4, pairs.graph.input[0].type.tensor_type.shape.dim[2].dim_value)[0]
     int8 = add_int8.to_int8(fp32, scales, fp32)
     attention = next(item for item in int8.graph.node if item.op_type == "SwinAttentionInt8")
@@ -401,6 +401,24 @@ def test_kept_parts_are_fp16_nodes(version, small, tmp_path, monkeypatch):
     assert (counts["SwinAttentionInt8"], counts["SwinAttention"]) == (3, 1)
     # Before proj and fc2 of block 0, which FP16 nodes make the input of; in V2 also where the second stage begins.
     assert counts["SwinQuantize"] == {1: 2, 2: 3}[version]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_mlp_without_scales_is_one_node(version, small, tmp_path, monkeypatch, capsys):
+    """fc1 and fc2 of block 0 kept, and fc1 alone of block 1, which stays two products; the rest is INT8."""
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    folder = small(version)
+    (tmp_path / "m.onnx").write_bytes((folder / "m.onnx").read_bytes())
+    (tmp_path / "m.cache").write_bytes((folder / "m.cache").read_bytes())
+    quantise(tmp_path, "--keep", "block0.fc1,block0.fc2,block1.fc1")
+    capsys.readouterr()
+    model = run_add_int8(tmp_path, tmp_path / "patched.onnx")
+    assert "replaced 1 of 1 MLP\n" in capsys.readouterr().out
+    counts = plugin_counts(model)
+    assert (counts["SwinMlp"], counts["SwinLinearInt8"], counts["SwinLinear"]) == (1, 16 - 3, 1 + 1)
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    mlp = next(item for item in model.graph.node if item.op_type == "SwinMlp")
+    assert [types[name] for name in mlp.input[1:]] == 2 * [TensorProto.FLOAT] + 4 * [TensorProto.FLOAT16]
 
 
 def test_a_patched_graph_that_differs_is_refused(small, tmp_path, monkeypatch):

@@ -74,7 +74,8 @@ def casts(model: onnx.ModelProto) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_patched_graph_is_fp16_between_its_ends(version, opset, graphs):
     """One Cast, before the pooling; SwinPatchEmbed reads the FP32 image. Constants of plugin nodes are FP32 and
-    unchanged, but FP16 in SwinLinear. What binds TensorRT 8.6 to these types: y_type, fp16, the names of the head."""
+    unchanged, but FP16 the operands of SwinLinear and SwinMlp. What binds TensorRT 8.6 to these types: y_type, fp16,
+    the names of the head."""
     fp32 = graphs(version, opset, True)
     fp16 = to_fp16(fp32, ["head"])
     onnx.checker.check_model(fp16)
@@ -94,10 +95,10 @@ def test_a_patched_graph_is_fp16_between_its_ends(version, opset, graphs):
             read = {TensorProto.FLOAT} if node.op_type == "SwinPatchEmbed" else {TensorProto.FLOAT16}
             assert {types[name] for name in activations if name in node.input} == read
             assert {types[name] for name in node.output} == {TensorProto.FLOAT16}
-            for name in node.input:
+            for i, name in enumerate(node.input):
                 if name in after:
                     expected = numpy_helper.to_array(before[name])
-                    if node.op_type == "SwinLinear":
+                    if node.op_type == "SwinLinear" or (node.op_type == "SwinMlp" and i > 2):  # after x, gamma, beta
                         expected = expected.astype(np.float16)
                     np.testing.assert_array_equal(numpy_helper.to_array(after[name]), expected, strict=True)
         elif node.op_type != "Cast":
@@ -225,8 +226,8 @@ def test_add_all_writes_the_fp16_graph(graphs, tmp_path, monkeypatch, capsys):
     assert "replaced 4 of 4 window attention" in printed
     assert printed.count("check, batch") == 4  # the patched FP32 graph, and the FP16 one
     fp16 = onnx.load(tmp_path / "swinv2_attention_fp16.onnx")
-    assert plugin_counts(fp16) == Counter(SwinPatchEmbed=1, SwinAttention=4, SwinPatchMerge=1, SwinLinear=17,
-                                          SwinLayerNormAdd=8, SwinLayerNormWithParams=2)
+    assert plugin_counts(fp16) == Counter(SwinPatchEmbed=1, SwinAttention=4, SwinPatchMerge=1, SwinLinear=9,
+                                          SwinMlp=4, SwinLayerNormAdd=4, SwinLayerNormWithParams=2)
     types = {tensor.data_type for tensor in fp16.graph.initializer if list(tensor.dims) == [128, 32]}
     assert types == {TensorProto.FLOAT16}
     assert helper.get_attribute_value(fp16.graph.node[0].attribute[0]) is not None

@@ -2,9 +2,10 @@
 
     python onnx/graphsurgeon/add_all.py --onnx onnx/swinv1.onnx --fp16      writes onnx/swinv1_attention_fp16.onnx
 
-Attention, patch embedding, patch merging, linear layers, residual Add + LayerNorm, then the LayerNorms that are left;
-with --fp16 the conversion of to_fp16.py after them. Equal to running those scripts one after the other, in this order:
-an Add goes with the first step that takes it, so that in V1 the linear layers have them all.
+Attention, patch embedding, patch merging, linear layers, residual Add + LayerNorm, the LayerNorms that are left, and
+of the nodes so made the MLPs of narrow blocks; with --fp16 the conversion of to_fp16.py after them. Equal to running
+those scripts one after the other, in this order: an Add goes with the first step that takes it, so that in V1 the
+linear layers have them all.
 """
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ sys.path.insert(1, str(ROOT))
 from add_attention import add_attention  # noqa: E402
 from add_layernorm_with_params import add_layernorm_with_params  # noqa: E402
 from add_linear import add_linear  # noqa: E402
+from add_mlp import add_mlp  # noqa: E402
 from add_patch_embedding import add_patch_embedding  # noqa: E402
 from add_patch_merging import add_patch_merging  # noqa: E402
 from add_residual_layernorm import add_residual_layernorm  # noqa: E402
@@ -30,7 +32,7 @@ ONNX_FILE = "onnx/swinv1.onnx"
 SUFFIX = "_attention"
 
 STEPS = [add_attention, add_patch_embedding, add_patch_merging, add_linear, add_residual_layernorm,
-         add_layernorm_with_params]
+         add_layernorm_with_params, add_mlp]
 
 
 def main() -> None:

@@ -2,16 +2,18 @@
 
     python onnx/graphsurgeon/add_int8.py --onnx onnx/swinv1_int8.onnx      writes onnx/swinv1_attention_int8.onnx
 
-The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it and converted to FP16;
-then the plugin nodes between two scales become INT8 ones, and what quantises a tensor becomes part of the node that
-makes it (of LayerNorm, of attention, of a linear layer with GELU), SwinQuantize where there is none. What quant.py
-left out is an FP16 plugin node, as in swinv1_attention_fp16.onnx.
+The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it, but for MLPs that have
+scales, which stay nodes of their own, and converted to FP16; then the plugin nodes between two scales become INT8 ones,
+and what quantises a tensor becomes part of the node that makes it (of LayerNorm, of attention, of a linear layer with
+GELU), SwinQuantize where there is none. What quant.py left out is an FP16 plugin node, as in
+swinv1_attention_fp16.onnx.
 """
 from __future__ import annotations
 
 import argparse
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,10 @@ import onnx_graphsurgeon as gs
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
 from add_all import STEPS  # noqa: E402
+from add_mlp import add_mlp, product_of  # noqa: E402
 from patterns import reader  # noqa: E402
 from reference_int8 import packed  # noqa: E402
-from surgeon import add_file_arguments, patch, read, save  # noqa: E402
+from surgeon import Step, add_file_arguments, patch, read, save  # noqa: E402
 from tidy import drop_idle, exported, image_input, producer, replace_uses, session, values  # noqa: E402
 from to_fp16 import to_fp16  # noqa: E402
 
@@ -89,11 +92,16 @@ def without_pairs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Scales]:
     return exported(graph), scales
 
 
+def steps_for(scales: Scales) -> list[Step]:
+    """The steps of add_all.py, of which that of the MLPs takes those alone whose two products have no scales."""
+    return [partial(add_mlp, kept=scales.inputs) if step is add_mlp else step for step in STEPS]
+
+
 def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> onnx.ModelProto:
     """The INT8 form of a patched graph.
 
     Args:
-        model: patched with add_all.py's steps, in FP16; FP32 gives a graph to check with, not one for the plugins.
+        model: patched with `steps_for`, in FP16; FP32 gives a graph to check with, not one for the plugins.
         scales: of the Q/DQ graph.
         fp32: the same graph in FP32, whose biases are taken.
     Raises:
@@ -101,7 +109,7 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
     """
     graph = gs.import_onnx(model)
     biases = {node.name: values(node.inputs[2]) for node in gs.import_onnx(fp32).nodes if node.op == "SwinLinear"}
-    linears = {node.name.removesuffix("/SwinLinear"): node for node in graph.nodes if node.op == "SwinLinear"}
+    linears = {product_of(node): node for node in graph.nodes if node.op == "SwinLinear"}
     attentions = {node.inputs[0].name: node for node in graph.nodes if node.op == "SwinAttention"}
     for what, found, wanted in (("linear layer", linears, scales.inputs), ("attention", attentions, scales.tensors)):
         missing = [name for name in wanted if name not in found]
@@ -200,7 +208,7 @@ def main() -> None:
     model = read(args.onnx)
     try:
         bare, scales = without_pairs(model)
-        patched, reports = patch(bare, STEPS)
+        patched, reports = patch(bare, steps_for(scales))
         print("\n".join(line for report in reports for line in report.lines()))
         if not args.no_check:
             print(check(model, bare, to_int8(patched, scales, patched), "in FP32"), flush=True)

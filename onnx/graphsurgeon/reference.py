@@ -165,6 +165,16 @@ def _patch_embed(ops: Operators, attributes: dict, x: str, weight: str, bias: st
     return ops.layer_norm(tokens, gamma, beta, attributes["epsilon"])
 
 
+def _mlp(ops: Operators, attributes: dict, x: str, gamma: str, beta: str, weight1: str, bias1: str, weight2: str,
+         bias2: str) -> str:
+    def norm(tensor: str) -> str:
+        return ops.layer_norm(tensor, gamma, beta, attributes["epsilon"])
+
+    hidden = _linear(ops, {"gelu": 1}, norm(x) if attributes["norm_first"] else x, weight1, bias1)
+    y = _linear(ops, {"gelu": 0}, hidden, weight2, bias2)
+    return ops.op("Add", x, y if attributes["norm_first"] else norm(y))
+
+
 # What each node computes, from the names of its FP32 inputs to those of its FP32 outputs.
 EXPANSIONS = {
     "SwinLayerNorm": lambda ops, a, x: [ops.normalised(x, a["epsilon"])],
@@ -178,9 +188,12 @@ EXPANSIONS = {
     "SwinFNorm": lambda ops, a, x: [ops.unit(x, a["epsilon"])],
     "SwinAttention": lambda ops, a, *inputs: [attention(ops, a, *inputs)],
     "SwinLinear": lambda ops, a, *inputs: [_linear(ops, a, *inputs)],
+    "SwinMlp": lambda ops, a, *inputs: [_mlp(ops, a, *inputs)],
     "SwinPatchEmbed": lambda ops, a, *inputs: [_patch_embed(ops, a, *inputs)],
 }
 
+# Which inputs are operands of a product and have the activations' type; all other constants of plugin nodes are FP32.
+OPERANDS = {"SwinLinear": (1, 2), "SwinMlp": (3, 4, 5, 6)}
 
 LARGE_WEIGHT = 1024  # elements
 Y_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)  # what SwinPatchEmbed's y_type stands for

@@ -7,7 +7,7 @@ Patch first, convert last: the other scripts take FP32 graphs only. What stays F
     1e-12 is zero in FP16 (one LayerNormalization node is FP16: what runs it accumulates in FP32);
   - the image that SwinPatchEmbed reads, whose rounding would be most of an FP16 model's error: its y alone is FP16;
   - the parameters of plugin nodes (gamma, beta, bias, logit_scale, the patch embedding's weight), as their contract
-    says; SwinLinear's weight and bias become FP16;
+    says; weights and biases of SwinLinear and SwinMlp become FP16;
   - what --fp32 names: `head` (pooling and classifier, a few microseconds; without it each logit is rounded to FP16),
     `gelu`, `softmax` (scores, bias and mask too), or `none`.
 
@@ -32,7 +32,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
 from patterns import gelu_nodes, head, softmaxes, written_out_normalisations  # noqa: E402
-from reference import element_types, expand  # noqa: E402
+from reference import OPERANDS, element_types, expand  # noqa: E402
 from surgeon import add_file_arguments, check, read, save, target_of  # noqa: E402
 from tidy import exported, image_input, producer, replace_uses, session, tidy, values  # noqa: E402
 
@@ -107,9 +107,9 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
 
 def _parameters(graph: gs.Graph) -> dict[str, np.ndarray]:
     """Constants that plugin nodes read and that are FP32 by contract, by name."""
-    return {tensor.name: values(tensor) for node in graph.nodes
-            if node.domain == PLUGIN_DOMAIN and node.op != "SwinLinear"  # its constants have the type of its x
-            for tensor in node.inputs if values(tensor) is not None}
+    return {tensor.name: values(tensor) for node in graph.nodes if node.domain == PLUGIN_DOMAIN
+            for i, tensor in enumerate(node.inputs)
+            if values(tensor) is not None and i not in OPERANDS.get(node.op, ())}
 
 
 def _refuse_overflow(graph: gs.Graph, kept: set[str], parameters: dict[str, np.ndarray]) -> None:

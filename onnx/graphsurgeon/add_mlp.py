@@ -1,0 +1,135 @@
+"""Replace the MLP branch of each narrow Swin block, with its LayerNorm and residual, by the plugin node SwinMlp.
+
+    python onnx/graphsurgeon/add_mlp.py --onnx onnx/swinv1_attention.onnx --output onnx/swinv1_mlp.onnx
+
+Takes the nodes that add_linear.py and the LayerNorm scripts have put in; add_all.py does this last. SwinMlp gives
+x + fc2(GELU(fc1(LayerNorm(x)))) (V1) or x + LayerNorm(fc2(GELU(fc1(x)))) (V2) and never writes the hidden activations,
+the largest tensors of the network, to memory. Wider blocks keep their three nodes.
+"""
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_graphsurgeon as gs
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT))
+from patterns import Unmatched, made_by, reader  # noqa: E402
+from surgeon import Report, plugin_node, run_surgery  # noqa: E402
+from tidy import is_output  # noqa: E402
+
+from utils import UserError, run_script  # noqa: E402
+
+# Edit here, or give --onnx and --output.
+ONNX_FILE = "onnx/swinv1_attention.onnx"
+SUFFIX = "_mlp"
+
+# The kernel keeps the sums of whole rows, C of them in FP32 for each token, in the registers of a warpgroup; more do
+# not fit there beside a tile of the hidden activations.
+MOST_CHANNELS = 192
+
+
+@dataclass
+class Mlp:
+    """What a SwinMlp node needs to stand for fc1, fc2, their LayerNorm and the residual Add."""
+
+    fc1: gs.Node
+    fc2: gs.Node
+    norm: gs.Node
+    x: gs.Tensor
+    y: gs.Variable
+    norm_first: bool
+
+    @property
+    def channels(self) -> int:
+        return self.fc1.inputs[1].shape[1]
+
+
+def product_of(linear: gs.Node) -> str:
+    """Name of the MatMul that a SwinLinear stands for."""
+    return linear.name.removesuffix("/SwinLinear")
+
+
+def add_mlp(graph: gs.Graph, kept: Collection[str] = (), wide_left: bool = False) -> Report:
+    """Replace in place each MLP branch of at most MOST_CHANNELS.
+
+    Args:
+        kept: names of products (`product_of`) that stay nodes of their own.
+        wide_left: report wider ones as left, rather than as none to replace.
+    """
+    report = Report("MLP")
+    for fc1 in [node for node in graph.nodes if node.op == "SwinLinear" and node.attrs["gelu"]]:
+        try:
+            mlp = find(graph, fc1)
+        except Unmatched as reason:
+            report.left.append(f"{fc1.name}: {reason}")
+            continue
+        if mlp.channels > MOST_CHANNELS:
+            if wide_left:
+                report.left.append(f"{fc1.name}: its {mlp.channels} channels are more than {MOST_CHANNELS}")
+        elif not {product_of(mlp.fc1), product_of(mlp.fc2)} & set(kept):
+            plugin_node(graph, "SwinMlp", product_of(fc1),
+                        [mlp.x, *mlp.norm.inputs[-2:], *fc1.inputs[1:3], *mlp.fc2.inputs[1:3]], [mlp.y],
+                        norm_first=int(mlp.norm_first), epsilon=mlp.norm.attrs["epsilon"])
+            report.replaced += 1
+    return report
+
+
+def find(graph: gs.Graph, fc1: gs.Node) -> Mlp:
+    """The MLP branch whose first product a SwinLinear with GELU is.
+
+    Raises:
+        Unmatched: something else stands around it, or reads what lies inside.
+    """
+    fc2 = _only_reader(graph, fc1.outputs[0], "SwinLinear")
+    if fc2.attrs["gelu"] or fc2.inputs[1].shape != fc1.inputs[1].shape[::-1]:
+        raise Unmatched(f"{fc2.name} after it is not the second product of an MLP")
+    y, residual = fc2.outputs[0], fc2.inputs[3:]
+    if residual:
+        norm = made_by(fc1.inputs[0], "SwinLayerNormWithParams")
+        if norm is None:
+            raise Unmatched("no SwinLayerNormWithParams makes its input")
+        _only_reader(graph, norm.outputs[0], "SwinLinear")
+        mlp = Mlp(fc1, fc2, norm, norm.inputs[0], y, True)
+    else:
+        norm = _only_reader(graph, y, "SwinLayerNormAdd")
+        if norm.inputs[0] is not y:
+            raise Unmatched(f"{norm.name} does not normalise it")
+        residual = norm.inputs[1:2]
+        mlp = Mlp(fc1, fc2, norm, fc1.inputs[0], norm.outputs[0], False)
+    if residual[0] is not mlp.x:
+        raise Unmatched(f"{residual[0].name} is added to it, not the input {mlp.x.name}")
+    return mlp
+
+
+def _only_reader(graph: gs.Graph, tensor: gs.Tensor, op: str) -> gs.Node:
+    """The node of this type that alone reads a tensor."""
+    node = reader(tensor)
+    if is_output(graph, tensor) or len(tensor.outputs) > 1:
+        raise Unmatched(f"{tensor.name}, inside it, is read elsewhere")
+    if node is None or node.op != op:
+        raise Unmatched(f"no {op} reads {tensor.name}")
+    return node
+
+
+def add_mlp_alone(graph: gs.Graph) -> Report:
+    """The step where it is the only one: nothing to replace is an error then, that says why.
+
+    Raises:
+        UserError: the scripts that this one comes after have not been run.
+    """
+    operators = {node.op for node in graph.nodes}
+    if not operators & {"SwinLinear", "SwinMlp"}:
+        raise UserError("holds no SwinLinear nodes; add_all.py does all that this step needs, and this step")
+    return add_mlp(graph, wide_left="SwinMlp" not in operators)
+
+
+def main() -> None:
+    run_surgery([add_mlp_alone], ONNX_FILE, SUFFIX, __doc__)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -23,6 +23,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from utils import ROOT, UserError, existing_file, run_script
 
 PATCH, CHANNELS_IN, MLP_RATIO = 4, 3, 4  # of every variant
+WHOLE_MLP = "MLP in one kernel"  # the group
 FP32_BYTES = 4  # the input image, and the head, which stays in FP32
 
 
@@ -64,12 +65,15 @@ def yaml_of(plan: Path) -> Path | None:
     return found[max(names, key=len)] if names else None
 
 
-def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = False) -> dict[str, Work]:
+def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = False,
+            whole_mlps: int = 0) -> dict[str, Work]:
     """The work of each group for one batch.
 
     Args:
         element: bytes of an activation and of a weight: 4 in FP32, 2 in FP16.
         linear_adds_residual: V1's residual Adds are done by proj and fc2, not with the LayerNorm after them.
+        whole_mlps: in so many blocks, from the first on, fc1, fc2, their LayerNorm and their residual are one kernel.
+            In V1 linear_adds_residual holds then.
     """
     totals: dict[str, list[float]] = {}
 
@@ -88,18 +92,24 @@ def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = F
     tokens = batch * side**2
     add("patch embed", 2 * tokens * pixels * width, tokens * width + pixels * width, FP32_BYTES * tokens * pixels)
     for stage, depth in enumerate(swin.depths):
+        whole = min(depth, whole_mlps)
+        whole_mlps -= whole
         size = tokens * width  # elements of one activation
         window = min(swin.window, side)
         linear("qkv", tokens, width, 3 * width, depth)
         add("attention", depth * 4 * tokens * window**2 * width, depth * 4 * size)
         linear("proj", tokens, width, width, depth, residual=linear_adds_residual)
-        linear("fc1 + GELU", tokens, width, MLP_RATIO * width, depth)
-        linear("fc2", tokens, MLP_RATIO * width, width, depth, residual=linear_adds_residual)
+        if whole:
+            weights = 2 * MLP_RATIO * width * width
+            add(WHOLE_MLP, whole * 2 * tokens * weights, whole * (2 * size + weights))
+        if whole < depth:
+            linear("fc1 + GELU", tokens, width, MLP_RATIO * width, depth - whole)
+            linear("fc2", tokens, MLP_RATIO * width, width, depth - whole, residual=linear_adds_residual)
         last = stage == stages - 1
         if not v1:  # x, residual -> y after attention and after the MLP; the last norm alone
-            tensors = 6 * depth + 2 * last
+            tensors = 6 * depth - 3 * whole + 2 * last
         elif linear_adds_residual:  # x -> y twice a block, and the last norm
-            tensors = 4 * depth + 2 * last
+            tensors = 4 * depth - 2 * whole + 2 * last
         else:
             # First norm1: x -> y. Then x, residual -> sum, y, but for the stage's last Add, which writes one of them:
             # the sum for patch merging, or what the last norm makes of it.

@@ -52,6 +52,8 @@ CONFIGS = sorted((ROOT / "models").glob("*.yaml"))
     ("/layers.2/blocks.3/attn/proj/MatMul/SwinLinear", "proj"),
     ("/layers.2/blocks.3/mlp/fc1/MatMul/SwinLinear", "fc1 + GELU"),
     ("/layers.2/blocks.3/mlp/fc2/MatMul/SwinLinear", "fc2"),
+    ("/layers.0/blocks.1/mlp/fc1/MatMul/SwinMlp", "MLP in one kernel"),
+    ("Reformatting CopyNode for Input Tensor 0 to /layers.0/blocks.1/mlp/fc1/MatMul/SwinMlp", "copies and reformats"),
     ("/layers.2/downsample/reduction/MatMul/SwinLinear", "patch merging"),
     ("/layers.2/downsample/reduction/MatMul/SwinPatchMerge", "patch merging"),
     ("/layers.1/downsample/norm/LayerNormalization/SwinLayerNormWithParams", "patch merging"),
@@ -131,6 +133,37 @@ def test_bytes_of_a_network_small_enough_to_count_by_hand():
     # V2: x, r -> y twice, and the last norm x -> y
     v2 = swin_work.work_of(swin._replace(type="swinv2"), 2, 2)
     assert {group: work.bytes for group, work in v2.items()} == {**plain, "LayerNorm and residual": 2 * 8 * size}
+
+
+@pytest.mark.parametrize("kind", ["swinv1", "swinv2"])
+def test_an_mlp_in_one_kernel_reads_and_writes_the_tokens_once(kind):
+    """Two stages of 2 and 3 blocks; the MLPs of the first three blocks are whole. FP16."""
+    swin = Swin(kind, 8, (2, 3), 4, 32, 10)
+    apart = swin_work.work_of(swin, 2, 2, kind == "swinv1")
+    whole = swin_work.work_of(swin, 2, 2, kind == "swinv1", 3)
+    sizes, weights = [2 * 64 * 8, 2 * 64 * 8, 2 * 16 * 16], [8 * 8 * 8, 8 * 8 * 8, 8 * 16 * 16]
+    assert whole["MLP in one kernel"].bytes == 2 * (2 * sum(sizes) + sum(weights))
+    mlp = ("fc1 + GELU", "fc2", "MLP in one kernel")
+    assert sum(whole[group].operations for group in mlp) == sum(apart[group].operations for group in mlp[:2])
+    # A LayerNorm less in each of the three: x -> y, or in V2 x, residual -> y.
+    norm = "LayerNorm and residual"
+    assert apart[norm].bytes - whole[norm].bytes == 2 * (2 if kind == "swinv1" else 3) * sum(sizes)
+    assert whole["fc1 + GELU"].bytes == 2 * 2 * (5 * sizes[2] + 4 * 16 * 16)
+    others = set(apart) - {*mlp, norm}
+    assert {group: whole[group] for group in others} == {group: apart[group] for group in others}
+    all_whole = swin_work.work_of(swin, 2, 2, kind == "swinv1", 5)
+    assert set(all_whole) == {*others, norm, "MLP in one kernel"}
+
+
+def test_an_engine_says_how_many_mlps_are_whole():
+    def work(*layers: str) -> dict[str, Work]:
+        return profile_engine.work_of_groups(Path("swinv1_attention_fp16.plan"), list(layers), 1, 224, 1000)
+
+    linear, mlp = "/layers.0/blocks.0/attn/proj/MatMul/SwinLinear", "/layers.0/blocks.0/mlp/fc1/MatMul/SwinMlp"
+    swin = swin_work.read_swin(ROOT / "models/swin.yaml")
+    without_all = {group: value for group, value in work(linear, mlp, mlp).items() if group != "all"}
+    assert without_all == swin_work.work_of(swin, 1, 2, True, 2)
+    assert "MLP in one kernel" not in work(linear)
 
 
 def test_patch_merging_moves_what_its_parts_do():

@@ -541,6 +541,128 @@ def test_linear_on_two_streams_at_once():
         assert torch.equal(y, alone)
 
 
+# --- MLP -------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Mlp:
+    """One call: x [rows, width], V1 (norm_first) or V2."""
+
+    rows: int
+    width: int
+    hidden: int
+    norm_first: bool
+    data: str = "normal"
+    misaligned: bool = False
+
+
+def mlp_cases(norm_first: bool):
+    """Widths of the kernel for Hopper and others; rows around a tile's, Small's at batch 1 and 8, the last with a rest.
+
+    1e4 would overflow FP16 in V2's products, where no LayerNorm stands before them.
+    """
+    for width in (32, 96, 128, 192, 100):
+        for rows in (1, 49, 63, 65, 129, 3136, 25088 + 7):
+            for hidden in (4 * width, 64, 320):
+                yield Mlp(rows, width, hidden, norm_first)
+            for data in ("mean 1e4", "zero rows") if norm_first else ("zero rows",):
+                yield Mlp(rows, width, 4 * width, norm_first, data)
+        yield Mlp(129, width, 4 * width, norm_first, misaligned=True)
+
+
+def mlp_inputs(case: Mlp, dtype, seed: int) -> list[torch.Tensor]:
+    """x, gamma, beta, weight1, bias1, weight2, bias2: gamma and beta FP32, the others of `dtype`."""
+    x = draw((case.rows, case.width), dtype, case.data, seed)
+    weight1, bias1 = linear_inputs(Linear(1, case.width, case.hidden, ""), dtype, seed + 1)[1:3]
+    weight2, bias2 = linear_inputs(Linear(1, case.hidden, case.width, ""), dtype, seed + 5)[1:3]
+    return [x, *parameters(case.width, dtype, seed + 9), weight1, bias1, weight2, bias2]
+
+
+def mlp_formula(x, gamma, beta, weight1, bias1, weight2, bias2, norm_first: bool) -> torch.Tensor:
+    """PyTorch's, in the precision of the arguments."""
+    def norm(tensor: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(tensor, gamma.shape, gamma, beta, EPSILON)
+
+    branch = F.linear(F.gelu(F.linear(norm(x) if norm_first else x, weight1, bias1)), weight2, bias2)
+    return x + (branch if norm_first else norm(branch))
+
+
+def mlp_errors(cases, dtype, **more) -> list[Error]:
+    errors = []
+    for case in cases:
+        got, same, exact = [], [], []
+        for seed in range(max(1, MINIMUM_ELEMENTS // (case.rows * case.width))):
+            tensors = mlp_inputs(case, dtype, 20 * seed)
+            out = Output((case.rows, case.width), dtype, int(case.misaligned))
+            given = [misalign(t) if case.misaligned else t for t in tensors]
+            kernels.mlp(*given, out.tensor, case.norm_first, EPSILON, **more)
+            got.append(out.checked())
+            same.append(mlp_formula(*((misalign if case.misaligned else torch.clone)(t.to(dtype)) for t in tensors),
+                                    case.norm_first))
+            exact.append(mlp_formula(*(t.double() for t in tensors), case.norm_first))
+        errors.append(error_of(str(case), *([torch.cat(parts)] for parts in (got, same, exact))))
+    return errors
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
+def test_mlp(norm_first, dtype):
+    """FP32 sums in another order than PyTorch's are up to half a unit in the last place off: that is the slack."""
+    judge(mlp_errors(mlp_cases(norm_first), dtype), slack=2**-24)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
+def test_mlp_in_slices(norm_first, dtype):
+    """Where the workspace holds the hidden activations of 300 rows, of 7, of 1; width 100 has no kernel of its own."""
+    width, hidden = 100, 400
+    for rows_that_fit, counts in ((300, (299, 300, 301, 900, 901, 3136)), (7, (7, 8, 129)), (1, (1, 17))):
+        cases = [Mlp(rows, width, hidden, norm_first) for rows in counts]
+        room = rows_that_fit * hidden * torch.empty((), dtype=dtype).element_size()
+        judge(mlp_errors(cases, dtype, workspace_bytes=kernels.LINEAR_WORKSPACE_BYTES + room), slack=2**-24)
+
+
+@pytest.mark.parametrize("width", [96, 128, 192, 100])
+@pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
+def test_mlp_in_a_cuda_graph(norm_first, width):
+    """A captured call computes, from new values in the same tensors, the bits of a call outside of the graph."""
+    case = Mlp(3136, width, 4 * width, norm_first)
+    tensors = mlp_inputs(case, torch.float16, seed=0)
+    y = torch.empty_like(tensors[0])
+    kernels.mlp(*tensors, y, norm_first, EPSILON)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernels.mlp(*tensors, y, norm_first, EPSILON)
+    for captured, fresh in zip(tensors, mlp_inputs(case, torch.float16, seed=50), strict=True):
+        captured.copy_(fresh)
+    expected = torch.empty_like(y)
+    kernels.mlp(*tensors, expected, norm_first, EPSILON)
+    y.fill_(math.nan)
+    graph.replay()
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
+def test_mlps_one_after_the_other(norm_first):
+    """Each reads what the one before wrote, with nothing between them: the bits of calls with a pause after each."""
+    blocks = [mlp_inputs(Mlp(3136, 96, 384, norm_first), torch.float16, 50 * i) for i in range(8)]
+
+    def run(pause: bool) -> list[torch.Tensor]:
+        tokens = [blocks[0][0].clone()]
+        outputs = [torch.full_like(tokens[0], math.nan) for _ in blocks]
+        torch.cuda.synchronize()
+        for block, y in zip(blocks, outputs, strict=True):
+            kernels.mlp(tokens[-1], *block[1:], y, norm_first, EPSILON)
+            tokens.append(y)
+            if pause:
+                torch.cuda.synchronize()
+        return outputs
+
+    expected = run(True)
+    assert all(y.isfinite().all() for y in expected)
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(run(False), expected, strict=True))
+
+
 # --- sizes past 2^31 elements, bad arguments -------------------------------------------------------------------------
 
 def enough_memory(gibibytes: int) -> None:
@@ -599,11 +721,33 @@ def test_attention_past_2_to_the_31_elements():
     assert torch.equal(y[-1:], alone)
 
 
+@pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
+def test_mlp_past_2_to_the_31_elements(norm_first):
+    """The first and the last rows of a large tensor against FP64; other sizes may take other products, so no bits."""
+    enough_memory(24)
+    tail, dtype = 1000, torch.float16
+    first, *constants = mlp_inputs(Mlp(tail, 96, 384, norm_first), dtype, 0)
+    rows = 2**31 // 96 + 2 * tail
+    x = torch.zeros(rows, 96, dtype=dtype, device=DEVICE)
+    x[:tail], x[-tail:] = first, draw((tail, 96), dtype, "normal", 100)
+    y = torch.full_like(x, math.nan)
+    kernels.mlp(x, *constants, y, norm_first, EPSILON)
+    assert y.isfinite().all()
+    errors = []
+    for part in (slice(0, tail), slice(rows - tail, rows)):
+        same, exact = (mlp_formula(*(t.to(kind) for t in (x[part], *constants)), norm_first)
+                       for kind in (dtype, torch.float64))
+        errors.append(error_of(f"rows {part.start} on", [y[part]], [same], [exact]))
+    judge(errors)
+
+
 def test_empty_input_is_nothing_to_do():
     x = torch.empty(0, 96, device=DEVICE)
     kernels.layernorm(x, None, None, x, EPSILON)
     kernels.fnorm(x, x, 1e-12)
     kernels.linear(x, torch.empty(96, 96, device=DEVICE), torch.empty(96, device=DEVICE), None, x, 0)
+    channel, weight = torch.empty(96, device=DEVICE), torch.empty(96, 96, device=DEVICE)
+    kernels.mlp(x, channel, channel, weight, channel, weight, channel, x, True, EPSILON)
 
 
 def test_arguments_outside_the_contract_are_refused():
@@ -612,7 +756,7 @@ def test_arguments_outside_the_contract_are_refused():
     qkv, bias = torch.zeros(1, 196, 288, device=DEVICE), torch.zeros(3, 49, 56, device=DEVICE)
     weight = torch.zeros(96, 96, device=DEVICE)
     image, patch = torch.zeros(1, 3, 16, 18, device=DEVICE), torch.zeros(96, 3, 4, 4, device=DEVICE)
-    channel = torch.zeros(96, device=DEVICE)
+    channel, y = torch.zeros(96, device=DEVICE), torch.zeros_like(x)
     refused = [
         lambda: kernels.layernorm(wide, None, None, wide, EPSILON),
         lambda: kernels.layernorm(x, torch.ones(96, device=DEVICE), None, x, EPSILON),
@@ -631,6 +775,15 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.linear(x, weight, None, None, x, 0),
         lambda: kernels.linear(x, weight, weight[0], x, x, 1),  # GELU and residual
         lambda: kernels.linear(x, weight, weight[0], None, x, 3),
+        lambda: kernels.mlp(x, channel, None, weight, channel, weight, channel, y, True, EPSILON),
+        lambda: kernels.mlp(x, channel, channel, weight, channel, weight, None, y, False, EPSILON),
+        lambda: kernels.mlp(x, channel, channel, weight, channel, weight, channel, y, 2, EPSILON),
+        lambda: kernels.mlp(x, channel, channel, weight, channel, weight, channel, y, True, EPSILON,
+                            kernels.LINEAR_WORKSPACE_BYTES + 4 * 96 - 1),  # no row of hidden activations fits
+        lambda: kernels.call("swin_mlp", x, channel, channel, weight, channel, weight, channel, y, 3, 64, 96, 96, 1,
+                             EPSILON, weight, 1 << 30),
+        lambda: kernels.call("swin_mlp", x, channel, channel, weight, channel, weight, channel, y, 0, 64, 96, 96, 1,
+                             EPSILON, None, 0),
     ]
     for index, call in enumerate(refused):
         with pytest.raises(RuntimeError, match=r"CUDA error 1$"):

@@ -22,8 +22,6 @@ bool fits_sm90(const Mlp& a, long long rows) {
 
 // --- everything else: the kernels of its parts, a slice of rows after the other --------------------------------------
 
-constexpr long long kRowsTogether = 128;  // slices begin at multiples of it, so that pointers stay aligned
-
 struct Sliced {
     Mlp mlp;  // rows is not used
     int type;
@@ -32,12 +30,15 @@ struct Sliced {
     long long rows_that_fit;
 };
 
-// Equal slices: the products ask cuBLASLt for an algorithm once for each number of rows.
+long long quotient_up(long long a, long long b) { return (a + b - 1) / b; }
+
+// Slices of about the same size, as the products ask cuBLASLt for an algorithm once for each number of rows. They begin
+// at multiples of 128 rows, or of 8, which keeps pointers aligned, but where fewer fit.
 long long rows_of_slice(const Sliced& a) {
-    const long long slices = (a.rows + a.rows_that_fit - 1) / a.rows_that_fit;
-    const long long rows = (a.rows + slices - 1) / slices;
-    const long long rounded = (rows + kRowsTogether - 1) / kRowsTogether * kRowsTogether;
-    return rounded <= a.rows_that_fit ? rounded : rows;
+    const long long unit = a.rows_that_fit >= 128 ? 128 : a.rows_that_fit >= 8 ? 8 : 1;
+    const long long most = a.rows_that_fit / unit * unit;
+    const long long slices = quotient_up(a.rows, most);
+    return quotient_up(quotient_up(a.rows, slices), unit) * unit;
 }
 
 // y holds what LayerNorm gives (V1) or takes (V2). In V2 that is in place: a group of threads has all of its row in

@@ -152,7 +152,7 @@ int swin_linear_int8(const void* x, const void* weight, const float* scale, cons
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    const bool sm90 = major == 9 && minor == 0 && linear_int8_sm90 != nullptr
+    const bool sm90 = major == 9 && minor == 0 && linear_int8_sm90 != nullptr && out_features % 32 == 0
         && (residual == nullptr || !a.quantized);
     return sm90 ? linear_int8_sm90(a, multiprocessors) : launch(a);
 }

@@ -34,8 +34,8 @@ struct LinearInt8 {
     cudaStream_t stream;
 };
 
-// The product on compute capability 9.0 (linear_int8_sm90_kernel.cu); a residual only where y is FP16. A library for
-// other GPUs is built without it, and its address is null there.
+// The product on compute capability 9.0 (linear_int8_sm90_kernel.cu); N is a multiple of 32, a residual only where y is
+// FP16. A library for other GPUs is built without it, and its address is null there.
 __attribute__((weak)) int linear_int8_sm90(const LinearInt8& a, int multiprocessors);
 
 }  // namespace swin

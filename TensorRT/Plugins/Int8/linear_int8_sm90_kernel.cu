@@ -1,31 +1,55 @@
-// INT8 linear layers on Hopper: CUTLASS, compiled for sm_90a alone.
+// INT8 linear layers on Hopper, compiled for sm_90a alone.
 #include "common/product_sm90.cuh"
 #include "linear_int8_kernel.h"
 
 namespace swin {
 namespace {
 
-template <class Tile> int with_epilogue(const LinearInt8& a, const Product& product) {
-    using cutlass::half_t;
-    if (a.quantized) return multiply<int8_t, int8_t, false, Tile>(product);
-    if (a.residual == nullptr) return multiply<int8_t, half_t, false, Tile>(product);
-    return multiply<int8_t, half_t, true, Tile>(product);
+// How long a product takes with a tile, in us: `start`, for each wave of blocks `wave` and for each step of K in it
+// `step`, and as much again by how full the waves are (`full`, `full_step`). Fitted to what an H100 took for the products
+// of Small at batches 1, 32 and 128 (Results/experiments.md); what is chosen by it is within 4 % of the fastest of ten
+// tiles.
+struct TileTime {
+    int rows, features, blocks;
+    float start, wave, step, full, full_step;
+
+    float operator()(const Product& p) const {
+        const auto steps = static_cast<float>(steps_of<int8_t>(p));
+        const int tiles = tiles_of(p, rows, features), at_once = p.multiprocessors * blocks;
+        const auto waves = static_cast<float>((tiles + at_once - 1) / at_once);
+        const float filled = static_cast<float>(tiles) / static_cast<float>(at_once);
+        return start + waves * (wave + step * steps) + filled * (full + full_step * steps);
+    }
+};
+// Without and with a residual, whose reading takes registers and time.
+constexpr TileTime kSmall{64, 64, 2, 0.885F, 0.339F, 0.202F, 1.381F, 0.0F};
+constexpr TileTime kMedium{128, 96, 2, 0.826F, 1.214F, 0.198F, 1.693F, 0.316F};
+constexpr TileTime kLarge{128, 128, 2, 0.616F, 1.978F, 0.237F, 1.476F, 0.499F};
+constexpr TileTime kSmallAdding{64, 64, 2, 0.0F, 1.391F, 0.197F, 0.769F, 0.0F};
+constexpr TileTime kMediumAdding{64, 96, 3, 0.0F, 1.534F, 0.250F, 2.979F, 0.251F};
+constexpr TileTime kLargeAdding{128, 192, 1, 0.0F, 2.500F, 0.435F, 1.580F, 0.187F};
+
+template <class Output> int multiply_fastest(const Product& p) {
+    const float small = kSmall(p), medium = kMedium(p), large = kLarge(p);
+    if (small <= std::min(medium, large)) return multiply<int8_t, Output, false, Tile<64, 64, 2>>(p);
+    return medium <= large ? multiply<int8_t, Output, false, Tile<128, 96, 2>>(p)
+                           : multiply<int8_t, Output, false, Tile<128, 128, 2>>(p);
 }
 
-// The ratio of the last two is that of FP16 products on an H200. 128 x 192 is taken to be as fast as 128 x 128, so it
-// is chosen where it leaves fewer multiprocessors idle.
-constexpr TileSpeed kTiles[] = {{128, 192, 1.0F}, {128, 128, 1.0F}, {64, 64, 0.55F}};
+int multiply_and_add_fastest(const Product& p) {
+    const float small = kSmallAdding(p), medium = kMediumAdding(p), large = kLargeAdding(p);
+    if (small <= std::min(medium, large)) return multiply<int8_t, __half, true, Tile<64, 64, 2>>(p);
+    return medium <= large ? multiply<int8_t, __half, true, Tile<64, 96, 3>>(p)
+                           : multiply<int8_t, __half, true, Tile<128, 192, 1>>(p);
+}
 
 }  // namespace
 
 int linear_int8_sm90(const LinearInt8& a, int multiprocessors) {
-    const Product product{a.x, a.weight, a.scale, a.bias, a.residual, a.y, a.rows, a.in_features, a.out_features,
-        a.gelu, a.inverse_y_scale, multiprocessors, a.stream};
-    switch (fastest_tile(kTiles, a.rows, a.out_features, multiprocessors)) {
-    case 0: return with_epilogue<Tile<128, 192, true>>(a, product);
-    case 1: return with_epilogue<Tile<128, 128, false>>(a, product);
-    default: return with_epilogue<Tile<64, 64, false>>(a, product);
-    }
+    const Product p{a.x, a.weight, a.scale, a.bias, a.residual, a.y, a.rows, a.in_features, a.out_features, a.gelu,
+        a.inverse_y_scale, multiprocessors, a.stream};
+    if (a.residual != nullptr) return multiply_and_add_fastest(p);
+    return a.quantized ? multiply_fastest<int8_t>(p) : multiply_fastest<__half>(p);
 }
 
 }  // namespace swin

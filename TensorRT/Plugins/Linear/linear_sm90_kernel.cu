@@ -1,28 +1,42 @@
-// FP16 linear layers on Hopper: CUTLASS, compiled for sm_90a alone.
-#include "common/product_sm90.cuh"
+// FP16 linear layers on Hopper, compiled for sm_90a alone: CUTLASS where there is much to do, our own product
+// (common/product_sm90.cuh), which starts sooner, where there is little.
+#include "Linear/product_cutlass.cuh"
 #include "linear_sm90_kernel.h"
 
 namespace swin {
 namespace {
 
-// What each does when it has many tiles to do, as measured on an H200.
-constexpr TileSpeed kTiles[] = {{128, 128, 1.0F}, {64, 64, 0.55F}};
+template <class Tile> int by_own(const Product& p) {
+    if (p.residual == nullptr) return multiply<__half, __half, false, Tile>(p);
+    return multiply<__half, __half, true, Tile>(p);
+}
+template <int kRows, int kFeatures> int by_cutlass(const Product& p) {
+    if (p.residual == nullptr) return multiply_by_cutlass<false, kRows, kFeatures>(p);
+    return multiply_by_cutlass<true, kRows, kFeatures>(p);
+}
 
-template <class Tile> int with_epilogue(const Product& product) {
-    using cutlass::half_t;
-    if (product.residual == nullptr) return multiply<half_t, half_t, false, Tile>(product);
-    return multiply<half_t, half_t, true, Tile>(product);
+// As measured on an H100 over the products of Small at batches 1, 32 and 128 (Results/experiments.md): within 1 % of
+// the fastest of a dozen tiles for each.
+int multiply_fastest(const Product& p) {
+    const int all = p.multiprocessors, steps = steps_of<__half>(p), large = tiles_of(p, 128, 128);
+    if (p.out_features % kFeatureGroup == 0) {
+        if (steps <= 6 && tiles_of(p, 64, 64) <= 3 * all) return by_own<Tile<64, 64, 2>>(p);
+        if (tiles_of(p, 128, 192) <= all && all < large && large <= 2 * all) return by_own<Tile<128, 192, 1>>(p);
+    }
+    // A tile of 64 x 64 takes 0.45 times as long as one of 128 x 128; multiprocessors take them in waves.
+    const auto waves = [all](int tiles) { return (tiles + all - 1) / all; };
+    if (0.45F * static_cast<float>(waves(tiles_of(p, 64, 64))) < static_cast<float>(waves(large))) {
+        return by_cutlass<64, 64>(p);
+    }
+    return by_cutlass<128, 128>(p);
 }
 
 }  // namespace
 
 int linear_sm90(const void* x, const void* weight, const void* bias, const void* residual, void* y, int rows,
     int in_features, int out_features, bool gelu, int multiprocessors, cudaStream_t stream) {
-    const Product product{x, weight, nullptr, bias, residual, y, rows, in_features, out_features, gelu, 0.0F,
-        multiprocessors, stream};
-    return fastest_tile(kTiles, rows, out_features, multiprocessors) == 0
-        ? with_epilogue<Tile<128, 128, false>>(product)
-        : with_epilogue<Tile<64, 64, false>>(product);
+    return multiply_fastest({x, weight, nullptr, bias, residual, y, rows, in_features, out_features, gelu, 0.0F,
+        multiprocessors, stream});
 }
 
 }  // namespace swin

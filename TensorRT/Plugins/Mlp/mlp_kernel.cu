@@ -13,7 +13,10 @@ namespace {
 
 // --- one kernel, on Hopper -------------------------------------------------------------------------------------------
 
+// A wide MLP of few rows is faster in parts, each of which spreads over more multiprocessors: 8.8 us instead of 11.5 for
+// 1024 rows of width 192 on an H100.
 bool fits_sm90(const Mlp& a, long long rows) {
+    if (a.width > 128 && rows < 2048) return false;
     const bool aligned = aligned16(a.x) && aligned16(a.gamma) && aligned16(a.beta) && aligned16(a.weight1)
         && aligned16(a.bias1) && aligned16(a.weight2) && aligned16(a.bias2) && aligned16(a.y);
     return mlp_sm90 != nullptr && (a.width == 96 || a.width == 128 || a.width == 192) && a.hidden % 64 == 0

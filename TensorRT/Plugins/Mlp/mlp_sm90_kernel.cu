@@ -1,0 +1,398 @@
+// The MLP branch of a Swin block on Hopper, one kernel for sm_90a alone: LayerNorm, fc1, GELU, fc2 and the residual.
+//
+// A warpgroup takes 64 rows of x and goes through the hidden features 64 at a time: it multiplies its rows with as much of
+// fc1's weight, has the sums in registers, puts GELU over them, rounds them to FP16 and multiplies them, from registers,
+// with fc2's columns of the same features (as flash attention does with scores and values). So hidden activations, four
+// times as wide as x, are never in memory. One warpgroup's GELU runs beside the others' products. One more warpgroup gives
+// its registers to those that multiply; a warp of it copies x and the weights.
+//
+// Where both weights fit into shared memory beside x (width 96), they are copied once and the warpgroups go their own ways;
+// else they pass through a ring of stages, which the warpgroups of a block share.
+#include <algorithm>
+
+#include "Mlp/mlp_sm90_kernel.h"
+#include "common/product_sm90.cuh"
+
+namespace swin {
+namespace {
+
+constexpr int kHidden = 64;  // hidden features at a time
+
+// kWidth: of x. kWarpgroups: that multiply. kChunks: how many times kHidden hidden features there are, where weights stay
+// in shared memory; 0 where they do not.
+template <int kWidth_, int kWarpgroups_, int kChunks = 0> struct Shape {
+    static constexpr int kWidth = kWidth_, kWarpgroups = kWarpgroups_;
+    static constexpr bool kWeightsStay = kChunks > 0;
+    static constexpr int kConsumers = 128 * kWarpgroups, kThreads = kConsumers + 128;
+    static constexpr int kBlocks = (kWidth + 63) / 64;  // of kTileBytes along x's width; the last may be half empty
+    static constexpr int kBlockBytes = 64 * kTileBytes, kXBytes = kBlocks * kBlockBytes;  // of a warpgroup's rows
+    static constexpr int kXBuffers = kWeightsStay ? 1 : 2;
+    static constexpr int kWeight1Bytes = kBlocks * kBlockBytes, kStageBytes = kWeight1Bytes + kWidth * kTileBytes;
+    static constexpr int kStagesThatFit
+        = ((227 << 10) - 256 - kXBuffers * kWarpgroups * kXBytes) / kStageBytes;
+    static constexpr int kStages = kWeightsStay ? kChunks : kStagesThatFit < 6 ? kStagesThatFit : 6;
+    static constexpr int kBarriers = 2 * kStages + 2 * kXBuffers * kWarpgroups;
+    static constexpr int kSharedBytes = kXBuffers * kWarpgroups * kXBytes + kStages * kStageBytes + 8 * kBarriers;
+    static_assert(kStages >= 2 && kStages <= kStagesThatFit);
+};
+
+struct MlpMaps {
+    CUtensorMap x, weight1, weight2;
+};
+
+struct Norm {
+    const float *gamma, *beta;
+    float epsilon;
+};
+
+struct MlpArguments {
+    Norm norm;
+    const __half* bias1;
+    Epilogue epilogue;  // of fc2
+    int chunks;         // of kHidden
+};
+
+template <class Shape> struct Shared {
+    uint8_t *xs, *stages;
+    uint64_t *full, *empty, *xs_full, *xs_empty;
+
+    __device__ __forceinline__ explicit Shared(uint8_t* memory)
+        : xs(memory), stages(memory + Shape::kXBuffers * Shape::kWarpgroups * Shape::kXBytes),
+          full(reinterpret_cast<uint64_t*>(stages + Shape::kStages * Shape::kStageBytes)),
+          empty(full + Shape::kStages), xs_full(empty + Shape::kStages),
+          xs_empty(xs_full + Shape::kXBuffers * Shape::kWarpgroups) {}
+    __device__ __forceinline__ uint8_t* weight1(int stage) const { return stages + stage * Shape::kStageBytes; }
+    __device__ __forceinline__ uint8_t* weight2(int stage) const { return weight1(stage) + Shape::kWeight1Bytes; }
+    // Where a warpgroup's number-th rows are, and for the how-manieth time.
+    __device__ __forceinline__ int buffer(int warpgroup, int number) const {
+        return number % Shape::kXBuffers * Shape::kWarpgroups + warpgroup;
+    }
+    __device__ __forceinline__ uint8_t* x(int buffer) const { return xs + buffer * Shape::kXBytes; }
+};
+
+// What a block does: `count` times 64 rows for each warpgroup.
+template <class Shape> struct Rows {
+    int count;
+
+    __device__ __forceinline__ explicit Rows(int rows) {
+        const int all = (rows + 64 * Shape::kWarpgroups - 1) / (64 * Shape::kWarpgroups);
+        count = (all - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+    }
+    __device__ __forceinline__ int first(int warpgroup, int number) const {
+        return ((static_cast<int>(blockIdx.x) + number * static_cast<int>(gridDim.x)) * Shape::kWarpgroups + warpgroup)
+            * 64;
+    }
+};
+
+// What the copying warp does.
+template <class Shape>
+__device__ __forceinline__ void copy_all(
+    const MlpMaps& maps, const Shared<Shape>& shared, int chunks, const Rows<Shape>& rows) {
+    auto copy_weights = [&](int stage, int chunk) {
+        barrier_arrive_and_expect(&shared.full[stage], Shape::kStageBytes);
+#pragma unroll
+        for (int block = 0; block < Shape::kBlocks; ++block) {
+            copy_tile(shared.weight1(stage) + block * Shape::kBlockBytes, maps.weight1, &shared.full[stage], block * 64,
+                chunk * kHidden);
+        }
+        copy_tile(shared.weight2(stage), maps.weight2, &shared.full[stage], chunk * kHidden, 0, 0, 0, 0);
+    };
+    auto copy_x = [&](int number) {
+        if (number >= rows.count) return;
+        for (int warpgroup = 0; warpgroup < Shape::kWarpgroups; ++warpgroup) {
+            const int buffer = shared.buffer(warpgroup, number), uses = number / Shape::kXBuffers;
+            if (uses > 0) barrier_wait(&shared.xs_empty[buffer], (uses - 1) & 1);
+            if (!elected()) continue;
+            barrier_arrive_and_expect(&shared.xs_full[buffer], Shape::kXBytes);
+#pragma unroll
+            for (int block = 0; block < Shape::kBlocks; ++block) {
+                copy_tile(shared.x(buffer) + block * Shape::kBlockBytes, maps.x, &shared.xs_full[buffer], block * 64,
+                    rows.first(warpgroup, number));
+            }
+        }
+    };
+
+    // Weights are constants: the first are copied before the wait for the kernel before.
+    const int ready = min(Shape::kStages, chunks);
+    for (int chunk = 0; chunk < ready; ++chunk) {
+        if (elected()) copy_weights(chunk, chunk);
+    }
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    copy_x(0);
+    if constexpr (Shape::kWeightsStay) {
+        for (int number = 1; number < rows.count; ++number) copy_x(number);
+    } else {
+        int stage = ready % Shape::kStages, parity = ready / Shape::kStages;
+        copy_x(1);
+        for (int number = 0; number < rows.count; ++number) {
+            for (int chunk = number == 0 ? ready : 0; chunk < chunks; ++chunk) {
+                barrier_wait(&shared.empty[stage], parity ^ 1);
+                if (elected()) copy_weights(stage, chunk);
+                if (++stage == Shape::kStages) {
+                    stage = 0;
+                    parity ^= 1;
+                }
+                // The next rows after the first chunk for these: by then those before are done with their place.
+                if (chunk == 0 && number > 0) copy_x(number + 1);
+            }
+        }
+    }
+}
+
+// LayerNorm of a warpgroup's 64 rows of x in place, two threads a row. Mean first, then the differences; x is read from
+// shared memory each time, because a wide row would fill the registers.
+template <class Shape>
+__device__ __forceinline__ void normalise_x(uint8_t* x, const Norm& norm) {
+    constexpr int kChunks = Shape::kWidth / 16;  // of 8 features, a thread's
+    const int row = threadIdx.x % 128 / 2, first_chunk = threadIdx.x % 2 * kChunks;
+    auto place = [&](int i) {
+        const int chunk = first_chunk + i;
+        return reinterpret_cast<uint4*>(
+            x + chunk / 8 * Shape::kBlockBytes + row * kTileBytes + ((chunk % 8) ^ (row & 7)) * 16);
+    };
+    float value[8], mean = 0.0F, deviation = 0.0F;
+#pragma unroll 4
+    for (int i = 0; i < kChunks; ++i) {
+        unpack_halves(value, *place(i));
+#pragma unroll
+        for (int j = 0; j < 8; ++j) mean += value[j];
+    }
+    mean = (mean + __shfl_xor_sync(~0U, mean, 1)) * (1.0F / Shape::kWidth);
+#pragma unroll 4
+    for (int i = 0; i < kChunks; ++i) {
+        unpack_halves(value, *place(i));
+#pragma unroll
+        for (int j = 0; j < 8; ++j) deviation = fmaf(value[j] - mean, value[j] - mean, deviation);
+    }
+    deviation += __shfl_xor_sync(~0U, deviation, 1);
+    deviation = rsqrtf(fmaf(deviation, 1.0F / Shape::kWidth, norm.epsilon));
+#pragma unroll 2
+    for (int i = 0; i < kChunks; ++i) {
+        float gamma[8], beta[8];
+        load_floats(gamma, norm.gamma + (first_chunk + i) * 8);
+        load_floats(beta, norm.beta + (first_chunk + i) * 8);
+        unpack_halves(value, *place(i));
+#pragma unroll
+        for (int j = 0; j < 8; ++j) value[j] = fmaf((value[j] - mean) * deviation, gamma[j], beta[j]);
+        *place(i) = packed_halves(value);
+    }
+    shared_memory_fence();
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + static_cast<int>(threadIdx.x) / 128) : "memory");  // the warpgroup's own
+}
+
+// x of a warpgroup's rows in the places of fc2's sums: 8 neighbouring features of a group in each.
+template <int kWidth> using Residual = uint4[kWidth / kFeatureGroup][2];
+template <int kWidth> __device__ __forceinline__ void load_residual(Residual<kWidth>& x, const Epilogue& e, int first_row) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const int row = first_row + row_of_thread() + 8 * r;
+        if (row >= e.rows) continue;
+        const __half* from = e.residual + static_cast<long long>(row) * kWidth + threadIdx.x % 4 * 8;
+#pragma unroll
+        for (int group = 0; group < kWidth / kFeatureGroup; ++group) {
+            x[group][r] = *reinterpret_cast<const uint4*>(from + group * kFeatureGroup);
+        }
+    }
+}
+
+// y of a warpgroup's rows: x and fc2's sums with bias, normalised where LN comes after. In place, because a wide row
+// leaves no registers for a copy; mean first, then the differences.
+template <int kWidth, bool kNormLast>
+__device__ __forceinline__ void store_rows(
+    const MlpArguments& a, float (&sums)[kWidth / 2], const Residual<kWidth>& x, int first_row) {
+    constexpr int kGroups = kWidth / kFeatureGroup;
+    const int first_feature = threadIdx.x % 4 * 8;
+    float mean[2] = {}, deviation[2] = {};
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+        const Features<__half> features(a.epilogue, first_feature + group * kFeatureGroup);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) mean[r] += sums[index_of(group, r, i)] += features.bias[i];
+        }
+    }
+#pragma unroll
+    for (int r = 0; kNormLast && r < 2; ++r) {
+        mean[r] = sum_of_quad(mean[r]) * (1.0F / kWidth);
+#pragma unroll
+        for (int i = 0; i < kWidth / 4; ++i) {
+            float& value = sums[i / 2 * 4 + 2 * r + i % 2];
+            value -= mean[r];
+            deviation[r] = fmaf(value, value, deviation[r]);
+        }
+        deviation[r] = rsqrtf(fmaf(sum_of_quad(deviation[r]), 1.0F / kWidth, a.norm.epsilon));
+    }
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+        const int feature = first_feature + group * kFeatureGroup;
+        float gamma[8], beta[8];
+        if constexpr (kNormLast) {
+            load_floats(gamma, a.norm.gamma + feature);
+            load_floats(beta, a.norm.beta + feature);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float value[8];
+            unpack_halves(value, x[group][r]);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const float sum = sums[index_of(group, r, i)];
+                value[i] += kNormLast ? fmaf(sum * deviation[r], gamma[i], beta[i]) : sum;
+            }
+            const int row = first_row + row_of_thread() + 8 * r;
+            if (row < a.epilogue.rows) {
+                *reinterpret_cast<uint4*>(
+                    static_cast<__half*>(a.epilogue.y) + static_cast<long long>(row) * kWidth + feature)
+                    = packed_halves(value);
+            }
+        }
+    }
+}
+
+template <class Shape, bool kNormFirst>
+__global__ void __launch_bounds__(Shape::kThreads, 1)
+    mlp_kernel(const __grid_constant__ MlpMaps maps, const MlpArguments a) {
+    extern __shared__ __align__(1024) uint8_t memory[];
+    const Shared<Shape> shared(memory);
+    if (threadIdx.x == Shape::kConsumers) {
+        prefetch(maps.x);
+        prefetch(maps.weight1);
+        prefetch(maps.weight2);
+        for (int i = 0; i < Shape::kStages; ++i) {
+            barrier_init(&shared.full[i], 1);
+            barrier_init(&shared.empty[i], Shape::kConsumers / 32);
+        }
+        for (int i = 0; i < Shape::kXBuffers * Shape::kWarpgroups; ++i) {
+            barrier_init(&shared.xs_full[i], 1);
+            barrier_init(&shared.xs_empty[i], 4);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+
+    const Rows<Shape> rows(a.epilogue.rows);
+    // Of a multiprocessor's 65536 registers a thread has 128 (three warpgroups that multiply) or 168 (two) at first.
+    const int warpgroup = warp_index() / 4;
+    if (warpgroup == Shape::kWarpgroups) {
+        if constexpr (Shape::kWarpgroups > 1) fewer_registers<Shape::kWarpgroups == 3 ? 32 : 40>();
+        if (warp_index() % 4 == 0) copy_all(maps, shared, a.chunks, rows);
+        return;
+    }
+    if constexpr (Shape::kWarpgroups > 1) more_registers<Shape::kWarpgroups == 3 ? 160 : 232>();
+    wait_for_previous_kernel();
+    const bool first_lane = threadIdx.x % 32 == 0;
+    int stage = 0, parity = 0;
+    for (int number = 0; number < rows.count; ++number) {
+        const int buffer = shared.buffer(warpgroup, number), first_row = rows.first(warpgroup, number);
+        uint8_t* const x = shared.x(buffer);
+        barrier_wait(&shared.xs_full[buffer], number / Shape::kXBuffers & 1);
+        if constexpr (kNormFirst) normalise_x<Shape>(x, a.norm);
+
+        float hidden[kHidden / 2], sums[Shape::kWidth / 2];
+        uint32_t activations[4][4] = {};
+        // fc1: the stage's 64 hidden features.
+        auto start_fc1 = [&] {
+            barrier_wait(&shared.full[stage], parity);
+            product_fence();
+#pragma unroll
+            for (int k = 0; k < Shape::kWidth / 16; ++k) {
+                const int offset = k / 4 * Shape::kBlockBytes;
+                WarpgroupProduct<float, kHidden>::add(hidden, tile_descriptor(x + offset) + k % 4 * 2,
+                    tile_descriptor(shared.weight1(stage) + offset) + k % 4 * 2, k > 0);
+            }
+            product_commit();
+        };
+        auto release = [&](int used) {
+            if (!Shape::kWeightsStay && first_lane) barrier_arrive(&shared.empty[used]);
+        };
+        int before = 0;
+        start_fc1();
+        for (int chunk = 0; chunk < a.chunks; ++chunk) {
+            uint32_t bias[kHidden / 8];
+#pragma unroll
+            for (int j = 0; j < kHidden / 8; ++j) {
+                bias[j] = __ldg(reinterpret_cast<const uint32_t*>(
+                    a.bias1 + chunk * kHidden + j * 8 + threadIdx.x % 4 * 2));
+            }
+            product_wait<0>();
+            keep(hidden);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) keep(activations[k]);
+            if (chunk > 0) release(before);
+            if (first_lane && chunk == a.chunks - 1) barrier_arrive(&shared.xs_empty[buffer]);
+#pragma unroll
+            for (int j = 0; j < kHidden / 8; ++j) {
+                const float2 b = Packed<__half>::unpack(bias[j]);
+#pragma unroll
+                for (int r = 0; r < 2; ++r) {
+                    activations[j / 2][j % 2 * 2 + r] = Packed<__half>::pack(
+                        gelu(hidden[4 * j + 2 * r] + b.x), gelu(hidden[4 * j + 2 * r + 1] + b.y));
+                }
+            }
+            product_fence();
+            const uint64_t weight2 = tile_descriptor(shared.weight2(stage));
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                WarpgroupRegisterProduct<Shape::kWidth>::add(
+                    sums, activations[k], weight2 + 2 * k, chunk > 0 || k > 0);
+            }
+            product_commit();
+            before = stage;
+            if (++stage == Shape::kStages) {
+                stage = 0;
+                parity ^= !Shape::kWeightsStay;  // where they stay, the first phase is the only one
+            }
+            if (chunk + 1 < a.chunks) start_fc1();
+        }
+        Residual<Shape::kWidth> residual;
+        load_residual<Shape::kWidth>(residual, a.epilogue, first_row);
+        product_wait<0>();
+        keep(sums);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) keep(activations[k]);
+        release(before);
+        store_rows<Shape::kWidth, !kNormFirst>(a, sums, residual, first_row);
+    }
+}
+
+template <class Shape, bool kNormFirst> int launch_mlp(const Mlp& a, int multiprocessors) {
+    MlpMaps maps;
+    const bool made = make_rows_map<__half>(maps.x, a.x, a.rows, a.width, 64)
+        && make_rows_map<__half>(maps.weight1, a.weight1, a.hidden, a.width, kHidden)
+        && make_weight_map<__half>(maps.weight2, a.weight2, a.width, a.hidden, Shape::kWidth);
+    if (!made) return cudaErrorInvalidValue;
+    constexpr auto kKernel = mlp_kernel<Shape, kNormFirst>;
+    const cudaError_t error = allow_shared_memory<kKernel>(Shape::kSharedBytes);
+    if (error != cudaSuccess) return error;
+    const MlpArguments arguments{{a.gamma, a.beta, a.epsilon}, static_cast<const __half*>(a.bias1),
+        {nullptr, a.bias2, static_cast<const __half*>(a.x), a.y, a.rows, a.width, false, 0.0F}, a.hidden / kHidden};
+    const int blocks = (a.rows + 64 * Shape::kWarpgroups - 1) / (64 * Shape::kWarpgroups);
+    return launch<kKernel>(std::min(blocks, multiprocessors), Shape::kThreads, Shape::kSharedBytes, a.stream, maps,
+        arguments);
+}
+
+template <class Shape> int with_norm(const Mlp& a, int multiprocessors) {
+    return a.norm_first ? launch_mlp<Shape, true>(a, multiprocessors) : launch_mlp<Shape, false>(a, multiprocessors);
+}
+
+}  // namespace
+
+int mlp_sm90(const Mlp& a, int multiprocessors) {
+    // One warpgroup a block where several would leave multiprocessors idle.
+    const bool few = a.rows <= 64 * multiprocessors;
+    switch (a.width) {
+    case 96:
+        if (few) return with_norm<Shape<96, 1>>(a, multiprocessors);
+        if (a.hidden == 4 * 96) return with_norm<Shape<96, 3, 4 * 96 / kHidden>>(a, multiprocessors);
+        return with_norm<Shape<96, 3>>(a, multiprocessors);
+    case 128:
+        return few ? with_norm<Shape<128, 1>>(a, multiprocessors) : with_norm<Shape<128, 2>>(a, multiprocessors);
+    case 192:
+        return few ? with_norm<Shape<192, 1>>(a, multiprocessors) : with_norm<Shape<192, 2>>(a, multiprocessors);
+    default: return cudaErrorInvalidValue;
+    }
+}
+
+}  // namespace swin

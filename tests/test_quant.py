@@ -33,7 +33,7 @@ from calibration import collect, session_with_outputs  # noqa: E402
 from calibration_cache import Cache, cache_text, read_cache, write_cache  # noqa: E402
 from export_onnx import export  # noqa: E402
 from patterns import made_by  # noqa: E402
-from qdq import all_parts, blocks_of, quantised, quantised_tensors  # noqa: E402
+from qdq import all_parts, blocks_of, faster_in_fp16, quantised, quantised_tensors  # noqa: E402
 from reference_int8 import packed, unpacked  # noqa: E402
 from surgeon import patch, plugin_counts  # noqa: E402
 from tidy import producer, session, tidy, values  # noqa: E402
@@ -76,9 +76,10 @@ def small(randomize, tmp_path_factory):
     return folder
 
 
-def quantise(folder: Path, *flags: str) -> None:
+def quantise(folder: Path, *flags: str, narrow: bool = True) -> None:
+    """Write m_int8.onnx; with --narrow, as models of few channels would be left in FP16 all but whole."""
     quant.main(["--onnx", str(folder / "m.onnx"), "--cache", str(folder / "m.cache"), "--batches", str(BATCHES),
-                "--batch-size", str(BATCH_SIZE), "--no-check", *flags])
+                "--batch-size", str(BATCH_SIZE), "--no-check", *(["--narrow"] if narrow else []), *flags])
 
 
 def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
@@ -242,6 +243,56 @@ def test_kept_parts_have_no_pairs(small):
     assert [re.sub(r".*blocks.(\d)/\w+/(\w+)/.*", r"\1 \2", name) for name in without] == [
         "0 fc2", "1 proj", "1 fc2", "0 fc2", "1 fc2"]
     assert not any(node.op == "QuantizeLinear" for node in gs.import_onnx(quantised(graph, scales, set(parts))).nodes)
+
+
+@pytest.fixture(scope="module")
+def widening(randomize, tmp_path_factory):
+    """version -> folder with m.onnx: two blocks of 192 channels, the most of a SwinMlp, and one of 384."""
+    made = {}
+
+    def folder(version: int) -> Path:
+        if version not in made:
+            made[version] = tmp_path_factory.mktemp(f"widening{version}")
+            opts = ["DATA.IMG_SIZE", str({1: 56, 2: 64}[version]), "MODEL.SWIN.EMBED_DIM", "192", "MODEL.SWIN.DEPTHS",
+                    "[2, 1]", "MODEL.SWIN.NUM_HEADS", "[6, 12]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0, 0]"]
+            config = get_config(ROOT / "models" / {1: "swin_micro.yaml", 2: "swinv2_micro.yaml"}[version], opts)
+            model = randomize(build_model(config)).eval()
+            for name, opset in (("m.onnx", 17), ("old.onnx", 13)):
+                onnx.save(export(model, opset, "widening"), made[version] / name)
+        return made[version]
+
+    return folder
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_faster_in_fp16_is_kept(version, narrow, widening, tmp_path, monkeypatch, capsys):
+    """The MLPs of the narrow blocks (V1), or all of these (V2); --narrow quantises them. The same at another opset."""
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    folder = widening(version)
+    (tmp_path / "m.onnx").write_bytes((folder / "m.onnx").read_bytes())
+    quantise(tmp_path, narrow=narrow)
+    printed = capsys.readouterr().out
+    kept = [] if narrow else {1: ["fc1", "fc2"], 2: ["qkv", "proj", "fc1", "fc2"]}[version]
+    attentions = 0 if narrow or version == 1 else 2
+    assert (f"INT8: {12 - 2 * len(kept)} products and {3 - attentions} attentions, of 12 products and 3 attentions"
+            in printed)
+    line = f"kept: {2 * len(kept)} products and {attentions} attentions, faster in FP16: the MLP of up to 192 channels"
+    assert (line in printed) != narrow and ("faster in FP16" in printed) != narrow
+
+    graph = gs.import_onnx(onnx.load(tmp_path / "m_int8.onnx"))
+    pairs = Counter(re.sub(r".*layers.(\d)/blocks.\d/\w+/(\w+)/MatMul", r"\1 \2", node.name)
+                    for node in graph.nodes if node.op == "MatMul" and paired(node, 0) and paired(node, 1))
+    assert pairs == {f"{stage} {part}": count for stage, count in ((0, 2), (1, 1))
+                     for part in ("qkv", "proj", "fc1", "fc2") if stage or part not in kept}
+
+    counts = plugin_counts(run_add_int8(tmp_path, tmp_path / "patched.onnx"))
+    expected = {(1, False): (2, 8, 1, 3, 0, 0), (2, False): (2, 4, 5, 1, 2, 1),
+                (1, True): (0, 12, 1, 3, 0, 0), (2, True): (0, 12, 1, 3, 0, 2)}[version, narrow]
+    assert tuple(counts[op] for op in ("SwinMlp", "SwinLinearInt8", "SwinLinear", "SwinAttentionInt8", "SwinAttention",
+                                       "SwinQuantize")) == expected
+    old, new = (faster_in_fp16(blocks_of(tidy(onnx.load(folder / name)))) for name in ("old.onnx", "m.onnx"))
+    assert old == new and len(new) == {1: 4, 2: 10}[version]
 
 
 # --- what INT8 nodes mean ------------------------------------------------------------------------------------
@@ -455,7 +506,7 @@ def test_sensitivity_report(small, tmp_path, capsys):
     squares = sum(float(row["relative_rms_err"])**2 for row in parts)
     assert 0.5 < squares**0.5 / float(together["relative_rms_err"]) < 2
     assert (tmp_path / "sensitivity_m.png").stat().st_size > 10_000
-    assert "with no --keep" in capsys.readouterr().out
+    assert "with --narrow and no --keep" in capsys.readouterr().out
 
 
 def test_sensitivity_takes_out_the_worst_until_it_agrees(small, tmp_path, monkeypatch, capsys):
@@ -465,7 +516,7 @@ def test_sensitivity_takes_out_the_worst_until_it_agrees(small, tmp_path, monkey
     sensitivity.main(["--onnx", str(folder / "m.onnx"), "--cache", str(folder / "m.cache"), "--count", "4", "--results",
                       str(tmp_path), "--agreement", "0.94"])
     last = capsys.readouterr().out.splitlines()[-1]
-    kept = set(re.search(r"agreement 95.00% of at least 94.00% with --keep (\S+)", last)[1].split(","))
+    kept = set(re.search(r"agreement 95.00% of at least 94.00% with --narrow --keep (\S+)", last)[1].split(","))
     rows = [line.split(",") for line in (tmp_path / "sensitivity.csv").read_text().splitlines()[3:23]]
     worst = sorted(rows, key=lambda row: -float(row[6]))[:2]
     assert kept == quant.with_attention({row[5] for row in worst})
@@ -534,6 +585,7 @@ def test_bad_caches(small, tmp_path, spoil, words):
     (["--onnx", "{}/m_int8.onnx"], r"m_int8.onnx: is quantised already"),
     (["--onnx", "{}/patched.onnx"], r"patched.onnx: holds plugin nodes; give the unpatched graph"),
     (["--onnx", "{}/absent.onnx"], r"absent.onnx: no such file"),
+    (["--keep", "*.qkv,*.proj"], r"m.onnx: nothing is left to quantise; --narrow quantises 8 products and"),
     (["--keep", "block9.qkv"], r"--keep block9.qkv: is none of block0.qkv ... block3.fc2"),
     (["--batches", "0"], r"--batches and --batch-size must be above zero"),
     (["--percentile", "10"], r"--percentile 10: must be above 50"),

@@ -10,7 +10,8 @@ A block has five parts that can be INT8, each with the tensors that get a Quanti
 
 Activations have one scale, weights one for each output channel; all are symmetric. In V2 qkv's and fc1's input is the
 residual stream: the pair stands on the branch to the product alone, and the residual Add reads what is not rounded.
-Patch embedding, patch merging, LayerNorm, residual Add and head stay as they are.
+Patch embedding, patch merging, LayerNorm, residual Add and head stay as they are. What else does by default, because it
+is faster in FP16, is in `faster_in_fp16`.
 
 The pairs are put in by onnxruntime.quantization (QDQQuantizer); here is chosen where.
 """
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from add_mlp import MOST_CHANNELS
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from patterns import is_linear, linear_output
@@ -45,6 +47,15 @@ class Block:
     def tensor(self, part: str) -> gs.Variable:
         """The activation that is quantised for a part."""
         return linear_output(self.qkv) if part == "attention" else getattr(self, part).inputs[0]
+
+    @property
+    def channels(self) -> int:
+        return self.fc1.inputs[1].shape[0]
+
+    @property
+    def norm_first(self) -> bool:
+        """V1: a LayerNorm makes fc1's input, for fc1 alone. In V2 it is the residual stream, that an Add reads too."""
+        return len(self.fc1.inputs[0].outputs) == 1
 
 
 def blocks_of(graph: gs.Graph) -> list[Block]:
@@ -73,6 +84,17 @@ def blocks_of(graph: gs.Graph) -> list[Block]:
 def all_parts(blocks: list[Block]) -> list[str]:
     """Names of all parts, block0.qkv to block<n-1>.fc2, in the graph's order."""
     return [f"block{i}.{part}" for i in range(len(blocks)) for part in PARTS]
+
+
+def faster_in_fp16(blocks: list[Block]) -> set[str]:
+    """The parts of narrow blocks that are faster in FP16 (README.md has the figures).
+
+    An MLP of at most MOST_CHANNELS is one kernel in FP16, SwinMlp, and three in INT8. In V1 the LayerNorm before qkv
+    writes INT8, so that qkv, attention and proj gain from it there. In V2 SwinMlp is what comes before qkv, and a pass
+    that quantises its output by itself costs what qkv would gain: the whole block is kept.
+    """
+    return {f"block{i}.{part}" for i, block in enumerate(blocks) if block.channels <= MOST_CHANNELS
+            for part in (("fc1", "fc2") if block.norm_first else PARTS)}
 
 
 def with_attention(kept: set[str]) -> set[str]:

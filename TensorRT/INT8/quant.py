@@ -6,7 +6,8 @@ reads the unpatched FP32 graph and writes
 
     TensorRT/INT8/swinv1.cache   scale of each quantised activation, in TensorRT's text format; where it is there
                                  already, it is read and nothing is calibrated
-    onnx/swinv1_int8.onnx        the graph with Q/DQ pairs before the products of qkv, proj, fc1 and fc2
+    onnx/swinv1_int8.onnx        the graph with Q/DQ pairs before the products of qkv, proj, fc1 and fc2, but for those
+                                 of narrow blocks that are faster in FP16 (--narrow: these too)
 
 onnx/graphsurgeon/add_int8.py makes the graph of INT8 plugin nodes from it. The check runs the Q/DQ graph, in FP32 by
 onnxruntime, beside the unquantised one on held-out crops.
@@ -23,6 +24,7 @@ import onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT), str(ROOT / "onnx" / "graphsurgeon")]
+from add_mlp import MOST_CHANNELS  # noqa: E402
 from calibration import (  # noqa: E402
     METHODS,
     add_provider_argument,
@@ -33,7 +35,14 @@ from calibration import (  # noqa: E402
     scale_of,
 )
 from calibration_cache import Cache, fingerprint, read_cache, write_cache  # noqa: E402
-from qdq import all_parts, blocks_of, quantised, quantised_tensors, with_attention  # noqa: E402
+from qdq import (  # noqa: E402
+    all_parts,
+    blocks_of,
+    faster_in_fp16,
+    quantised,
+    quantised_tensors,
+    with_attention,
+)
 from tidy import exported, session, tidy  # noqa: E402
 
 from data.photo_crops import held_out_batch  # noqa: E402
@@ -89,6 +98,12 @@ def kept_parts(text: str, parts: list[str]) -> set[str]:
                             f"block0.* or *.fc2")
         kept |= found
     return with_attention(kept)
+
+
+def counted(parts: set[str]) -> str:
+    """How many parts, in words: products on two INT8 operands, and attentions that read INT8."""
+    attentions = sum(part.endswith(".attention") for part in parts)
+    return f"{len(parts) - attentions} products and {attentions} attentions"
 
 
 def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.ModelProto,
@@ -158,6 +173,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep", default="", metavar="PARTS",
                         help="parts that are not quantised, with commas between, such as block0.fc2,block3.*; "
                              "TensorRT/INT8/sensitivity.py says which cost most (default: none)")
+    parser.add_argument("--narrow", action="store_true",
+                        help=f"quantise also what is faster in FP16: of blocks of at most {MOST_CHANNELS} channels the "
+                             "MLP (V1) or all (V2)")
     add_provider_argument(parser)
     parser.add_argument("--no-check", action="store_true", help="do not compare the two graphs on held-out crops")
     args = parser.parse_args(arguments)
@@ -179,12 +197,22 @@ def main(arguments: list[str] | None = None) -> None:
         graph = tidy(model)
         blocks = blocks_of(graph)
         parts = all_parts(blocks)
-        kept = kept_parts(args.keep, parts)
+        narrow = set() if args.narrow else faster_in_fp16(blocks)
+        asked = kept_parts(args.keep, parts) - narrow
+        kept = narrow | asked
+        if len(kept) == len(parts):
+            raise UserError(f"nothing is left to quantise; --narrow quantises {counted(narrow)} of blocks of at most "
+                            f"{MOST_CHANNELS} channels, and a shorter --keep the rest")
         print(f"read {shown(args.onnx)}: {len(blocks)} blocks")
         cache, calibrated = scales_for(args, model, exported(graph), quantised_tensors(blocks))
         result = quantised(graph, cache.scales, kept)
-        print(f"quantised {len(parts) - len(kept)} of {len(parts)} parts"
-              + (f"; kept: {', '.join(part for part in parts if part in kept)}" if kept else ""))
+        print(f"INT8: {counted(set(parts) - kept)}, of {counted(set(parts))} of the blocks")
+        if narrow:
+            print(f"kept: {counted(narrow)}, faster in FP16: the MLP of up to {MOST_CHANNELS} channels is one kernel "
+                  "there (--narrow quantises them)")
+        if asked:
+            print(f"kept: {counted(asked)}, by --keep: {', '.join(part for part in parts if part in asked)}")
+        print("kept: patch embedding, patch merging and head, always")
         if not args.no_check:
             print(check(model, result), flush=True)
     except UserError as error:

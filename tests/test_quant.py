@@ -489,6 +489,21 @@ def test_a_patched_graph_that_differs_is_refused(small, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_that_quantisation_does_not_change_is_refused(small, tmp_path, monkeypatch):
+    """V2 under its initial weights, where LayerNorm multiplies every branch by zero."""
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    model = onnx.load(small(2) / "m.onnx")
+    for i, tensor in enumerate(model.graph.initializer):
+        if re.search(r"blocks.\d.norm[12]", tensor.name):
+            zeros = numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name)
+            model.graph.initializer[i].CopyFrom(zeros)
+    onnx.save(model, tmp_path / "m.onnx")
+    quantise(tmp_path, "--method", "minmax")
+    with pytest.raises(UserError, match="its logits are exactly those of FP32"):
+        run_add_int8(tmp_path, tmp_path / "patched.onnx")
+    assert not (tmp_path / "patched.onnx").exists()
+
+
 # --- the report, and smoothing -------------------------------------------------------------------------------
 
 

@@ -183,13 +183,16 @@ def check(pairs: onnx.ModelProto, fp32: onnx.ModelProto, int8: onnx.ModelProto, 
     """How an INT8 graph's logits compare with the Q/DQ graph's on held-out crops, in a line.
 
     Raises:
-        UserError: they differ by more than TOLERANCE.
+        UserError: they differ by more than TOLERANCE, or quantisation itself makes no difference to measure by.
     """
     name, dims = image_input(pairs)
     images = {name: held_out_batch(dims[0] or CHECKED_IMAGES, dims[2])[0]}
     simulated, exact, actual = (runner.run(None, images)[0].astype(np.float64) for runner in (
         session(pairs), session(fp32), session(int8)))
     rounding, error = (float(np.sqrt(np.mean((a - simulated)**2))) for a in (exact, actual))
+    if not rounding:
+        raise UserError("its logits are exactly those of FP32, so that there is no error to compare with (under V2's "
+                        "initial weights blocks are the identity); give a trained model, or --no-check")
     line = (f"{what}: rms error {error:.2e} against the Q/DQ graph, {error / rounding:.2f} of what quantisation itself "
             f"makes, {rounding:.2e}; agreement {top1_agreement(actual, simulated):.1%} of {len(actual)} crops")
     if not error <= TOLERANCE * rounding:  # also where it is NaN

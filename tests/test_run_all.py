@@ -97,6 +97,15 @@ def test_plan_reads_only_graphs_that_an_earlier_step_writes(plan):
             written |= {Path(graph).stem.removesuffix("_int8") + suffix for graph in graphs}
 
 
+def test_plan_quantises_narrow_blocks_of_the_micro_models_alone(plan, tmp_path):
+    (tmp_path / "weights.pth").touch()
+    small = bash("run_all.sh", "--cfg", "models/swinv2.yaml", "--resume", tmp_path / "weights.pth", "--dry-run")
+    assert small.returncode == 0, small.stderr
+    of_small = [words for words in map(shlex.split, small.stdout.splitlines()) if "TensorRT/INT8/quant.py" in words]
+    of_micro = [words for words in plan if words[1] == "TensorRT/INT8/quant.py"]
+    assert ["--narrow" in words for words in (*of_micro, *of_small)] == [True, True, False]
+
+
 def test_plan_of_a_gpu_host_builds_and_measures_engines(tmp_path):
     (tmp_path / "include").mkdir()
     for header in ("NvInfer.h", "cublasLt.h"):

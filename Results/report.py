@@ -4,8 +4,8 @@
     python Results/report.py --write    puts them between the two marks in README.md
 
 Reads latency.csv, accuracy.csv, memory.csv and kernels.csv, of rows measured on a GPU the newest: of latency.csv one
-run, of the others the last row of everything measured. No figure of README's section is typed by hand, and
-tests/test_results.py compares it with what this makes of the tables.
+run, of the others the last row of everything measured, of accuracy.csv on whatever GPU that was. No figure of README's
+section is typed by hand, and tests/test_results.py compares it with what this makes of the tables.
 """
 from __future__ import annotations
 
@@ -32,11 +32,16 @@ Row = dict[str, str]
 
 
 def gpu_rows(path: Path) -> list[Row]:
-    """The rows of a table that were measured on the GPU that its last such row was; none where there is no table."""
+    """The rows of a table that were measured on a GPU; none where there is no table."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if not row["gpu"].startswith("none")]
+        return [row for row in csv.DictReader(file) if not row["gpu"].startswith("none")]
+
+
+def last_gpu_rows(path: Path) -> list[Row]:
+    """Those measured on the GPU that the last of them was, for figures that are compared with each other."""
+    rows = gpu_rows(path)
     return [row for row in rows if row["gpu"] == rows[-1]["gpu"]]
 
 
@@ -55,7 +60,7 @@ def measured_by(rows: list[Row], command: str) -> list[str]:
 
 def speed(results: Path) -> list[str]:
     """Latency of every runner, the speed-up with the errors, and the plot."""
-    rows = [row for row in gpu_rows(results / "latency.csv") if row["model"] in MODELS]
+    rows = [row for row in last_gpu_rows(results / "latency.csv") if row["model"] in MODELS]
     runs = [row["run_id"] for row in rows if row["runner"] == OURS]
     rows = [row for row in rows if row["run_id"] in runs[-1:]]
     if not rows:
@@ -75,7 +80,7 @@ def speed(results: Path) -> list[str]:
 
 def profile(results: Path) -> list[str]:
     """The picture of where the time goes."""
-    rows = gpu_rows(results / "profile.csv")
+    rows = last_gpu_rows(results / "profile.csv")
     rows = [row for row in rows if row["run_id"] == rows[-1]["run_id"]]
     if not rows or not (results / "profile.png").exists():
         return []
@@ -93,7 +98,7 @@ def accuracy(results: Path) -> list[str]:
     rows = newest(rows, "engine", "batch")
     if not rows:
         return []
-    table = [["engine", "precision", "batches", "max abs err", "PyTorch's own", "worst ratio", "top-1",
+    table = [["engine", "precision", "run", "batches", "max abs err", "PyTorch's own", "worst ratio", "top-1",
               "top-1 of PyTorch FP32", "same top-1"]]
     for engine in sorted({row["engine"] for row in rows}):
         own = sorted((row for row in rows if row["engine"] == engine), key=lambda row: int(row["batch"]))
@@ -101,7 +106,8 @@ def accuracy(results: Path) -> list[str]:
         torch_error = max(error for _, error in errors)
         ratios = [error / torch_error for error, torch_error in errors if torch_error > 0]
         table.append([
-            engine.removesuffix(".plan"), own[0]["precision"], ", ".join(row["batch"] for row in own),
+            engine.removesuffix(".plan"), own[0]["precision"], ", ".join(dict.fromkeys(row["run_id"] for row in own)),
+            ", ".join(row["batch"] for row in own),
             f"{max(error for error, _ in errors):.2e}", f"{torch_error:.2e}" if torch_error > 0 else "-",
             f"{max(ratios):.2f}" if ratios else "-", shares(own, "top1"), shares(own, "top1_torch"),
             shares(own, "agreement")])
@@ -120,7 +126,7 @@ def shares(rows: list[Row], column: str) -> str:
 
 def memory(results: Path) -> list[str]:
     """Device memory of each engine at each batch."""
-    rows = [row for row in gpu_rows(results / "memory.csv")
+    rows = [row for row in last_gpu_rows(results / "memory.csv")
             if any(re.fullmatch(model + SUFFIXES, row["engine"]) for model in MODELS)]
     rows = newest(rows, "engine", "batch")
     if not rows:
@@ -138,7 +144,7 @@ def memory(results: Path) -> list[str]:
 
 def kernels(results: Path) -> list[str]:
     """The kernels by themselves, against the fastest that PyTorch has for the same work."""
-    rows = newest(gpu_rows(results / "kernels.csv"), "kernel", "model", "shape", "runner")
+    rows = newest(last_gpu_rows(results / "kernels.csv"), "kernel", "model", "shape", "runner")
     if not rows:
         return []
     table = [["kernel", "model", "shape", "us", "of bandwidth", "of arithmetic", "max abs err", "best of PyTorch", "us",

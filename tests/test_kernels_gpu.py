@@ -615,9 +615,9 @@ def test_mlp(norm_first, dtype):
 def test_mlp_in_slices(norm_first, dtype):
     """Where the workspace holds the hidden activations of 300 rows, of 7, of 1; width 100 has no kernel of its own.
 
-    The parts round as PyTorch does, so neither is better. A case's error is the largest of 1e4 and more roundings, which
-    scatters by 1.28 / (2 ln 1e4), 7 % of itself; the mean over these 11 cases, of two such, by 3 %, which is eps / 64.
-    Twice that is the slack.
+    The parts round as PyTorch does, so neither is better. A case's error is the largest of 1e4 and more roundings,
+    which scatters by 1.28 / (2 ln 1e4), 7 % of itself; the mean over these 11 cases, of two such, by 3 %, which is
+    eps / 64. Twice that is the slack.
     """
     width, hidden, errors = 100, 400, []
     for rows_that_fit, counts in ((300, (299, 300, 301, 900, 901, 3136)), (7, (7, 8, 129)), (1, (1, 17))):

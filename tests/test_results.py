@@ -95,13 +95,14 @@ def measured(tmp_path):
         latency("trt-plugins", "0.3", "x; good", model="swinv1_micro"),
         latency("ort-cpu", "1.0", "CPU", gpu=cpu_name())])
 
-    def accuracy(engine: str, batch: int, error: str, torch_error: str, agreement: str,
-                 run: str = "3") -> dict[str, str]:
-        return {**dict.fromkeys(ACCURACY_COLUMNS, ""), "run_id": run, "commit": "abc", "gpu": "A GPU",
+    def accuracy(engine: str, batch: int, error: str, torch_error: str, agreement: str, run: str = "3",
+                 gpu: str = "A GPU") -> dict[str, str]:
+        return {**dict.fromkeys(ACCURACY_COLUMNS, ""), "run_id": run, "commit": "abc", "gpu": gpu,
                 "model": "swinv1", "engine": engine, "precision": "fp16", "batch": str(batch), "max_abs_err": error,
                 "torch_max_abs_err": torch_error, "agreement": agreement, "top1": "0.9", "top1_torch": "0.91"}
 
     append_rows(tmp_path / "accuracy.csv", ACCURACY_COLUMNS, [
+        accuracy("swinv1_fp16.plan", 1, "5e-2", "4e-2", "0.98", run="1", gpu="Another GPU"),
         accuracy("swinv1_attention_fp16.plan", 1, "9e-1", "1e-2", "0.5", run="2"),  # measured again
         accuracy("swinv1_attention_fp16.plan", 1, "3e-2", "4e-2", "1.0"),
         accuracy("swinv1_attention_fp16.plan", 8, "2e-2", "2.5e-2", "0.9995"),
@@ -118,14 +119,16 @@ def measured(tmp_path):
     return tmp_path
 
 
-def test_section_is_made_of_the_newest_rows_of_the_last_gpu(measured):
+def test_section_is_made_of_the_newest_rows(measured):
+    """Of the last GPU, where rows are compared with each other; of accuracy on any, with the run beside it."""
     text = report.section(measured)
     assert cells_of(text, "TensorRT with plugins") == ["TensorRT with plugins", "2.000", "4.000"]
     assert cells_of(text, "torch.compile") == ["torch.compile", "5.000", "-"]
     assert cells_of(text, "times as fast as") == ["plugins, times as fast as the best other", "2.50", "-"]
     assert cells_of(text, "V1", "fp16", "32")[5:] == ["torch-compile, mode max-autotune", "5.000", "1e-3", "2.50"]
     assert cells_of(text, "swinv1_attention_fp16", "1, 8") == [
-        "swinv1_attention_fp16", "fp16", "1, 8", "3.00e-02", "4.00e-02", "0.80", "90.00%", "91.00%", "99.95%"]
+        "swinv1_attention_fp16", "fp16", "3", "1, 8", "3.00e-02", "4.00e-02", "0.80", "90.00%", "91.00%", "99.95%"]
+    assert cells_of(text, "swinv1_fp16", "5.00e-02")[2:4] == ["1", "1"]
     assert cells_of(text, "MiB") == ["MiB", "b1", "b128"]
     assert cells_of(text, "swinv1_attention_fp16", "500.5")[1:] == ["500.5", "-"]
     assert cells_of(text, "SwinAttention")[3:] == ["8.0", "50%", "25%", "1e-3", "flex", "12.0", "1e-3", "1.50"]

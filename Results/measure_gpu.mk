@@ -1,0 +1,217 @@
+# Everything that README shows of a GPU, measured in one run on a host with two GPUs of a kind.
+#
+#   make -f Results/measure_gpu.mk -j 12 V1=V1.safetensors V2=V2.safetensors
+#
+# One GPU is timed and does nothing else. The other trains, compiles, builds engines and runs the tests meanwhile; last,
+# alone, what bears nothing beside it: device memory, the engine tests, the sanitizers. At the end the pictures are drawn
+# and the figures put into README. A line says when a step begins, another when it fails; what it prints is in
+# .cache/measure_gpu/RUN_ID/. A step that fails does not stop the others; which did stands at the end, and the exit status
+# is then 2. The same command with RUN_ID=... goes on: what is done is not done again, what failed is tried again. A step
+# alone: its name behind the command (`... race-plugins-fp16`). `-n` prints what would be run.
+#
+#   V1, V2      checkpoints of Small; a file that is not there is trained (models/train.py)
+#   RUN_ID      the run; default date and time, shown first
+#   TIMED, OTHER  the GPUs, by number; default 0 and 1. With OTHER=0 -j 1 one GPU does it all, one thing after the other
+#   BATCHES     of the race; default 1,8,32,128
+#   ORT_PATH    a folder with onnxruntime-gpu, where python3 has another onnxruntime
+#   TRT_PYTHON, BUILD_FLAGS, SWIN_KERNELS   as everywhere
+#
+# The order is that of worth: what is missing when time runs out is at the end.
+
+V1 ?= models/checkpoints/swinv1.safetensors
+V2 ?= models/checkpoints/swinv2.safetensors
+TIMED ?= 0
+OTHER ?= 1
+BATCHES ?= 1,8,32,128
+ORT_PATH ?=
+TRT_PYTHON ?= python3
+BUILD_FLAGS ?=
+comma := ,
+
+ifndef RUN_ID
+RUN_ID := $(shell date -u +%Y%m%d-%H%M%S)
+endif
+STATE := .cache/measure_gpu
+RUN := $(STATE)/$(RUN_ID)
+ifeq (,$(findstring n,$(firstword -$(MAKEFLAGS))))
+$(shell mkdir -p $(RUN) && rm -f $(RUN)/failed)
+$(info run $(RUN_ID))
+endif
+export RUN_ID TRT_PYTHON
+export TORCHINDUCTOR_CACHE_DIR ?= $(abspath .cache/inductor)
+
+PLANS := TensorRT/TRT_Engine
+MODELS := 1 2
+cfg1 := models/swin.yaml
+cfg2 := models/swinv2.yaml
+size1 := 224
+size2 := 256
+TIMM_BATCHES := $(subst $(comma), ,$(BATCHES))
+
+# $(call run,GPU,COMMAND): the recipe of a step. One that fails leaves no target and does not stop the others.
+run = @echo "$$(date +%T) $(@F)"; \
+    if (export CUDA_VISIBLE_DEVICES=$(1); $(2)) > $(RUN)/$(@F).log 2>&1; then touch $@; \
+    else echo "$$(date +%T) $(@F) FAILED: $$(tail -n 1 $(RUN)/$(@F).log)" | tee -a $(RUN)/failed; fi
+
+all: report
+	@! cat $(RUN)/failed 2> /dev/null
+report: timed other
+	python3 Results/draw_profile.py --run $(RUN_ID)
+	python3 race.py --draw-only --run-id $(RUN_ID)
+	python3 Results/report.py --write
+
+# --- what is trained and made on the CPU -------------------------------------------------------------------------------
+
+$(V1) $(V2):
+	$(call run,$(if $(filter $(V1),$@),$(TIMED),$(OTHER)),python3 models/train.py \
+	    --type $(if $(filter $(V1),$@),swinv1,swinv2) --lr 1e-3 --output $@)
+
+define files_of_model
+onnx/swinv$(1).onnx: $$(V$(1))
+	$$(call run,,python3 onnx/export_onnx.py --cfg $$(cfg$(1)) --resume $$(V$(1)))
+$$(STATE)/data$(1): onnx/swinv$(1).onnx
+	$$(call run,,python3 data/batch_data_gen.py --model $$< --batches 1$$(comma)4$$(comma)8$$(comma)16$$(comma)32$$(comma)128)
+onnx/swinv$(1)_attention_fp16.onnx: onnx/swinv$(1).onnx
+	$$(call run,,python3 onnx/graphsurgeon/add_all.py --onnx $$< --fp16)
+onnx/swinv$(1)_attention.onnx: onnx/swinv$(1).onnx
+	$$(call run,,python3 onnx/graphsurgeon/add_all.py --onnx $$<)
+onnx/swinv$(1)_fp16.onnx: onnx/swinv$(1).onnx
+	$$(call run,,python3 onnx/graphsurgeon/to_fp16.py --onnx $$<)
+onnx/swinv$(1)_layernorm.onnx: onnx/swinv$(1).onnx
+	$$(call run,,python3 onnx/graphsurgeon/add_layernorm_with_params.py --onnx $$< --output $$@)
+onnx/swinv$(1)_layernorm_fp16.onnx: onnx/swinv$(1)_layernorm.onnx
+	$$(call run,,python3 onnx/graphsurgeon/to_fp16.py --onnx $$<)
+onnx/swinv$(1)_int8.onnx: onnx/swinv$(1).onnx
+	$$(call run,,python3 TensorRT/INT8/quant.py --onnx $$< --batches 8 --provider cpu)
+onnx/swinv$(1)_attention_int8.onnx: onnx/swinv$(1)_int8.onnx
+	$$(call run,,python3 onnx/graphsurgeon/add_int8.py --onnx $$<)
+$$(STATE)/data$(1)_int8: onnx/swinv$(1)_int8.onnx
+	$$(call run,,python3 data/batch_data_gen.py --model $$< --batches 1$$(comma)8$$(comma)32$$(comma)128)
+$$(TIMM_BATCHES:%=onnx/swinv$(1)_timm_b%.onnx): onnx/swinv$(1)_timm_b%.onnx: $$(V$(1))
+	$$(call run,,env OMP_NUM_THREADS=4 python3 onnx/export_timm.py --cfg $$(cfg$(1)) --resume $$< --batch $$* --output $$@)
+endef
+$(foreach model,$(MODELS),$(eval $(call files_of_model,$(model))))
+
+# --- engines: patched ones on the timed GPU, which waits for them; the others, which take minutes, on the other ----------
+
+# $(call engine,NAME,GPU,FLAGS[,GRAPH])
+define engine
+ALL_PLANS += $(PLANS)/$(1).plan
+$(PLANS)/$(1).plan: onnx/$(or $(4),$(1)).onnx
+	$$(call run,$(2),bash TensorRT/build.sh $$< $(3) --output $$@ $$(BUILD_FLAGS))
+endef
+define engines_of_model
+$$(eval $$(call engine,swinv$(1)_attention_fp16,$$(TIMED),--size $$(size$(1)) --fp16 --plugins))
+$$(eval $$(call engine,swinv$(1)_attention_int8,$$(TIMED),--size $$(size$(1)) --fp16 --plugins))
+$$(eval $$(call engine,swinv$(1)_attention,$$(OTHER),--size $$(size$(1)) --noTF32 --plugins))
+$$(eval $$(call engine,swinv$(1)_fp16,$$(OTHER),--size $$(size$(1)) --fp16))
+$$(eval $$(call engine,swinv$(1),$$(OTHER),--size $$(size$(1)) --noTF32))
+$$(foreach batch,$$(TIMM_BATCHES),$$(eval \
+    $$(call engine,swinv$(1)_timm_b$$(batch)_fp16,$$(OTHER),--fixed --fp16,swinv$(1)_timm_b$$(batch))))
+endef
+$(foreach model,$(MODELS),$(eval $(call engines_of_model,$(model))))
+$(eval $(call engine,swinv1_layernorm_fp16,$(OTHER),--size $(size1) --fp16 --plugins))
+$(eval $(call engine,swinv2_layernorm,$(OTHER),--size $(size2) --noTF32 --plugins))
+
+plans = $(foreach name,$(1),$(PLANS)/swinv$(name).plan)
+TIMM := $(foreach model,$(MODELS),$(foreach batch,$(TIMM_BATCHES),$(model)_timm_b$(batch)_fp16))
+
+# --- the timed GPU: one step after the other -----------------------------------------------------------------------------
+
+STEPS := race-plugins-fp16 int8 race-compile-fp16 race-trt-fp16 race-eager-fp16 kernels profile race-autotune-fp16 \
+    race-script-fp16 race-ort-fp16 race-trt-fp32 race-compile-fp32 race-torch-fp32 race-ort-fp32 race-autotune-fp32
+race = python3 race.py --take-files --resume $(V1) $(V2) --run-id $(RUN_ID) --batch $(BATCHES) --runner $(1) --precision $(2)
+with_ort = env PYTHONPATH=$(ORT_PATH):$$PYTHONPATH
+
+# Each waits for the one before it.
+previous := $(STATE)/data1 $(STATE)/data2
+define after
+$(RUN)/$(1): $(previous)
+previous := $(RUN)/$(1)
+endef
+$(foreach step,$(STEPS),$(eval $(call after,$(step))))
+
+$(RUN)/race-plugins-fp16: $(call plans,1_attention_fp16 2_attention_fp16)
+	$(call run,$(TIMED),$(call race,trt-plugins,fp16))
+$(RUN)/int8: $(call plans,1_attention_int8 2_attention_int8) $(STATE)/data1_int8 $(STATE)/data2_int8
+	$(call run,$(TIMED),$(TRT_PYTHON) TRT_test.py --batch $(BATCHES) \
+	    --plan $(call plans,1_attention_int8 2_attention_int8))
+$(RUN)/race-compile-fp16: $(RUN)/compiled-reduce-overhead-fp16
+	$(call run,$(TIMED),$(call race,torch-compile,fp16) --mode reduce-overhead)
+$(RUN)/race-trt-fp16: $(call plans,1_fp16 2_fp16 $(TIMM))
+	$(call run,$(TIMED),$(call race,trt$(comma)trt-timm,fp16))
+$(RUN)/race-eager-fp16:
+	$(call run,$(TIMED),$(call race,torch-eager,fp16))
+$(RUN)/kernels:
+	$(call run,$(TIMED),python3 TensorRT/Plugins/benchmark.py --batch 32)
+$(RUN)/profile: $(call plans,1_fp16 2_fp16 1_attention_fp16 2_attention_fp16 1_attention_int8 2_attention_int8)
+	$(call run,$(TIMED),$(TRT_PYTHON) TensorRT/profile_engine.py --plan $(filter %.plan,$^))
+$(RUN)/race-autotune-fp16: $(RUN)/compiled-max-autotune-fp16
+	$(call run,$(TIMED),$(call race,torch-compile,fp16) --mode max-autotune)
+$(RUN)/race-script-fp16:
+	$(call run,$(TIMED),$(call race,torch-script,fp16))
+$(RUN)/race-ort-fp16:
+	$(call run,$(TIMED),$(with_ort) $(call race,ort-cuda,fp16))
+$(RUN)/race-trt-fp32: $(call plans,1 2 1_attention 2_attention)
+	$(call run,$(TIMED),$(call race,trt-plugins$(comma)trt,fp32))
+$(RUN)/race-compile-fp32: $(RUN)/compiled-reduce-overhead-fp32
+	$(call run,$(TIMED),$(call race,torch-compile,fp32) --mode reduce-overhead)
+$(RUN)/race-torch-fp32:
+	$(call run,$(TIMED),$(call race,torch-eager$(comma)torch-script,fp32))
+$(RUN)/race-ort-fp32:
+	$(call run,$(TIMED),$(with_ort) $(call race,ort-cuda,fp32))
+$(RUN)/race-autotune-fp32: $(RUN)/compiled-max-autotune-fp32
+	$(call run,$(TIMED),$(call race,torch-compile,fp32) --mode max-autotune)
+
+timed: $(STEPS:%=$(RUN)/%)
+
+# --- the other GPU -------------------------------------------------------------------------------------------------------
+
+# What torch.compile compiles is found by the timed process. Every batch and model in a process of its own, four at once.
+COMPILED := $(foreach precision,fp16 fp32,$(foreach mode,reduce-overhead max-autotune,$(RUN)/compiled-$(mode)-$(precision)))
+$(COMPILED): $(V1) $(V2)
+	$(call run,$(OTHER),printf '%s\n' $(foreach batch,$(TIMM_BATCHES),'$(cfg1) $(V1) $(batch)' '$(cfg2) $(V2) $(batch)') | \
+	    xargs -P 4 -L 1 sh -c 'python3 Torch_Latency.py --runner torch-compile --compile-only \
+	    --mode $(patsubst %-fp32,%,$(patsubst %-fp16,%,$(@F:compiled-%=%))) --precision $(lastword $(subst -, ,$(@F))) \
+	    --cfg $$1 --resume $$2 --batch $$3' _)
+$(RUN)/compiled-max-autotune-fp16: $(RUN)/compiled-reduce-overhead-fp16
+$(RUN)/compiled-reduce-overhead-fp32: $(RUN)/compiled-max-autotune-fp16
+$(RUN)/compiled-max-autotune-fp32: $(RUN)/compiled-reduce-overhead-fp32
+
+ENGINES1 := 1 1_fp16 1_layernorm_fp16 1_attention_fp16
+ENGINES2 := 2 2_fp16 2_layernorm 2_attention_fp16
+$(RUN)/accuracy1 $(RUN)/accuracy2: $(RUN)/accuracy%:
+	$(call run,$(OTHER),python3 test_swinV2.py --cfg $(cfg$*) --resume $(V$*) --count 2000 \
+	    --batch 1$(comma)4$(comma)8$(comma)16$(comma)32$(comma)128 --runner torch-fp32$(comma)torch-fp16$(comma)engine \
+	    --plan $(call plans,$(ENGINES$*)))
+$(RUN)/accuracy1: $(call plans,$(ENGINES1))
+$(RUN)/accuracy2: $(call plans,$(ENGINES2))
+$(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8: $(RUN)/accuracy%_int8: $(PLANS)/swinv%_attention_int8.plan $(RUN)/accuracy%
+	$(call run,$(OTHER),python3 test_swinV2.py --cfg $(cfg$*) --resume $(V$*) --count 5000 --batch 32$(comma)128 \
+	    --runner torch-fp32$(comma)engine --plan $<)
+$(RUN)/question: $(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8
+	$(call run,$(OTHER),bash TensorRT/swinv2_question.sh --cfg models/swinv2_micro.yaml)
+$(RUN)/kernel-tests: $(RUN)/question
+	$(call run,$(OTHER),python3 -m pytest -m gpu -q tests/test_kernels_gpu.py tests/test_int8_kernels_gpu.py)
+$(RUN)/micro: $(RUN)/kernel-tests
+	$(call run,$(OTHER),VENV=none bash run_all.sh)
+ALONE := memory engine-tests memcheck racecheck
+SANITIZED := python3 -m pytest -m gpu -q tests/test_kernels_gpu.py tests/test_int8_kernels_gpu.py
+$(RUN)/memory: $(RUN)/micro $(COMPILED) $(ALL_PLANS)
+	$(call run,$(OTHER),$(TRT_PYTHON) TRT_test.py --memory \
+	    --plan $(call plans,$(ENGINES1) $(ENGINES2) 1_attention_int8 2_attention_int8))
+$(RUN)/engine-tests: $(RUN)/memory
+	$(call run,$(OTHER),$(TRT_PYTHON) -m pytest --noconftest -m gpu -rs -v tests/test_engines_gpu.py tests/test_int8_cache_gpu.py)
+$(RUN)/memcheck: $(RUN)/engine-tests
+	$(call run,$(OTHER),compute-sanitizer --tool memcheck --kernel-name kns=swin $(SANITIZED))
+$(RUN)/racecheck: $(RUN)/memcheck
+	$(call run,$(OTHER),compute-sanitizer --tool racecheck --kernel-name kns=swin $(SANITIZED))
+
+other: $(RUN)/question $(ALONE:%=$(RUN)/%)
+
+# Names alone, for the command line.
+NAMES := $(STEPS) $(ALONE) $(COMPILED:$(RUN)/%=%) accuracy1 accuracy2 accuracy1_int8 accuracy2_int8 question \
+    kernel-tests micro
+$(NAMES): %: $(RUN)/%
+
+.PHONY: all report timed other $(NAMES)

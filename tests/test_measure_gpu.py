@@ -1,0 +1,80 @@
+"""Results/measure_gpu.mk as far as a machine without a GPU shows it: what it would run, in which order, on which GPU."""
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from race import PRECISIONS, RUNNERS
+from utils import ROOT
+
+TIMED, OTHER = "5", "6"  # no GPUs of a usual number, so that a default would show
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", "-f", "Results/measure_gpu.mk", "V1=a.pth", "V2=b.pth", f"TIMED={TIMED}",
+                           f"OTHER={OTHER}", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def commands() -> dict[str, tuple[str, str]]:
+    """name of each step: (its GPU, its command), in the order in which one job at a time runs them."""
+    done = make("-n", "RUN_ID=test")
+    assert done.returncode == 0, done.stderr
+    steps = re.findall(r'echo "\$\(date \+%T\) (\S+)"; if \(export CUDA_VISIBLE_DEVICES=(\d*); (.*?)\) > \.cache',
+                       done.stdout.replace("\\\n", " "))
+    return {name: (gpu, command) for name, gpu, command in steps}
+
+
+def test_a_dry_run_leaves_nothing(commands):
+    assert not (ROOT / ".cache/measure_gpu/test").exists()
+
+
+def test_every_runner_is_raced_in_both_precisions(commands):
+    raced = {(runner, precision) for _, command in commands.values() if "race.py" in command
+             for runner in re.search(r"--runner (\S+)", command)[1].split(",")
+             for precision in re.search(r"--precision (\S+)", command)[1].split(",")}
+    wanted = {(runner, precision) for runner in RUNNERS for precision in PRECISIONS} - {
+        ("ort-cpu", "fp32"), ("ort-cpu", "fp16"), ("trt-timm", "fp32")}  # a CPU's; and timm's is a peer in FP16 alone
+    assert raced == wanted
+
+
+def test_the_timed_gpu_has_one_thing_to_do_at_a_time(commands):
+    """But for the patched engines, which the first measurements wait for."""
+    timed = [name for name, (gpu, _) in commands.items() if gpu == TIMED and not name.endswith((".plan", ".pth"))]
+    assert timed[:3] == ["race-plugins-fp16", "int8", "race-compile-fp16"]
+    for earlier, later in zip(timed, timed[1:]):
+        done = make("-n", "RUN_ID=test", later)
+        assert f' {earlier}"; if ' in done.stdout, f"{later} does not wait for {earlier}"
+
+
+def test_what_is_timed_is_built_before(commands):
+    order = list(commands)
+    for name, (_, command) in commands.items():
+        for plan in re.findall(r"--plan (.*)", command):
+            for path in re.findall(r"TRT_Engine/(\S+\.plan)", plan):
+                assert path in order[:order.index(name)], f"{name} needs {path}"
+    for plan in ("swinv1_timm_b1_fp16.plan", "swinv2_timm_b128_fp16.plan", "swinv1_fp16.plan"):
+        assert order.index(plan) < order.index("race-trt-fp16")
+
+
+def test_memory_is_measured_when_the_other_gpu_has_nothing_else_to_do(commands):
+    order = list(commands)
+    behind = [name for name in order[order.index("memory") + 1:] if commands[name][0] == OTHER]
+    assert behind == ["engine-tests", "memcheck", "racecheck"]
+    memory = make("-n", "RUN_ID=test", "memory").stdout
+    for name, (gpu, _) in commands.items():
+        if gpu == OTHER and name not in ("memory", *behind):
+            assert f' {name}"; if ' in memory, f"memory does not wait for {name}"
+
+
+def test_a_step_that_fails_is_named_and_the_status_says_so(tmp_path):
+    """A checkpoint that cannot be read, and what would be made of it."""
+    broken = tmp_path / "broken.pth"
+    broken.write_text("no checkpoint")
+    done = make(f"RUN_ID={tmp_path.name}", f"V1={broken}", f"STATE={tmp_path}/state", f"RUN={tmp_path}/state/run",
+                "-o", "report", f"{tmp_path}/state/data1", "all")
+    assert done.returncode == 2
+    assert re.search(r"swinv1\.onnx FAILED: .*broken\.pth", done.stdout), done.stdout + done.stderr
+    assert "data1 FAILED" in done.stdout and not (tmp_path / "state/data1").exists()

@@ -1,4 +1,4 @@
-"""Results/measure_gpu.mk as far as a machine without a GPU shows it: what it would run, in which order, on which GPU."""
+"""Results/measure_gpu.mk as far as a machine without a GPU shows it: what would be run, in which order, and where."""
 from __future__ import annotations
 
 import re

@@ -135,8 +135,10 @@ def rows(results: Path) -> list[dict[str, str]]:
     for row in table:
         assert tuple(row) == LATENCY_COLUMNS
         assert 0 < float(row["latency_ms_median"]) <= float(row["latency_ms_p99"])
-        speed = 1000 * int(row["batch"]) / float(row["latency_ms_median"])
-        assert float(row["images_per_s"]) == pytest.approx(speed, abs=0.05, rel=1e-4)
+        median = float(row["latency_ms_median"])
+        speed = 1000 * int(row["batch"]) / median
+        # Both are rounded: the latency to 4 places, the speed, which was worked out before that, to one.
+        assert float(row["images_per_s"]) == pytest.approx(speed, abs=0.05 + speed * 0.00005 / median)
         environment = (results / "environment" / f"{row['run_id']}.txt").read_text()
         assert row["gpu"] in environment or row["gpu"].startswith("none")
         assert "numpy: " in environment

@@ -52,21 +52,30 @@ def markdown(run_id: str, rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], title: str) -> plt.Figure:
-    """Images per second over batch: a row of panels for each model, a column for each precision, a line a runner."""
+    """Images per second over batch: a row of panels for each model, a column for each precision, a line a runner.
+
+    Beside INT8 stands ours in FP16.
+    """
     best = best_rows(rows)
     models = list(dict.fromkeys(model for model, _, _ in best))
-    precisions = sorted({precision for _, precision, _ in best}, reverse=True)  # fp32 first
+    precisions = sorted({precision for _, precision, _ in best}, key=["fp32", "fp16", "int8"].index)
     batches = sorted({batch for _, _, batch in best})
     width, height = PANEL[0] * max(2, len(precisions)), PANEL[1] * len(models) + 1.3
     figure, axes = plt.subplots(len(models), len(precisions), squeeze=False, sharex=True, sharey=True,
                                 figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     handles = {}
+
+    def throughput(model: str, precision: str, runner: str) -> list[tuple[int, float]]:
+        return [(batch, float(best[model, precision, batch][runner]["images_per_s"])) for batch in batches
+                if runner in best.get((model, precision, batch), {})]
+
     for axis, (model, precision) in zip(axes.flat, itertools.product(models, precisions)):
+        if precision == "int8" and (points := throughput(model, "fp16", OURS)):
+            (handles["fp16"],) = axis.plot(*zip(*points), color=STYLES[OURS][1], linestyle="--", linewidth=1.4,
+                                           label="these plugins in FP16")
         for runner, (label, colour, marker) in reversed(STYLES.items()):  # ours last, on top
-            points = [(batch, float(best[model, precision, batch][runner]["images_per_s"])) for batch in batches
-                      if runner in best.get((model, precision, batch), {})]
-            if points:
+            if points := throughput(model, precision, runner):
                 ours = runner == OURS
                 (handles[runner],) = axis.plot(*zip(*points), color=colour, marker=marker, label=label,
                                                markersize=7 if ours else 5.5, linewidth=2.6 if ours else 1.4)
@@ -84,7 +93,7 @@ def draw(rows: list[Row], title: str) -> plt.Figure:
         axis.set_xlabel("batch")
     for axis in axes[:, 0]:
         axis.set_ylabel("images per second")
-    figure.legend(handles=[handles[runner] for runner in STYLES if runner in handles], loc="outside lower center",
+    figure.legend(handles=[handles[line] for line in (*STYLES, "fp16") if line in handles], loc="outside lower center",
                   ncols=3, fontsize=9, frameon=False,
                   title="each runner's best: with or without a CUDA graph, any mode of torch.compile", title_fontsize=9)
     return figure

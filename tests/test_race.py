@@ -21,6 +21,7 @@ from utils import LATENCY_COLUMNS, ROOT, UserError, append_rows, latency_rows, r
 
 sys.path.insert(1, str(ROOT / "Results"))
 import draw_latency
+from latency_tables import runner_table
 
 
 def row(runner: str, batch: int, ms: float, notes: str = "", **values: str) -> dict[str, str]:
@@ -380,6 +381,19 @@ def test_speedup_is_our_best_against_the_best_other_that_is_right():
     assert [bool(row_problem(each)) for each in ROWS] == [False, False, True] + [False] * 5 + [True, False]
 
 
+def test_int8_is_compared_with_our_fp16_too():
+    int8 = row("trt-plugins", 8, 1.6, "m_attention_int8; CUDA graph; good", precision="int8")
+    slower = row("trt", 8, 9.0, "m_int8; CUDA graph; good", precision="int8")
+    best = draw_latency.best_rows([*ROWS, int8, slower])
+    assert [line for line in draw_latency.speedup_table(best) if line[1] == "int8"] == [
+        ["m", "int8", "8", "1.600", "1.000e-03", "trt-plugins fp16", "2.000", "1.000e-03", "1.25"]]
+    names = {"trt-plugins": "ours", "trt": "theirs"}
+    assert runner_table(best, "int8", names) == [
+        ["ms", "m b8"], ["ours", "1.600"], ["theirs", "9.000"],
+        ["plugins, times as fast as the best other or FP16 with plugins", "1.25"]]
+    assert runner_table(best, "fp16", names)[-1] == ["plugins, times as fast as the best other", "2.40", "1.25"]
+
+
 def test_the_fastest_trt_row_counts_and_says_that_it_is_of_timms_export():
     rows = [*ROWS, {**TIMM_ROWS[1], "latency_ms_median": "1.1"}]
     assert draw_latency.speedup_table(draw_latency.best_rows(rows))[1] == [
@@ -416,3 +430,11 @@ def test_plot_has_a_panel_for_each_model_and_precision_and_a_line_for_each_runne
     assert len({style[1] for style in draw_latency.STYLES.values()}) == len(draw_latency.STYLES)
     assert set(draw_latency.STYLES) == {entrant.runner for entrant in race.ENTRANTS}
     assert math.isfinite(fp16.get_ylim()[1])
+
+
+def test_int8_has_the_last_panel_with_our_fp16_beside_it():
+    int8 = row("trt-plugins", 8, 1.6, "m_attention_int8; CUDA graph; good", precision="int8")
+    panel = draw_latency.draw([*ROWS, int8], "title").axes[-1]
+    assert panel.get_title() == "m, INT8"
+    assert {line.get_label(): line.get_xydata().tolist() for line in panel.get_lines()} == {
+        "these plugins in FP16": [[1, 2000], [8, 4000]], "TensorRT with this project's plugins": [[8, 5000]]}

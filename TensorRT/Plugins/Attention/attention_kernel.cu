@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common/gpu.h"
 #include "common/launch.cuh"
 #include "common/mma.cuh"
 #include "common/quantize.cuh"
@@ -617,22 +618,19 @@ void launch_tensor_core(const Tensors& t, const Shape& shape, int multiprocessor
 // first_major: the compute capability from which on tensor cores multiply T.
 template <typename T, bool kCosine>
 void launch_fastest(const Tensors& t, const Shape& shape, int first_major, cudaStream_t stream) {
-    int device = 0, major = 0, multiprocessors = 1;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    swin::Gpu const gpu = swin::current_gpu();
     bool const aligned = (reinterpret_cast<uintptr_t>(t.qkv) | reinterpret_cast<uintptr_t>(t.y)) % 16 == 0 &&
                          reinterpret_cast<uintptr_t>(t.bias) % 8 == 0;
-    if (major < first_major || !aligned) {
+    if (gpu.major < first_major || !aligned) {
         launch_plain<T, kCosine>(t, shape, stream);
     } else if (shape.positions <= 56) {  // window 7: 49 keys are 7 columns of 8
-        launch_tensor_core<T, kCosine, 4, 7, true>(t, shape, multiprocessors, stream);
+        launch_tensor_core<T, kCosine, 4, 7, true>(t, shape, gpu.multiprocessors, stream);
     } else if (shape.positions <= 64) {
-        launch_tensor_core<T, kCosine, 4, 8, true>(t, shape, multiprocessors, stream);
+        launch_tensor_core<T, kCosine, 4, 8, true>(t, shape, gpu.multiprocessors, stream);
     } else if (shape.positions % 48 == 0 && shape.positions % 64 != 0) {  // window 12: 144 = 3 * 48, without padding
-        launch_tensor_core<T, kCosine, 3, 6, false>(t, shape, multiprocessors, stream);
+        launch_tensor_core<T, kCosine, 3, 6, false>(t, shape, gpu.multiprocessors, stream);
     } else {
-        launch_tensor_core<T, kCosine, 4, 8, false>(t, shape, multiprocessors, stream);
+        launch_tensor_core<T, kCosine, 4, 8, false>(t, shape, gpu.multiprocessors, stream);
     }
 }
 

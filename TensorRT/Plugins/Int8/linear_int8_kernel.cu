@@ -7,6 +7,7 @@
 #include <climits>
 
 #include "common/gelu.cuh"
+#include "common/gpu.h"
 #include "common/mma.cuh"
 #include "common/quantize.cuh"
 
@@ -147,12 +148,8 @@ int swin_linear_int8(const void* x, const void* weight, const float* scale, cons
     a.inverse_y_scale = a.quantized ? 1.0F / y_scale : 0.0F;
     a.stream = stream;
 
-    int device = 0, major = 0, minor = 0, multiprocessors = 1;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    const bool sm90 = major == 9 && minor == 0 && linear_int8_sm90 != nullptr && out_features % 32 == 0
+    const Gpu gpu = current_gpu();
+    const bool sm90 = gpu.is_sm90() && linear_int8_sm90 != nullptr && out_features % 32 == 0
         && (residual == nullptr || !a.quantized);
-    return sm90 ? linear_int8_sm90(a, multiprocessors) : launch(a);
+    return sm90 ? linear_int8_sm90(a, gpu.multiprocessors) : launch(a);
 }

@@ -9,6 +9,7 @@
 
 #include <cublasLt.h>
 
+#include "common/gpu.h"
 #include "common/vector_io.cuh"
 #include "linear_sm90_kernel.h"
 
@@ -231,14 +232,10 @@ template <class T> int run(const Linear& a) {
 int run_half(const Linear& a) {
     const bool fits = linear_sm90 != nullptr && a.rows <= INT_MAX - 128 && a.in_features % 8 == 0
         && a.out_features % 8 == 0 && aligned(a);
-    int device = 0, major = 0, minor = 0, multiprocessors = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (!fits || major != 9 || minor != 0) return run<__half>(a);
+    const Gpu gpu = current_gpu();
+    if (!fits || !gpu.is_sm90()) return run<__half>(a);
     return linear_sm90(a.x, a.weight, a.bias, a.residual, a.y, static_cast<int>(a.rows), a.in_features, a.out_features,
-        a.gelu, multiprocessors, a.stream);
+        a.gelu, gpu.multiprocessors, a.stream);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include "LayerNorm/layernorm_kernel.h"
 #include "LayerNormPlugin_with_params/layernorm_fused_kernel.h"
+#include "common/gpu.h"
 #include "common/rows.cuh"
 #include "mlp_sm90_kernel.h"
 
@@ -99,16 +100,10 @@ int swin_mlp(const void* x, const float* gamma, const float* beta, const void* w
     }
     swin::Mlp mlp{x, gamma, beta, weight1, bias1, weight2, bias2, y, 0, width, hidden, norm_first == 1, epsilon,
         stream};
-    if (type == SWIN_FP16 && swin::fits_sm90(mlp, rows)) {
-        int device = 0, major = 0, minor = 0, multiprocessors = 0;
-        cudaGetDevice(&device);
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-        if (major == 9 && minor == 0) {
-            mlp.rows = static_cast<int>(rows);
-            return swin::mlp_sm90(mlp, multiprocessors);
-        }
+    const swin::Gpu gpu = swin::current_gpu();
+    if (type == SWIN_FP16 && gpu.is_sm90() && swin::fits_sm90(mlp, rows)) {
+        mlp.rows = static_cast<int>(rows);
+        return swin::mlp_sm90(mlp, gpu.multiprocessors);
     }
     const size_t row_bytes = static_cast<size_t>(hidden) * swin::bytes_of(type);
     if (workspace == nullptr || workspace_bytes < SWIN_LINEAR_WORKSPACE_BYTES + row_bytes) return cudaErrorInvalidValue;

@@ -63,7 +63,7 @@ template <class Shape> struct Shared {
           xs_empty(xs_full + Shape::kXBuffers * Shape::kWarpgroups) {}
     __device__ __forceinline__ uint8_t* weight1(int stage) const { return stages + stage * Shape::kStageBytes; }
     __device__ __forceinline__ uint8_t* weight2(int stage) const { return weight1(stage) + Shape::kWeight1Bytes; }
-    // Where a warpgroup's number-th rows are, and for the how-manieth time.
+    // In which buffer a warpgroup's number-th rows are.
     __device__ __forceinline__ int buffer(int warpgroup, int number) const {
         return number % Shape::kXBuffers * Shape::kWarpgroups + warpgroup;
     }

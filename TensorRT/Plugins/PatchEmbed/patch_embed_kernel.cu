@@ -16,6 +16,7 @@
 #include <climits>
 #include <cstdint>
 
+#include "common/gpu.h"
 #include "common/mma.cuh"
 #include "common/rows.cuh"
 
@@ -322,18 +323,15 @@ int launch_tensor_core(const PatchEmbedArguments& a, int multiprocessors, cudaSt
 
 // first_major: the compute capability from which on tensor cores multiply T.
 template <class T> int launch_16_bit(const PatchEmbedArguments& a, int first_major, cudaStream_t stream) {
-    int device = 0, major = 0, multiprocessors = 1;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    const bool fits = major >= first_major && a.in_channels == kColours && a.patch_size == kPatch && a.width % 8 == 0
+    const Gpu gpu = current_gpu();
+    const bool fits = gpu.major >= first_major && a.in_channels == kColours && a.patch_size == kPatch && a.width % 8 == 0
         && aligned16(a.x) && aligned16(a.weight) && aligned16(a.y);
     switch (fits ? a.channels : 0) {
-    case 32: return launch_tensor_core<T, 1>(a, multiprocessors, stream);
-    case 64: return launch_tensor_core<T, 2>(a, multiprocessors, stream);
-    case 96: return launch_tensor_core<T, 3>(a, multiprocessors, stream);
-    case 128: return launch_tensor_core<T, 4>(a, multiprocessors, stream);
-    case 192: return launch_tensor_core<T, 6>(a, multiprocessors, stream);
+    case 32: return launch_tensor_core<T, 1>(a, gpu.multiprocessors, stream);
+    case 64: return launch_tensor_core<T, 2>(a, gpu.multiprocessors, stream);
+    case 96: return launch_tensor_core<T, 3>(a, gpu.multiprocessors, stream);
+    case 128: return launch_tensor_core<T, 4>(a, gpu.multiprocessors, stream);
+    case 192: return launch_tensor_core<T, 6>(a, gpu.multiprocessors, stream);
     default: return launch_plain<T>(a, stream);
     }
 }

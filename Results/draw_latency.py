@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -95,7 +96,7 @@ def draw(rows: list[Row], title: str) -> plt.Figure:
         axis.set_ylabel("images per second")
     figure.legend(handles=[handles[line] for line in (*STYLES, "fp16") if line in handles], loc="outside lower center",
                   ncols=3, fontsize=9, frameon=False,
-                  title="each runner's best: with or without a CUDA graph, any mode of torch.compile", title_fontsize=9)
+                  title=textwrap.fill(what_counts(rows), 100), title_fontsize=9)
     return figure
 
 

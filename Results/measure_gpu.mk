@@ -191,21 +191,21 @@ $(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8: $(RUN)/accuracy%_int8: $(PLANS)/swi
 	    --runner torch-fp32$(comma)engine --plan $<)
 $(RUN)/question: $(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8
 	$(call run,$(OTHER),bash TensorRT/swinv2_question.sh --cfg models/swinv2_micro.yaml)
+KERNEL_TESTS := python3 -m pytest -m gpu -q tests/test_kernels_gpu.py tests/test_int8_kernels_gpu.py
 $(RUN)/kernel-tests: $(RUN)/question
-	$(call run,$(OTHER),python3 -m pytest -m gpu -q tests/test_kernels_gpu.py tests/test_int8_kernels_gpu.py)
+	$(call run,$(OTHER),$(KERNEL_TESTS))
 $(RUN)/micro: $(RUN)/kernel-tests
 	$(call run,$(OTHER),VENV=none bash run_all.sh)
 ALONE := memory engine-tests memcheck racecheck
-SANITIZED := python3 -m pytest -m gpu -q tests/test_kernels_gpu.py tests/test_int8_kernels_gpu.py
 $(RUN)/memory: $(RUN)/micro $(COMPILED) $(ALL_PLANS)
 	$(call run,$(OTHER),$(TRT_PYTHON) TRT_test.py --memory \
 	    --plan $(call plans,$(ENGINES1) $(ENGINES2) 1_attention_int8 2_attention_int8))
 $(RUN)/engine-tests: $(RUN)/memory
 	$(call run,$(OTHER),$(TRT_PYTHON) -m pytest --noconftest -m gpu -rs -v tests/test_engines_gpu.py tests/test_int8_cache_gpu.py)
 $(RUN)/memcheck: $(RUN)/engine-tests
-	$(call run,$(OTHER),compute-sanitizer --tool memcheck --kernel-name kns=swin $(SANITIZED))
+	$(call run,$(OTHER),compute-sanitizer --tool memcheck --kernel-name kns=swin $(KERNEL_TESTS))
 $(RUN)/racecheck: $(RUN)/memcheck
-	$(call run,$(OTHER),compute-sanitizer --tool racecheck --kernel-name kns=swin $(SANITIZED))
+	$(call run,$(OTHER),compute-sanitizer --tool racecheck --kernel-name kns=swin $(KERNEL_TESTS))
 
 other: $(RUN)/question $(ALONE:%=$(RUN)/%)
 

@@ -6,8 +6,8 @@
 #
 # Makes stressed weights (models/stress.py), graphs, engines and engines with marked tensors, runs them, and writes
 # Results/swinv2_question.csv and Results/swinv2_question_<model>.png. What was made before by the same command from the
-# same files is not made again. Everything else lies in .cache/swinv2_question/, its logs in logs/ there. Two calls for two models
-# may run at once, each on its own GPU (CUDA_VISIBLE_DEVICES).
+# same files is not made again. Everything else lies in .cache/swinv2_question/, its logs in logs/ there. Two calls for
+# two models may run at once, each on its own GPU (CUDA_VISIBLE_DEVICES).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

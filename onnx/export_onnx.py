@@ -44,6 +44,18 @@ def opset(text: str) -> int:
     return int(text)
 
 
+def output_file(given: Path | None, name: str) -> Path:
+    """What --output gives, else onnx/<name>.onnx.
+
+    Raises:
+        UserError: not the name of an ONNX file.
+    """
+    output = given or ROOT / "onnx" / f"{name}.onnx"
+    if output.suffix != ".onnx" or output.is_dir():
+        raise UserError(f"{shown(output)}: not the name of an ONNX file; let --output end with .onnx")
+    return output
+
+
 def trace(model: torch.nn.Module, opset_version: int) -> onnx.ModelProto:
     """What torch's TorchScript exporter makes of a model that takes float32 [batch, 3, S, S]."""
     # Two images: a batch of one could be traced as a dimension to squeeze or broadcast.
@@ -116,9 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help="ONNX file to write (default: onnx/<MODEL.NAME>.onnx)")
     args = parser.parse_args(arguments)
     config = get_config(args.cfg, args.opts, args.type)
-    output = args.output or ROOT / "onnx" / f"{config.MODEL.NAME}.onnx"
-    if output.suffix != ".onnx" or output.is_dir():
-        raise UserError(f"{shown(output)}: not the name of an ONNX file; let --output end with .onnx")
+    output = output_file(args.output, config.MODEL.NAME)
 
     start = time.perf_counter()
     checkpoint = checkpoint_path(config, args.resume, args.pretrained)

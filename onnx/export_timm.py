@@ -25,6 +25,8 @@ from yacs.config import CfgNode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
+from export_onnx import output_file  # noqa: E402
+
 from config import add_model_arguments, get_config  # noqa: E402
 from models.build import checkpoint_path, load_model  # noqa: E402
 from models.swin import SwinTransformer  # noqa: E402
@@ -105,9 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: must be above zero")
     config = get_config(args.cfg, args.opts, args.type)
-    output = args.output or ROOT / "onnx" / f"{config.MODEL.NAME}_timm_b{args.batch}.onnx"
-    if output.suffix != ".onnx" or output.is_dir():
-        raise UserError(f"{shown(output)}: not the name of an ONNX file; let --output end with .onnx")
+    output = output_file(args.output, f"{config.MODEL.NAME}_timm_b{args.batch}")
 
     start = time.perf_counter()
     checkpoint = checkpoint_path(config, args.resume, args.pretrained)

@@ -690,6 +690,20 @@ def test_gelu_in_other_forms(exported):
         assert_same(patched, model)
 
 
+def exposed(find: Callable[[gs.Graph], gs.Tensor], directly: bool) -> Callable[[gs.Graph], None]:
+    """Make a tensor an output of the model, or let one be made of it."""
+    def expose(graph: gs.Graph) -> None:
+        tensor = find(graph)
+        if not directly:
+            negative = gs.Variable("negative")
+            graph.nodes.append(gs.Node("Neg", "negative", inputs=[tensor], outputs=[negative]))
+            tensor = negative
+        tensor.dtype = np.float32
+        graph.outputs.append(tensor)
+
+    return expose
+
+
 @pytest.mark.parametrize(("find", "parts"), [
     (lambda graph: next(node for node in graph.nodes if node.op == "Erf").inputs[0].inputs[0].inputs[0],
      {(1, False): 3, (0, True): 8, (0, False): 6}),                      # fc1's output
@@ -703,16 +717,7 @@ def test_gelu_in_other_forms(exported):
 @pytest.mark.parametrize("directly", [True, False])
 def test_what_is_read_elsewhere_stays(directly, find, parts, exported):
     """A tensor inside a linear layer that is an output of the model, or goes into one."""
-    def expose(graph: gs.Graph) -> None:
-        tensor = find(graph)
-        if not directly:
-            negative = gs.Variable("negative")
-            graph.nodes.append(gs.Node("Neg", "negative", inputs=[tensor], outputs=[negative]))
-            tensor = negative
-        tensor.dtype = np.float32
-        graph.outputs.append(tensor)
-
-    model = with_node(exported("v1-17").onnx, expose)
+    model = with_node(exported("v1-17").onnx, exposed(find, directly))
     patched, found = linear_parts(model)
     assert found == parts
     assert_same(patched, model)
@@ -748,20 +753,6 @@ def gelu_twice(graph: gs.Graph) -> None:
     _, fc2 = first_mlp(graph)
     fc2.attrs["gelu"] = 1
     fc2.inputs = fc2.inputs[:3]
-
-
-def exposed(find: Callable[[gs.Graph], gs.Tensor], directly: bool) -> Callable[[gs.Graph], None]:
-    """Make a tensor an output of the model, or let one be made of it."""
-    def expose(graph: gs.Graph) -> None:
-        tensor = find(graph)
-        if not directly:
-            negative = gs.Variable("negative")
-            graph.nodes.append(gs.Node("Neg", "negative", inputs=[tensor], outputs=[negative]))
-            tensor = negative
-        tensor.dtype = np.float32
-        graph.outputs.append(tensor)
-
-    return expose
 
 
 @pytest.mark.parametrize(("kind", "change", "reason"), [

@@ -7,8 +7,8 @@ namespace {
 
 // How long a product takes with a tile, in us: `start`, for each wave of blocks `wave` and for each step of K in it
 // `step`, and as much again by how full the waves are (`full`, `full_step`). Fitted to what an H100 took for the products
-// of Small at batches 1, 32 and 128 (Results/experiments.md); what is chosen by it is within 4 % of the fastest of ten
-// tiles.
+// of Small at batches 1, 32 and 128 (Results/experiments.md); what is chosen by it takes 1 to 5 % more than the fastest of
+// eight tiles for each.
 struct TileTime {
     int rows, features, blocks;
     float start, wave, step, full, full_step;
@@ -21,26 +21,39 @@ struct TileTime {
         return start + waves * (wave + step * steps) + filled * (full + full_step * steps);
     }
 };
-// Without and with a residual, whose reading takes registers and time.
 constexpr TileTime kSmall{64, 64, 2, 0.885F, 0.339F, 0.202F, 1.381F, 0.0F};
-constexpr TileTime kMedium{128, 96, 2, 0.826F, 1.214F, 0.198F, 1.693F, 0.316F};
-constexpr TileTime kLarge{128, 128, 2, 0.616F, 1.978F, 0.237F, 1.476F, 0.499F};
+constexpr TileTime kMedium{128, 96, 1, 1.081F, 0.628F, 0.235F, 0.688F, 0.015F};
+constexpr TileTime kLarge{128, 128, 1, 1.306F, 0.640F, 0.287F, 0.862F, 0.0F};
+// GELU takes time, and so does a residual, whose reading takes registers besides.
+constexpr TileTime kMediumGelu{128, 96, 1, 1.305F, 1.085F, 0.142F, 0.425F, 0.0F};
 constexpr TileTime kSmallAdding{64, 64, 2, 0.0F, 1.391F, 0.197F, 0.769F, 0.0F};
-constexpr TileTime kMediumAdding{64, 96, 3, 0.0F, 1.534F, 0.250F, 2.979F, 0.251F};
-constexpr TileTime kLargeAdding{128, 192, 1, 0.0F, 2.500F, 0.435F, 1.580F, 0.187F};
+constexpr TileTime kNarrowAdding{64, 96, 3, 0.0F, 1.609F, 0.251F, 2.733F, 0.239F};
+constexpr TileTime kMediumAdding{128, 96, 1, 0.0F, 2.117F, 0.251F, 0.605F, 0.025F};
+constexpr TileTime kWideAdding{64, 192, 1, 0.605F, 2.040F, 0.241F, 0.0F, 0.061F};
 
 template <class Output> int multiply_fastest(const Product& p) {
-    const float small = kSmall(p), medium = kMedium(p), large = kLarge(p);
-    if (small <= std::min(medium, large)) return multiply<int8_t, Output, false, Tile<64, 64, 2>>(p);
-    return medium <= large ? multiply<int8_t, Output, false, Tile<128, 96, 2>>(p)
-                           : multiply<int8_t, Output, false, Tile<128, 128, 2>>(p);
+    using Small = Tile<64, 64, 2>;
+    using Medium = Tile<128, 96, 1, 2>;
+    const float small = kSmall(p);
+    if (p.gelu) {
+        return small <= kMediumGelu(p) ? multiply_then<int8_t, Output, After::kGelu, Small>(p)
+                                       : multiply_then<int8_t, Output, After::kGelu, Medium>(p);
+    }
+    const float medium = kMedium(p), large = kLarge(p);
+    if (small <= std::min(medium, large)) return multiply_then<int8_t, Output, After::kNothing, Small>(p);
+    return medium <= large ? multiply_then<int8_t, Output, After::kNothing, Medium>(p)
+                           : multiply_then<int8_t, Output, After::kNothing, Tile<128, 128, 1, 2>>(p);
 }
 
+template <class Tile> int multiply_and_add(const Product& p) {
+    return multiply_then<int8_t, __half, After::kResidual, Tile>(p);
+}
 int multiply_and_add_fastest(const Product& p) {
-    const float small = kSmallAdding(p), medium = kMediumAdding(p), large = kLargeAdding(p);
-    if (small <= std::min(medium, large)) return multiply<int8_t, __half, true, Tile<64, 64, 2>>(p);
-    return medium <= large ? multiply<int8_t, __half, true, Tile<64, 96, 3>>(p)
-                           : multiply<int8_t, __half, true, Tile<128, 192, 1>>(p);
+    const float small = kSmallAdding(p), narrow = kNarrowAdding(p), medium = kMediumAdding(p), wide = kWideAdding(p);
+    const float fastest = std::min({small, narrow, medium, wide});
+    if (fastest == small) return multiply_and_add<Tile<64, 64, 2>>(p);
+    if (fastest == narrow) return multiply_and_add<Tile<64, 96, 3>>(p);
+    return fastest == medium ? multiply_and_add<Tile<128, 96, 1, 2>>(p) : multiply_and_add<Tile<64, 192, 1, 3>>(p);
 }
 
 }  // namespace

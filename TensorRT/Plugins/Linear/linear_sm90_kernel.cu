@@ -7,27 +7,29 @@ namespace swin {
 namespace {
 
 template <class Tile> int by_own(const Product& p) {
-    if (p.residual == nullptr) return multiply<__half, __half, false, Tile>(p);
-    return multiply<__half, __half, true, Tile>(p);
+    if (p.residual != nullptr) return multiply_then<__half, __half, After::kResidual, Tile>(p);
+    return p.gelu ? multiply_then<__half, __half, After::kGelu, Tile>(p)
+                  : multiply_then<__half, __half, After::kNothing, Tile>(p);
 }
 template <int kRows, int kFeatures> int by_cutlass(const Product& p) {
     if (p.residual == nullptr) return multiply_by_cutlass<false, kRows, kFeatures>(p);
     return multiply_by_cutlass<true, kRows, kFeatures>(p);
 }
 
-// As measured on an H100 over the products of Small at batches 1, 32 and 128 (Results/experiments.md): within 1 % of
+// As measured on an H100 over the products of Small at batches 1, 32 and 128 (Results/experiments.md): within 3 % of
 // the fastest of a dozen tiles for each.
 int multiply_fastest(const Product& p) {
     const int all = p.multiprocessors, steps = steps_of<__half>(p), large = tiles_of(p, 128, 128);
-    if (p.out_features % kFeatureGroup == 0) {
-        if (steps <= 6 && tiles_of(p, 64, 64) <= 3 * all) return by_own<Tile<64, 64, 2>>(p);
-        if (tiles_of(p, 128, 192) <= all && all < large && large <= 2 * all) return by_own<Tile<128, 192, 1>>(p);
-    }
+    const bool own = p.out_features % kFeatureGroup == 0;
+    if (own && steps <= 6 && tiles_of(p, 64, 64) <= 3 * all) return by_own<Tile<64, 64, 2>>(p);
+    if (own && tiles_of(p, 128, 192) <= all && all < large && large <= 2 * all) return by_own<Tile<128, 192, 1>>(p);
     // A tile of 64 x 64 takes 0.45 times as long as one of 128 x 128; multiprocessors take them in waves.
     const auto waves = [all](int tiles) { return (tiles + all - 1) / all; };
     if (0.45F * static_cast<float>(waves(tiles_of(p, 64, 64))) < static_cast<float>(waves(large))) {
         return by_cutlass<64, 64>(p);
     }
+    // GELU takes two warpgroups each of ours; without, CUTLASS's stores are the faster ones where y is large.
+    if (own && (p.gelu || (p.residual == nullptr && large <= 5 * all))) return by_own<Tile<128, 128, 1, 2>>(p);
     return by_cutlass<128, 128>(p);
 }
 

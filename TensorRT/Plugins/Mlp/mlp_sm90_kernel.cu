@@ -206,11 +206,12 @@ __device__ __forceinline__ void store_rows(
     float mean[2] = {}, deviation[2] = {};
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-        const Features<__half> features(a.epilogue, first_feature + group * kFeatureGroup);
+        float bias[8];
+        unpack_halves(bias, load_constant(static_cast<const __half*>(a.epilogue.bias) + first_feature + group * kFeatureGroup));
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) mean[r] += sums[index_of(group, r, i)] += features.bias[i];
+            for (int i = 0; i < 8; ++i) mean[r] += sums[index_of(group, r, i)] += bias[i];
         }
     }
 #pragma unroll
@@ -367,7 +368,7 @@ template <class Shape, bool kNormFirst> int launch_mlp(const Mlp& a, int multipr
     const cudaError_t error = allow_shared_memory<kKernel>(Shape::kSharedBytes);
     if (error != cudaSuccess) return error;
     const MlpArguments arguments{{a.gamma, a.beta, a.epsilon}, static_cast<const __half*>(a.bias1),
-        {nullptr, a.bias2, static_cast<const __half*>(a.x), a.y, a.rows, a.width, false, 0.0F}, a.hidden / kHidden};
+        {nullptr, a.bias2, static_cast<const __half*>(a.x), a.y, a.rows, a.width, 0.0F}, a.hidden / kHidden};
     const int blocks = (a.rows + 64 * Shape::kWarpgroups - 1) / (64 * Shape::kWarpgroups);
     return launch<kKernel>(std::min(blocks, multiprocessors), Shape::kThreads, Shape::kSharedBytes, a.stream, maps,
         arguments);

@@ -1,6 +1,8 @@
 // GELU, x * Phi(x), with Phi the normal distribution function and not its tanh form.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "mma.cuh"
 
 namespace swin {
@@ -18,6 +20,21 @@ __device__ __forceinline__ float gelu(float x) {
     exponent = fmaf(exponent, a, -1.15078771F);
     exponent = fmaf(exponent, a, -1.00003767F);
     return fmaf(-a, exp2_approximate(exponent), fmaxf(x, 0.0F));
+}
+
+// The same of two FP16 in FP16, half as many instructions, for a result that is then rounded to INT8: at most 4.2e-4 and
+// a rounding off for every FP16 (numpy emulation of the steps, with what PTX allows ex2.approx.f16 to be off).
+__device__ __forceinline__ __half2 gelu(__half2 x) {
+    const __half2 a = __hmin2(__habs2(x), __float2half2_rn(65504.0F));  // infinity times a tail of 0 is no number
+    __half2 exponent = __float2half2_rn(-4.73293970e-4F);
+    exponent = __hfma2(exponent, a, __float2half2_rn(7.08446093e-3F));
+    exponent = __hfma2(exponent, a, __float2half2_rn(-5.18271700e-2F));
+    exponent = __hfma2(exponent, a, __float2half2_rn(-4.59992647e-1F));
+    exponent = __hfma2(exponent, a, __float2half2_rn(-1.15078771F));
+    exponent = __hfma2(exponent, a, __float2half2_rn(-1.00003767F));
+    uint32_t tail;
+    asm("ex2.approx.f16x2 %0, %1;" : "=r"(tail) : "r"(*reinterpret_cast<const uint32_t*>(&exponent)));
+    return __hfma2(__hneg2(a), *reinterpret_cast<const __half2*>(&tail), __hmax2(x, __float2half2_rn(0.0F)));
 }
 
 }  // namespace swin

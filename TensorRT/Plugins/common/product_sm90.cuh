@@ -2,8 +2,9 @@
 // y = act(x weight^T [* scale] + bias) + residual.
 //
 // A block computes tile after tile of y: one warp has tiles of x and weight copied into a ring of stages in shared memory,
-// warpgroups multiply them. Several blocks share a multiprocessor, so that while one is in its epilogue the tensor cores
-// work for the others: Swin's products are short (K is 96 to 768 in most of them) and their epilogues as long.
+// warpgroups multiply them. So that the tensor cores work while sums become y (Swin's products are short, K is 96 to 768
+// in most of them, and their epilogues as long), either teams of warpgroups take turns, each multiplying while the others
+// are in their epilogues, or several blocks share a multiprocessor.
 // Weights are copied before the kernel waits for the one before it: they are constants.
 //
 // The columns of a tile are permuted, so that a thread's sums of a row are 8 neighbouring features: row 32g + 8q + 2s + b
@@ -24,7 +25,7 @@ struct Product {
     const void *x, *weight;  // [rows, K] and [N, K], INT8 or FP16
     const float* scale;      // [N]; INT8 alone
     const void* bias;        // [N]; FP32 where x is INT8, FP16 where it is FP16
-    const void* residual;    // [rows, N] FP16, where kResidual
+    const void* residual;    // [rows, N] FP16, or null
     void* y;                 // [rows, N]
     int rows, in_features, out_features;
     bool gelu;
@@ -38,18 +39,19 @@ constexpr int kFeatureGroup = 32;
 
 // --- epilogue --------------------------------------------------------------------------------------------------------
 
+enum class After { kNothing, kGelu, kResidual };  // the bias
+
 struct Epilogue {
     const float* scale;
     const void* bias;
     const __half* residual;
     void* y;
     int rows, features;
-    bool gelu;
     float inverse_y_scale;
 };
 
-// Constants, read where they are needed: of a plain load the compiler would make one long before, and keep what it read in
-// registers that the sums need.
+// Constants, read where they are asked for: a plain load the compiler would move, and keep what it read in registers that
+// the sums need.
 __device__ __forceinline__ uint4 load_constant(const void* from) {
     uint4 x;
     asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
@@ -70,23 +72,28 @@ __device__ __forceinline__ void unpack_halves(float (&to)[8], const uint4& from)
     }
 }
 
-// What 8 neighbouring features of y need beside the sums.
+// What 8 neighbouring features of y need beside the sums; of features past the last, anything.
 template <class Element> struct Features;
 template <> struct Features<__half> {
-    float bias[8];
-    __device__ __forceinline__ Features(const Epilogue& e, int feature) {
-        unpack_halves(bias, load_constant(static_cast<const __half*>(e.bias) + feature));
+    uint4 bias;
+    __device__ __forceinline__ Features(const Epilogue& e, int feature)
+        : bias(load_constant(static_cast<const __half*>(e.bias) + min(feature, e.features - 8))) {}
+    __device__ __forceinline__ void add_to(float (&value)[8], const float (&sums)[8]) const {
+        unpack_halves(value, bias);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) value[i] += sums[i];
     }
-    __device__ __forceinline__ float value(float sum, int i) const { return sum + bias[i]; }
 };
 template <> struct Features<int8_t> {
     float scale[8], bias[8];
     __device__ __forceinline__ Features(const Epilogue& e, int feature) {
+        feature = min(feature, e.features - 8);
         load_floats(scale, e.scale + feature);
         load_floats(bias, static_cast<const float*>(e.bias) + feature);
     }
-    __device__ __forceinline__ float value(int sum, int i) const {
-        return fmaf(static_cast<float>(sum), scale[i], bias[i]);
+    __device__ __forceinline__ void add_to(float (&value)[8], const int (&sums)[8]) const {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) value[i] = fmaf(static_cast<float>(sums[i]), scale[i], bias[i]);
     }
 };
 
@@ -96,42 +103,58 @@ __device__ __forceinline__ uint4 packed_halves(const float (&value)[8]) {
         P::pack(value[6], value[7]));
 }
 
-// Sums of 8 neighbouring features of a row to y; the same features of the residual where kResidual.
-template <class Element, class Output, bool kResidual, class Sum>
-__device__ __forceinline__ void store(
-    const Epilogue& e, const Features<Element>& features, int row, int feature, const Sum (&sums)[8], const uint4& residual) {
-    const long long at = static_cast<long long>(row) * e.features + feature;
+// Sums of 8 neighbouring features of a row to y.
+template <After AFTER, class Element, class Output, class Sum>
+__device__ __forceinline__ void store(const Epilogue& e, const Features<Element>& features, long long at,
+    const Sum (&sums)[8], const uint4& residual) {
     float value[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) value[i] = features.value(sums[i], i);
-    if constexpr (kResidual) {
+    features.add_to(value, sums);
+    if constexpr (AFTER == After::kResidual) {
         float addend[8];
         unpack_halves(addend, residual);
 #pragma unroll
         for (int i = 0; i < 8; ++i) value[i] += addend[i];
-    } else if (e.gelu) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) value[i] = gelu(value[i]);
     }
     if constexpr (std::is_same_v<Output, int8_t>) {
-        store_quantized<8>(static_cast<int8_t*>(e.y) + at, value, e.inverse_y_scale);
+        int8_t* const y = static_cast<int8_t*>(e.y) + at;
+        if constexpr (AFTER == After::kGelu) {
+            __half2 pairs[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) pairs[i] = gelu(__floats2half2_rn(value[2 * i], value[2 * i + 1]));
+            store_quantized_but_for_ties(y, pairs, e.inverse_y_scale);
+        } else {
+            store_quantized_but_for_ties(y, value, e.inverse_y_scale);
+        }
     } else {
+        if constexpr (AFTER == After::kGelu) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) value[i] = gelu(value[i]);
+        }
         *reinterpret_cast<uint4*>(static_cast<__half*>(e.y) + at) = packed_halves(value);
     }
 }
 
 // --- the ring of stages ------------------------------------------------------------------------------------------------
 
-// kRows x kFeatures of y at a time, a warpgroup to 64 rows; kBlocks blocks to a multiprocessor.
-template <int kRows_, int kFeatures_, int kBlocks_> struct Tile {
-    static constexpr int kRows = kRows_, kFeatures = kFeatures_, kBlocks = kBlocks_;
-    static constexpr int kConsumers = 2 * kRows;  // threads that multiply
-    static constexpr int kThreads = kConsumers + 32;
+// kRows x kFeatures of y at a time, a warpgroup to 64 rows: a team. kTeams teams to a block, each with tiles of its own;
+// kBlocks blocks to a multiprocessor.
+template <int kRows_, int kFeatures_, int kBlocks_, int kTeams_ = 1> struct Tile {
+    static constexpr int kRows = kRows_, kFeatures = kFeatures_, kBlocks = kBlocks_, kTeams = kTeams_;
+    static constexpr int kTeam = 2 * kRows;            // threads
+    static constexpr int kConsumers = kTeams * kTeam;  // threads that multiply
+    static constexpr int kThreads = kConsumers + (kTeams > 1 ? 128 : 32);
+    // A quarter of a multiprocessor has 512 registers for each lane and runs a warp of each warpgroup. Of what all have at
+    // first, the warpgroup that copies keeps few, and those that multiply get the rest.
+    static constexpr int kWarpgroups = kConsumers / 128, kCopyRegisters = 24;
+    static constexpr int kFirstRegisters = 512 / kBlocks / (kWarpgroups + 1) / 8 * 8;
+    static constexpr int kRegistersThatFit
+        = (kFirstRegisters * (kWarpgroups + 1) - kCopyRegisters) / kWarpgroups / 8 * 8;
+    static constexpr int kConsumerRegisters = kRegistersThatFit < 240 ? kRegistersThatFit : 240;
     static constexpr int kXBytes = kRows * kTileBytes, kStageBytes = (kRows + kFeatures) * kTileBytes;
-    // A multiprocessor has 228 KiB of shared memory, of which each block loses one; barriers take 16 bytes a stage.
+    // A multiprocessor has 228 KiB of shared memory, of which each block loses one; barriers take 8 bytes each.
     static constexpr int kStagesThatFit = ((228 << 10) / kBlocks - 1024 - 256) / kStageBytes;
     static constexpr int kStages = kStagesThatFit < 8 ? kStagesThatFit : 8;
-    static constexpr int kSharedBytes = kStages * kStageBytes + 16 * kStages;
+    static constexpr int kSharedBytes = kStages * kStageBytes + 16 * kStages + 8 * kTeams;
 };
 
 struct Maps {
@@ -155,19 +178,20 @@ struct Course {
 template <class Element, class Tile> struct Ring {
     const Maps& maps;
     uint8_t* stages;
-    uint64_t *full, *empty;
+    uint64_t *full, *empty, *turn;
     int stage = 0, parity = 0;
 
     __device__ __forceinline__ Ring(const Maps& maps_, uint8_t* shared)
         : maps(maps_), stages(shared), full(reinterpret_cast<uint64_t*>(shared + Tile::kStages * Tile::kStageBytes)),
-          empty(full + Tile::kStages) {
+          empty(full + Tile::kStages), turn(empty + Tile::kStages) {
         if (threadIdx.x == Tile::kConsumers) {
             prefetch(maps.x);
             prefetch(maps.weight);
             for (int i = 0; i < Tile::kStages; ++i) {
                 barrier_init(&full[i], 1);
-                barrier_init(&empty[i], Tile::kConsumers / 32);
+                barrier_init(&empty[i], Tile::kTeam / 32);
             }
+            for (int i = 0; i < Tile::kTeams; ++i) barrier_init(&turn[i], Tile::kTeam / 32);
             barrier_init_fence();
         }
         __syncthreads();
@@ -179,6 +203,9 @@ template <class Element, class Tile> struct Ring {
             stage = 0;
             parity ^= 1;
         }
+    }
+    __device__ __forceinline__ void skip(int steps) {
+        for (int step = 0; step < steps; ++step) advance();
     }
 
     // What the copying warp does, all of it: the first steps' weights, then, after the wait for the kernel before, the
@@ -222,14 +249,30 @@ template <class Element, class Tile> struct Ring {
     }
 };
 
+// A team's turn to multiply: when the one before has its products under way.
+template <class Tile> struct Turn {
+    uint64_t* turn;
+    int team, parity;
+
+    __device__ __forceinline__ Turn(uint64_t* turn_, int team_) : turn(turn_), team(team_), parity(team_ == 0) {}
+    __device__ __forceinline__ void wait() {
+        if constexpr (Tile::kTeams > 1) barrier_wait(&turn[team], parity);
+        parity ^= 1;
+    }
+    __device__ __forceinline__ void pass_on() const {
+        if (Tile::kTeams > 1 && threadIdx.x % 32 == 0) barrier_arrive(&turn[(team + 1) % Tile::kTeams]);
+    }
+};
+
 template <class Element> using SumOf = std::conditional_t<std::is_same_v<Element, int8_t>, int, float>;
 
 // Sums of `steps` steps for this warpgroup's 64 rows.
 template <class Element, class Tile>
 __device__ __forceinline__ void multiply_tiles(
-    SumOf<Element> (&sums)[Tile::kFeatures / 2], Ring<Element, Tile>& ring, int steps) {
-    const int x_offset = static_cast<int>(threadIdx.x) / 128 * 64 * kTileBytes;
+    SumOf<Element> (&sums)[Tile::kFeatures / 2], Ring<Element, Tile>& ring, Turn<Tile>& turn, int steps) {
+    const int x_offset = static_cast<int>(threadIdx.x) % Tile::kTeam / 128 * 64 * kTileBytes;
     int before = 0;
+    turn.wait();
     for (int step = 0; step < steps; ++step) {
         barrier_wait(&ring.full[ring.stage], ring.parity);
         const uint64_t x = tile_descriptor(ring.x(ring.stage) + x_offset);
@@ -248,6 +291,7 @@ __device__ __forceinline__ void multiply_tiles(
         before = ring.stage;
         ring.advance();
     }
+    turn.pass_on();
     product_wait<0>();
     keep(sums);
     ring.release(before);
@@ -269,46 +313,46 @@ __device__ __forceinline__ float sum_of_quad(float x) {
     return x + __shfl_xor_sync(~0U, x, 2);
 }
 
-// A warpgroup's sums of a tile to y, a pair of groups at a time: what their residuals are is asked for at once, because
-// memory answers late.
-template <class Element, class Output, bool kResidual, class Tile>
-__device__ __forceinline__ void store_tile(
-    const Epilogue& e, const SumOf<Element> (&sums)[Tile::kFeatures / 2], int first_row, int first_feature) {
+// A warpgroup's sums of a tile to y. Memory answers late: what a pair of groups needs of the residual is asked for at once,
+// and what a group of features needs while the group before is stored; of the first group, before the products.
+template <class Element, class Output, After AFTER, class Tile>
+__device__ __forceinline__ void store_tile(const Epilogue& e, const SumOf<Element> (&sums)[Tile::kFeatures / 2],
+    Features<Element> features, int row, int first_feature) {
     constexpr int kGroups = Tile::kFeatures / kFeatureGroup;
-    const int row = first_row + row_of_thread();
-    first_feature += static_cast<int>(threadIdx.x) % 4 * 8;
+    constexpr int kAhead = AFTER == After::kResidual ? 2 : 1;  // a residual leaves no registers for it before
+    const long long first = static_cast<long long>(row) * e.features;
+    uint4 residual[2][2];
 #pragma unroll
-    for (int pair = 0; pair < kGroups; pair += 2) {
-        uint4 residual[2][2];
-        if constexpr (kResidual) {
+    for (int group = 0; group < kGroups; ++group) {
+        if (AFTER == After::kResidual && group % 2 == 0) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const int group = pair + i / 2, feature = first_feature + group * kFeatureGroup;
-                if (group < kGroups && feature < e.features && row + i % 2 * 8 < e.rows) {
+                const int feature = first_feature + (group + i / 2) * kFeatureGroup;
+                if (group + i / 2 < kGroups && feature < e.features && row + i % 2 * 8 < e.rows) {
                     residual[i / 2][i % 2] = *reinterpret_cast<const uint4*>(
-                        e.residual + static_cast<long long>(row + i % 2 * 8) * e.features + feature);
+                        e.residual + first + i % 2 * 8 * static_cast<long long>(e.features) + feature);
                 }
             }
         }
+        const int feature = first_feature + group * kFeatureGroup;
+        Features<Element> next = features;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int group = pair + i, feature = first_feature + group * kFeatureGroup;
-            if (group >= kGroups || feature >= e.features) break;
-            const Features<Element> features(e, feature);
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                if (row + r * 8 >= e.rows) continue;
-                SumOf<Element> eight[8];
-                eight_of(eight, sums, group, r);
-                store<Element, Output, kResidual>(e, features, row + r * 8, feature, eight, residual[i][r]);
-            }
+        for (int r = 0; r < 2; ++r) {
+            if (r == kAhead && group + 1 < kGroups) next = Features<Element>(e, feature + kFeatureGroup);
+            if (feature >= e.features || row + r * 8 >= e.rows) continue;
+            SumOf<Element> eight[8];
+            eight_of(eight, sums, group, r);
+            store<AFTER, Element, Output>(e, features,
+                first + r * 8 * static_cast<long long>(e.features) + feature, eight, residual[group % 2][r]);
         }
+        if (kAhead == 2 && group + 1 < kGroups) next = Features<Element>(e, feature + kFeatureGroup);
+        features = next;
     }
 }
 
 // --- the kernel --------------------------------------------------------------------------------------------------------
 
-template <class Element, class Output, bool kResidual, class Tile>
+template <class Element, class Output, After AFTER, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     product_kernel(const __grid_constant__ Maps maps, const Epilogue epilogue, int steps) {
     extern __shared__ __align__(1024) uint8_t shared[];
@@ -316,17 +360,25 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const int tiles = (epilogue.rows + Tile::kRows - 1) / Tile::kRows * tiles_across;
     const int stride = gridDim.x, first_tile = blockIdx.x;
     Ring<Element, Tile> ring(maps, shared);
-    if (warp_index() == Tile::kConsumers / 32) {
-        ring.copy_all({first_tile, stride, tiles, tiles_across, steps});
+    if (warp_index() >= Tile::kConsumers / 32) {
+        if constexpr (Tile::kTeams > 1) fewer_registers<Tile::kCopyRegisters>();
+        if (warp_index() == Tile::kConsumers / 32) ring.copy_all({first_tile, stride, tiles, tiles_across, steps});
         return;
     }
+    if constexpr (Tile::kTeams > 1) more_registers<Tile::kConsumerRegisters>();
     wait_for_previous_kernel();
-    for (int tile = first_tile; tile < tiles; tile += stride) {
-        const int first_row = tile / tiles_across * Tile::kRows + static_cast<int>(threadIdx.x) / 128 * 64;
+    const int team = warp_index() / (Tile::kTeam / 32);
+    Turn<Tile> turn(ring.turn, team);
+    ring.skip(team * steps);
+    const int row_in_tile = static_cast<int>(threadIdx.x) % Tile::kTeam / 128 * 64 + row_of_thread();
+    for (int tile = first_tile + team * stride; tile < tiles; tile += Tile::kTeams * stride) {
+        const int row = tile / tiles_across * Tile::kRows + row_in_tile;
+        const int first_feature = tile % tiles_across * Tile::kFeatures + static_cast<int>(threadIdx.x) % 4 * 8;
+        const Features<Element> features(epilogue, first_feature);
         SumOf<Element> sums[Tile::kFeatures / 2];
-        multiply_tiles<Element, Tile>(sums, ring, steps);
-        store_tile<Element, Output, kResidual, Tile>(
-            epilogue, sums, first_row, tile % tiles_across * Tile::kFeatures);
+        multiply_tiles<Element, Tile>(sums, ring, turn, steps);
+        store_tile<Element, Output, AFTER, Tile>(epilogue, sums, features, row, first_feature);
+        ring.skip((Tile::kTeams - 1) * steps);
     }
 }
 
@@ -392,17 +444,18 @@ template <auto KERNEL> cudaError_t allow_shared_memory(int bytes) {
     return cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
-template <class Element, class Output, bool kResidual, class Tile> int multiply(const Product& p) {
+// A product is followed by GELU or a residual, never both.
+template <class Element, class Output, After AFTER, class Tile> int multiply_then(const Product& p) {
     Maps maps;
     if (!make_rows_map<Element>(maps.x, p.x, p.rows, p.in_features, Tile::kRows)
         || !make_weight_map<Element>(maps.weight, p.weight, p.out_features, p.in_features, Tile::kFeatures)) {
         return cudaErrorInvalidValue;
     }
-    constexpr auto kKernel = product_kernel<Element, Output, kResidual, Tile>;
+    constexpr auto kKernel = product_kernel<Element, Output, AFTER, Tile>;
     const cudaError_t error = allow_shared_memory<kKernel>(Tile::kSharedBytes);
     if (error != cudaSuccess) return error;
-    const Epilogue epilogue{p.scale, p.bias, static_cast<const __half*>(p.residual), p.y, p.rows, p.out_features, p.gelu,
-        p.inverse_y_scale};
+    const Epilogue epilogue{
+        p.scale, p.bias, static_cast<const __half*>(p.residual), p.y, p.rows, p.out_features, p.inverse_y_scale};
     const int blocks = std::min(tiles_of(p, Tile::kRows, Tile::kFeatures), p.multiprocessors * Tile::kBlocks);
     return launch<kKernel>(blocks, Tile::kThreads, Tile::kSharedBytes, p.stream, maps, epilogue, steps_of<Element>(p));
 }

@@ -3,7 +3,7 @@
 #   make -f Results/measure_gpu.mk -j 12 V1=V1.safetensors V2=V2.safetensors
 #
 # One GPU is timed and does nothing else. The other trains, compiles, builds engines and runs the tests meanwhile; last,
-# alone, what bears nothing beside it: device memory, the engine tests, the sanitizers. At the end the pictures are drawn
+# alone, what bears nothing beside it: device memory and the sanitizers. At the end the pictures are drawn
 # and the figures put into README. A line says when a step begins, another when it fails; what it prints is in
 # .cache/measure_gpu/RUN_ID/. A step that fails does not stop the others; which did stands at the end, and the exit status
 # is then 2. The same command with RUN_ID=... goes on: what is done is not done again, what failed is tried again. A step
@@ -13,10 +13,11 @@
 #   RUN_ID      the run; default date and time, shown first
 #   TIMED, OTHER  the GPUs, by number; default 0 and 1. With OTHER=0 -j 1 one GPU does it all, one thing after the other
 #   BATCHES     of the race; default 1,8,32,128
+#   TIMM_BATCHES  of timm's export, an engine for each; default BATCHES
 #   ORT_PATH    a folder with onnxruntime-gpu, where python3 has another onnxruntime
 #   TRT_PYTHON, BUILD_FLAGS, SWIN_KERNELS   as everywhere
 #
-# The order is that of worth: what is missing when time runs out is at the end.
+# The order is that of worth, but that the timed GPU does first what needs no long build.
 
 V1 ?= models/checkpoints/swinv1.safetensors
 V2 ?= models/checkpoints/swinv2.safetensors
@@ -46,7 +47,8 @@ cfg1 := models/swin.yaml
 cfg2 := models/swinv2.yaml
 size1 := 224
 size2 := 256
-TIMM_BATCHES := $(subst $(comma), ,$(BATCHES))
+TIMM_BATCHES ?= $(BATCHES)
+each = $(subst $(comma), ,$(1))
 
 # $(call run,GPU,COMMAND): the recipe of a step. One that fails leaves no target and does not stop the others.
 run = @echo "$$(date +%T) $(@F)"; \
@@ -87,7 +89,7 @@ onnx/swinv$(1)_attention_int8.onnx: onnx/swinv$(1)_int8.onnx
 	$$(call run,,python3 onnx/graphsurgeon/add_int8.py --onnx $$<)
 $$(STATE)/data$(1)_int8: onnx/swinv$(1)_int8.onnx
 	$$(call run,,python3 data/batch_data_gen.py --model $$< --batches 1$$(comma)8$$(comma)32$$(comma)128)
-$$(TIMM_BATCHES:%=onnx/swinv$(1)_timm_b%.onnx): onnx/swinv$(1)_timm_b%.onnx: $$(V$(1))
+$$(patsubst %,onnx/swinv$(1)_timm_b%.onnx,$$(call each,$$(TIMM_BATCHES))): onnx/swinv$(1)_timm_b%.onnx: $$(V$(1))
 	$$(call run,,env OMP_NUM_THREADS=4 python3 onnx/export_timm.py --cfg $$(cfg$(1)) --resume $$< --batch $$* --output $$@)
 endef
 $(foreach model,$(MODELS),$(eval $(call files_of_model,$(model))))
@@ -106,7 +108,7 @@ $$(eval $$(call engine,swinv$(1)_attention_int8,$$(TIMED),--size $$(size$(1)) --
 $$(eval $$(call engine,swinv$(1)_attention,$$(OTHER),--size $$(size$(1)) --noTF32 --plugins))
 $$(eval $$(call engine,swinv$(1)_fp16,$$(OTHER),--size $$(size$(1)) --fp16))
 $$(eval $$(call engine,swinv$(1),$$(OTHER),--size $$(size$(1)) --noTF32))
-$$(foreach batch,$$(TIMM_BATCHES),$$(eval \
+$$(foreach batch,$$(call each,$$(TIMM_BATCHES)),$$(eval \
     $$(call engine,swinv$(1)_timm_b$$(batch)_fp16,$$(OTHER),--fixed --fp16,swinv$(1)_timm_b$$(batch))))
 endef
 $(foreach model,$(MODELS),$(eval $(call engines_of_model,$(model))))
@@ -114,13 +116,15 @@ $(eval $(call engine,swinv1_layernorm_fp16,$(OTHER),--size $(size1) --fp16 --plu
 $(eval $(call engine,swinv2_layernorm,$(OTHER),--size $(size2) --noTF32 --plugins))
 
 plans = $(foreach name,$(1),$(PLANS)/swinv$(name).plan)
-TIMM := $(foreach model,$(MODELS),$(foreach batch,$(TIMM_BATCHES),$(model)_timm_b$(batch)_fp16))
+TIMM := $(foreach model,$(MODELS),$(foreach batch,$(call each,$(TIMM_BATCHES)),$(model)_timm_b$(batch)_fp16))
 
 # --- the timed GPU: one step after the other -----------------------------------------------------------------------------
 
-STEPS := race-plugins-fp16 int8 race-compile-fp16 race-trt-fp16 race-eager-fp16 kernels profile race-autotune-fp16 \
-    race-script-fp16 race-ort-fp16 race-trt-fp32 race-compile-fp32 race-torch-fp32 race-ort-fp32 race-autotune-fp32
-race = python3 race.py --take-files --resume $(V1) $(V2) --run-id $(RUN_ID) --batch $(BATCHES) --runner $(1) --precision $(2)
+STEPS := race-plugins-fp16 int8 profile race-eager-fp16 kernels race-script-fp16 race-ort-fp16 race-compile-fp16 race-timm-fp16 \
+    race-trt-fp16 profile-unpatched race-autotune-fp16 race-trt-fp32 race-compile-fp32 race-torch-fp32 race-ort-fp32 \
+    race-autotune-fp32
+race = python3 race.py --take-files --resume $(V1) $(V2) --run-id $(RUN_ID) --batch $(or $(3),$(BATCHES)) --runner $(1) \
+    --precision $(2)
 with_ort = env PYTHONPATH=$(ORT_PATH):$$PYTHONPATH
 
 # Each waits for the one before it.
@@ -138,13 +142,17 @@ $(RUN)/int8: $(call plans,1_attention_int8 2_attention_int8) $(STATE)/data1_int8
 	    --plan $(call plans,1_attention_int8 2_attention_int8))
 $(RUN)/race-compile-fp16: $(RUN)/compiled-reduce-overhead-fp16
 	$(call run,$(TIMED),$(call race,torch-compile,fp16) --mode reduce-overhead)
-$(RUN)/race-trt-fp16: $(call plans,1_fp16 2_fp16 $(TIMM))
-	$(call run,$(TIMED),$(call race,trt$(comma)trt-timm,fp16))
+$(RUN)/race-timm-fp16: $(call plans,$(TIMM))
+	$(call run,$(TIMED),$(call race,trt-timm,fp16,$(TIMM_BATCHES)))
+$(RUN)/race-trt-fp16: $(call plans,1_fp16 2_fp16)
+	$(call run,$(TIMED),$(call race,trt,fp16))
 $(RUN)/race-eager-fp16:
 	$(call run,$(TIMED),$(call race,torch-eager,fp16))
 $(RUN)/kernels:
 	$(call run,$(TIMED),python3 TensorRT/Plugins/benchmark.py --batch 32)
-$(RUN)/profile: $(call plans,1_fp16 2_fp16 1_attention_fp16 2_attention_fp16 1_attention_int8 2_attention_int8)
+$(RUN)/profile: $(call plans,1_attention_fp16 2_attention_fp16 1_attention_int8 2_attention_int8)
+$(RUN)/profile-unpatched: $(call plans,1_fp16 2_fp16)
+$(RUN)/profile $(RUN)/profile-unpatched:
 	$(call run,$(TIMED),$(TRT_PYTHON) TensorRT/profile_engine.py --plan $(filter %.plan,$^))
 $(RUN)/race-autotune-fp16: $(RUN)/compiled-max-autotune-fp16
 	$(call run,$(TIMED),$(call race,torch-compile,fp16) --mode max-autotune)
@@ -170,13 +178,14 @@ timed: $(STEPS:%=$(RUN)/%)
 # What torch.compile compiles is found by the timed process. Every batch and model in a process of its own, four at once.
 COMPILED := $(foreach precision,fp16 fp32,$(foreach mode,reduce-overhead max-autotune,$(RUN)/compiled-$(mode)-$(precision)))
 $(COMPILED): $(V1) $(V2)
-	$(call run,$(OTHER),printf '%s\n' $(foreach batch,$(TIMM_BATCHES),'$(cfg1) $(V1) $(batch)' '$(cfg2) $(V2) $(batch)') | \
+	$(call run,$(OTHER),printf '%s\n' $(foreach batch,$(call each,$(BATCHES)),'$(cfg1) $(V1) $(batch)' '$(cfg2) $(V2) $(batch)') | \
 	    xargs -P 4 -L 1 sh -c 'python3 Torch_Latency.py --runner torch-compile --compile-only \
 	    --mode $(patsubst %-fp32,%,$(patsubst %-fp16,%,$(@F:compiled-%=%))) --precision $(lastword $(subst -, ,$(@F))) \
 	    --cfg $$1 --resume $$2 --batch $$3' _)
 $(RUN)/compiled-max-autotune-fp16: $(RUN)/compiled-reduce-overhead-fp16
 $(RUN)/compiled-reduce-overhead-fp32: $(RUN)/compiled-max-autotune-fp16
-$(RUN)/compiled-max-autotune-fp32: $(RUN)/compiled-reduce-overhead-fp32
+COMPILED_BEFORE := $(filter-out %max-autotune-fp32,$(COMPILED))  # what must be alone
+$(RUN)/compiled-max-autotune-fp32: $(RUN)/racecheck
 
 ENGINES1 := 1 1_fp16 1_layernorm_fp16 1_attention_fp16
 ENGINES2 := 2 2_fp16 2_layernorm 2_attention_fp16
@@ -189,29 +198,32 @@ $(RUN)/accuracy2: $(call plans,$(ENGINES2))
 $(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8: $(RUN)/accuracy%_int8: $(PLANS)/swinv%_attention_int8.plan $(RUN)/accuracy%
 	$(call run,$(OTHER),python3 test_swinV2.py --cfg $(cfg$*) --resume $(V$*) --count 5000 --batch 32$(comma)128 \
 	    --runner torch-fp32$(comma)engine --plan $<)
-$(RUN)/question: $(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8
-	$(call run,$(OTHER),bash TensorRT/swinv2_question.sh --cfg models/swinv2_micro.yaml)
 KERNEL_TESTS := python3 -m pytest -m gpu -q tests/test_kernels_gpu.py tests/test_int8_kernels_gpu.py
-$(RUN)/kernel-tests: $(RUN)/question
+ENGINE_TESTS := $(TRT_PYTHON) -m pytest --noconftest -m gpu -rs -v tests/test_engines_gpu.py tests/test_int8_cache_gpu.py
+$(RUN)/kernel-tests: $(V1) $(V2)
 	$(call run,$(OTHER),$(KERNEL_TESTS))
-$(RUN)/micro: $(RUN)/kernel-tests
-	$(call run,$(OTHER),VENV=none bash run_all.sh)
-ALONE := memory engine-tests memcheck racecheck
-$(RUN)/memory: $(RUN)/micro $(COMPILED) $(ALL_PLANS)
+$(RUN)/question: $(RUN)/kernel-tests $(ALL_PLANS)
+	$(call run,$(OTHER),bash TensorRT/swinv2_question.sh --cfg models/swinv2_micro.yaml)
+$(RUN)/micro: $(RUN)/question
+	$(call run,$(OTHER),env VENV=none RUN_ID=$(RUN_ID)-micro bash run_all.sh)
+$(RUN)/engine-tests: $(RUN)/micro
+	$(call run,$(OTHER),$(ENGINE_TESTS) -k "not memory")
+ALONE := memory memory-tests memcheck racecheck
+$(RUN)/memory: $(RUN)/engine-tests $(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8 $(COMPILED_BEFORE) $(ALL_PLANS)
 	$(call run,$(OTHER),$(TRT_PYTHON) TRT_test.py --memory \
 	    --plan $(call plans,$(ENGINES1) $(ENGINES2) 1_attention_int8 2_attention_int8))
-$(RUN)/engine-tests: $(RUN)/memory
-	$(call run,$(OTHER),$(TRT_PYTHON) -m pytest --noconftest -m gpu -rs -v tests/test_engines_gpu.py tests/test_int8_cache_gpu.py)
-$(RUN)/memcheck: $(RUN)/engine-tests
+$(RUN)/memory-tests: $(RUN)/memory
+	$(call run,$(OTHER),$(ENGINE_TESTS) -k memory)
+$(RUN)/memcheck: $(RUN)/memory-tests
 	$(call run,$(OTHER),compute-sanitizer --tool memcheck --kernel-name kns=swin $(KERNEL_TESTS))
 $(RUN)/racecheck: $(RUN)/memcheck
 	$(call run,$(OTHER),compute-sanitizer --tool racecheck --kernel-name kns=swin $(KERNEL_TESTS))
 
-other: $(RUN)/question $(ALONE:%=$(RUN)/%)
+other: $(ALONE:%=$(RUN)/%)
 
 # Names alone, for the command line.
 NAMES := $(STEPS) $(ALONE) $(COMPILED:$(RUN)/%=%) accuracy1 accuracy2 accuracy1_int8 accuracy2_int8 question \
-    kernel-tests micro
+    kernel-tests micro engine-tests
 $(NAMES): %: $(RUN)/%
 
 .PHONY: all report timed other $(NAMES)

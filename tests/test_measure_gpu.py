@@ -43,7 +43,7 @@ def test_every_runner_is_raced_in_both_precisions(commands):
 def test_the_timed_gpu_has_one_thing_to_do_at_a_time(commands):
     """But for the patched engines, which the first measurements wait for."""
     timed = [name for name, (gpu, _) in commands.items() if gpu == TIMED and not name.endswith((".plan", ".pth"))]
-    assert timed[:3] == ["race-plugins-fp16", "int8", "race-compile-fp16"]
+    assert timed[:3] == ["race-plugins-fp16", "int8", "profile"]
     for earlier, later in zip(timed, timed[1:]):
         done = make("-n", "RUN_ID=test", later)
         assert f' {earlier}"; if ' in done.stdout, f"{later} does not wait for {earlier}"
@@ -62,7 +62,7 @@ def test_what_is_timed_is_built_before(commands):
 def test_memory_is_measured_when_the_other_gpu_has_nothing_else_to_do(commands):
     order = list(commands)
     behind = [name for name in order[order.index("memory") + 1:] if commands[name][0] == OTHER]
-    assert behind == ["engine-tests", "memcheck", "racecheck"]
+    assert behind == ["memory-tests", "memcheck", "racecheck", "compiled-max-autotune-fp32"]  # each waits
     memory = make("-n", "RUN_ID=test", "memory").stdout
     for name, (gpu, _) in commands.items():
         if gpu == OTHER and name not in ("memory", *behind):

@@ -17,6 +17,9 @@
 #   ORT_PATH    a folder with onnxruntime-gpu, where python3 has another onnxruntime
 #   TRT_PYTHON, BUILD_FLAGS, SWIN_KERNELS   as everywhere
 #
+# TensorRT/Plugins/build/libswin_plugins.so is built before (make -C TensorRT/Plugins). Graphs and engines that are there
+# already are taken as they are: to measure a commit, begin in a fresh clone.
+#
 # On the timed GPU goes first what is ready first, and of what is ready what stands first here.
 
 V1 ?= models/checkpoints/swinv1.safetensors
@@ -54,7 +57,7 @@ each = $(subst $(comma), ,$(1))
 # $(call timed,COMMAND): on the timed GPU, alone there. Engines are built there too, several at a time: -s instead of -x.
 run = @$(if $(3),exec 9> $(RUN)/timed.lock; flock $(3) 9;) echo "$$(date +%T) $(@F)"; \
     if (export CUDA_VISIBLE_DEVICES=$(1); $(2)) > $(RUN)/$(@F).log 2>&1 9>&-; then touch $@; \
-    else echo "$$(date +%T) $(@F) FAILED: $$(tail -n 1 $(RUN)/$(@F).log)" | tee -a $(RUN)/failed; fi
+    else rm -f $@; echo "$$(date +%T) $(@F) FAILED: $$(tail -n 1 $(RUN)/$(@F).log)" | tee -a $(RUN)/failed; fi
 timed = $(call run,$(TIMED),$(1),-x)
 
 all: report
@@ -147,7 +150,7 @@ $(RUN)/kernels:
 	$(call timed,python3 TensorRT/Plugins/benchmark.py --batch 32)
 $(RUN)/profile: $(call plans,1_attention_fp16 2_attention_fp16 1_attention_int8 2_attention_int8)
 $(RUN)/profile-unpatched: $(call plans,1_fp16 2_fp16)
-$(RUN)/profile $(RUN)/profile-unpatched:
+$(RUN)/profile $(RUN)/profile-unpatched: | $(RUN)/kernels  # which measures the GPU's peaks
 	$(call timed,$(TRT_PYTHON) TensorRT/profile_engine.py --plan $(filter %.plan,$^))
 $(RUN)/race-autotune-fp16: $(RUN)/compiled-max-autotune-fp16
 	$(call timed,$(call race,torch-compile,fp16) --mode max-autotune)
@@ -222,5 +225,6 @@ other: $(ALONE:%=$(RUN)/%)
 NAMES := $(STEPS) $(ALONE) $(COMPILED:$(RUN)/%=%) accuracy1 accuracy2 accuracy1_int8 accuracy2_int8 question \
     kernel-tests micro engine-tests
 $(NAMES): %: $(RUN)/%
+	@test -e $<
 
 .PHONY: all report all-timed other $(NAMES)

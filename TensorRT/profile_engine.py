@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +74,7 @@ def group_of(layer: str) -> str:
 def work_of_groups(plan: Path, layers: list[str], batch: int, img_size: int, classes: int) -> dict[str, Work]:
     """The work of each group of an engine's layers, and of "all"; nothing for an engine of an unknown model.
 
-    What has no layer of its own is in the region that TensorRT fused. SwinMlp nodes are taken to be those of the first
-    blocks, the narrow ones, which an INT8 engine with some of them quantised need not fulfil.
+    What has no layer of its own is in the region that TensorRT fused.
     """
     path = yaml_of(plan)
     if path is None:
@@ -85,7 +84,8 @@ def work_of_groups(plan: Path, layers: list[str], batch: int, img_size: int, cla
     joined = " ".join(layers)
     work = work_of(swin, batch, element,
                    swin.type == "swinv1" and "SwinLinear" in joined and "SwinAddLayerNorm" not in joined,
-                   sum(group_of(layer) == WHOLE_MLP for layer in layers))
+                   Counter(int(re.search(r"layers\.(\d+)/", layer)[1])
+                           for layer in layers if group_of(layer) == WHOLE_MLP))
     total = Work(*map(sum, zip(*work.values())))
     present = {group_of(layer) for layer in layers}
     fused = [work[group] for group in work if group not in present]
@@ -111,10 +111,10 @@ def work_columns(time_ms: float, work: Work | None, peak_tflops: float | None,
 
 
 def measured_peak(results: Path, run_id: str, name: str) -> float | None:
-    """A peak that benchmark.py wrote to the environment of this run; None where it did not."""
+    """A peak that benchmark.py wrote, last, to the environment of this run; None where it did not."""
     path = results / "environment" / f"{run_id}.txt"
-    found = re.search(rf"^{name}: ([\d.]+)$", path.read_text(), re.MULTILINE) if path.exists() else None
-    return float(found.group(1)) if found else None
+    found = re.findall(rf"^{name}: ([\d.]+)$", path.read_text(), re.MULTILINE) if path.exists() else []
+    return float(found[-1]) if found else None
 
 
 def layer_times_ms(context, batch: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ import argparse
 import ast
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,8 @@ def read_swin(path: Path) -> Swin:
                     int(values["WINDOW_SIZE"]), int(values["IMG_SIZE"]), int(values.get("NUM_CLASSES", 1000)))
     except KeyError as error:
         raise UserError(f"{path}: has no line {error.args[0]}: ..., which the work of its layers depends on") from None
+    except (ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: a size in it is not written as one: {error}") from None
 
 
 def yaml_of(plan: Path) -> Path | None:
@@ -66,14 +69,14 @@ def yaml_of(plan: Path) -> Path | None:
 
 
 def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = False,
-            whole_mlps: int = 0) -> dict[str, Work]:
+            whole_mlps: Mapping[int, int] | None = None) -> dict[str, Work]:
     """The work of each group for one batch.
 
     Args:
         element: bytes of an activation and of a weight: 4 in FP32, 2 in FP16.
         linear_adds_residual: V1's residual Adds are done by proj and fc2, not with the LayerNorm after them.
-        whole_mlps: in so many blocks, from the first on, fc1, fc2, their LayerNorm and their residual are one kernel.
-            In V1 linear_adds_residual holds then.
+        whole_mlps: of a stage, counted from 0, in how many blocks fc1, fc2, their LayerNorm and their residual are one
+            kernel; none where a stage is not there. In V1 linear_adds_residual holds then.
     """
     totals: dict[str, list[float]] = {}
 
@@ -92,8 +95,7 @@ def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = F
     tokens = batch * side**2
     add("patch embed", 2 * tokens * pixels * width, tokens * width + pixels * width, FP32_BYTES * tokens * pixels)
     for stage, depth in enumerate(swin.depths):
-        whole = min(depth, whole_mlps)
-        whole_mlps -= whole
+        whole = (whole_mlps or {}).get(stage, 0)
         size = tokens * width  # elements of one activation
         window = min(swin.window, side)
         linear("qkv", tokens, width, 3 * width, depth)

@@ -103,6 +103,9 @@ LINEAR_CASES = [
     Linear(32 * 196, 384, 1536), Linear(128 * 196, 384, 1152), Linear(128 * 49, 3072, 768), Linear(16 * 4096, 96, 288),
     Linear(1, 16, 16), Linear(3, 32, 48), Linear(63, 112, 80), Linear(70, 144, 112), Linear(129, 208, 272),
     Linear(1000, 80, 16), Linear(257, 16, 208),
+    # On Hopper: part of a tile, in each kind of tile and epilogue.
+    Linear(1, 16, 32), Linear(33, 48, 32), Linear(129, 208, 160), Linear(3137, 16, 352), Linear(3137, 48, 544),
+    Linear(9001, 16, 352),
 ]
 EPILOGUES = ["", "gelu", "residual"]
 
@@ -125,6 +128,15 @@ def exact_linear(x, weight, scale, bias, residual, gelu: bool) -> tuple[torch.Te
     return y, slack
 
 
+def gelu_slack(x, weight, scale, bias, exact, y_scale: float) -> torch.Tensor:
+    """What FP16 may lose of GELU before INT8 (common/gelu.cuh, quantize.cuh).
+
+    Its argument, itself and its result are rounded, and so are 1 / scale and the place between -128 and 127 steps.
+    """
+    before = (x.double() @ weight.double().T) * scale.double() + bias.double()
+    return 1.13 * FP16 * before.abs() + 4.2e-4 + 2 * FP16 * exact.abs() + (255 * FP16 / 2 + 0.002) * y_scale
+
+
 def check_linear(case: Linear, x, weight, epilogue: str, quantised: bool, y_scale: float | None = None) -> None:
     gelu = epilogue == "gelu"
     scale = (0.5 + random_float((case.out_features,), 3).abs()) / (6e3 * case.in_features**0.5)
@@ -137,11 +149,8 @@ def check_linear(case: Linear, x, weight, epilogue: str, quantised: bool, y_scal
         y_scale = exact.abs().max().item() / 100  # some values saturate
     y, = outputs_of(lambda out: kernels.linear_int8(x, weight, scale, bias, residual, out, int(gelu), y_scale),
                     ((case.rows, case.out_features), torch.int8 if quantised else torch.float16))
-    if quantised and gelu:  # may be FP16 (common/gelu.cuh, quantize.cuh): its argument, itself and its result, and the
-        # 1 / scale and the place between -128 and 127 steps that it is rounded by
-        before = (x.double() @ weight.double().T) * scale.double() + bias.double()
-        slack = slack + 1.13 * FP16 * before.abs() + 4.2e-4 + 2 * FP16 * exact.abs()
-        slack = slack + (255 * FP16 / 2 + 0.002) * y_scale
+    if quantised and gelu:
+        slack = slack + gelu_slack(x, weight, scale, bias, exact, y_scale)
     if quantised:
         judge_int8((case, epilogue), y, exact, y_scale, slack)
     else:
@@ -155,6 +164,21 @@ def test_linear(epilogue, quantised):
         x = random_int8((case.rows, case.in_features), 1)
         weight = random_int8((case.out_features, case.in_features), 2)
         check_linear(case, x, weight, epilogue, quantised)
+
+
+@pytest.mark.parametrize("y_scale", [1e-4, 1 / 256, 64.0, 1e3, 3e5])
+def test_gelu_before_int8_at_any_scale(y_scale):
+    """Also where FP16 would not hold its argument or its steps: sums of 128 * 128 * K, scaled to some 100 steps."""
+    case = Linear(300, 96, 384)
+    x, weight = random_int8((case.rows, case.in_features), 1), random_int8((case.out_features, case.in_features), 2)
+    scale = torch.full((case.out_features,), 100 * y_scale / (5e3 * 3 * case.in_features**0.5), device=DEVICE)
+    bias = torch.zeros(case.out_features, device=DEVICE)
+    exact, slack = exact_linear(x, weight, scale, bias, None, True)
+    y, = outputs_of(lambda out: kernels.linear_int8(x, weight, scale, bias, None, out, 1, y_scale),
+                    ((case.rows, case.out_features), torch.int8))
+    if 1 / 256 <= y_scale <= 64:
+        slack = slack + gelu_slack(x, weight, scale, bias, exact, y_scale)
+    judge_int8((case, y_scale), y, exact, y_scale, slack)
 
 
 @pytest.mark.parametrize("rows", [49, 6272])

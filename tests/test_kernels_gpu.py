@@ -448,7 +448,11 @@ AWKWARD_LINEARS = [
         (129, 100, 36), (4, 8, 8), (1, 3072, 768), (1000, 31, 511),
     ]
     for epilogue in ("", "gelu", "residual")
-] + [Linear(33, width, 2 * width, epilogue, True) for width in (96, 97) for epilogue in ("", "gelu", "residual")]
+] + [Linear(33, width, 2 * width, epilogue, True) for width in (96, 97) for epilogue in ("", "gelu", "residual")] + [
+    # On Hopper: part of a tile of 128 x 192 and of 128 x 128, and more tiles than blocks.
+    Linear(6272, 1536, 352, "residual"), Linear(4001, 712, 544, ""), Linear(6272, 384, 1152, ""),
+    Linear(1568, 768, 3072, "gelu"),
+]
 
 
 def linear_inputs(case: Linear, dtype, seed: int):

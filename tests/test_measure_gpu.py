@@ -1,8 +1,10 @@
 """Results/measure_gpu.mk as far as a machine without a GPU shows it: what would be run, in which order, and where."""
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +14,9 @@ from utils import ROOT
 TIMED, OTHER = "5", "6"  # no GPUs of a usual number, so that a default would show
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess:
+def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(["make", "-f", "Results/measure_gpu.mk", "V1=a.pth", "V2=b.pth", f"TIMED={TIMED}",
-                           f"OTHER={OTHER}", *arguments], cwd=ROOT, capture_output=True, text=True)
+                           f"OTHER={OTHER}", *arguments], cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +72,28 @@ def test_memory_is_measured_when_the_other_gpu_has_nothing_else_to_do(commands):
             assert f' {name}"; if ' in memory, f"memory does not wait for {name}"
 
 
-def test_a_step_that_fails_is_named_and_the_status_says_so(tmp_path):
-    """A checkpoint that cannot be read, and what would be made of it."""
-    broken = tmp_path / "broken.pth"
+@pytest.fixture
+def checkout(tmp_path):
+    """This checkout, with a folder onnx/ and a .cache/ of its own."""
+    for path in ROOT.iterdir():
+        if path.name not in ("onnx", ".cache", ".git"):
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "onnx").mkdir()
+    for path in ROOT.glob("onnx/*.py"):
+        (tmp_path / "onnx" / path.name).symlink_to(path)
+    return tmp_path
+
+
+def test_a_step_that_fails_is_named_and_the_status_says_so(checkout):
+    """A checkpoint that cannot be read, and what would be made of it; what was made before of another goes."""
+    broken, old = checkout / "broken.pth", checkout / "onnx/swinv1.onnx"
     broken.write_text("no checkpoint")
-    done = make(f"RUN_ID={tmp_path.name}", f"V1={broken}", f"STATE={tmp_path}/state", f"RUN={tmp_path}/state/run",
-                "-o", "report", f"{tmp_path}/state/data1", "all")
-    assert done.returncode == 2
-    assert re.search(r"swinv1\.onnx FAILED: .*broken\.pth", done.stdout), done.stdout + done.stderr
-    assert "data1 FAILED" in done.stdout and not (tmp_path / "state/data1").exists()
+    old.write_text("of another checkpoint")
+    os.utime(old, (0, 0))
+    for target in ("all", "race-plugins-fp16"):
+        done = make("RUN_ID=test", f"V1={broken}", f"V2={broken}", "-o", "report", ".cache/measure_gpu/data1", target,
+                    cwd=checkout)
+        assert done.returncode == 2, target
+        assert re.search(r"swinv1\.onnx FAILED: .*broken\.pth", done.stdout), done.stdout + done.stderr
+        assert "data1 FAILED" in done.stdout and not (checkout / ".cache/measure_gpu/data1").exists()
+        assert not old.exists()

@@ -137,10 +137,10 @@ def test_bytes_of_a_network_small_enough_to_count_by_hand():
 
 @pytest.mark.parametrize("kind", ["swinv1", "swinv2"])
 def test_an_mlp_in_one_kernel_reads_and_writes_the_tokens_once(kind):
-    """Two stages of 2 and 3 blocks; the MLPs of the first three blocks are whole. FP16."""
+    """Two stages of 2 and 3 blocks; the MLPs of the first stage and of one block of the second are whole. FP16."""
     swin = Swin(kind, 8, (2, 3), 4, 32, 10)
     apart = swin_work.work_of(swin, 2, 2, kind == "swinv1")
-    whole = swin_work.work_of(swin, 2, 2, kind == "swinv1", 3)
+    whole = swin_work.work_of(swin, 2, 2, kind == "swinv1", {0: 2, 1: 1})
     sizes, weights = [2 * 64 * 8, 2 * 64 * 8, 2 * 16 * 16], [8 * 8 * 8, 8 * 8 * 8, 8 * 16 * 16]
     assert whole["MLP in one kernel"].bytes == 2 * (2 * sum(sizes) + sum(weights))
     mlp = ("fc1 + GELU", "fc2", "MLP in one kernel")
@@ -151,7 +151,7 @@ def test_an_mlp_in_one_kernel_reads_and_writes_the_tokens_once(kind):
     assert whole["fc1 + GELU"].bytes == 2 * 2 * (5 * sizes[2] + 4 * 16 * 16)
     others = set(apart) - {*mlp, norm}
     assert {group: whole[group] for group in others} == {group: apart[group] for group in others}
-    all_whole = swin_work.work_of(swin, 2, 2, kind == "swinv1", 5)
+    all_whole = swin_work.work_of(swin, 2, 2, kind == "swinv1", {0: 2, 1: 3})
     assert set(all_whole) == {*others, norm, "MLP in one kernel"}
 
 
@@ -159,10 +159,10 @@ def test_an_engine_says_how_many_mlps_are_whole():
     def work(*layers: str) -> dict[str, Work]:
         return profile_engine.work_of_groups(Path("swinv1_attention_fp16.plan"), list(layers), 1, 224, 1000)
 
-    linear, mlp = "/layers.0/blocks.0/attn/proj/MatMul/SwinLinear", "/layers.0/blocks.0/mlp/fc1/MatMul/SwinMlp"
+    linear, mlp = "/layers.0/blocks.0/attn/proj/MatMul/SwinLinear", "/layers.1/blocks.0/mlp/fc1/MatMul/SwinMlp"
     swin = swin_work.read_swin(ROOT / "models/swin.yaml")
     without_all = {group: value for group, value in work(linear, mlp, mlp).items() if group != "all"}
-    assert without_all == swin_work.work_of(swin, 1, 2, True, 2)
+    assert without_all == swin_work.work_of(swin, 1, 2, True, {1: 2})
     assert "MLP in one kernel" not in work(linear)
 
 

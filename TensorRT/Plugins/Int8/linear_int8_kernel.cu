@@ -122,7 +122,7 @@ int swin_linear_int8(const void* x, const void* weight, const float* scale, cons
     void* y, long long rows, int in_features, int out_features, int gelu, float y_scale, void*, size_t,
     cudaStream_t stream) {
     using namespace swin;
-    const bool shape = rows >= 0 && rows <= INT_MAX - kTile && in_features > 0 && in_features <= SWIN_MAX_INT8_FEATURES
+    const bool shape = rows >= 0 && rows <= INT_MAX - 128 && in_features > 0 && in_features <= SWIN_MAX_INT8_FEATURES
         && in_features % 16 == 0 && out_features > 0 && out_features <= SWIN_MAX_INT8_FEATURES
         && out_features % 16 == 0;
     const bool attributes = (gelu == 0 || (gelu == 1 && residual == nullptr)) && y_scale >= 0;
@@ -149,7 +149,9 @@ int swin_linear_int8(const void* x, const void* weight, const float* scale, cons
     a.stream = stream;
 
     const Gpu gpu = current_gpu();
+    const bool gelu_in_halves = a.gelu && a.quantized;
     const bool sm90 = gpu.is_sm90() && linear_int8_sm90 != nullptr && out_features % 32 == 0
-        && (residual == nullptr || !a.quantized);
+        && (residual == nullptr || !a.quantized)
+        && !(gelu_in_halves && (y_scale < kLeastScaleForHalves || y_scale > kMostScaleForHalves));
     return sm90 ? linear_int8_sm90(a, gpu.multiprocessors) : launch(a);
 }

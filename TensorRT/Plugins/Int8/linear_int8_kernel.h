@@ -12,9 +12,10 @@
 // y[rows, N] = act((x[rows, K] weight[N, K]^T) * scale[N] + bias[N]) + residual[rows, N], K = in_features,
 // N = out_features. x and weight are INT8, sums INT32, the rest FP32.
 //   residual    FP16 or null
-//   gelu        1: act is the exact GELU, and residual is null; 0: act is the identity
+//   gelu        1: act is GELU, not its tanh form, and residual is null; 0: act is the identity
 //   y_scale     0: y is FP16; else y is INT8, quantised with it
 // K and N are multiples of 16 up to SWIN_MAX_INT8_FEATURES; pointers are multiples of 16 bytes. No workspace is used.
+// weight, scale and bias are constants: the kernel just before does not write them.
 // Returns a cudaError_t: see swin_types.h.
 extern "C" int swin_linear_int8(const void* x, const void* weight, const float* scale, const float* bias,
     const void* residual, void* y, long long rows, int in_features, int out_features, int gelu, float y_scale,
@@ -36,6 +37,8 @@ struct LinearInt8 {
 
 // The product on compute capability 9.0 (linear_int8_sm90_kernel.cu); N is a multiple of 32, a residual only where y is
 // FP16. A library for other GPUs is built without it, and its address is null there.
+// Its GELU before INT8 is in FP16, 4.2e-4 off, which wants steps that are larger and a y that is not too large for FP16.
+constexpr float kLeastScaleForHalves = 1.0F / 256.0F, kMostScaleForHalves = 64.0F;
 __attribute__((weak)) int linear_int8_sm90(const LinearInt8& a, int multiprocessors);
 
 }  // namespace swin

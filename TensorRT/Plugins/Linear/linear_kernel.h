@@ -16,6 +16,7 @@ extern "C" {
 // residual (or null) and y [rows, out_features], all of `type`. workspace: workspace_bytes of device memory, 256-byte
 // aligned, that no other stream uses meanwhile; null with 0 bytes will do.
 //   gelu  1: act(v) is the exact GELU v * Phi(v), and residual is null; 0: act(v) = v
+// weight and bias are constants: the kernel just before does not write them.
 // The first call for a shape may ask cuBLASLt for an algorithm and keep the answer: make it outside of a graph capture.
 // Returns a cudaError_t: see swin_types.h.
 int swin_linear(const void* x, const void* weight, const void* bias, const void* residual, void* y, int type,

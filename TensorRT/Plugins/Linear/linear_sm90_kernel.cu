@@ -1,5 +1,5 @@
-// FP16 linear layers on Hopper, compiled for sm_90a alone: CUTLASS where there is much to do, our own product
-// (common/product_sm90.cuh), which starts sooner, where there is little.
+// FP16 linear layers on Hopper, compiled for sm_90a alone, by our own product (common/product_sm90.cuh) or CUTLASS's,
+// whichever was measured to be faster.
 #include "Linear/product_cutlass.cuh"
 #include "linear_sm90_kernel.h"
 
@@ -28,8 +28,12 @@ int multiply_fastest(const Product& p) {
     if (0.45F * static_cast<float>(waves(tiles_of(p, 64, 64))) < static_cast<float>(waves(large))) {
         return by_cutlass<64, 64>(p);
     }
-    // GELU takes two warpgroups each of ours; without, CUTLASS's stores are the faster ones where y is large.
-    if (own && (p.gelu || (p.residual == nullptr && large <= 5 * all))) return by_own<Tile<128, 128, 1, 2>>(p);
+    // A team has two warpgroups for a tile's GELU, CUTLASS one; without GELU CUTLASS's stores of a large y are faster.
+    using Teams = Tile<128, 128, 1, 2>;
+    if (own && p.gelu) return multiply_then<__half, __half, After::kGelu, Teams>(p);
+    if (own && p.residual == nullptr && large <= 5 * all) {
+        return multiply_then<__half, __half, After::kNothing, Teams>(p);
+    }
     return by_cutlass<128, 128>(p);
 }
 

@@ -19,6 +19,7 @@ extern "C" {
 // gamma and beta [width] FP32.
 // workspace: workspace_bytes of device memory, 256-byte aligned, that no other stream uses meanwhile. It has room for a
 // product's (SWIN_LINEAR_WORKSPACE_BYTES) and for one row of hidden activations at least; the more, the fewer slices.
+// Weights and biases are constants: the kernel just before does not write them.
 // The first call for a shape may ask cuBLASLt for an algorithm and keep the answer: make it outside of a graph capture.
 // Returns a cudaError_t: see swin_types.h.
 int swin_mlp(const void* x, const float* gamma, const float* beta, const void* weight1, const void* bias1,

@@ -142,11 +142,12 @@ template <int kRows_, int kFeatures_, int kBlocks_, int kTeams_ = 1> struct Tile
     static constexpr int kRows = kRows_, kFeatures = kFeatures_, kBlocks = kBlocks_, kTeams = kTeams_;
     static constexpr int kTeam = 2 * kRows;            // threads
     static constexpr int kConsumers = kTeams * kTeam;  // threads that multiply
+    static_assert(kTeams == 1 || kBlocks == 1);
     static constexpr int kThreads = kConsumers + (kTeams > 1 ? 128 : 32);
     // A quarter of a multiprocessor has 512 registers for each lane and runs a warp of each warpgroup. Of what all have at
     // first, the warpgroup that copies keeps few, and those that multiply get the rest.
     static constexpr int kWarpgroups = kConsumers / 128, kCopyRegisters = 24;
-    static constexpr int kFirstRegisters = 512 / kBlocks / (kWarpgroups + 1) / 8 * 8;
+    static constexpr int kFirstRegisters = 512 / (kWarpgroups + 1) / 8 * 8;
     static constexpr int kRegistersThatFit
         = (kFirstRegisters * (kWarpgroups + 1) - kCopyRegisters) / kWarpgroups / 8 * 8;
     static constexpr int kConsumerRegisters = kRegistersThatFit < 240 ? kRegistersThatFit : 240;

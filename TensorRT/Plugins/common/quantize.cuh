@@ -55,9 +55,10 @@ __device__ __forceinline__ void store_quantized_but_for_ties(int8_t* y, const fl
     for (int i = 0; i < 8; ++i) q[i] = quantize_but_for_ties(value[i], inverse_scale);
     *reinterpret_cast<uint2*>(y) = make_uint2(low_bytes(q[0], q[1], q[2], q[3]), low_bytes(q[4], q[5], q[6], q[7]));
 }
-// The same of FP16 pairs in FP16, where it takes 1.5 * 2^10: up to 2^-11 of a value and 255 * 2^-12 + 0.002 steps off.
+// The same of FP16 pairs in FP16, where it takes 1.5 * 2^10: up to 2^-11 of a value and 255 * 2^-12 + 0.002 steps off where
+// a step is 2^-16 to 64.
 __device__ __forceinline__ void store_quantized_but_for_ties(int8_t* y, const __half2 (&value)[4], float inverse_scale) {
-    const __half2 inverse = __float2half2_rn(fminf(inverse_scale * (1.0F / 255.0F), 65504.0F));
+    const __half2 inverse = __float2half2_rn(inverse_scale * (1.0F / 255.0F));
     uint32_t pair[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ from utils import (
     git_commit,
     gpu_name,
     latency_figures,
+    load_arrays,
     max_abs_err,
     median_rel_err,
     new_run_id,
@@ -96,14 +96,8 @@ def belongs_to(plan: Path, model: str) -> bool:
 
 def load_batch(path: Path) -> Batch:
     """Read a data file; UserError if it is not one."""
-    remedy = "write it with data/batch_data_gen.py"
-    try:
-        with np.load(existing_file(path, f"batch data ({remedy})")) as arrays:
-            return Batch(path, str(arrays["model"]), arrays["input"], arrays["logits"])
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise UserError(f"{shown(path)}: is not a data file, or a truncated one; {remedy}") from error
-    except KeyError as error:
-        raise UserError(f"{shown(path)}: lacks an array ({error.args[0]}); {remedy}") from error
+    arrays = load_arrays(path, ("model", "input", "logits"), "batch data", "write it with data/batch_data_gen.py")
+    return Batch(path, str(arrays["model"]), arrays["input"], arrays["logits"])
 
 
 def find_batches(plan: Path, pattern: str | None) -> list[Batch]:

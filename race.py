@@ -120,6 +120,15 @@ class Step(NamedTuple):
     measures: tuple[Model, Entrant, str, tuple[int, ...]] | None = None  # the str: precision; the numbers: batches
     compiles: bool = False  # what it would measure, and leaves no row
 
+    @property
+    def line(self) -> str:
+        return shlex.join(map(str, self.command))
+
+    @property
+    def record(self) -> Path:
+        """Where the command is kept that made the file: another checkpoint need not be newer, flags have no date."""
+        return ROOT / ".cache" / "race" / f"{shown(self.makes).strip('/').replace('/', '_')}.command"
+
     def __str__(self) -> str:
         if self.makes:
             return shown(self.makes)
@@ -190,9 +199,10 @@ def add_outdated(planned: list[Step], target: Path, steps: dict[Path, Step], tak
 
 
 def is_outdated(step: Step) -> bool:
-    """Whether the file that a step makes is missing, or older than one that it is made from."""
-    return not step.makes.exists() or any(source.stat().st_mtime > step.makes.stat().st_mtime
-                                          for source in step.inputs)
+    """Whether the file that a step makes is missing, older than one it is made from, or made by another command."""
+    return (not step.makes.exists()
+            or any(source.stat().st_mtime > step.makes.stat().st_mtime for source in step.inputs)
+            or (step.record.exists() and step.record.read_text() != step.line))
 
 
 # --- measurements --------------------------------------------------------------------------------------------
@@ -346,6 +356,8 @@ def run_steps(steps: list[Step], args: argparse.Namespace, on_gpu: bool) -> list
                 problems = [why_failed(text)]
             else:
                 step.makes.touch()  # newer than its sources, also where make found nothing to do
+                step.record.parent.mkdir(parents=True, exist_ok=True)
+                step.record.write_text(step.line)
             if problems:
                 problems[-1] += f" (log: {shown(log)})"
         if problems and step.makes:
@@ -419,18 +431,18 @@ def main(arguments: list[str] | None = None) -> None:
         draw(args)
         return
     args.run_id = args.run_id or new_run_id()
-    args.runner, args.precision = list(args.runner), list(args.precision)
     models, on_gpu = chosen_models(args), torch.cuda.is_available()
     for name, why in left_out(on_gpu, args.runner, args.precision).items():
         print(f"left out: {name}: {why}")
-        (args.runner if name in RUNNERS else args.precision).remove(name)
+        args.runner = [runner for runner in args.runner if runner != name]
+        args.precision = [precision for precision in args.precision if precision != name]
     if not args.runner or not args.precision:
         raise UserError("nothing is left to measure on this machine; choose another --runner or --precision")
 
     steps = plan_race(models, args, on_gpu)
     if args.dry_run:
         for step in steps:
-            print(shlex.join(map(str, step.command)))
+            print(step.line)
         return
     count = Counter("files to make" if step.makes else "to compile" if step.compiles else "measurements"
                     for step in steps)

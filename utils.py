@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -58,6 +59,21 @@ def existing_file(path: str | Path, what: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of {what}")
     return path
+
+
+def load_arrays(path: str | Path, names: Sequence[str], what: str, remedy: str) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file by their names; all where `names` is empty.
+
+    Raises:
+        UserError: no file is there, or it is not one, or truncated, or lacks an array; ends in `remedy`.
+    """
+    try:
+        with np.load(existing_file(path, f"{what} ({remedy})")) as arrays:
+            return {name: arrays[name] for name in names or arrays.files}
+    except KeyError as error:
+        raise UserError(f"{shown(path)}: lacks an array ({error.args[0]}); {remedy}") from error
+    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+        raise UserError(f"{shown(path)}: is not {what}, or a truncated one; {remedy}") from error
 
 
 @contextmanager
@@ -285,8 +301,8 @@ def reference_batch(model: str, batch: int, img_size: int, fp32_logits: Callable
     if not path.exists():
         images = real_images(batch, img_size)
         return images, fp32_logits(images)
-    with np.load(path) as arrays:
-        images, logits = arrays["input"], arrays["logits"]
+    stored = load_arrays(path, ("input", "logits"), "batch data", "write it with data/batch_data_gen.py, or remove it")
+    images, logits = stored["input"], stored["logits"]
     first = fp32_logits(images[:1]) if images.shape == (batch, 3, img_size, img_size) else None
     # FP32 implementations differ by some 1e-6 of the largest logit; other weights by as much as the logits themselves.
     if first is None or first.shape != logits[:1].shape or (

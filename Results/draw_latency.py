@@ -59,7 +59,7 @@ def draw(rows: list[Row], title: str) -> plt.Figure:
     """
     best = best_rows(rows)
     models = list(dict.fromkeys(model for model, _, _ in best))
-    precisions = sorted({precision for _, precision, _ in best}, key=["fp32", "fp16", "int8"].index)
+    precisions = sorted({precision for _, precision, _ in best}, key=["fp32", "bf16", "fp16", "int8"].index)
     batches = sorted({batch for _, _, batch in best})
     width, height = PANEL[0] * max(2, len(precisions)), PANEL[1] * len(models) + 1.3
     figure, axes = plt.subplots(len(models), len(precisions), squeeze=False, sharex=True, sharey=True,

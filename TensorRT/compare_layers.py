@@ -25,7 +25,18 @@ import numpy as np
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "onnx" / "graphsurgeon"))
 
-from utils import RESULTS, ROOT, UserError, existing_file, load_onnx, onnx_session, run_script, shown, whole_file
+from utils import (
+    RESULTS,
+    ROOT,
+    UserError,
+    existing_file,
+    load_arrays,
+    load_onnx,
+    onnx_session,
+    run_script,
+    shown,
+    whole_file,
+)
 
 COLUMNS = ("depth", "tensor", "op", "shape", "max_abs_ref", "max_abs_err", "rel_err", "nan", "inf")
 
@@ -87,11 +98,8 @@ def load_input(path: str | None, onnx_path: Path, images: int) -> np.ndarray:
         if f"{onnx_path.stem}_".startswith(f"{file.stem.rpartition('-b')[0]}_")]
     if not paths:
         raise UserError(f"{shown(onnx_path)}: no data/<model>-b<N>.npz of its model; give an .npz with --data")
-    try:
-        with np.load(existing_file(paths[0], "an .npz with an array `input` (--data)")) as arrays:
-            return arrays["input"][:images]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{shown(paths[0])}: has no array `input`; data/batch_data_gen.py writes one") from error
+    arrays = load_arrays(paths[0], ("input",), "batch data", "write it with data/batch_data_gen.py")
+    return arrays["input"][:images]
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -108,7 +116,11 @@ def prepare(arguments: argparse.Namespace) -> None:
     kinds = {"tensor(float)": 1, "tensor(float16)": 10}  # onnxruntime's names: onnx.TensorProto.FLOAT and FLOAT16
     types = {tensor.name: kinds[tensor.type] for tensor in typed if tensor.name in operators and tensor.type in kinds}
     ends = [value.name for value in model.graph.output if value.name in types]
-    names = sorted((name for name in types if re.search(arguments.match, name) and name not in ends),
+    try:
+        matches = re.compile(arguments.match).search
+    except re.error as error:
+        raise UserError(f"--match '{arguments.match}': is no regular expression: {error}") from error
+    names = sorted((name for name in types if matches(name) and name not in ends),
                    key=depth.__getitem__)[::arguments.every]
     if not names:
         raise UserError(f"{shown(path)}: no tensor to compare: none that matches '{arguments.match}' is in "
@@ -116,6 +128,10 @@ def prepare(arguments: argparse.Namespace) -> None:
     names += ends
 
     session = session_of(reference, names)
+    wanted = session.get_inputs()[0].shape[2:]
+    if list(images.shape[2:]) != wanted:
+        raise UserError(f"{shown(reference_path)}: takes images of {wanted}, not {list(images.shape[2:])} as in the "
+                        "data; give another --data")
     print(f"running {shown(reference_path)} on {len(images)} images for {len(names)} tensors", flush=True)
     arrays = session.run(names, {session.get_inputs()[0].name: images})
     layers = Path(arguments.output) / f"{path.stem}_layers.onnx"
@@ -149,8 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the layers engine and write the table of its tensors."""
     plan = Path(arguments.plan)
     reference_path = Path(arguments.reference or ROOT / "onnx" / f"{plan.stem}.npz")
-    with np.load(existing_file(reference_path, "what `compare_layers.py prepare` wrote (--reference)")) as file:
-        stored = dict(file)
+    stored = load_arrays(reference_path, (), "what `compare_layers.py prepare` wrote", "give it with --reference")
     from engine import Engine
 
     with Engine(plan, arguments.plugins) as engine, engine.context() as context:

@@ -325,6 +325,18 @@ def test_what_another_race_made_meanwhile_is_not_made_again(root):
     assert made.read_text() == "made made "
 
 
+def test_what_another_command_made_is_made_again(root):
+    """Weights that were trained before the graph of others was made, or other flags: no date tells."""
+    made = root / "onnx/m.onnx"
+    steps = [Step(script(f"open({str(made)!r}, 'w').write({name!r})"), [], 1, makes=made) for name in ("a", "b", "b")]
+    for step, outdated in zip(steps, (True, True, False)):
+        assert race.is_outdated(step) == outdated
+        assert race.run_steps([step], arguments(root), on_gpu=True) == []
+    assert made.read_text() == "b"
+    steps[-1].record.unlink()
+    assert not race.is_outdated(steps[0]), "nothing is known of how it was made"
+
+
 @pytest.mark.parametrize("log, why", [
     ("loading\nm ort-cuda b8 (CUDA graph) failed: [ONNXRuntimeError] : 1 : FAIL : cuda_call.cc:129 CUDA failure 700: "
      "an illegal memory access was encountered ; GPU=0 ; hostname=h ; expr=x\nOnnx_Latency.py: error: 1 of 1 failed",

@@ -71,7 +71,7 @@ def fp32_model(path: Path) -> onnx.ModelProto:
     """The model to quantise.
 
     Raises:
-        UserError: it is quantised, patched or not in FP32.
+        UserError: it is quantised, patched, not in FP32 or of one batch size alone.
     """
     model = load_onnx(path)
     precision = onnx_precision(model)
@@ -81,6 +81,8 @@ def fp32_model(path: Path) -> onnx.ModelProto:
         raise UserError(f"{shown(path)}: holds plugin nodes; give the unpatched graph (add_int8.py patches it later)")
     if precision != "fp32":
         raise UserError(f"{shown(path)}: is in {precision.upper()}; give the FP32 graph")
+    if fixed := model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+        raise UserError(f"{shown(path)}: takes batches of {fixed} alone; export it without a fixed batch")
     return model
 
 
@@ -115,12 +117,13 @@ def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.Mo
     """
     graph = fingerprint(model)
     if args.recalibrate or not args.cache.exists():
-        method, count = args.method or METHOD, args.batches * args.batch_size
+        method, batches, batch_size = args.method or METHOD, args.batches or BATCHES, args.batch_size or BATCH_SIZE
+        count = batches * batch_size
         img_size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
         where = args.images or "the packaged photographs (training crops)"
         print(f"calibrating {len(tensors)} tensors on {count} images of {where}, method {method}", flush=True)
-        images = image_batches(args.images, args.batches, args.batch_size, img_size)
-        amax = collect(tidied, tensors, images, args.batches, method, args.percentile,
+        images = image_batches(args.images, batches, batch_size, img_size)
+        amax = collect(tidied, tensors, images, batches, method, args.percentile or PERCENTILE,
                        execution_provider(args.provider))
         return Cache(method, count, graph, {name: scale_of(value) for name, value in amax.items()}), True
     cache = read_cache(args.cache)
@@ -129,6 +132,11 @@ def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.Mo
         raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}; {remedy}")
     if args.method not in (None, cache.method):
         raise UserError(f"{shown(args.cache)}: was calibrated with {cache.method}, not {args.method}; {remedy}")
+    asked = (args.batches or BATCHES) * (args.batch_size or BATCH_SIZE)
+    if (args.batches or args.batch_size) and asked != cache.images:
+        raise UserError(f"{shown(args.cache)}: was calibrated on {cache.images} images, not {asked}; {remedy}")
+    if args.percentile:
+        raise UserError(f"{shown(args.cache)}: is calibrated already, so --percentile changes nothing; {remedy}")
     print(f"read {shown(args.cache)}: {len(tensors)} scales, {cache.method} over {cache.images} images")
     return cache, False
 
@@ -140,10 +148,9 @@ def check(model: onnx.ModelProto, quantised_model: onnx.ModelProto) -> str:
         UserError: its logits are not finite.
     """
     value = model.graph.input[0]
-    fixed = value.type.tensor_type.shape.dim[0].dim_value
     images = held_out_batch(CHECKED_IMAGES, value.type.tensor_type.shape.dim[2].dim_value)[0]
     expected, actual = (np.concatenate([runner.run(None, {value.name: part})[0]
-                                        for part in np.split(images, CHECKED_IMAGES // (fixed or CHECKED_BATCH))])
+                                        for part in np.split(images, CHECKED_IMAGES // CHECKED_BATCH)])
                         for runner in map(session, (model, quantised_model)))
     if not np.isfinite(actual).all():
         raise UserError("the quantised graph gives NaN or infinity, so nothing was written; check the model's weights")
@@ -159,11 +166,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="images to calibrate on (default: training crops of the packaged photographs)")
     parser.add_argument("--method", choices=METHODS,
                         help=f"how a range is chosen (default: that of the cache if it is there, else {METHOD})")
-    parser.add_argument("--percentile", type=float, default=PERCENTILE, metavar="P",
-                        help="share of elements, in percent, within the range; for that method (default: %(default)s)")
-    parser.add_argument("--batches", type=int, default=BATCHES, metavar="N", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N",
-                        help="images at a time; Small needs about 100 MiB for each (default: %(default)s)")
+    parser.add_argument("--percentile", type=float, metavar="P",
+                        help=f"share of elements in percent within the range, for that method (default: {PERCENTILE})")
+    parser.add_argument("--batches", type=int, metavar="N", help=f"default: {BATCHES}")
+    parser.add_argument("--batch-size", type=int, metavar="N",
+                        help=f"images at a time; Small needs about 100 MiB for each (default: {BATCH_SIZE})")
     parser.add_argument("--cache", type=Path, metavar="FILE",
                         help="calibration cache, read if it is there, else written "
                              "(default: TensorRT/INT8/<model>.cache)")
@@ -179,9 +186,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_provider_argument(parser)
     parser.add_argument("--no-check", action="store_true", help="do not compare the two graphs on held-out crops")
     args = parser.parse_args(arguments)
-    if args.batches < 1 or args.batch_size < 1:
+    if any(number is not None and number < 1 for number in (args.batches, args.batch_size)):
         raise UserError("--batches and --batch-size must be above zero")
-    if not 50 < args.percentile <= 100:
+    if args.percentile is not None and not 50 < args.percentile <= 100:
         raise UserError(f"--percentile {args.percentile:g}: must be above 50 and at most 100")
     args.cache = args.cache or Path(__file__).resolve().parent / f"{args.onnx.stem}.cache"
     args.output = args.output or args.onnx.with_name(f"{args.onnx.stem}_int8.onnx")

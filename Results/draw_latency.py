@@ -102,12 +102,14 @@ def draw(rows: list[Row], title: str) -> plt.Figure:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", metavar="RUN_ID", help="default: that of the last row in latency.csv")
+    parser.add_argument("--run", metavar="RUN_ID", help="default: that of the last row measured on a GPU, if there is "
+                        "one, else of the last")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
                         help="of latency.csv, and where the picture and the table go (default: Results/)")
     args = parser.parse_args(arguments)
     rows = latency_rows(args.results)
-    run_id = args.run or (rows[-1]["run_id"] if rows else None)
+    newest = sorted(rows, key=lambda row: not row["gpu"].startswith("none"))[-1:]  # keeps the order otherwise
+    run_id = args.run or (newest[0]["run_id"] if newest else None)
     rows = [row for row in rows if row["run_id"] == run_id]
     if not rows:
         raise UserError(f"{shown(args.results / 'latency.csv')}: no rows of {f'run {run_id}' if run_id else 'any run'}"

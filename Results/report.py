@@ -84,11 +84,14 @@ def profile(results: Path) -> list[str]:
     rows = [row for row in rows if row["run_id"] == rows[-1]["run_id"]]
     if not rows or not (results / "profile.png").exists():
         return []
+    patched = {"_attention" in row["engine"] for row in rows}
+    beside = ", unpatched beside patched" if len(patched) == 2 else ""
     return ["### Where the time goes", "",
             *measured_by(rows, "$TRT_PYTHON TensorRT/profile_engine.py --plan TensorRT/TRT_Engine/swinv*_fp16.plan && "
                                "python Results/draw_profile.py"),
-            "![Time of each group of layers, unpatched beside patched, with the fraction of the GPU's peak]"
-            "(Results/profile.png)", ""]
+            "Percentages are of the GPU's peaks as benchmark.py measured them, a copy's bandwidth or an FP16 product's "
+            "arithmetic, whichever is nearer: what lies in the L2 cache, and INT8, can go beyond.", "",
+            f"![Time of each group of layers{beside}, with the fraction of the GPU's peak](Results/profile.png)", ""]
 
 
 def accuracy(results: Path) -> list[str]:
@@ -114,8 +117,10 @@ def accuracy(results: Path) -> list[str]:
     return ["### Accuracy", "",
             *measured_by(rows, "python test_swinV2.py --cfg models/swin.yaml --resume V1.pth --count 2000 "
                                "--batch 1,4,8,16,32,128 --plan TensorRT/TRT_Engine/swinv1*.plan"),
-            "The worst of all batch sizes, against PyTorch in FP32, over all images; the worst ratio is the largest "
-            "error at one batch size over PyTorch's own in the same precision.", "", *markdown_table(table), ""]
+            "The worst of all batch sizes, against PyTorch in FP32, over all images: Results/environment/ says for each run "
+            "how many; of INT8 it is more, `--count 5000`. The worst ratio is the largest error at one batch size over "
+            "PyTorch's own in the same precision. V2 likewise, with its own yaml, checkpoint and engines.", "",
+            *markdown_table(table), ""]
 
 
 def shares(rows: list[Row], column: str) -> str:

@@ -117,9 +117,9 @@ def accuracy(results: Path) -> list[str]:
     return ["### Accuracy", "",
             *measured_by(rows, "python test_swinV2.py --cfg models/swin.yaml --resume V1.pth --count 2000 "
                                "--batch 1,4,8,16,32,128 --plan TensorRT/TRT_Engine/swinv1*.plan"),
-            "The worst of all batch sizes, against PyTorch in FP32, over all images: Results/environment/ says for each run "
-            "how many; of INT8 it is more, `--count 5000`. The worst ratio is the largest error at one batch size over "
-            "PyTorch's own in the same precision. V2 likewise, with its own yaml, checkpoint and engines.", "",
+            "The worst of all batch sizes, against PyTorch in FP32, over all images: Results/environment/ says for "
+            "each run how many; of INT8 it is more, `--count 5000`. The worst ratio is the largest error at one batch "
+            "size over PyTorch's own in the same precision. V2 likewise, with its own yaml, checkpoint and engines.", "",
             *markdown_table(table), ""]
 
 

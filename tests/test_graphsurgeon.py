@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import get_config
+from data.photo_crops import held_out_batch
 from models.build import build_model
 from models.swin import PatchMerging, WindowAttention
 from models.swin_v2 import WindowAttentionV2
@@ -1054,6 +1055,30 @@ def test_a_wrong_patch_is_not_written(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["script", "--onnx", str(tmp_path / "swin.onnx"), "--no-check"])
     script.main()
     assert (tmp_path / "swin_layernorm.onnx").exists()
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.9e-5, False), (1.2e-5, True), (np.nan, True)])
+def test_the_check_allows_1e_5_of_the_largest_logit(share, refused, exported):
+    model = exported("v1-17").onnx
+    (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
+    count = 3 if refused else 1  # the largest logit of the batch that has the larger, or the smaller one
+    (logits,) = session(model).run(None, {"input": held_out_batch(count, 56)[0]})
+    changed = edited(model, bias, lambda array: array.__iadd__(np.float32(share * np.abs(logits).max())))
+    if refused:
+        with pytest.raises(UserError, match="differs at batch 1"):
+            surgeon.check(model, changed)
+    else:
+        assert len(surgeon.check(model, changed)) == 2
+
+
+def test_a_layernorm_over_two_axes_is_left(exported):
+    def over_all_tokens(graph):
+        first(graph, "LayerNormalization").attrs["axis"] = 1
+
+    model = with_node(exported("v1-17").onnx, over_all_tokens)
+    patched, (report,) = patch(model, [STEPS["with_params"]])
+    assert report.replaced == 10
+    assert_same(patched, model)
 
 
 def test_an_opset_that_cannot_be_lowered_is_said(exported, tmp_path, capsys):

@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import ROOT, UserError, top1_agreement
+from utils import ROOT, top1_agreement
 
 sys.path.insert(1, str(ROOT / "TensorRT"))
 sys.path.insert(2, str(ROOT / "TensorRT" / "INT8"))
 
 from calibration_cache import Cache, read_cache, write_cache
+from test_engines_gpu import command, usable_runtime
 
 import TRT_test
 
@@ -39,12 +40,7 @@ LOGGED = re.compile(r"zero-points?: (.+) scale and zero-point Quantization\(scal
 @pytest.fixture(scope="module")
 def runtime():
     """The module trt_runtime, where there is a GPU and TensorRT 8."""
-    import trt_runtime
-
-    try:
-        trt_runtime.require_gpu()
-    except UserError as error:
-        pytest.skip(str(error))
+    trt_runtime = usable_runtime()
     if trt_runtime.TRT_MAJOR >= 10:
         pytest.skip("from TensorRT 10 on this project builds no engine from a calibration cache")
     return trt_runtime
@@ -65,10 +61,8 @@ def build(onnx: Path, plan: Path, cache: Path) -> subprocess.CompletedProcess:
     """build.sh, which takes build_engine.py: that knows whether TensorRT asked for images."""
     if shutil.which("trtexec"):
         pytest.skip("build.sh takes trtexec, which does not say whether it calibrated anew")
-    return subprocess.run(
-        ["bash", "TensorRT/build.sh", str(onnx), "--int8", f"--calib={cache}", "--noTF32", "--verbose", "--opt", "8",
-         "--max", "16", "--output", str(plan), *os.environ.get("BUILD_FLAGS", "").split()],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "TRT_PYTHON": sys.executable})
+    return command("bash", "TensorRT/build.sh", onnx, "--int8", f"--calib={cache}", "--noTF32", "--verbose",
+                   "--opt", "8", "--max", "16", "--output", plan, *os.environ.get("BUILD_FLAGS", "").split())
 
 
 @pytest.fixture(scope="module")

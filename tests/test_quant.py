@@ -19,7 +19,7 @@ from PIL import Image
 from config import get_config
 from data.photo_crops import crops, held_out_batch
 from models.build import build_model, load_model
-from utils import ROOT, UserError, normalise, onnx_precision, top1_agreement
+from utils import ROOT, UserError, load_image, normalise, onnx_precision, preprocess, top1_agreement
 
 INT8 = ROOT / "TensorRT" / "INT8"
 sys.path[:0] = [str(INT8), str(ROOT / "onnx" / "graphsurgeon"), str(ROOT / "onnx")]
@@ -229,6 +229,31 @@ def test_every_product_of_the_blocks_has_pairs_and_nothing_else(version, micro):
     rounded = {id(tensor) for node in graph.nodes if node.op == "DequantizeLinear" for tensor in node.outputs}
     readers = Counter(node.op for node in graph.nodes if any(id(tensor) in rounded for tensor in node.inputs))
     assert readers == {"MatMul": 28, "Reshape": 7}
+
+
+def test_the_graphs_scales_are_the_caches(small):
+    folder = small(1)
+    scales = read_cache(folder / "m.cache").scales
+    graph = gs.import_onnx(onnx.load(folder / "m_int8.onnx"))
+    found = {node.inputs[0].name: float(values(node.inputs[1])) for node in graph.nodes
+             if node.op == "QuantizeLinear" and values(node.inputs[0]) is None}
+    assert found.keys() == scales.keys()
+    for name, scale in found.items():
+        assert scale == pytest.approx(float(scales[name]), rel=2**-22), name
+
+
+def test_the_check_of_quant_is_that_of_its_logits(small):
+    folder = small(1)
+    fp32, int8 = onnx.load(folder / "m.onnx"), onnx.load(folder / "m_int8.onnx")
+    images = held_out_batch(64, 56)[0]
+    expected, actual = logits(fp32, images), logits(int8, images)
+    line = quant.check(fp32, int8)
+    assert f"agreement with FP32 {np.mean(actual.argmax(1) == expected.argmax(1)):.2%}" in line
+    assert float(re.search(r"max abs err (\S+),", line)[1]) == pytest.approx(np.abs(actual - expected).max(), rel=1e-2)
+    bias = next(tensor for tensor in int8.graph.initializer if tensor.name == "head.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(bias), np.nan), bias.name))
+    with pytest.raises(UserError, match="gives NaN or infinity"):
+        quant.check(fp32, int8)
 
 
 def test_kept_parts_have_no_pairs(small):
@@ -489,6 +514,27 @@ def test_a_patched_graph_that_differs_is_refused(small, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("error", "passes"), [(1.49, True), (1.51, False), (np.nan, False)])
+def test_what_a_patched_graph_may_be_off_by(error, passes, small, monkeypatch):
+    """1.5 of what quantisation itself makes, here from 0 to 1."""
+    outputs = iter([0.0, 1.0, error])  # of the Q/DQ graph, the FP32 graph and the patched one
+
+    class Runner:
+        def __init__(self, model: onnx.ModelProto) -> None:
+            self.output = np.full((2, 3), next(outputs), np.float32)
+
+        def run(self, *_: object) -> list:
+            return [self.output]
+
+    monkeypatch.setattr(add_int8, "session", Runner)
+    model = onnx.load(small(1) / "m.onnx")
+    if passes:
+        assert "1.49 of what quantisation itself makes" in add_int8.check(model, model, model, "x")
+    else:
+        with pytest.raises(UserError, match="the INT8 graph differs"):
+            add_int8.check(model, model, model, "x")
+
+
 def test_a_model_that_quantisation_does_not_change_is_refused(small, tmp_path, monkeypatch):
     """V2 under its initial weights, where LayerNorm multiplies every branch by zero."""
     monkeypatch.setattr(sys, "argv", ["a test"])
@@ -558,6 +604,14 @@ def tidy_input(model: onnx.ModelProto) -> str:
 
 
 # --- what is refused -----------------------------------------------------------------------------------------
+
+
+def test_images_are_taken_evenly_from_a_folder(tmp_path):
+    """Not the first ones, which may be of one class."""
+    folder = images_in(tmp_path / "six", 6)
+    found = list(calibration.image_batches(folder, 3, 1, 32))
+    wanted = [preprocess(load_image(folder / f"{number}.png"), 32) for number in (0, 2, 4)]
+    np.testing.assert_array_equal(np.concatenate(found), np.stack(wanted))
 
 
 def images_in(folder: Path, count: int, seed: int | None = 0) -> Path:

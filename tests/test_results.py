@@ -47,6 +47,22 @@ def test_table_of_all_machines_or_of_one_run(results, capsys, arguments, numbers
     assert {cell for cell in cells if "." in cell and cell[0].isdigit() and "e" not in cell} == numbers
 
 
+def test_table_tells_apart_what_is_not_the_same_measurement(tmp_path, capsys):
+    append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [
+        row(run_id="1", precision="fp32", notes="CUDA graph", latency_ms_median="11.11"),
+        row(run_id="1", precision="fp32", notes="no CUDA graph", latency_ms_median="22.22"),
+        row(run_id="1", precision="fp16", notes="CUDA graph", latency_ms_median="33.33")])
+    append_rows(tmp_path / "accuracy.csv", ACCURACY_COLUMNS, [
+        {**dict.fromkeys(ACCURACY_COLUMNS, ""), "model": "m", "gpu": cpu_name(), "engine": "m.onnx",
+         "precision": "fp32", "batch": batch, "top1": "0.9", "agreement": share, "max_abs_err": "1e-3"}
+        for batch, share in (("1", "0.8"), ("8", "0.7"))])
+    table.main(["m", "--markdown", "--results", str(tmp_path)])
+    shown = capsys.readouterr().out
+    for batch, share in (("1", "80.00%"), ("8", "70.00%")):
+        assert f"| m.onnx | fp32 | {batch} | 90.00% | {share} | 1.0e-03 | - |" in shown
+    assert all(ms in shown for ms in ("11.11", "22.22", "33.33"))
+
+
 def test_table_without_rows_says_so(tmp_path):
     with pytest.raises(UserError, match=r"no rows of m of run 7; run_all\.sh measures them"):
         table.main(["m", "--run", "7", "--results", str(tmp_path)])

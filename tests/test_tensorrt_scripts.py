@@ -241,13 +241,14 @@ def test_a_cache_of_another_graph_is_refused(engine_builder, tmp_path):
 
 
 class FakeContext:
-    """Stands where engine.Context does: gives the logits it was made with, a millisecond a run."""
+    """Stands where engine.Context does: gives the logits it was made with, plain or of a graph; a run takes 1 ms."""
 
-    def __init__(self, logits: np.ndarray) -> None:
-        self.logits, self.graph = logits, False
+    def __init__(self, logits: np.ndarray, of_graph: np.ndarray | None = None) -> None:
+        self.logits, self.of_graph, self.graph = logits, logits if of_graph is None else of_graph, False
 
     def infer(self, images: np.ndarray) -> np.ndarray:
-        return self.logits
+        self.run()
+        return self.download()["logits"]
 
     def capture(self) -> None:
         self.graph = True
@@ -256,10 +257,10 @@ class FakeContext:
         self.graph = False
 
     def run(self) -> None:
-        assert self.graph
+        self.output = self.of_graph if self.graph else self.logits
 
     def download(self) -> dict[str, np.ndarray]:
-        return {"logits": self.logits}
+        return {"logits": self.output}
 
     def timed_run_ms(self) -> float:
         return 1.0
@@ -280,6 +281,27 @@ def test_measure_judges_the_output(offset, verdict, graph):
     logits[2, 7] += offset
     row = TRT_test.measure(FakeContext(logits), batch, 1e-4, graph, warmup_s=0, min_s=0)
     assert row.check == verdict and row.batch == 4 and row.graph is graph
+
+
+def test_measure_judges_what_the_graph_gave():
+    """And leaves no graph behind for the next, plain measurement."""
+    batch = batch_of()
+    context = FakeContext(batch.logits, batch.logits + 1)
+    assert [TRT_test.measure(context, batch, 1e-4, graph, warmup_s=0, min_s=0).check
+            for graph in (False, True, False)] == ["good", "bad", "good"]
+
+
+def test_a_failing_engine_fails_the_script(tmp_path, monkeypatch):
+    batch = batch_of()
+    rows = [TRT_test.Row(4, graph, np.ones(3), batch.logits, batch.logits, check)
+            for graph, check in ((False, "good"), (True, "bad"))]
+    monkeypatch.setitem(sys.modules, "trt_runtime", SimpleNamespace(versions=dict))
+    monkeypatch.setattr(TRT_test, "score_engine", lambda *_: (["the table"], rows))
+    (tmp_path / "m.plan").touch()
+    monkeypatch.setattr(sys, "argv", ["TRT_test.py", "--plan", str(tmp_path / "m.plan"), "--results", str(tmp_path)])
+    with pytest.raises(UserError, match="1 of 2 checks failed, first at batch 4: bad"):
+        TRT_test.main()
+    assert "the table" in (tmp_path / "encoderScore.txt").read_text()
 
 
 def test_nan_in_the_input_is_reported():
@@ -390,7 +412,9 @@ def test_broken_data_files_are_refused(tmp_path):
 def test_tolerances():
     batch = batch_of()
     assert TRT_test.tolerance(Path("m.plan"), None, [batch]) == 1e-4
-    assert TRT_test.tolerance(Path("m_fp16.plan"), None, [batch]) == pytest.approx(0.01 * np.abs(batch.logits).max())
+    larger = batch_of()._replace(logits=-9 * np.abs(batch.logits))  # the largest logit of all is negative
+    assert TRT_test.tolerance(Path("m_fp16.plan"), None, [batch, larger]) == pytest.approx(
+        0.09 * np.abs(batch.logits).max())
     assert TRT_test.tolerance(Path("m_fp16.plan"), 0.5, [batch]) == 0.5
     with pytest.raises(UserError, match="no default tolerance for bf16; give --tolerance"):
         TRT_test.tolerance(Path("m_bf16.plan"), None, [batch])
@@ -404,9 +428,20 @@ def test_int8_may_be_off_by_a_multiple_of_what_quantisation_makes(data):
     for count, error, image in ((1, 0.25, 0), (4, 0.5, 0), (16, 8, 1)):
         np.savez(data / f"data/swinv1_micro_int8-b{count}.npz", logits=np.full((count, 5), 1 + error, np.float32),
                  input=np.full((count, 3, 4, 4), image, np.float32), model="swinv1_micro_int8")
-    assert TRT_test.tolerance(plan, None, batches) == TRT_test.INT8_TOLERANCE_MULTIPLE * 0.5
+    assert TRT_test.tolerance(plan, None, batches) == 2.5 * 0.5
     for name in ("swinv1_micro_int8.plan", plan):
         assert {batch.model for batch in TRT_test.find_batches(Path(name), None)} == {"swinv1_micro"}
+
+
+def test_more_memory_fails_the_script(tmp_path, monkeypatch):
+    mib = {"m_fp16": 100, "m_attention_fp16": 101}
+    monkeypatch.setattr(TRT_test, "measure_memory", lambda plan, batches, plugins: [
+        memory_row(plan.stem, batch, mib[plan.stem]) for batch in batches])
+    given = SimpleNamespace(memory=[1], plugins=None, results=tmp_path)
+    with pytest.raises(UserError, match=r"^FAIL m_attention_fp16: 101\.0 MiB at batch 1, unpatched 100\.0"):
+        TRT_test.score_memory([Path(f"{name}.plan") for name in mib], given,
+                              {"run_id": "1", "commit": "c", "gpu": "A GPU"})
+    assert len((tmp_path / "memory.csv").read_text().splitlines()) == 3
 
 
 def memory_row(engine: str, batch: int, mib: float) -> dict[str, str]:

@@ -210,7 +210,7 @@ def test_a_weight_beyond_fp16_is_refused(patched, shape, refused, graphs):
     huge = onnx.ModelProto()
     huge.CopyFrom(graphs(1, 17, patched))
     weight = next(tensor for tensor in huge.graph.initializer if list(tensor.dims) == shape)
-    weight.CopyFrom(numpy_helper.from_array(np.full(shape, 1e5, np.float32), weight.name))
+    weight.CopyFrom(numpy_helper.from_array(np.full(shape, -1e5, np.float32), weight.name))
     if refused:
         with pytest.raises(UserError, match=r"holds 1e\+05, beyond FP16's 65504"):
             to_fp16(huge, [])

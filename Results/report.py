@@ -119,7 +119,7 @@ def accuracy(results: Path) -> list[str]:
                                "--batch 1,4,8,16,32,128 --plan TensorRT/TRT_Engine/swinv1*.plan"),
             "The worst of all batch sizes, against PyTorch in FP32, over all images: Results/environment/ says for "
             "each run how many; of INT8 it is more, `--count 5000`. The worst ratio is the largest error at one batch "
-            "size over PyTorch's own in the same precision. V2 likewise, with its own yaml, checkpoint and engines.", "",
+            "size over PyTorch's own in the same precision. V2 likewise, with its yaml, checkpoint and engines.", "",
             *markdown_table(table), ""]
 
 

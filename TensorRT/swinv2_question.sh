@@ -55,6 +55,7 @@ while (($#)); do
 done
 ((${#model[@]})) || { usage >&2; exit 2; }
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "--jobs $jobs: needs a positive whole number"
+[[ $batches =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || fail "--batches $batches: needs positive whole numbers, as in 1,16"
 TRT_PYTHON=${TRT_PYTHON:-python3}
 read -ra build_flags <<< "${BUILD_FLAGS:-}"
 layers_flags=("${build_flags[@]}")  # marked tensors change what is fused anyhow, and there are hundreds of kernels to time
@@ -97,6 +98,15 @@ check --engines "$engines" "fp32,$fp16_engines"
 check --layers "$layers" "$fp16_engines,none"
 
 work=.cache/swinv2_question plugins=TensorRT/Plugins/build/libswin_plugins.so
+version=''
+if [[ $emulate == no && $dry_run == no ]]; then  # said now, not after minutes of making graphs
+    missing=()
+    nvidia-smi > /dev/null 2>&1 || missing+=("a GPU that nvidia-smi knows")
+    version=$("$TRT_PYTHON" -c 'import tensorrt; print(tensorrt.__version__)' 2> /dev/null) ||
+        missing+=("tensorrt in $TRT_PYTHON (set TRT_PYTHON)")
+    ! has "$engines" attention_fp16 || [[ -f $plugins ]] || missing+=("$plugins (make -C TensorRT/Plugins)")
+    ((${#missing[@]} == 0)) || fail "engines need what is missing here: $(printf '%s; ' "${missing[@]}")--emulate asks a CPU"
+fi
 images=16  # of the data; as in swinv2_table.py
 largest=$(printf '%s\n' ${batches//,/ } | sort -n | tail -n 1)
 failed=$work/failed_$name
@@ -138,6 +148,11 @@ make_file() {
         echo "$file" >> "$failed"
     fi
     echo >&8
+}
+
+end_jobs() {
+    local job
+    for job in $(jobs -p); do kill -- "-$job" 2> /dev/null || true; done
 }
 
 beside() {  # COMMAND...: in the background, until `wait`
@@ -266,13 +281,14 @@ ask() {  # weights
 ending='' order=$fp16_engines
 if [[ $emulate == yes ]]; then ending=_emulated order=opset12_fp16,opset17_fp16,attention_fp16; fi
 echo "$name, weights: ${weights//,/, }; up to $jobs steps at a time"
+trap end_jobs EXIT
+[[ $dry_run == yes ]] || set -m  # each is a process group, which the trap can end with all that it has started
 for weight in ${weights//,/ }; do beside ask "$weight"; done
+set +m
 wait
 [[ $dry_run == no ]] || exit 0
 
-version=()
-[[ $emulate == yes ]] || version=(--tensorrt "$("$TRT_PYTHON" -c 'import tensorrt; print(tensorrt.__version__)')")
-python3 TensorRT/swinv2_table.py --model "$name" "${version[@]}"
+python3 TensorRT/swinv2_table.py --model "$name" ${version:+--tensorrt "$version"}
 panels=()
 for weight in ${all_weights//,/ }; do  # those of earlier calls too
     tables=()

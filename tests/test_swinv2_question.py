@@ -4,8 +4,10 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +163,7 @@ def test_the_table_refuses_logits_of_other_data(tmp_path, monkeypatch):
 # Stands in for python3 and build.sh: writes down how it was called, and makes the file that it was asked for.
 FAKE = """#!/usr/bin/env bash
 set -eu
+if [[ ${1:-} == -c ]]; then echo 8.6.0; exit; fi
 if [[ ${1:-} == - ]]; then cat > /dev/null; echo m swinv2 256 weights.pth; exit; fi
 echo "$(basename "$0") $*" >> calls
 if [[ "$*" == *"$(cat broken)"* ]]; then echo "it is broken"; exit 1; fi
@@ -181,15 +184,15 @@ if [[ -n ${output:-} ]]; then echo made > "$output"; fi
 def ask(tmp_path):
     """ask(*flags, broken=WORD): the script run in a folder of its own, over a python3 and a builder that pretend; a
     command with WORD in it fails. Gives what it printed, and the calls."""
-    (tmp_path / "TensorRT").mkdir()
+    (tmp_path / "TensorRT/Plugins/build").mkdir(parents=True)
     (tmp_path / "models").mkdir()
     (tmp_path / "bin").mkdir()
     shutil.copy(ROOT / "TensorRT/swinv2_question.sh", tmp_path / "TensorRT")
     (tmp_path / "Results").mkdir()
-    for name in ("bin/python3", "TensorRT/build.sh"):
+    for name in ("bin/python3", "bin/nvidia-smi", "TensorRT/build.sh"):
         (tmp_path / name).write_text(FAKE)
         (tmp_path / name).chmod(0o755)
-    for name in ("m.yaml", "weights.pth", "models/stress.py"):
+    for name in ("m.yaml", "weights.pth", "models/stress.py", "TensorRT/Plugins/build/libswin_plugins.so"):
         (tmp_path / name).touch()
 
     def asked(*flags: str, broken: str = "no such word") -> tuple[subprocess.CompletedProcess, list[str]]:
@@ -199,7 +202,8 @@ def ask(tmp_path):
         done = subprocess.run(["bash", "TensorRT/swinv2_question.sh", "--cfg", "m.yaml", *flags], cwd=tmp_path,
                               capture_output=True, text=True, env={**os.environ, "PATH": path, "TRT_PYTHON": "python3"})
         calls = tmp_path / "calls"
-        return done, calls.read_text().splitlines() if calls.exists() else []
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        return done, [line for line in lines if not line.startswith("nvidia-smi")]
 
     return asked
 
@@ -225,7 +229,7 @@ def test_question_makes_all_once(ask, tmp_path):
     assert done.returncode == 0 and "made" not in done.stdout
     assert [call.split()[1] for call in calls if "swinv2_table" in call or "plot" in call] == [
         "TensorRT/swinv2_table.py", "TensorRT/compare_layers.py"]
-    assert len(calls) == 3  # and TensorRT's version
+    assert len(calls) == 2
 
     (tmp_path / ".cache/swinv2_question/m_trained_fp16.plan").unlink()
     (tmp_path / "weights.pth").touch()  # newer, and the same
@@ -281,6 +285,8 @@ def test_question_dry_run_only_prints(ask, tmp_path):
     (["--weights", "tired"], "--weights tired: choose from trained,overflow,underflow,saturated"),
     (["--engines", "fp32,warp"], "--engines warp: choose from fp32,opset12_fp16"),
     (["--layers", "fp32"], "--layers fp32: choose from opset12_fp16"),
+    (["--batches", "x", "--dry-run"], "--batches x: needs positive whole numbers"),
+    (["--batches", "1,,16"], "--batches 1,,16: needs positive whole numbers"),
     (["--jobs", "0"], "--jobs 0: needs a positive whole number"),
     (["--resume", "absent.pth"], "--resume absent.pth: no such file"),
     (["--fast"], "--fast: unknown option"),
@@ -288,3 +294,45 @@ def test_question_dry_run_only_prints(ask, tmp_path):
 def test_question_refuses(ask, flags, words):
     done, _ = ask(*flags)
     assert done.returncode == 1 and words in done.stderr
+
+
+@pytest.mark.parametrize(("hidden", "words"), [
+    ("bin/nvidia-smi", "a GPU that nvidia-smi knows"), ("bin/python3", "tensorrt in python3 (set TRT_PYTHON)"),
+    ("TensorRT/Plugins/build/libswin_plugins.so", "libswin_plugins.so (make -C TensorRT/Plugins)")])
+def test_question_says_first_what_engines_need(ask, tmp_path, hidden, words):
+    if hidden == "bin/python3":
+        (tmp_path / hidden).write_text(FAKE.replace("echo 8.6.0; exit", "exit 1"))
+    else:
+        (tmp_path / hidden).unlink()
+        if hidden == "bin/nvidia-smi":  # where the machine has one
+            (tmp_path / hidden).write_text("#!/bin/sh\nexit 9\n")
+            (tmp_path / hidden).chmod(0o755)
+    done, calls = ask("--weights", "trained")
+    assert done.returncode == 1 and not calls and not (tmp_path / ".cache").exists()
+    assert words in done.stderr and "--emulate" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert ask("--weights", "trained", "--emulate")[0].returncode == 0
+    if "Plugins" in hidden:
+        assert ask("--weights", "trained", "--engines", "fp32", "--layers", "none")[0].returncode == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_question_ends_its_jobs_when_it_is_ended(ask, tmp_path, how):
+    """A step that would take a minute, in a process of a process of a process, is gone with the script."""
+    step = "#!/usr/bin/env bash\nif [[ $1 == - ]]; then cat > /dev/null; echo m swinv2 256 weights.pth; exit; fi\n"
+    (tmp_path / "bin/python3").write_text(step + 'echo $$ >> steps\nsleep 60\n')
+    command = ["bash", "TensorRT/swinv2_question.sh", "--cfg", "m.yaml", "--emulate", "--jobs", "8"]
+    script = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL,
+                              env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    steps = tmp_path / "steps"
+    wait_until(lambda: steps.exists() and len(steps.read_text().split()) >= 4)
+    script.send_signal(how)
+    assert script.wait(10) != 0
+    wait_until(lambda: not any(Path(f"/proc/{number}").exists() for number in steps.read_text().split()))
+
+
+def wait_until(reached) -> None:
+    """Wait until it is so, for at most 10 s."""
+    end = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.05)

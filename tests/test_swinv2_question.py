@@ -105,7 +105,6 @@ def layer_row(tensor: str, rel_err: float, nan: int = 0) -> dict[str, str]:
 
 def table(tmp_path: Path, monkeypatch) -> list[dict[str, str]]:
     output = tmp_path / "question.csv"
-    monkeypatch.setattr(swinv2_table, "write_environment", lambda run_id, versions: None)
     monkeypatch.setattr(sys, "argv", ["swinv2_table.py", "--model", "m", "--work", str(tmp_path), "--output",
                                       str(output)])
     swinv2_table.main()
@@ -114,6 +113,7 @@ def table(tmp_path: Path, monkeypatch) -> list[dict[str, str]]:
 
 
 def test_the_table_has_a_row_for_each_engine_and_batch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RUN_ID", "first")
     expected = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
     np.savez(tmp_path / "m_trained-b16.npz", logits=expected)
     found = np.stack([expected + 0.25, expected])
@@ -141,11 +141,18 @@ def test_the_table_has_a_row_for_each_engine_and_batch(tmp_path, monkeypatch, ca
     assert (emulated["first_tensor"], emulated["max_abs_err"], emulated["images_nan_or_inf"]) == ("logits", "nan", "1")
     assert "| trained | attention_fp16 | 1 | 0 of 16 | 2.5e-01 |" in capsys.readouterr().out
 
+    # The same again: rows and environment stay those of the run that measured.
+    monkeypatch.setenv("RUN_ID", "later")
+    assert table(tmp_path, monkeypatch) == rows
+    assert [file.stem for file in (tmp_path / "environment").iterdir()] == ["first"]
+
     # Measured again: the row is replaced. What is not measured again stays.
     np.save(tmp_path / "m_trained_attention_fp16-b1,16.npy", np.stack([expected, expected]))
     (tmp_path / "layers_m_underflow_opset12_fp16_emulated.csv").unlink()
     again = table(tmp_path, monkeypatch)
-    assert [float(row["max_abs_err"]) for row in again[:3]] == [0, 0, 0] and again[3] == emulated
+    assert [float(row["max_abs_err"]) for row in again[:3]] == [0, 0, 0] and again[2:] == rows[2:]
+    assert [row["run_id"] for row in again] == ["later", "later", "first", "first"]
+    assert (tmp_path / "environment/later.txt").exists()
 
 
 def test_the_table_refuses_logits_of_other_data(tmp_path, monkeypatch):
@@ -185,14 +192,19 @@ def ask(tmp_path):
     """ask(*flags, broken=WORD): the script run in a folder of its own, over a python3 and a builder that pretend; a
     command with WORD in it fails. Gives what it printed, and the calls."""
     (tmp_path / "TensorRT/Plugins/build").mkdir(parents=True)
-    (tmp_path / "models").mkdir()
     (tmp_path / "bin").mkdir()
     shutil.copy(ROOT / "TensorRT/swinv2_question.sh", tmp_path / "TensorRT")
     (tmp_path / "Results").mkdir()
     for name in ("bin/python3", "bin/nvidia-smi", "TensorRT/build.sh"):
         (tmp_path / name).write_text(FAKE)
         (tmp_path / name).chmod(0o755)
-    for name in ("m.yaml", "weights.pth", "models/stress.py", "TensorRT/Plugins/build/libswin_plugins.so"):
+    for name in ("config.py", "utils.py", *(f"{folder}/*.{ending}" for ending in ("py", "yaml") for folder in (
+            "data", "models", "onnx", "onnx/graphsurgeon", "TensorRT"))):
+        for source in ROOT.glob(name):
+            target = tmp_path / source.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    for name in ("m.yaml", "weights.pth", "TensorRT/Plugins/build/libswin_plugins.so"):
         (tmp_path / name).touch()
 
     def asked(*flags: str, broken: str = "no such word") -> tuple[subprocess.CompletedProcess, list[str]]:
@@ -243,6 +255,18 @@ def test_question_makes_all_once(ask, tmp_path):
     (tmp_path / "weights.pth").write_text("trained longer")
     _, calls = ask("--weights", "overflow")
     assert calls[0].split()[1] == "models/stress.py"
+
+
+def test_question_makes_again_what_other_scripts_made(ask, tmp_path):
+    flags = ("--weights", "trained", "--engines", "fp16", "--layers", "none")
+    ask(*flags)
+    words = ("export_onnx", "to_fp16", "build.sh", "run_engine")
+    for changed, again in (("onnx/graphsurgeon/tidy.py", [1, 1, 0, 0]), ("TensorRT/build_engine.py", [0, 0, 1, 0]),
+                           ("TensorRT/engine.py", [0, 0, 0, 1]), ("TensorRT/swinv2_table.py", [0, 0, 0, 0])):
+        with (tmp_path / changed).open("a") as file:
+            file.write("# changed\n")
+        _, calls = ask(*flags)
+        assert [sum(word in call for call in calls) for word in words] == again, changed
 
 
 def test_question_goes_on_after_a_failure_and_ends_with_it(ask, tmp_path):

@@ -105,6 +105,23 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_writable(path: str | Path) -> None:
+    """Find out before long work whether whole_file could write `path` after it. Leaves nothing behind.
+
+    Raises:
+        UserError: a folder of that name is there, or the folder that it would lie in cannot be written to or made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{shown(path)}: is a folder, not a file; give another place")
+    there = next(folder for folder in path.resolve().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be written there ({error.strerror}); give another place") from error
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other process is inside this for the same folder: for files that several add to at once."""

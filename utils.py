@@ -146,6 +146,18 @@ def batch_sizes(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def from_zero(text: str) -> float:
+    """What a flag takes that is a limit or a time: a finite number that is not below zero.
+
+    Raises:
+        UserError: the text is anything else.
+    """
+    with suppress(ValueError):
+        if 0 <= float(text) < math.inf:  # not so of NaN
+            return float(text)
+    raise UserError(f"{text!r}: not a finite number from zero up; give one such as 0.5")
+
+
 def choices(text: str, allowed: tuple[str, ...]) -> list[str]:
     """What a flag takes that names some of `allowed`, with commas between them.
 
@@ -501,7 +513,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
                              "used (default: data/)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="folder of latency.csv and environment/ (default: Results/)")
-    parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",
+    parser.add_argument("--min-seconds", type=from_zero, default=2.0, metavar="S",
                         help="measure each row for at least this long (default: 2)")
     parser.add_argument("--min-runs", type=int, default=100, metavar="N",
                         help="and for at least this many runs, unless that takes ten times --min-seconds "

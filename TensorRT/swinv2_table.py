@@ -28,6 +28,7 @@ from utils import (
     alone_in,
     cpu_name,
     existing_file,
+    from_zero,
     git_commit,
     gpu_name,
     max_abs_err,
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="MODEL.NAME, e.g. swinv2_micro")
     parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "swinv2_question", metavar="FOLDER",
                         help="where swinv2_question.sh worked; default .cache/swinv2_question")
-    parser.add_argument("--tolerance", type=float, default=0.1, metavar="SHARE",
+    parser.add_argument("--tolerance", type=from_zero, default=0.1, metavar="SHARE",
                         help="error of a tensor that is an offence, as a share of its largest element; default 0.1")
     parser.add_argument("--output", type=Path, default=RESULTS / "swinv2_question.csv", metavar="CSV",
                         help="default Results/swinv2_question.csv")

@@ -206,7 +206,8 @@ def test_torch_latency_refuses_an_export_of_another_checkpoint(files, tmp_path, 
 
 
 @pytest.mark.parametrize("flag, value", [
-    ("--runner", "torch-lazy"), ("--precision", "fp8"), ("--mode", "fastest"), ("--batch", "0"), ("--batch", "1,x")])
+    ("--runner", "torch-lazy"), ("--precision", "fp8"), ("--mode", "fastest"), ("--batch", "0"), ("--batch", "1,x"),
+    ("--min-seconds", "-1"), ("--min-seconds", "inf"), ("--min-seconds", "soon")])
 def test_torch_latency_refuses_unknown_values(files, flag, value):
     with pytest.raises(UserError, match=value.split(",")[-1]):
         Torch_Latency.main([flag, value, *files.flags])

@@ -158,9 +158,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"{runner}: the installed onnxruntime has no CUDA; replace it by onnxruntime-gpu, or leave "
                             "the runner out")
     run = {"run_id": new_run_id(), "commit": git_commit()}
-
-    write_environment(run["run_id"], {**package_versions("onnxruntime", "onnxruntime-gpu", "onnx", "numpy"),
-                                      "onnxruntime on": ", ".join(runners)}, args.results)
+    versions = {**package_versions("onnxruntime", "onnxruntime-gpu", "onnx", "numpy"),
+                "onnxruntime on": ", ".join(runners)}
 
     written, failed = 0, []
     for path, reference in zip(args.model, references):
@@ -192,6 +191,8 @@ def main(arguments: list[str] | None = None) -> None:
                         "model": reference.stem, "precision": precision, "batch": batch,
                         **latency_figures(times_ms, batch), **error_figures(logits, expected),
                         "notes": f"{path.stem}; {variant}{timed}{standard}"})
+                    if not written:  # a run without rows leaves nothing behind
+                        write_environment(run["run_id"], versions, args.results)
                     written += 1
     print(f"wrote {written} rows to {shown(args.results / 'latency.csv')}")
     if failed:

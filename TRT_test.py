@@ -29,6 +29,7 @@ from utils import (
     append_rows,
     batch_sizes,
     existing_file,
+    from_zero,
     git_commit,
     gpu_name,
     latency_figures,
@@ -334,12 +335,12 @@ def main() -> None:
     parser.add_argument("--batch", type=batch_sizes, metavar="N,N", help="of these, only the batches; default all")
     parser.add_argument("--plugins", metavar="LIB",
                         help="plugin library; default this project's where it is built; none for none")
-    parser.add_argument("--tolerance", type=float, metavar="ERROR",
+    parser.add_argument("--tolerance", type=from_zero, metavar="ERROR",
                         help="largest absolute error of a logit; default 1e-4 for FP32, 1%% of the largest for FP16, "
                              "2.5 times the Q/DQ graph's for INT8")
     parser.add_argument("--memory", type=batch_sizes, nargs="?", const=[1, 4, 16, 128], metavar="N,N",
                         help="measure device memory instead, at these batches, default 1,4,16,128")
-    parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",
+    parser.add_argument("--min-seconds", type=from_zero, default=2.0, metavar="S",
                         help="measure each row for at least this long; default 2")
     parser.add_argument("--min-runs", type=int, default=100, metavar="N", help="and for this many runs; default 100")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the tables go")

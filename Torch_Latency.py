@@ -209,11 +209,10 @@ def main(arguments: list[str] | None = None) -> None:
     run = {"run_id": new_run_id(), "commit": git_commit(), "gpu": gpu, "model": name}
     print(f"{name} with {shown(checkpoint)} on the {device.type.upper()}, gpu: {gpu}, run {run['run_id']}; "
           f"errors against {against}", flush=True)
-
-    write_environment(run["run_id"], {
+    versions = {
         **package_versions("torch", "triton", "numpy"), "torch device": gpu, "torch CUDA": str(torch.version.cuda),
         "torch cuDNN": str(torch.backends.cudnn.version()), "torch CPU threads": str(torch.get_num_threads()),
-    }, args.results)
+    }
 
     written, failed = 0, []
     for batch in args.batch:
@@ -231,6 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
                     **run, "runner": runner, "precision": precision, "batch": batch,
                     **latency_figures(times_ms, batch), **error_figures(output, reference),
                     "notes": variant if against == shown(onnx_file) else f"{variant}; errors against {against}"})
+                if not written:  # a run without rows leaves nothing behind
+                    write_environment(run["run_id"], versions, args.results)
                 written += 1
     print(f"wrote {written} rows to {shown(args.results / 'latency.csv')}")
     if failed:

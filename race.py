@@ -47,6 +47,7 @@ from utils import (
     UserError,
     batch_sizes,
     choices,
+    from_zero,
     latency_rows,
     new_run_id,
     row_problem,
@@ -419,7 +420,7 @@ def main(arguments: list[str] | None = None) -> None:
                              "compile what it measures")
     parser.add_argument("--take-files", action="store_true",
                         help="make files that are missing, and none again that are older than what they are made from")
-    parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",
+    parser.add_argument("--min-seconds", type=from_zero, default=2.0, metavar="S",
                         help="measure each row for at least this long (default: 2)")
     parser.add_argument("--min-runs", type=int, default=100, metavar="N",
                         help="and for at least this many runs, unless that takes ten times as long (default: 100)")

@@ -41,6 +41,7 @@ from utils import (
     UserError,
     append_rows,
     batch_sizes,
+    check_writable,
     choices,
     cpu_name,
     existing_file,
@@ -322,7 +323,7 @@ def choose_runners(args: argparse.Namespace, model_name: str, device: str) -> tu
     """Runners to run, ONNX files for them, and what is left out and why.
 
     Raises:
-        UserError: --runner names one that does not exist, or whose file is not given.
+        UserError: --runner names one that does not exist, or whose file is not given, or leaves out one whose file is.
     """
     default_onnx = ROOT / "onnx" / f"{model_name}.onnx"
     onnx_files = args.onnx or ([default_onnx] if default_onnx.exists() else [])
@@ -338,6 +339,10 @@ def choose_runners(args: argparse.Namespace, model_name: str, device: str) -> tu
         for name in chosen:
             if name in missing:
                 raise UserError(f"--runner {name}: {missing[name]}")
+        for name, flag, given in (("onnx", "--onnx", args.onnx), ("engine", "--plan", args.plan)):
+            if given and name not in chosen:
+                raise UserError(f"{flag} {given[0]}: --runner {args.runner} would not run it; add {name} to --runner, "
+                                f"or leave {flag} out")
         return chosen, onnx_files, []
     if device == "cpu":
         missing |= {name: "slow on a CPU; ask for it with --runner" for name in ("torch-fp16", "torch-bf16")}
@@ -451,6 +456,9 @@ def main(arguments: list[str] | None = None) -> None:
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
+    run_id = new_run_id()
+    for path in (args.results / "accuracy.csv", args.results / "environment" / f"{run_id}.txt"):
+        check_writable(path)  # said now, not after all is measured
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # FP32 is the reference
 
     config = get_config(args.cfg, args.opts, args.type)
@@ -503,7 +511,6 @@ def main(arguments: list[str] | None = None) -> None:
     for runner, met, text in verdicts:
         print(f"{'PASS' if met else 'FAIL'} {runner.name}: {text}"
               f"{'' if met or is_asked(runner) else ' (not asked: not a patched engine)'}")
-    run_id = new_run_id()
     common = {"run_id": run_id, "commit": git_commit(), "gpu": machine, "model": config.MODEL.NAME,
               "weights": shown(weights)}
     append_rows(args.results / "accuracy.csv", ACCURACY_COLUMNS,

@@ -105,6 +105,23 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_writable(path: str | Path) -> None:
+    """Find out before long work whether whole_file could write `path` after it. Leaves nothing behind.
+
+    Raises:
+        UserError: a folder of that name is there, or the folder that it would lie in cannot be written to or made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{shown(path)}: is a folder, not a file; give another place")
+    there = next(folder for folder in path.resolve().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be written there ({error.strerror}); give another place") from error
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other process is inside this for the same folder: for files that several add to at once."""
@@ -127,6 +144,18 @@ def batch_sizes(text: str) -> list[int]:
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise UserError(f"{text!r}: not a list of batch sizes; give whole numbers above zero, such as 1,32,128")
     return [int(part) for part in parts]
+
+
+def from_zero(text: str) -> float:
+    """What a flag takes that is a limit or a time: a finite number that is not below zero.
+
+    Raises:
+        UserError: the text is anything else.
+    """
+    with suppress(ValueError):
+        if 0 <= float(text) < math.inf:  # not so of NaN
+            return float(text)
+    raise UserError(f"{text!r}: not a finite number from zero up; give one such as 0.5")
 
 
 def choices(text: str, allowed: tuple[str, ...]) -> list[str]:
@@ -484,7 +513,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
                              "used (default: data/)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="folder of latency.csv and environment/ (default: Results/)")
-    parser.add_argument("--min-seconds", type=float, default=2.0, metavar="S",
+    parser.add_argument("--min-seconds", type=from_zero, default=2.0, metavar="S",
                         help="measure each row for at least this long (default: 2)")
     parser.add_argument("--min-runs", type=int, default=100, metavar="N",
                         help="and for at least this many runs, unless that takes ten times --min-seconds "

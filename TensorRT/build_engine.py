@@ -63,9 +63,9 @@ def parse_arguments() -> argparse.Namespace:
                         help="how long to search; default: TensorRT's own, 3")
     parser.add_argument("--tacticSources", metavar="-A,+B", type=tactic_sources, default="",
                         help="kernel libraries to switch off or on: --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN")
-    parser.add_argument("--profilingVerbosity", default="layer_names_only",
-                        choices=("layer_names_only", "detailed", "none"),
-                        help="what the engine knows of its layers; default layer_names_only")
+    parser.add_argument("--profilingVerbosity", default="detailed", choices=("layer_names_only", "detailed", "none"),
+                        help="what the engine knows of its layers; default detailed, by which TRT_test.py knows if "
+                             "there are plugins in it")
     parser.add_argument("--exportLayerInfo", metavar="JSON", help="write the description of every layer there")
     parser.add_argument("--verbose", action="store_true", help="write TensorRT's verbose messages to the log as well")
     return parser.parse_args()

@@ -30,6 +30,7 @@ from utils import (
     ROOT,
     UserError,
     existing_file,
+    from_zero,
     load_arrays,
     load_onnx,
     onnx_session,
@@ -362,7 +363,7 @@ def main() -> None:
     command.add_argument("--plan", required=True, metavar="FILE", help="the engine of <graph>_layers.onnx")
     command.add_argument("--reference", metavar="NPZ", help="default onnx/<plan>.npz")
     command.add_argument("--plugins", metavar="LIB", help="plugin library; default this project's where it is built")
-    command.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE",
+    command.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
                          help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
     command.add_argument("--output", metavar="CSV", help="default Results/layers_<graph>.csv")
     command.set_defaults(command=run)
@@ -371,7 +372,7 @@ def main() -> None:
     command.add_argument("tables", nargs="*", metavar="CSV", help="tables that `run` wrote, for one panel")
     command.add_argument("--panel", nargs="+", action="append", default=[], metavar=("TITLE", "CSV"),
                          help="a panel with its own tables; may be given several times")
-    command.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE", help="as for run; default 0.01")
+    command.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE", help="as for run; default 0.01")
     command.add_argument("--title", default="Error of the engine's tensors against FP32 on the CPU")
     command.add_argument("--output", metavar="PNG", help="default Results/<first table>.png")
     command.set_defaults(command=plot)

@@ -27,6 +27,7 @@ from utils import (
     PLUGIN_DOMAIN,
     RESULTS,
     UserError,
+    from_zero,
     load_onnx,
     onnx_precision,
     onnx_refusals,
@@ -145,7 +146,7 @@ def main() -> None:
     parser.add_argument("--data", metavar="NPZ", help="its array `input` is run; default data/<model>-b<N>.npz")
     parser.add_argument("--images", type=int, default=1, metavar="N", help="images of it; default 1")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every n-th tensor; default 1, all")
-    parser.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE",
+    parser.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
                         help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
     parser.add_argument("--output", metavar="CSV", help="default Results/layers_<graph>_emulated.csv")
     arguments = parser.parse_args()

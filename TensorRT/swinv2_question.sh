@@ -6,8 +6,8 @@
 #
 # Makes stressed weights (models/stress.py), graphs, engines and engines with marked tensors, runs them, and writes
 # Results/swinv2_question.csv and Results/swinv2_question_<model>.png. What was made before by the same command from the
-# same files is not made again. Everything else lies in .cache/swinv2_question/, its logs in logs/ there. Two calls for
-# two models may run at once, each on its own GPU (CUDA_VISIBLE_DEVICES).
+# same files and scripts is not made again. All else lies in .cache/swinv2_question/, its logs in logs/ there. Two calls
+# for two models may run at once, each on its own GPU (CUDA_VISIBLE_DEVICES).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -55,6 +55,7 @@ while (($#)); do
 done
 ((${#model[@]})) || { usage >&2; exit 2; }
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "--jobs $jobs: needs a positive whole number"
+[[ $batches =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || fail "--batches $batches: needs positive whole numbers, as in 1,16"
 TRT_PYTHON=${TRT_PYTHON:-python3}
 read -ra build_flags <<< "${BUILD_FLAGS:-}"
 layers_flags=("${build_flags[@]}")  # marked tensors change what is fused anyhow, and there are hundreds of kernels to time
@@ -97,6 +98,16 @@ check --engines "$engines" "fp32,$fp16_engines"
 check --layers "$layers" "$fp16_engines,none"
 
 work=.cache/swinv2_question plugins=TensorRT/Plugins/build/libswin_plugins.so
+version=''
+if [[ $emulate == no && $dry_run == no ]]; then  # said now, not after minutes of making graphs
+    missing=()
+    nvidia-smi > /dev/null 2>&1 || missing+=("a GPU that nvidia-smi knows")
+    version=$("$TRT_PYTHON" -c 'import tensorrt; print(tensorrt.__version__)' 2> /dev/null) ||
+        missing+=("tensorrt in $TRT_PYTHON (set TRT_PYTHON)")
+    ! has "$engines" attention_fp16 || [[ -f $plugins ]] || missing+=("$plugins (make -C TensorRT/Plugins)")
+    ((${#missing[@]} == 0)) || fail "engines need what is missing here: $(printf '%s; ' "${missing[@]}")--emulate" \
+        "asks a CPU"
+fi
 images=16  # of the data; as in swinv2_table.py
 largest=$(printf '%s\n' ${batches//,/ } | sort -n | tail -n 1)
 failed=$work/failed_$name
@@ -112,6 +123,7 @@ rm "$places"
 for ((i = 0; i < jobs; i++)); do echo >&8; done
 
 # make_file FILE FROM... -- COMMAND...: run the command, unless it has made FILE before and the FROM still hold the same.
+# The scripts that make FILE are among the FROM: what older surgery made is made again.
 # A failure is noted, and the steps that do not need FILE go on: that an engine cannot be built is an answer too.
 make_file() {
     local file=$1 from=() input begun log key stamp
@@ -140,9 +152,20 @@ make_file() {
     echo >&8
 }
 
+end_jobs() {
+    local job
+    for job in $(jobs -p); do kill -- "-$job" 2> /dev/null || true; done
+}
+
 beside() {  # COMMAND...: in the background, until `wait`
     if [[ $dry_run == yes ]]; then "$@"; else "$@" & fi
 }
+
+graph_py=(config.py utils.py data/photo_crops.py models/*.{py,yaml} onnx/*.py onnx/graphsurgeon/*.py)
+# Of the slow steps, what their outcome hangs on, without utils.py, which changes for other reasons.
+builder=(TensorRT/build.sh TensorRT/{build_engine,engine_builder,trt_runtime}.py)
+runner=(TensorRT/{run_engine,engine,trt_runtime}.py)
+comparer=(TensorRT/{compare_layers,engine,trt_runtime}.py)
 
 graph_of() {  # engine -> what follows the model's name in its graph's
     case $1 in
@@ -176,24 +199,25 @@ make_graphs() {  # weights
         swinv2,saturated) stress=(--saturate) ;;
     esac
     if ((${#stress[@]})); then
-        make_file "$g.safetensors" "$checkpoint" models/stress.py -- \
+        make_file "$g.safetensors" "$checkpoint" "${graph_py[@]}" -- \
             python3 models/stress.py "${model[@]}" "${stress[@]}" --output "$g.safetensors"
         w=("${model[@]:0:${#model[@]}-2}" --resume "$g.safetensors")
     fi
     local source=${w[-1]}
-    beside make_file "$g.onnx" "$source" -- python3 onnx/export_onnx.py "${w[@]}" --output "$g.onnx"
-    ! has "$engines" opset12_fp16 || beside make_file "${g}_opset12.onnx" "$source" -- \
+    beside make_file "$g.onnx" "$source" "${graph_py[@]}" -- \
+        python3 onnx/export_onnx.py "${w[@]}" --output "$g.onnx"
+    ! has "$engines" opset12_fp16 || beside make_file "${g}_opset12.onnx" "$source" "${graph_py[@]}" -- \
         python3 onnx/export_onnx.py "${w[@]}" --opset 12 --output "${g}_opset12.onnx"
     wait
-    beside make_file "$g-b$images.npz" "$g.onnx" -- \
+    beside make_file "$g-b$images.npz" "$g.onnx" utils.py data/*.py -- \
         python3 data/batch_data_gen.py --model "$g.onnx" --batches $images --output $work
     if [[ $emulate == yes ]]; then
-        ! has "$engines" attention_fp16 || beside make_file "${g}_attention.onnx" "$g.onnx" -- \
+        ! has "$engines" attention_fp16 || beside make_file "${g}_attention.onnx" "$g.onnx" "${graph_py[@]}" -- \
             python3 onnx/graphsurgeon/add_all.py --onnx "$g.onnx" --output "${g}_attention.onnx"
     else
-        ! has "$engines" fp16 || beside make_file "${g}_fp16.onnx" "$g.onnx" -- \
+        ! has "$engines" fp16 || beside make_file "${g}_fp16.onnx" "$g.onnx" "${graph_py[@]}" -- \
             python3 onnx/graphsurgeon/to_fp16.py --onnx "$g.onnx" --output "${g}_fp16.onnx"
-        ! has "$engines" attention_fp16 || beside make_file "${g}_attention_fp16.onnx" "$g.onnx" -- \
+        ! has "$engines" attention_fp16 || beside make_file "${g}_attention_fp16.onnx" "$g.onnx" "${graph_py[@]}" -- \
             python3 onnx/graphsurgeon/add_all.py --onnx "$g.onnx" --fp16 --output "${g}_attention_fp16.onnx"
     fi
     wait
@@ -206,7 +230,8 @@ emulate_engines() {  # weights
         graph=$g$(graph_of $engine)
         graph=${graph%_fp16}.onnx
         table=$work/layers_${name}_$1_${engine}_emulated.csv
-        beside make_file "$table" "$graph" "$g-b$images.npz" -- python3 TensorRT/emulate_fp16.py --onnx "$graph" \
+        beside make_file "$table" "$graph" "$g-b$images.npz" TensorRT/{emulate_fp16,compare_layers}.py \
+            onnx/graphsurgeon/reference.py -- python3 TensorRT/emulate_fp16.py --onnx "$graph" \
             --data "$g-b$images.npz" --every "$every" --output "$table"
     done
     wait
@@ -215,11 +240,11 @@ emulate_engines() {  # weights
 build_layers_engine() {  # weights, engine
     local g=$work/${name}_$1 graph flags
     graph=$g$(graph_of "$2") flags=$(flags_of "$2")
-    make_file "${graph}_layers.npz" "$graph.onnx" "$g-b$images.npz" -- \
+    make_file "${graph}_layers.npz" "$graph.onnx" "$g-b$images.npz" "${comparer[@]}" onnx/graphsurgeon/reference.py -- \
         python3 TensorRT/compare_layers.py prepare --onnx "$graph.onnx" --data "$g-b$images.npz" \
         --every "$every" --match "$match" --output $work
     # shellcheck disable=SC2046,SC2086  # words
-    make_file "${g}_$2_layers.plan" "${graph}_layers.npz" $(library_of "$2") -- \
+    make_file "${g}_$2_layers.plan" "$graph.onnx" "${graph}_layers.npz" "${builder[@]}" $(library_of "$2") -- \
         bash TensorRT/build.sh "${graph}_layers.onnx" $flags --size "$size" --max 1 \
         --output "${g}_$2_layers.plan" "${layers_flags[@]}"
 }
@@ -229,7 +254,7 @@ build_engines() {  # weights
     for engine in ${engines//,/ }; do
         graph=$g$(graph_of "$engine") flags=$(flags_of "$engine")
         # shellcheck disable=SC2046,SC2086
-        beside make_file "${g}_$engine.plan" "$graph.onnx" $(library_of "$engine") -- \
+        beside make_file "${g}_$engine.plan" "$graph.onnx" "${builder[@]}" $(library_of "$engine") -- \
             bash TensorRT/build.sh "$graph.onnx" $flags --size "$size" --max "$largest" \
             --output "${g}_$engine.plan" "${build_flags[@]}"
         ! has "$layers" "$engine" || beside build_layers_engine "$1" "$engine"
@@ -241,12 +266,14 @@ run_engines() {  # weights
     local g=$work/${name}_$1 engine output table
     for engine in ${engines//,/ }; do
         output=${g}_$engine-b$batches.npy
-        beside make_file "$output" "${g}_$engine.plan" "$g-b$images.npz" -- "$TRT_PYTHON" TensorRT/run_engine.py \
-            --plan "${g}_$engine.plan" --input "$g-b$images.npz" --batch "$batches" --output "$output"
+        beside make_file "$output" "${g}_$engine.plan" "$g-b$images.npz" "${runner[@]}" -- \
+            "$TRT_PYTHON" TensorRT/run_engine.py --plan "${g}_$engine.plan" \
+            --input "$g-b$images.npz" --batch "$batches" --output "$output"
         has "$layers" "$engine" || continue
         table=$work/layers_${name}_$1_$engine.csv
-        beside make_file "$table" "${g}_${engine}_layers.plan" -- "$TRT_PYTHON" TensorRT/compare_layers.py run \
-            --plan "${g}_${engine}_layers.plan" --reference "$g$(graph_of "$engine")_layers.npz" --output "$table"
+        beside make_file "$table" "${g}_${engine}_layers.plan" "${comparer[@]}" -- \
+            "$TRT_PYTHON" TensorRT/compare_layers.py run --plan "${g}_${engine}_layers.plan" \
+            --reference "$g$(graph_of "$engine")_layers.npz" --output "$table"
     done
     wait
 }
@@ -266,13 +293,14 @@ ask() {  # weights
 ending='' order=$fp16_engines
 if [[ $emulate == yes ]]; then ending=_emulated order=opset12_fp16,opset17_fp16,attention_fp16; fi
 echo "$name, weights: ${weights//,/, }; up to $jobs steps at a time"
+trap end_jobs EXIT
+[[ $dry_run == yes ]] || set -m  # each is a process group, which the trap can end with all that it has started
 for weight in ${weights//,/ }; do beside ask "$weight"; done
+set +m
 wait
 [[ $dry_run == no ]] || exit 0
 
-version=()
-[[ $emulate == yes ]] || version=(--tensorrt "$("$TRT_PYTHON" -c 'import tensorrt; print(tensorrt.__version__)')")
-python3 TensorRT/swinv2_table.py --model "$name" "${version[@]}"
+python3 TensorRT/swinv2_table.py --model "$name" ${version:+--tensorrt "$version"}
 panels=()
 for weight in ${all_weights//,/ }; do  # those of earlier calls too
     tables=()

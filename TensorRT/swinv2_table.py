@@ -5,7 +5,8 @@
 Run it on the machine that ran the engines, which the rows name. Reads, in --work, the logits that run_engine.py wrote
 (<model>_<weights>_<engine>-b<N,N>.npy) and the tables of compare_layers.py and emulate_fp16.py. A row is one engine, or
 its emulation on a CPU, at one batch: the error of its logits, and the first tensor, in the graph's order, that is NaN
-or infinite or off by more than --tolerance of its largest element. A row that is there already is replaced.
+or infinite or off by more than --tolerance of its largest element. A row that is there already is replaced; where its
+figures are the same it stays, and names the run that found them.
 """
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from utils import (
     alone_in,
     cpu_name,
     existing_file,
+    from_zero,
     git_commit,
     gpu_name,
     max_abs_err,
@@ -44,6 +46,7 @@ COLUMNS = ("run_id", "commit", "gpu", "model", "weights", "engine", "batch", "im
            "max_abs_err", "median_rel_err", "largest_logit", "top1_agreement", "layers_max_abs_err", "tensors",
            "tensors_nan_or_inf", "first_tensor", "first_op", "first_rel_err")
 KEY = ("model", "weights", "engine", "batch")
+RUN = ("run_id", "commit", "gpu")  # who found the figures; the other columns are the figures
 WEIGHTS = ("trained", "overflow", "underflow", "saturated")  # as in swinv2_question.sh
 IMAGES = 16  # as in swinv2_question.sh
 
@@ -64,14 +67,15 @@ def logit_error(rows: list[dict[str, str]]) -> str:
     return "nan" if broken(rows[-1]) else f"{float(rows[-1]['max_abs_err']):.3e}"
 
 
-def engine_rows(work: Path, model: str, tolerance: float) -> list[dict[str, str]]:
+def engine_rows(work: Path, run: dict[str, str], tolerance: float) -> list[dict[str, str]]:
     """One row for each engine and batch that run_engine.py ran.
 
+    Args:
+        run: run_id, commit and model of the rows.
     Raises:
         UserError: logits without the data file that they were computed of, or of another number of images.
     """
-    run = {"run_id": new_run_id(), "commit": git_commit(), "gpu": gpu_name(), "model": model}
-    rows = []
+    model, gpu, rows = run["model"], gpu_name(), []
     for path in sorted(work.glob(f"{model}_*-b*.npy")):
         stem, _, batches = path.stem.rpartition("-b")
         weights, _, engine = stem.removeprefix(f"{model}_").partition("_")
@@ -87,7 +91,7 @@ def engine_rows(work: Path, model: str, tolerance: float) -> list[dict[str, str]
                             f"{list(expected.shape)}; remove it, and run swinv2_question.sh again")
         for batch, found in zip(batches.split(","), logits):
             rows.append({
-                **run, "weights": weights, "engine": engine, "batch": batch, "images": str(len(found)),
+                **run, "gpu": gpu, "weights": weights, "engine": engine, "batch": batch, "images": str(len(found)),
                 "images_nan_or_inf": str(int((~np.isfinite(found)).any(axis=1).sum())),
                 "max_abs_err": f"{max_abs_err(found, expected):.3e}",
                 "median_rel_err": f"{median_rel_err(found, expected):.3e}",
@@ -97,23 +101,25 @@ def engine_rows(work: Path, model: str, tolerance: float) -> list[dict[str, str]
     return rows
 
 
-def emulated_rows(work: Path, model: str, tolerance: float) -> list[dict[str, str]]:
-    """One row for each emulation, of one image."""
-    run = {"run_id": new_run_id(), "commit": git_commit(), "gpu": cpu_name(), "model": model}
-    rows = []
+def emulated_rows(work: Path, run: dict[str, str], tolerance: float) -> list[dict[str, str]]:
+    """One row for each emulation, of one image; the arguments are those of engine_rows."""
+    model, gpu, rows = run["model"], cpu_name(), []
     for table in sorted(work.glob(f"layers_{model}_*_emulated.csv")):
         weights, _, engine = table.stem.removeprefix(f"layers_{model}_").partition("_")
         if weights not in WEIGHTS:
             continue
         last = read_table(table)[-1]
-        rows.append({**run, "weights": weights, "engine": engine.replace("_emulated", " emulated"), "batch": "1",
-                     "images": "1", "images_nan_or_inf": str(int(broken(last))), "max_abs_err": logit_error([last]),
-                     "largest_logit": f"{float(last['max_abs_ref']):.4g}", **layers_columns(table, tolerance)})
+        rows.append({**run, "gpu": gpu, "weights": weights, "engine": engine.replace("_emulated", " emulated"),
+                     "batch": "1", "images": "1", "images_nan_or_inf": str(int(broken(last))),
+                     "max_abs_err": logit_error([last]), "largest_logit": f"{float(last['max_abs_ref']):.4g}",
+                     **layers_columns(table, tolerance)})
     return rows
 
 
 def merged(table: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """The rows of a table with new ones in place of those of the same KEY, sorted by model and weights.
+
+    A row that the table has with the same figures stays: what lies in the work folder may be of an earlier run.
 
     Raises:
         UserError: the table has other columns.
@@ -125,7 +131,13 @@ def merged(table: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
             old = list(reader)
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise UserError(f"{shown(table)}: has other columns than {','.join(COLUMNS)}; move it away")
-    by_key = {tuple(row[column] for column in KEY): row for row in (*old, *rows)}
+    by_key = {tuple(row[column] for column in KEY): row for row in old}
+    for row in rows:
+        key = tuple(row[column] for column in KEY)
+        same = key in by_key and all(row.get(column, "") == by_key[key][column] for column in COLUMNS
+                                     if column not in RUN)
+        if not same:
+            by_key[key] = row
     return [by_key[key] for key in sorted(by_key, key=lambda key: (*key[:3], int(key[3])))]
 
 
@@ -146,14 +158,15 @@ def main() -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="MODEL.NAME, e.g. swinv2_micro")
     parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "swinv2_question", metavar="FOLDER",
                         help="where swinv2_question.sh worked; default .cache/swinv2_question")
-    parser.add_argument("--tolerance", type=float, default=0.1, metavar="SHARE",
+    parser.add_argument("--tolerance", type=from_zero, default=0.1, metavar="SHARE",
                         help="error of a tensor that is an offence, as a share of its largest element; default 0.1")
     parser.add_argument("--output", type=Path, default=RESULTS / "swinv2_question.csv", metavar="CSV",
                         help="default Results/swinv2_question.csv")
     parser.add_argument("--tensorrt", metavar="VERSION", help="TensorRT's version, for Results/environment")
     arguments = parser.parse_args()
-    rows = [*engine_rows(arguments.work, arguments.model, arguments.tolerance),
-            *emulated_rows(arguments.work, arguments.model, arguments.tolerance)]
+    run = {"run_id": new_run_id(), "commit": git_commit(), "model": arguments.model}
+    rows = [*engine_rows(arguments.work, run, arguments.tolerance),
+            *emulated_rows(arguments.work, run, arguments.tolerance)]
     if not rows:
         raise UserError(f"{shown(arguments.work)}: nothing of {arguments.model} in it; swinv2_question.sh fills it")
     with alone_in(arguments.output.parent):  # another model's engines may be asked at the same time
@@ -162,10 +175,13 @@ def main() -> None:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(table)
-    versions = {"tensorrt": arguments.tensorrt} if arguments.tensorrt else {}
-    write_environment(rows[0]["run_id"], {**versions, **package_versions("torch", "onnx", "onnxruntime")})
+    changed = sum(row in table for row in rows)
+    if changed:
+        versions = {"tensorrt": arguments.tensorrt} if arguments.tensorrt else {}
+        write_environment(run["run_id"], {**versions, **package_versions("torch", "onnx", "onnxruntime")},
+                          arguments.output.parent)
     print(markdown([row for row in table if row["model"] == arguments.model]))
-    print(f"wrote {shown(arguments.output)}: {len(rows)} rows of {arguments.model}")
+    print(f"wrote {shown(arguments.output)}: {len(rows)} rows of {arguments.model}, {changed} of them new or changed")
 
 
 if __name__ == "__main__":

@@ -153,7 +153,9 @@ def _read_state_dict(path: Path, source: str) -> dict[str, Tensor]:
             else:
                 found = torch.load(file, map_location="cpu", weights_only=True)
         except _DAMAGED as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            # torch's text of an UnpicklingError advises weights_only=False, which would run code that is in the file.
+            text = "" if isinstance(error, pickle.UnpicklingError) else str(error).strip().split("\n")[0]
+            reason = text or type(error).__name__
             raise UserError(f"{source}: truncated, or no PyTorch or safetensors checkpoint ({reason}); "
                             "get the file again") from error
     for key in ("model", "state_dict"):  # official files and training scripts nest the weights under one of these

@@ -26,6 +26,7 @@ from models.build import checkpoint_path, load_model  # noqa: E402
 from utils import (  # noqa: E402
     UserError,
     batch_sizes,
+    from_zero,
     has_plugins,
     load_onnx,
     max_abs_err,
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help="folder of images (default: held-out crops of the packaged photographs)")
     parser.add_argument("--batches", type=batch_sizes, default=[1, 3, 8], metavar="N,N",
                         help="batch sizes, each on images of its own (default: 1,3,8)")
-    parser.add_argument("--tolerance", type=float, metavar="SHARE",
+    parser.add_argument("--tolerance", type=from_zero, metavar="SHARE",
                         help="allowed largest error as a share of the largest |logit| (default: 1e-5 for an FP32 file, "
                              "PyTorch FP16's own error for an FP16 file)")
     args = parser.parse_args(arguments)

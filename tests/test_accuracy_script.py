@@ -351,6 +351,8 @@ def test_bad_flags_and_files_change_nothing(tmp_path, results, tiny):
         (["--runner", "onnx", "--onnx", str(tmp_path / "no.onnx")], "no such file"),
         (["--onnx", str(tmp_path / "classes.onnx"), "--count", "4"], r"logits of \[4, 3\] .* the model has 18 classes"),
         (["--runner", "engine", "--plan", str(tmp_path / "no.plan")], "no such file"),
+        (["--runner", "torch-fp32", "--plan", "a.plan"], "--plan a.plan: .* would not run it; add engine to --runner"),
+        (["--runner", "torch-fp32", "--onnx", "a.onnx"], "--onnx a.onnx: .* would not run it; add onnx to --runner"),
         (["--batch", "0"], "not a list of batch sizes"),
         (["--runner", "torch-fp32", "--images", str(tmp_path / "nowhere")], "no such folder"),
     ]:
@@ -363,3 +365,14 @@ def test_bad_flags_and_files_change_nothing(tmp_path, results, tiny):
         with pytest.raises(SystemExit):
             script.main([*flags, *arguments])
     assert not results.exists()
+
+
+@pytest.mark.parametrize(("in_the_way", "named"), [
+    ("Results", "accuracy.csv"), ("Results/environment", "environment/.*txt"),
+    ("Results/accuracy.csv/x", "is a folder")])
+def test_results_that_cannot_be_written_are_said_before_measuring(tmp_path, tiny, monkeypatch, in_the_way, named):
+    monkeypatch.setattr(script, "collect_logits", None)
+    (tmp_path / in_the_way).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / in_the_way).write_text("a file")
+    with pytest.raises(UserError, match=f"{named}.*; give another place"):
+        script.main([*tiny()[1], "--runner", "torch-fp32"])

@@ -206,7 +206,8 @@ def test_torch_latency_refuses_an_export_of_another_checkpoint(files, tmp_path, 
 
 
 @pytest.mark.parametrize("flag, value", [
-    ("--runner", "torch-lazy"), ("--precision", "fp8"), ("--mode", "fastest"), ("--batch", "0"), ("--batch", "1,x")])
+    ("--runner", "torch-lazy"), ("--precision", "fp8"), ("--mode", "fastest"), ("--batch", "0"), ("--batch", "1,x"),
+    ("--min-seconds", "-1"), ("--min-seconds", "inf"), ("--min-seconds", "soon")])
 def test_torch_latency_refuses_unknown_values(files, flag, value):
     with pytest.raises(UserError, match=value.split(",")[-1]):
         Torch_Latency.main([flag, value, *files.flags])
@@ -305,6 +306,16 @@ def test_reference_batch_reads_the_data_file_if_it_is_of_this_model(files, tmp_p
         np.savez(path, **wrong, model="cut_down")
         with pytest.raises(UserError, match=r"cut_down-b2\.npz: .* not those of the model"):
             utils.reference_batch("cut_down", 2, 64, logits, tmp_path)
+
+
+def test_a_run_without_rows_leaves_nothing_behind(files, tmp_path):
+    (tmp_path / "cut_down-b1.npz").write_text("no arrays")
+    common = ["--batch", "1", *QUICK, "--results", str(tmp_path / "Results"), "--data", str(tmp_path)]
+    for call in (lambda: Onnx_Latency.main(["--model", str(files.onnx), "--runner", "ort-cpu", *common]),
+                 lambda: Torch_Latency.main(["--onnx", str(files.onnx), *common, *files.flags])):
+        with pytest.raises(UserError, match=r"cut_down-b1\.npz: is not batch data"):
+            call()
+    assert not (tmp_path / "Results").exists()
 
 
 # --- compiling apart from measuring --------------------------------------------------------------------------

@@ -88,6 +88,12 @@ def test_an_altered_weight_fails(capsys, tmp_path, pair, name, change):
     assert out.splitlines()[-1].startswith("FAIL")
 
 
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "much"])
+def test_a_tolerance_is_a_finite_number_from_zero_up(pair, value):
+    with pytest.raises(UserError, match=f"'{value}': not a finite number from zero up"):
+        onnx_test.main(["--onnx", str(pair.onnx), f"--tolerance={value}", *pair.flags])
+
+
 def test_tolerance_is_a_share_of_the_largest_logit(capsys, tmp_path, pair):
     # One logit of every image is larger by 0.01, which the tolerance allows if the largest |logit| is above 0.5.
     more = np.float32(0.01) * np.eye(18, dtype=np.float32)[0]

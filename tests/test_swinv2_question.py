@@ -4,8 +4,10 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +105,6 @@ def layer_row(tensor: str, rel_err: float, nan: int = 0) -> dict[str, str]:
 
 def table(tmp_path: Path, monkeypatch) -> list[dict[str, str]]:
     output = tmp_path / "question.csv"
-    monkeypatch.setattr(swinv2_table, "write_environment", lambda run_id, versions: None)
     monkeypatch.setattr(sys, "argv", ["swinv2_table.py", "--model", "m", "--work", str(tmp_path), "--output",
                                       str(output)])
     swinv2_table.main()
@@ -112,6 +113,7 @@ def table(tmp_path: Path, monkeypatch) -> list[dict[str, str]]:
 
 
 def test_the_table_has_a_row_for_each_engine_and_batch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RUN_ID", "first")
     expected = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
     np.savez(tmp_path / "m_trained-b16.npz", logits=expected)
     found = np.stack([expected + 0.25, expected])
@@ -139,11 +141,18 @@ def test_the_table_has_a_row_for_each_engine_and_batch(tmp_path, monkeypatch, ca
     assert (emulated["first_tensor"], emulated["max_abs_err"], emulated["images_nan_or_inf"]) == ("logits", "nan", "1")
     assert "| trained | attention_fp16 | 1 | 0 of 16 | 2.5e-01 |" in capsys.readouterr().out
 
+    # The same again: rows and environment stay those of the run that measured.
+    monkeypatch.setenv("RUN_ID", "later")
+    assert table(tmp_path, monkeypatch) == rows
+    assert [file.stem for file in (tmp_path / "environment").iterdir()] == ["first"]
+
     # Measured again: the row is replaced. What is not measured again stays.
     np.save(tmp_path / "m_trained_attention_fp16-b1,16.npy", np.stack([expected, expected]))
     (tmp_path / "layers_m_underflow_opset12_fp16_emulated.csv").unlink()
     again = table(tmp_path, monkeypatch)
-    assert [float(row["max_abs_err"]) for row in again[:3]] == [0, 0, 0] and again[3] == emulated
+    assert [float(row["max_abs_err"]) for row in again[:3]] == [0, 0, 0] and again[2:] == rows[2:]
+    assert [row["run_id"] for row in again] == ["later", "later", "first", "first"]
+    assert (tmp_path / "environment/later.txt").exists()
 
 
 def test_the_table_refuses_logits_of_other_data(tmp_path, monkeypatch):
@@ -161,6 +170,7 @@ def test_the_table_refuses_logits_of_other_data(tmp_path, monkeypatch):
 # Stands in for python3 and build.sh: writes down how it was called, and makes the file that it was asked for.
 FAKE = """#!/usr/bin/env bash
 set -eu
+if [[ ${1:-} == -c ]]; then echo 8.6.0; exit; fi
 if [[ ${1:-} == - ]]; then cat > /dev/null; echo m swinv2 256 weights.pth; exit; fi
 echo "$(basename "$0") $*" >> calls
 if [[ "$*" == *"$(cat broken)"* ]]; then echo "it is broken"; exit 1; fi
@@ -181,15 +191,20 @@ if [[ -n ${output:-} ]]; then echo made > "$output"; fi
 def ask(tmp_path):
     """ask(*flags, broken=WORD): the script run in a folder of its own, over a python3 and a builder that pretend; a
     command with WORD in it fails. Gives what it printed, and the calls."""
-    (tmp_path / "TensorRT").mkdir()
-    (tmp_path / "models").mkdir()
+    (tmp_path / "TensorRT/Plugins/build").mkdir(parents=True)
     (tmp_path / "bin").mkdir()
     shutil.copy(ROOT / "TensorRT/swinv2_question.sh", tmp_path / "TensorRT")
     (tmp_path / "Results").mkdir()
-    for name in ("bin/python3", "TensorRT/build.sh"):
+    for name in ("bin/python3", "bin/nvidia-smi", "TensorRT/build.sh"):
         (tmp_path / name).write_text(FAKE)
         (tmp_path / name).chmod(0o755)
-    for name in ("m.yaml", "weights.pth", "models/stress.py"):
+    for name in ("config.py", "utils.py", *(f"{folder}/*.{ending}" for ending in ("py", "yaml") for folder in (
+            "data", "models", "onnx", "onnx/graphsurgeon", "TensorRT"))):
+        for source in ROOT.glob(name):
+            target = tmp_path / source.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    for name in ("m.yaml", "weights.pth", "TensorRT/Plugins/build/libswin_plugins.so"):
         (tmp_path / name).touch()
 
     def asked(*flags: str, broken: str = "no such word") -> tuple[subprocess.CompletedProcess, list[str]]:
@@ -199,7 +214,8 @@ def ask(tmp_path):
         done = subprocess.run(["bash", "TensorRT/swinv2_question.sh", "--cfg", "m.yaml", *flags], cwd=tmp_path,
                               capture_output=True, text=True, env={**os.environ, "PATH": path, "TRT_PYTHON": "python3"})
         calls = tmp_path / "calls"
-        return done, calls.read_text().splitlines() if calls.exists() else []
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        return done, [line for line in lines if not line.startswith("nvidia-smi")]
 
     return asked
 
@@ -225,7 +241,7 @@ def test_question_makes_all_once(ask, tmp_path):
     assert done.returncode == 0 and "made" not in done.stdout
     assert [call.split()[1] for call in calls if "swinv2_table" in call or "plot" in call] == [
         "TensorRT/swinv2_table.py", "TensorRT/compare_layers.py"]
-    assert len(calls) == 3  # and TensorRT's version
+    assert len(calls) == 2
 
     (tmp_path / ".cache/swinv2_question/m_trained_fp16.plan").unlink()
     (tmp_path / "weights.pth").touch()  # newer, and the same
@@ -239,6 +255,18 @@ def test_question_makes_all_once(ask, tmp_path):
     (tmp_path / "weights.pth").write_text("trained longer")
     _, calls = ask("--weights", "overflow")
     assert calls[0].split()[1] == "models/stress.py"
+
+
+def test_question_makes_again_what_other_scripts_made(ask, tmp_path):
+    flags = ("--weights", "trained", "--engines", "fp16", "--layers", "none")
+    ask(*flags)
+    words = ("export_onnx", "to_fp16", "build.sh", "run_engine")
+    for changed, again in (("onnx/graphsurgeon/tidy.py", [1, 1, 0, 0]), ("TensorRT/build_engine.py", [0, 0, 1, 0]),
+                           ("TensorRT/engine.py", [0, 0, 0, 1]), ("TensorRT/swinv2_table.py", [0, 0, 0, 0])):
+        with (tmp_path / changed).open("a") as file:
+            file.write("# changed\n")
+        _, calls = ask(*flags)
+        assert [sum(word in call for call in calls) for word in words] == again, changed
 
 
 def test_question_goes_on_after_a_failure_and_ends_with_it(ask, tmp_path):
@@ -281,6 +309,8 @@ def test_question_dry_run_only_prints(ask, tmp_path):
     (["--weights", "tired"], "--weights tired: choose from trained,overflow,underflow,saturated"),
     (["--engines", "fp32,warp"], "--engines warp: choose from fp32,opset12_fp16"),
     (["--layers", "fp32"], "--layers fp32: choose from opset12_fp16"),
+    (["--batches", "x", "--dry-run"], "--batches x: needs positive whole numbers"),
+    (["--batches", "1,,16"], "--batches 1,,16: needs positive whole numbers"),
     (["--jobs", "0"], "--jobs 0: needs a positive whole number"),
     (["--resume", "absent.pth"], "--resume absent.pth: no such file"),
     (["--fast"], "--fast: unknown option"),
@@ -288,3 +318,45 @@ def test_question_dry_run_only_prints(ask, tmp_path):
 def test_question_refuses(ask, flags, words):
     done, _ = ask(*flags)
     assert done.returncode == 1 and words in done.stderr
+
+
+@pytest.mark.parametrize(("hidden", "words"), [
+    ("bin/nvidia-smi", "a GPU that nvidia-smi knows"), ("bin/python3", "tensorrt in python3 (set TRT_PYTHON)"),
+    ("TensorRT/Plugins/build/libswin_plugins.so", "libswin_plugins.so (make -C TensorRT/Plugins)")])
+def test_question_says_first_what_engines_need(ask, tmp_path, hidden, words):
+    if hidden == "bin/python3":
+        (tmp_path / hidden).write_text(FAKE.replace("echo 8.6.0; exit", "exit 1"))
+    else:
+        (tmp_path / hidden).unlink()
+        if hidden == "bin/nvidia-smi":  # where the machine has one
+            (tmp_path / hidden).write_text("#!/bin/sh\nexit 9\n")
+            (tmp_path / hidden).chmod(0o755)
+    done, calls = ask("--weights", "trained")
+    assert done.returncode == 1 and not calls and not (tmp_path / ".cache").exists()
+    assert words in done.stderr and "--emulate" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert ask("--weights", "trained", "--emulate")[0].returncode == 0
+    if "Plugins" in hidden:
+        assert ask("--weights", "trained", "--engines", "fp32", "--layers", "none")[0].returncode == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_question_ends_its_jobs_when_it_is_ended(ask, tmp_path, how):
+    """A step that would take a minute, in a process of a process of a process, is gone with the script."""
+    step = "#!/usr/bin/env bash\nif [[ $1 == - ]]; then cat > /dev/null; echo m swinv2 256 weights.pth; exit; fi\n"
+    (tmp_path / "bin/python3").write_text(step + 'echo $$ >> steps\nsleep 60\n')
+    command = ["bash", "TensorRT/swinv2_question.sh", "--cfg", "m.yaml", "--emulate", "--jobs", "8"]
+    script = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL,
+                              env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    steps = tmp_path / "steps"
+    wait_until(lambda: steps.exists() and len(steps.read_text().split()) >= 4)
+    script.send_signal(how)
+    assert script.wait(10) != 0
+    wait_until(lambda: not any(Path(f"/proc/{number}").exists() for number in steps.read_text().split()))
+
+
+def wait_until(reached) -> None:
+    """Wait until it is so, for at most 10 s."""
+    end = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -16,6 +16,7 @@ from utils import LATENCY_COLUMNS, ROOT, UserError, latency_rows
 
 sys.path[1:1] = [str(ROOT / "TensorRT"), str(ROOT / "TensorRT" / "INT8")]
 
+import build_engine  # noqa: E402
 import calibration_cache  # noqa: E402
 
 import TRT_test  # noqa: E402
@@ -176,6 +177,11 @@ def test_help_and_unknown_flags_need_no_tensorrt(script):
 def test_build_engine_refuses_malformed_flags(flag):
     done = shell(sys.executable, ROOT / "TensorRT/build_engine.py", "--onnx=x", "--saveEngine=y", flag)
     assert done.returncode == 2 and flag.split("=")[0] in done.stderr
+
+
+def test_an_engine_tells_its_plugins_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["build_engine.py", "--onnx=x", "--saveEngine=y"])
+    assert build_engine.parse_arguments().profilingVerbosity == "detailed"  # what Engine.has_plugins needs
 
 
 @pytest.mark.parametrize(("array", "words"), [

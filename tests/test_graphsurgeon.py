@@ -946,6 +946,42 @@ def test_tidying_changes_nothing_but_the_form(exported):
         assert next(entry.version for entry in tidied.opset_import if entry.domain == "") <= 17
 
 
+@pytest.fixture
+def two_outputs(exported) -> onnx.ModelProto:
+    """A graph with a fixed batch, whose second output is the class of each image as int32."""
+    def classes(graph: gs.Graph) -> None:
+        (logits,) = graph.outputs
+        largest, output = gs.Variable("largest", np.int64), gs.Variable("class", np.int32, [2])
+        graph.nodes += [gs.Node("ArgMax", "argmax", {"axis": 1, "keepdims": 0}, [logits], [largest]),
+                        gs.Node("Cast", "to_int32", {"to": TensorProto.INT32}, [largest], [output])]
+        graph.inputs[0].shape, logits.shape = [2, *graph.inputs[0].shape[1:]], [2, logits.shape[1]]
+        graph.outputs.append(output)
+
+    return with_node(exported("v1-17").onnx, classes)
+
+
+def test_whole_numbers_that_depend_on_the_image_are_no_constants(two_outputs):
+    """With a fixed batch the graph runs once, and then every whole number looks like a constant."""
+    patched, _ = patch(two_outputs, [STEPS["with_params"]])
+    assert {"ArgMax", "Cast"} <= {node.op_type for node in patched.graph.node}
+    found = set()
+    for seed in range(4):
+        x = np.random.default_rng(seed).standard_normal((2, 3, 56, 56)).astype(np.float32)
+        logits, classes = session(patched).run(None, {"input": x})
+        assert np.array_equal(classes, logits.argmax(axis=1))
+        found.update(classes)
+    assert len(found) > 1
+
+
+def test_the_check_compares_every_output(two_outputs):
+    patched, _ = patch(two_outputs, [STEPS["with_params"]])
+    assert len(surgeon.check(two_outputs, patched)) == 1
+    argmax = next(node for node in patched.graph.node if node.op_type == "ArgMax")
+    argmax.op_type = "ArgMin"
+    with pytest.raises(UserError, match="output class differs at batch 2, so nothing was written"):
+        surgeon.check(two_outputs, patched)
+
+
 def test_what_keeps_the_shape_may_still_do_something():
     """A Pad that crops as much as it adds, a Slice backwards, a Transpose of equal axes."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 4])

@@ -102,8 +102,11 @@ def patch(model: onnx.ModelProto, steps: list[Step]) -> tuple[onnx.ModelProto, l
 def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = TOLERANCE) -> list[str]:
     """Run both on held-out images by onnxruntime on the CPU; one line of figures for each batch size.
 
+    The figures are of the logits, the first output; every other output is compared, too.
+
     Raises:
-        UserError: an output is not finite, or differs by more than `tolerance` times the largest logit.
+        UserError: an output is not finite, or differs by more than `tolerance` times its largest number; one of whole
+            numbers differs at all.
     """
     name, dims = image_input(model)
     if dims[1] != 3 or dims[2] != dims[3]:
@@ -116,15 +119,26 @@ def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = T
     for batch in CHECKED_BATCHES if dims[0] is None else (dims[0],):
         images = {name: held_out_batch(batch, dims[2])[0]}
         try:
-            expected, actual = expected_by.run(None, images)[0], actual_by.run(None, images)[0]
+            expected, *others = expected_by.run(None, images)
+            actual, *actual_others = actual_by.run(None, images)
         except REFUSALS as error:
             raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
         error, largest = max_abs_err(actual, expected), float(np.abs(expected).max())
         line = f"batch {batch}: max abs err {error:.2e}, {error / largest:.1e} of the largest logit {largest:.3g}"
         if not error <= tolerance * largest:  # also where it is NaN
             raise UserError(f"the patched graph differs at {line}; more than {tolerance:.0e}, so nothing was written")
+        for output, before, after in zip(model.graph.output[1:], others, actual_others):
+            if not _same(after, before, tolerance):
+                raise UserError(f"the patched graph's output {output.name} differs at batch {batch}, "
+                                "so nothing was written")
         lines.append(f"check, {line}")
     return lines
+
+
+def _same(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
+    if expected.dtype.kind != "f":
+        return np.array_equal(actual, expected)
+    return max_abs_err(actual, expected) <= tolerance * float(np.abs(expected).max())
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, onnx_file: str, suffix: str) -> None:

@@ -28,6 +28,7 @@ from utils import UserError, first_line
 BATCH = "batch"
 PROBED_BATCHES = (2, 3)
 OLDEST_OPSET, LAST_OPSET_OF_TENSORRT_8 = 12, 17
+SHAPE_OPERATORS = ("Shape", "Size")  # what they give depends on the image's size, not on its pixels
 INTEGER_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 REFUSALS = (ort_state.Fail, ort_state.InvalidArgument, ort_state.InvalidGraph, ort_state.NotImplemented,
             ort_state.RuntimeException)  # what onnxruntime raises about a graph or its inputs
@@ -244,9 +245,10 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
         tensors[tensor].shape = _symbolic([run.shapes[tensor] for run in runs], batches)
         tensors[tensor].dtype = tensors[tensor].dtype or np.float32
     graph.inputs[0].shape = [BATCH if dims[0] is None else dims[0], *dims[1:]]
+    of_pixels = _made_of_the_image(graph, but_for=SHAPE_OPERATORS)  # one run, or two alike, say nothing about these
     for tensor, numbers in first.integers.items():
         same = all(np.array_equal(numbers, run.integers[tensor]) for run in others)
-        if same and not is_output(graph, tensors[tensor]):
+        if same and tensor not in of_pixels and not is_output(graph, tensors[tensor]):
             _make_constant(tensors[tensor], numbers)
     _fold_weights(graph)
     for node in list(graph.cleanup().nodes):
@@ -265,15 +267,19 @@ def _make_constant(tensor: gs.Variable, numbers: np.ndarray) -> None:
     tensor.to_constant(np.asarray(numbers, order="C"))
 
 
+def _made_of_the_image(graph: gs.Graph, but_for: tuple[str, ...] = ()) -> set[str]:
+    """Names of the tensors that depend on the image in another way than through operators of `but_for`."""
+    found = {tensor.name for tensor in graph.inputs}
+    for node in graph.toposort().nodes:
+        if node.op not in but_for and any(tensor.name in found for tensor in node.inputs):
+            found.update(tensor.name for tensor in node.outputs if not tensor.is_empty())
+    return found
+
+
 def _fold_weights(graph: gs.Graph) -> None:
     """Compute once what does not depend on the image."""
-    depends = {tensor.name for tensor in graph.inputs}
-    idle: list[gs.Node] = []
-    for node in graph.cleanup().toposort().nodes:
-        if any(tensor.name in depends for tensor in node.inputs):
-            depends.update(tensor.name for tensor in node.outputs)
-        else:
-            idle.append(node)
+    depends = _made_of_the_image(graph.cleanup())
+    idle = [node for node in graph.nodes if all(tensor.name not in depends for tensor in node.outputs)]
     wanted = [tensor for node in idle for tensor in node.outputs
               if any(reader.outputs and reader.outputs[0].name in depends for reader in tensor.outputs)]
     if not wanted:

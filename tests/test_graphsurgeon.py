@@ -946,6 +946,19 @@ def test_tidying_changes_nothing_but_the_form(exported):
         assert next(entry.version for entry in tidied.opset_import if entry.domain == "") <= 17
 
 
+@pytest.mark.parametrize("kind", ["v1-12", "v2-17", "timm-v2-dynamo"])
+def test_nodes_need_no_names(kind, exported):
+    model = exported(kind)
+    nameless = onnx.ModelProto()
+    nameless.CopyFrom(model.onnx)
+    for node in nameless.graph.node:
+        node.ClearField("name")
+    patched, reports = patch(nameless, [STEPS[name] for name in ALL])
+    assert all(not report.left for report in reports)
+    assert plugin_counts(patched) == ALL_COUNTS[model.version]
+    model.assert_equal(patched)
+
+
 @pytest.fixture
 def two_outputs(exported) -> onnx.ModelProto:
     """A graph with a fixed batch, whose second output is the class of each image as int32."""

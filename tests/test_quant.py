@@ -430,6 +430,19 @@ def test_the_patched_graph_equals_the_quantised_one(version, micro, tmp_path, mo
         assert actual.std() > 10 and difference.max() <= 1 and difference.mean() < 1e-3
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_nodes_of_a_quantised_graph_need_no_names(version, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    pairs = onnx.load(small(version) / "m_int8.onnx")
+    for item in pairs.graph.node:
+        item.ClearField("name")
+    onnx.save(pairs, tmp_path / "m_int8.onnx")
+    expected, actual = (run_add_int8(folder, tmp_path / "patched.onnx") for folder in (small(version), tmp_path))
+    assert plugin_counts(actual) == plugin_counts(expected)
+    images = held_out_batch(4, pairs.graph.input[0].type.tensor_type.shape.dim[2].dim_value)[0]
+    np.testing.assert_array_equal(*(session(model).run(None, {"input": images})[0] for model in (actual, expected)))
+
+
 def integers(model: onnx.ModelProto, tensor: str, images: np.ndarray) -> np.ndarray:
     """The INT8 tensor of a graph."""
     probed = onnx.ModelProto()

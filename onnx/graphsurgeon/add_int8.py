@@ -27,7 +27,7 @@ from add_mlp import add_mlp, product_of  # noqa: E402
 from patterns import reader  # noqa: E402
 from reference_int8 import packed  # noqa: E402
 from surgeon import Step, add_file_arguments, patch, read, save  # noqa: E402
-from tidy import drop_idle, exported, image_input, producer, replace_uses, session, values  # noqa: E402
+from tidy import drop_idle, exported, image_input, imported, producer, replace_uses, session, values  # noqa: E402
 from to_fp16 import to_fp16  # noqa: E402
 
 from data.photo_crops import held_out_batch  # noqa: E402
@@ -68,7 +68,7 @@ def without_pairs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Scales]:
     """
     if has_plugins(model):
         raise UserError("holds plugin nodes already; give the Q/DQ graph that TensorRT/INT8/quant.py wrote")
-    graph = gs.import_onnx(model)
+    graph = imported(model)
     scales = Scales()
     pairs = [node for node in graph.nodes if node.op == "DequantizeLinear"]
     if not pairs:

@@ -53,6 +53,14 @@ def session(model: onnx.ModelProto, *, as_it_is: bool = False) -> onnxruntime.In
     return onnxruntime.InferenceSession(serialized, options, ["CPUExecutionProvider"])
 
 
+def imported(model: onnx.ModelProto) -> gs.Graph:
+    """The graph of a model, each node with a name: ONNX does not ask for one, but new tensors are named after nodes."""
+    graph = gs.import_onnx(model)
+    for node in graph.nodes:
+        node.name = node.name or node.outputs[0].name
+    return graph
+
+
 def exported(graph: gs.Graph) -> onnx.ModelProto:
     return gs.export_onnx(graph, do_type_check=False)
 
@@ -130,7 +138,7 @@ def _lower_opset(graph: gs.Graph) -> gs.Graph:
     except RuntimeError:  # how onnx says that an operator has no older form
         return graph
     known = graph.tensors()
-    converted = gs.import_onnx(model)
+    converted = imported(model)
     for name, tensor in converted.tensors().items():
         if name in known and isinstance(tensor, gs.Variable):
             tensor.shape, tensor.dtype = known[name].shape, known[name].dtype
@@ -239,7 +247,7 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
     batches = PROBED_BATCHES if dims[0] is None else (dims[0],)
     first, *others = runs = _probe(model, batches)
 
-    graph = gs.import_onnx(model)
+    graph = imported(model)
     tensors = graph.tensors()
     for tensor in first.shapes:
         tensors[tensor].shape = _symbolic([run.shapes[tensor] for run in runs], batches)

@@ -431,14 +431,18 @@ def onnx_logits(session, images: np.ndarray, path: str | Path) -> np.ndarray:
     """The first output, [N, num_classes], of a session for images [N, 3, S, S], both float32.
 
     Raises:
-        UserError: the images do not fit the session's input.
+        UserError: the images do not fit the session's input, or onnxruntime does not run the graph at this batch.
     """
     wanted = session.get_inputs()[0]
     if len(wanted.shape) != images.ndim or any(isinstance(size, int) and size != actual
                                                for size, actual in zip(wanted.shape, images.shape)):
         raise UserError(f"{shown(path)}: takes input {wanted.shape}, which {list(images.shape)} does not fit; "
                         "export it again with the right --cfg and a dynamic batch")
-    return session.run(None, {wanted.name: images})[0]
+    try:
+        return session.run(None, {wanted.name: images})[0]
+    except onnx_refusals() as error:
+        raise UserError(f"{shown(path)}: onnxruntime does not run it at batch {len(images)}: "
+                        f"{first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -43,6 +43,7 @@ CHECKED_IMAGES = 8
 # when it is computed in another order or in FP16; that moves later numbers over such a middle too, in the end as many
 # as if all were rounded anew. Two independent roundings of the same numbers differ by sqrt(2) times the error of one.
 TOLERANCE = 1.5
+FEATURES_MULTIPLE = 16  # of K and N of SwinLinearInt8, whose rows are read and written 16 bytes at a time
 
 
 @dataclass
@@ -105,7 +106,8 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
         scales: of the Q/DQ graph.
         fp32: the same graph in FP32, whose biases are taken.
     Raises:
-        UserError: a part that has scales was not patched, or has an INT8 attention before a proj that is not.
+        UserError: a part that has scales was not patched, or has an INT8 attention before a proj that is not; a
+            product's sizes are not those that SwinLinearInt8 takes.
     """
     graph = gs.import_onnx(model)
     biases = {node.name: values(node.inputs[2]) for node in gs.import_onnx(fp32).nodes if node.op == "SwinLinear"}
@@ -118,6 +120,10 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
     for name, scale in scales.inputs.items():
         node = linears[name]
         weight, weight_scale = scales.weights[name]
+        if any(size % FEATURES_MULTIPLE for size in weight.shape):
+            raise UserError(f"the linear layer at {name} has {weight.shape[1]} input and {weight.shape[0]} output "
+                            f"features, and INT8 takes multiples of {FEATURES_MULTIPLE}; leave it out with quant.py "
+                            "--keep")
         bias = biases[node.name]
         _quantise_input(graph, node, scale)
         _rename(node, "SwinLinearInt8")

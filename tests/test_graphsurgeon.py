@@ -995,6 +995,15 @@ def test_the_check_compares_every_output(two_outputs):
         surgeon.check(two_outputs, patched)
 
 
+def test_logits_that_are_all_zero_cannot_be_compared(exported):
+    model = exported("v1-17").onnx
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name.startswith("head.")]:
+        model = edited(model, tensor, lambda array: array.fill(0))
+    patched, _ = patch(model, [STEPS["with_params"]])
+    with pytest.raises(UserError, match=r"its logits are all zero, .*; give trained weights, or --no-check"):
+        surgeon.check(model, patched)
+
+
 def test_what_keeps_the_shape_may_still_do_something():
     """A Pad that crops as much as it adds, a Slice backwards, a Transpose of equal axes."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 4])

@@ -105,8 +105,8 @@ def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = T
     The figures are of the logits, the first output; every other output is compared, too.
 
     Raises:
-        UserError: an output is not finite, or differs by more than `tolerance` times its largest number; one of whole
-            numbers differs at all.
+        UserError: all logits are zero; an output is not finite, or differs by more than `tolerance` times its largest
+            number; one of whole numbers differs at all.
     """
     name, dims = image_input(model)
     if dims[1] != 3 or dims[2] != dims[3]:
@@ -124,6 +124,9 @@ def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = T
         except REFUSALS as error:
             raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
         error, largest = max_abs_err(actual, expected), float(np.abs(expected).max())
+        if not largest:
+            raise UserError("its logits are all zero, so there is nothing to compare; give trained weights, or "
+                            "--no-check")
         line = f"batch {batch}: max abs err {error:.2e}, {error / largest:.1e} of the largest logit {largest:.3g}"
         if not error <= tolerance * largest:  # also where it is NaN
             raise UserError(f"the patched graph differs at {line}; more than {tolerance:.0e}, so nothing was written")

@@ -569,7 +569,7 @@ def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
         if old and tuple(old.splitlines()[0].split(",")) != columns:
             raise UserError(f"{shown(path)}: has other columns than {','.join(columns)}; move it away")
         with whole_file(path) as partial, partial.open("w", newline="") as file:
-            file.write(old)
+            file.write(old if not old or old.endswith("\n") else f"{old}\n")  # a last line edited by hand may lack it
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             if not old:
                 writer.writeheader()

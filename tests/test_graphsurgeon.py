@@ -321,10 +321,10 @@ def torch_export(model: nn.Module, img_size: int, folder: Path, *, dynamo: bool,
     return onnx.load(file)
 
 
-def small(version: int, randomize: Callable) -> nn.Module:
+def small(version: int, randomize: Callable, *more: str) -> nn.Module:
     """This project's model, two stages of two blocks: windows in two rows, then a single one."""
     opts = ["DATA.IMG_SIZE", str({1: 56, 2: 64}[version]), "MODEL.SWIN.DEPTHS", "[2, 2]",
-            "MODEL.SWIN.NUM_HEADS", "[1, 2]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0, 0]"]
+            "MODEL.SWIN.NUM_HEADS", "[1, 2]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0, 0]", *more]
     config = get_config(ROOT / "models" / {1: "swin_micro.yaml", 2: "swinv2_micro.yaml"}[version], opts)
     return randomize(build_model(config)).eval()
 
@@ -633,6 +633,21 @@ def test_attention_whose_inside_is_read_elsewhere_is_left_alone(exported):
     assert report.replaced == 3
     assert "read elsewhere" in report.left[0]
     assert len(patched.graph.output) == 2
+
+
+@pytest.mark.parametrize(("opts", "replaced", "reason"), [
+    (["MODEL.SWIN.NUM_HEADS", "[2, 2]"], 2, "its heads have 16 channels, and the plugin takes 32"),
+    (["MODEL.SWIN.WINDOW_SIZE", "36", "DATA.IMG_SIZE", "144", "MODEL.SWIN.DEPTHS", "[1, 1]"], 1,
+     "its windows are 36 tokens wide, and the plugin takes up to 32"),
+    (["MODEL.SWIN.WINDOW_SIZE", "1", "DATA.IMG_SIZE", "8"], 0, "its windows are single tokens"),
+])
+def test_attention_that_the_plugin_does_not_compute_is_left_alone(opts, replaced, reason, randomize):
+    model = small(1, randomize, *opts)
+    left = len([block for layer in model.layers for block in layer.blocks]) - replaced
+    patched, (report, _) = patch(export(model, 17, "unusual"), [STEPS["attention"], STEPS["linear"]])
+    assert (report.replaced, len(report.left)) == (replaced, left)
+    assert all(reason in why for why in report.left)
+    Exported(patched, model, model.img_size, (1,), 1).assert_equal(patched)
 
 
 def test_other_norms_are_left_alone(exported):

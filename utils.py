@@ -341,6 +341,17 @@ def load_onnx(path: str | Path):
     return model
 
 
+def onnx_target(path: Path) -> Path:
+    """The path to write a graph to, as --output gives it or by default.
+
+    Raises:
+        UserError: it is not the name of an ONNX file.
+    """
+    if path.suffix != ".onnx" or path.is_dir():
+        raise UserError(f"{shown(path)}: not the name of an ONNX file; let --output end with .onnx")
+    return path
+
+
 def onnx_precision(model) -> str:
     """What the graph of an onnx.ModelProto computes in: int8 (it quantizes), fp16, bf16 or fp32."""
     from onnx import TensorProto

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi import onnxruntime_pybind11_state
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwinV2
 from torch import nn
@@ -1110,7 +1111,19 @@ def test_bad_files_are_refused(tmp_path):
         assert name in done.stderr
     done = run_script("add_attention.py", "--onnx", tmp_path / "relu.onnx", "--output", tmp_path / "relu.onnx")
     assert_refused(done, "is the graph to change")
-    assert not (tmp_path / "out.onnx").exists()
+    for name in ("noext", "folder/"):
+        done = run_script("add_attention.py", "--onnx", tmp_path / "relu.onnx", "--output", f"{tmp_path}/{name}")
+        assert_refused(done, "not the name of an ONNX file; let --output end with .onnx")
+    assert not any((tmp_path / name).exists() for name in ("out.onnx", "noext", "folder"))
+
+
+def test_whatever_onnxruntime_refuses_is_one_line(exported, monkeypatch):
+    def refusing(*_: object, **__: object) -> None:
+        raise onnxruntime_pybind11_state.InvalidProtobuf("of its reasons the first\nand more")
+
+    monkeypatch.setattr(surgeon, "session", refusing)
+    with pytest.raises(UserError, match=r"onnxruntime refuses it: of its reasons the first$"):
+        surgeon.check(exported("v1-17").onnx, exported("v1-17").onnx)
 
 
 def test_a_wrong_patch_is_not_written(exported, tmp_path, monkeypatch, capsys):

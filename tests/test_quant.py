@@ -668,6 +668,8 @@ def test_scripts_end_with_one_line_and_status_1(small):
             ([INT8 / "quant.py", "--onnx", folder / "m_int8.onnx"], "is quantised already"),
             ([INT8 / "sensitivity.py", "--onnx", folder / "m.onnx", "--cache", folder / "no.cache"], "no such file"),
             ([ROOT / "onnx/graphsurgeon/add_int8.py", "--onnx", folder / "m.onnx"], "holds no Q/DQ pairs"),
+            ([ROOT / "onnx/graphsurgeon/add_int8.py", "--onnx", folder / "m_int8.onnx", "--output", folder / "noext"],
+             "not the name of an ONNX file"),
             ([ROOT / "TensorRT/build_engine.py", "--onnx", folder / "m.onnx", "--saveEngine", folder / "m.plan",
               "--calib", folder / "m.cache"], "does nothing by itself; add --int8")):
         done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)

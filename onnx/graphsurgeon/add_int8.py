@@ -26,7 +26,7 @@ from add_all import STEPS  # noqa: E402
 from add_mlp import add_mlp, product_of  # noqa: E402
 from patterns import reader  # noqa: E402
 from reference_int8 import packed  # noqa: E402
-from surgeon import Step, add_file_arguments, patch, read, save  # noqa: E402
+from surgeon import Step, add_file_arguments, patch, read, save, target_of  # noqa: E402
 from tidy import drop_idle, exported, image_input, imported, producer, replace_uses, session, values  # noqa: E402
 from to_fp16 import to_fp16  # noqa: E402
 
@@ -210,10 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_file_arguments(parser, ONNX_FILE, SUFFIX)
     args = parser.parse_args()
-    stem = args.onnx.stem.removesuffix("_int8")
-    target = args.output or args.onnx.with_name(f"{stem}{SUFFIX}.onnx")
-    if target.resolve() == args.onnx.resolve():
-        raise UserError(f"{shown(target)}: is the graph to change; give another --output")
+    target = target_of(args, SUFFIX, replaced="_int8")
     model = read(args.onnx)
     try:
         bare, scales = without_pairs(model)

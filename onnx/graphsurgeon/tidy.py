@@ -21,17 +21,14 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 import reference
 from onnx import TensorProto, helper, version_converter
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from utils import UserError, first_line
+from utils import UserError, first_line, onnx_refusals
 
 BATCH = "batch"
 PROBED_BATCHES = (2, 3)
 OLDEST_OPSET, LAST_OPSET_OF_TENSORRT_8 = 12, 17
 SHAPE_OPERATORS = ("Shape", "Size")  # what they give depends on the image's size, not on its pixels
 INTEGER_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-REFUSALS = (ort_state.Fail, ort_state.InvalidArgument, ort_state.InvalidGraph, ort_state.NotImplemented,
-            ort_state.RuntimeException)  # what onnxruntime raises about a graph or its inputs
 
 
 # --- small things that every surgery script needs ------------------------------------------------------------
@@ -214,7 +211,7 @@ def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
             found = runner.run(None, {name: image})
             shapes = (tuple(int(dim) for dim in shape) for shape in found[len(integers):])
             runs.append(Run(dict(zip(integers, found)), dict(zip(others, shapes))))
-    except REFUSALS as error:
+    except onnx_refusals() as error:
         batch = batches[min(len(runs), len(batches) - 1)]
         raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
     return runs

@@ -26,7 +26,7 @@ _DEFAULTS = CfgNode({
         "PRETRAINED": "",  # URL of the official checkpoint; empty: the file models/checkpoints/NAME.safetensors
         "SWIN": {
             "PATCH_SIZE": 4,  # pixels
-            "IN_CHANS": 3,
+            "IN_CHANS": 3,  # RGB, the only images there are here
             "EMBED_DIM": 96,  # channels of the first stage; they double from stage to stage
             "DEPTHS": [2, 2, 6, 2],  # blocks per stage
             "NUM_HEADS": [3, 6, 12, 24],  # attention heads per stage
@@ -114,18 +114,27 @@ def _problem(config: CfgNode) -> str | None:
                 return f"{name}.{key} has no value"
     if model.TYPE not in DEFAULT_CFG:
         return f"MODEL.TYPE is {model.TYPE!r}; it must be one of {', '.join(DEFAULT_CFG)}"
-    lists = {key: swin[key] for key in ("DEPTHS", "NUM_HEADS", "PRETRAINED_WINDOW_SIZES")}
+    v1 = model.TYPE == "swinv1"
+    if v1 and any(swin.PRETRAINED_WINDOW_SIZES):
+        return "MODEL.SWIN.PRETRAINED_WINDOW_SIZES is read by swinv2 alone; swinv1 has no continuous position bias"
+    lists = {key: swin[key] for key in ("DEPTHS", "NUM_HEADS", *(() if v1 else ("PRETRAINED_WINDOW_SIZES",)))}
     for key, values in lists.items():
         if not values or not all(isinstance(value, int) for value in values):
             return f"MODEL.SWIN.{key} is {values}; it must be a list of whole numbers, one per stage"
     if len({len(values) for values in lists.values()}) != 1:
         return f"MODEL.SWIN.{', '.join(lists)} must have one number per stage each"
-    if model.TYPE == "swinv1" and any(swin.PRETRAINED_WINDOW_SIZES):
-        return "MODEL.SWIN.PRETRAINED_WINDOW_SIZES is read by swinv2 alone; swinv1 has no continuous position bias"
-    positive = (img_size, model.NUM_CLASSES, swin.PATCH_SIZE, swin.IN_CHANS, swin.EMBED_DIM, swin.WINDOW_SIZE,
-                swin.MLP_RATIO, *swin.DEPTHS, *swin.NUM_HEADS)
+    if not v1 and min(swin.PRETRAINED_WINDOW_SIZES) < 0:
+        return (f"MODEL.SWIN.PRETRAINED_WINDOW_SIZES is {swin.PRETRAINED_WINDOW_SIZES}; none may be below zero, and 0 "
+                "means this model's window")
+    if swin.IN_CHANS != 3:
+        return f"MODEL.SWIN.IN_CHANS is {swin.IN_CHANS}; it must be 3, as all images here are RGB"
+    positive = (img_size, model.NUM_CLASSES, swin.PATCH_SIZE, swin.EMBED_DIM, swin.WINDOW_SIZE, swin.MLP_RATIO,
+                *swin.DEPTHS, *swin.NUM_HEADS)
     if min(positive) <= 0:
         return "sizes, depths and counts must be above zero"
+    if int(swin.EMBED_DIM * swin.MLP_RATIO) < 1:
+        return (f"MODEL.SWIN.MLP_RATIO {swin.MLP_RATIO} leaves the MLPs of {swin.EMBED_DIM} channels no hidden one; "
+                "the published models have 4.0")
     if img_size % swin.PATCH_SIZE:
         return f"DATA.IMG_SIZE {img_size} is no multiple of MODEL.SWIN.PATCH_SIZE {swin.PATCH_SIZE}"
     resolution, channels = img_size // swin.PATCH_SIZE, swin.EMBED_DIM

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -389,9 +390,15 @@ def judge(runner: Runner, rows: list[dict[str, str]], broken: int) -> list[tuple
     error = largest("max_abs_err")
     if runner.precision == "fp32":
         return [*asked, (error <= FP32_LIMIT, f"max abs error {error:.2e}; asked: at most {FP32_LIMIT:.0e}")]
+    def ratio_of(row: dict[str, str]) -> float:
+        own, torch_own = float(row["max_abs_err"]), float(row["torch_max_abs_err"])
+        if torch_own == 0:  # PyTorch is exact where, for one, all logits are zero
+            return 0.0 if own == 0 else math.inf
+        return own / torch_own
+
     torch_error = largest("torch_max_abs_err")
-    worst = max(rows, key=lambda row: float(row["max_abs_err"]) / float(row["torch_max_abs_err"]))
-    ratio = float(worst["max_abs_err"]) / float(worst["torch_max_abs_err"])
+    worst = max(rows, key=ratio_of)
+    ratio = ratio_of(worst)
     return [*asked,
             (error <= torch_error, f"max abs error {error:.2e}; asked: at most PyTorch's own, {torch_error:.2e}"),
             (ratio <= TORCH_RATIO, f"max abs error {ratio:.2f} times PyTorch's at batch {worst['batch']}, the worst; "

@@ -370,6 +370,17 @@ def load_onnx(path: str | Path):
     return model
 
 
+def onnx_target(path: Path) -> Path:
+    """The path to write a graph to, as --output gives it or by default.
+
+    Raises:
+        UserError: it is not the name of an ONNX file.
+    """
+    if path.suffix != ".onnx" or path.is_dir():
+        raise UserError(f"{shown(path)}: not the name of an ONNX file; let --output end with .onnx")
+    return path
+
+
 def onnx_precision(model) -> str:
     """What the graph of an onnx.ModelProto computes in: int8 (it quantizes), fp16, bf16 or fp32."""
     from onnx import TensorProto
@@ -460,14 +471,18 @@ def onnx_logits(session, images: np.ndarray, path: str | Path) -> np.ndarray:
     """The first output, [N, num_classes], of a session for images [N, 3, S, S], both float32.
 
     Raises:
-        UserError: the images do not fit the session's input.
+        UserError: the images do not fit the session's input, or onnxruntime does not run the graph at this batch.
     """
     wanted = session.get_inputs()[0]
     if len(wanted.shape) != images.ndim or any(isinstance(size, int) and size != actual
                                                for size, actual in zip(wanted.shape, images.shape)):
         raise UserError(f"{shown(path)}: takes input {wanted.shape}, which {list(images.shape)} does not fit; "
                         "export it again with the right --cfg and a dynamic batch")
-    return session.run(None, {wanted.name: images})[0]
+    try:
+        return session.run(None, {wanted.name: images})[0]
+    except onnx_refusals() as error:
+        raise UserError(f"{shown(path)}: onnxruntime does not run it at batch {len(images)}: "
+                        f"{first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -594,7 +609,7 @@ def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
         if old and tuple(old.splitlines()[0].split(",")) != columns:
             raise UserError(f"{shown(path)}: has other columns than {','.join(columns)}; move it away")
         with whole_file(path) as partial, partial.open("w", newline="") as file:
-            file.write(old)
+            file.write(old if not old or old.endswith("\n") else f"{old}\n")  # a last line edited by hand may lack it
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             if not old:
                 writer.writeheader()

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
 from config import add_model_arguments, get_config  # noqa: E402
 from models.build import checkpoint_path, load_model  # noqa: E402
-from utils import UserError, run_script, shown, whole_file  # noqa: E402
+from utils import UserError, onnx_target, run_script, shown, whole_file  # noqa: E402
 
 OPSETS = range(12, 18)  # TensorRT 8.6 parses up to 17; below 12 some of the operators here have older forms
 
@@ -42,18 +42,6 @@ def opset(text: str) -> int:
     if not text.isdecimal() or int(text) not in OPSETS:
         raise UserError(f"--opset {text}: not supported; choose from {OPSETS[0]} to {OPSETS[-1]}")
     return int(text)
-
-
-def output_file(given: Path | None, name: str) -> Path:
-    """What --output gives, else onnx/<name>.onnx.
-
-    Raises:
-        UserError: not the name of an ONNX file.
-    """
-    output = given or ROOT / "onnx" / f"{name}.onnx"
-    if output.suffix != ".onnx" or output.is_dir():
-        raise UserError(f"{shown(output)}: not the name of an ONNX file; let --output end with .onnx")
-    return output
 
 
 def trace(model: torch.nn.Module, opset_version: int) -> onnx.ModelProto:
@@ -128,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help="ONNX file to write (default: onnx/<MODEL.NAME>.onnx)")
     args = parser.parse_args(arguments)
     config = get_config(args.cfg, args.opts, args.type)
-    output = output_file(args.output, config.MODEL.NAME)
+    output = onnx_target(args.output or ROOT / "onnx" / f"{config.MODEL.NAME}.onnx")
 
     start = time.perf_counter()
     checkpoint = checkpoint_path(config, args.resume, args.pretrained)

@@ -25,8 +25,6 @@ from yacs.config import CfgNode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
-from export_onnx import output_file  # noqa: E402
-
 from config import add_model_arguments, get_config  # noqa: E402
 from models.build import checkpoint_path, load_model  # noqa: E402
 from models.swin import SwinTransformer  # noqa: E402
@@ -36,6 +34,7 @@ from utils import (  # noqa: E402
     max_abs_err,
     onnx_logits,
     onnx_session,
+    onnx_target,
     real_images,
     run_script,
     shown,
@@ -107,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: must be above zero")
     config = get_config(args.cfg, args.opts, args.type)
-    output = output_file(args.output, f"{config.MODEL.NAME}_timm_b{args.batch}")
+    output = onnx_target(args.output or ROOT / "onnx" / f"{config.MODEL.NAME}_timm_b{args.batch}.onnx")
 
     start = time.perf_counter()
     checkpoint = checkpoint_path(config, args.resume, args.pretrained)

@@ -138,6 +138,8 @@ def test_judge_asks_what_the_docstring_says():
     assert judged("m.plan", "fp16", (0.02, 0.02, 1), (0.031, 0.03, 1)) == [True, True, False, True]
     assert judged("m.plan", "fp16", (0.026, 0.02, 1), (0.024, 0.03, 1)) == [True, True, True, False]
     assert judged("m.plan", "fp16", (math.nan, 0.02, 0.9), (0.024, 0.03, 1), broken=3) == [False] * 4
+    assert judged("m.plan", "fp16", (0, 0, 1), (0.02, 0.02, 1)) == [True, True, True, True]
+    assert judged("m.plan", "fp16", (1e-6, 0, 1), (0.02, 0.02, 1)) == [True, True, True, False]
     assert judged("m.plan", "int8", (9, 0, 0)) == [True]
     for name, precision, bound in [("swinv1.plan", "fp32", True), ("swinv1_attention_fp16.plan", "fp16", True),
                                    ("swinv1_layernorm_fp16.plan", "fp16", True), ("swinv1_fp16.plan", "fp16", False),

@@ -51,6 +51,11 @@ def test_opts_override_the_yaml():
     assert config.MODEL.SWIN.DEPTHS == [1, 1, 1, 1]
 
 
+def test_v1_needs_no_pretrained_window_sizes():
+    config = get_config(MODELS / "swin.yaml", ["MODEL.SWIN.DEPTHS", "[2, 2]", "MODEL.SWIN.NUM_HEADS", "[3, 6]"])
+    assert config.MODEL.SWIN.NUM_HEADS == [3, 6]
+
+
 def test_configs_do_not_share_state():
     get_config(MODELS / "swin.yaml", ["DATA.IMG_SIZE", "448"])
     assert get_config(MODELS / "swin.yaml").DATA.IMG_SIZE == 224
@@ -77,6 +82,10 @@ def test_a_yaml_without_a_name_is_named_after_its_file(tmp_path):
     ("MODEL: {TYPE: swinv1, SWIN: {DEPTHS: [2, 2, two, 2]}}", "MODEL.SWIN.DEPTHS"),
     ("MODEL: {TYPE: swinv1, SWIN: {NUM_HEADS: [5, 6, 12, 24]}}", "96 channels of stage 1"),
     ("MODEL: {TYPE: swinv1, SWIN: {PRETRAINED_WINDOW_SIZES: [12, 12, 12, 6]}}", "swinv2 alone"),
+    ("MODEL: {TYPE: swinv2, SWIN: {WINDOW_SIZE: 7, PRETRAINED_WINDOW_SIZES: [0, 0, 0]}}", "one number per stage"),
+    ("MODEL: {TYPE: swinv2, SWIN: {WINDOW_SIZE: 7, PRETRAINED_WINDOW_SIZES: [0, 0, -8, 0]}}", "none may be below zero"),
+    ("MODEL: {TYPE: swinv1, SWIN: {MLP_RATIO: 0.01}}", "MLP_RATIO 0.01 leaves"),
+    ("MODEL: {TYPE: swinv1, SWIN: {IN_CHANS: 1}}", "IN_CHANS is 1; it must be 3"),
     ("MODEL: {TYPE: swinv1, SWIN: {WINDOW_SIZE: 0}}", "above zero"),
     ("MODEL: {TYPE: swinv1, SWIN: {WINDOW_SIZE: 8}}", "windows of 8 x 8"),
     ("MODEL: {TYPE: swinv1}\nDATA: {IMG_SIZE: 225}", "PATCH_SIZE"),

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi import onnxruntime_pybind11_state
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwinV2
 from torch import nn
@@ -322,10 +323,10 @@ def torch_export(model: nn.Module, img_size: int, folder: Path, *, dynamo: bool,
     return onnx.load(file)
 
 
-def small(version: int, randomize: Callable) -> nn.Module:
+def small(version: int, randomize: Callable, *more: str) -> nn.Module:
     """This project's model, two stages of two blocks: windows in two rows, then a single one."""
     opts = ["DATA.IMG_SIZE", str({1: 56, 2: 64}[version]), "MODEL.SWIN.DEPTHS", "[2, 2]",
-            "MODEL.SWIN.NUM_HEADS", "[1, 2]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0, 0]"]
+            "MODEL.SWIN.NUM_HEADS", "[1, 2]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0, 0]", *more]
     config = get_config(ROOT / "models" / {1: "swin_micro.yaml", 2: "swinv2_micro.yaml"}[version], opts)
     return randomize(build_model(config)).eval()
 
@@ -634,6 +635,21 @@ def test_attention_whose_inside_is_read_elsewhere_is_left_alone(exported):
     assert report.replaced == 3
     assert "read elsewhere" in report.left[0]
     assert len(patched.graph.output) == 2
+
+
+@pytest.mark.parametrize(("opts", "replaced", "reason"), [
+    (["MODEL.SWIN.NUM_HEADS", "[2, 2]"], 2, "its heads have 16 channels, and the plugin takes 32"),
+    (["MODEL.SWIN.WINDOW_SIZE", "36", "DATA.IMG_SIZE", "144", "MODEL.SWIN.DEPTHS", "[1, 1]"], 1,
+     "its windows are 36 tokens wide, and the plugin takes up to 32"),
+    (["MODEL.SWIN.WINDOW_SIZE", "1", "DATA.IMG_SIZE", "8"], 0, "its windows are single tokens"),
+])
+def test_attention_that_the_plugin_does_not_compute_is_left_alone(opts, replaced, reason, randomize):
+    model = small(1, randomize, *opts)
+    left = len([block for layer in model.layers for block in layer.blocks]) - replaced
+    patched, (report, _) = patch(export(model, 17, "unusual"), [STEPS["attention"], STEPS["linear"]])
+    assert (report.replaced, len(report.left)) == (replaced, left)
+    assert all(reason in why for why in report.left)
+    Exported(patched, model, model.img_size, (1,), 1).assert_equal(patched)
 
 
 def test_other_norms_are_left_alone(exported):
@@ -947,6 +963,64 @@ def test_tidying_changes_nothing_but_the_form(exported):
         assert next(entry.version for entry in tidied.opset_import if entry.domain == "") <= 17
 
 
+@pytest.mark.parametrize("kind", ["v1-12", "v2-17", "timm-v2-dynamo"])
+def test_nodes_need_no_names(kind, exported):
+    model = exported(kind)
+    nameless = onnx.ModelProto()
+    nameless.CopyFrom(model.onnx)
+    for node in nameless.graph.node:
+        node.ClearField("name")
+    patched, reports = patch(nameless, [STEPS[name] for name in ALL])
+    assert all(not report.left for report in reports)
+    assert plugin_counts(patched) == ALL_COUNTS[model.version]
+    model.assert_equal(patched)
+
+
+@pytest.fixture
+def two_outputs(exported) -> onnx.ModelProto:
+    """A graph with a fixed batch, whose second output is the class of each image as int32."""
+    def classes(graph: gs.Graph) -> None:
+        (logits,) = graph.outputs
+        largest, output = gs.Variable("largest", np.int64), gs.Variable("class", np.int32, [2])
+        graph.nodes += [gs.Node("ArgMax", "argmax", {"axis": 1, "keepdims": 0}, [logits], [largest]),
+                        gs.Node("Cast", "to_int32", {"to": TensorProto.INT32}, [largest], [output])]
+        graph.inputs[0].shape, logits.shape = [2, *graph.inputs[0].shape[1:]], [2, logits.shape[1]]
+        graph.outputs.append(output)
+
+    return with_node(exported("v1-17").onnx, classes)
+
+
+def test_whole_numbers_that_depend_on_the_image_are_no_constants(two_outputs):
+    """With a fixed batch the graph runs once, and then every whole number looks like a constant."""
+    patched, _ = patch(two_outputs, [STEPS["with_params"]])
+    assert {"ArgMax", "Cast"} <= {node.op_type for node in patched.graph.node}
+    found = set()
+    for seed in range(4):
+        x = np.random.default_rng(seed).standard_normal((2, 3, 56, 56)).astype(np.float32)
+        logits, classes = session(patched).run(None, {"input": x})
+        assert np.array_equal(classes, logits.argmax(axis=1))
+        found.update(classes)
+    assert len(found) > 1
+
+
+def test_the_check_compares_every_output(two_outputs):
+    patched, _ = patch(two_outputs, [STEPS["with_params"]])
+    assert len(surgeon.check(two_outputs, patched)) == 1
+    argmax = next(node for node in patched.graph.node if node.op_type == "ArgMax")
+    argmax.op_type = "ArgMin"
+    with pytest.raises(UserError, match="output class differs at batch 2, so nothing was written"):
+        surgeon.check(two_outputs, patched)
+
+
+def test_logits_that_are_all_zero_cannot_be_compared(exported):
+    model = exported("v1-17").onnx
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name.startswith("head.")]:
+        model = edited(model, tensor, lambda array: array.fill(0))
+    patched, _ = patch(model, [STEPS["with_params"]])
+    with pytest.raises(UserError, match=r"its logits are all zero, .*; give trained weights, or --no-check"):
+        surgeon.check(model, patched)
+
+
 def test_what_keeps_the_shape_may_still_do_something():
     """A Pad that crops as much as it adds, a Slice backwards, a Transpose of equal axes."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 4])
@@ -1038,7 +1112,19 @@ def test_bad_files_are_refused(tmp_path):
         assert name in done.stderr
     done = run_script("add_attention.py", "--onnx", tmp_path / "relu.onnx", "--output", tmp_path / "relu.onnx")
     assert_refused(done, "is the graph to change")
-    assert not (tmp_path / "out.onnx").exists()
+    for name in ("noext", "folder/"):
+        done = run_script("add_attention.py", "--onnx", tmp_path / "relu.onnx", "--output", f"{tmp_path}/{name}")
+        assert_refused(done, "not the name of an ONNX file; let --output end with .onnx")
+    assert not any((tmp_path / name).exists() for name in ("out.onnx", "noext", "folder"))
+
+
+def test_whatever_onnxruntime_refuses_is_one_line(exported, monkeypatch):
+    def refusing(*_: object, **__: object) -> None:
+        raise onnxruntime_pybind11_state.InvalidProtobuf("of its reasons the first\nand more")
+
+    monkeypatch.setattr(surgeon, "session", refusing)
+    with pytest.raises(UserError, match=r"onnxruntime refuses it: of its reasons the first$"):
+        surgeon.check(exported("v1-17").onnx, exported("v1-17").onnx)
 
 
 def test_a_wrong_patch_is_not_written(exported, tmp_path, monkeypatch, capsys):

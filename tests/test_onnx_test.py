@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from config import get_config
 from models.build import build_model
-from utils import ROOT, UserError, onnx_session
+from utils import ROOT, UserError, onnx_logits, onnx_session
 
 sys.path.append(str(ROOT / "onnx"))
 import export_onnx
@@ -193,6 +193,20 @@ def test_a_graph_that_onnxruntime_refuses_is_named(tmp_path, pair):
     onnx.save(model, path)
     with pytest.raises(UserError, match=r"broken\.onnx: onnxruntime refuses it: .*NoSuchOperator"):
         onnx_session(path)
+
+
+def test_a_graph_that_runs_at_one_batch_alone_is_named(tmp_path, pair):
+    """Its input says that any batch fits, but 1 is written into a Reshape."""
+    model, path = onnx.load(pair.onnx), tmp_path / "frozen.onnx"
+    targets = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    for tensor in model.graph.initializer:
+        target = numpy_helper.to_array(tensor)
+        if tensor.name in targets and target[0] == -1:
+            tensor.CopyFrom(numpy_helper.from_array(np.array([1, *target[1:]]), tensor.name))
+            break
+    onnx.save(model, path)
+    with pytest.raises(UserError, match=r"frozen\.onnx: onnxruntime does not run it at batch 2: .*Reshape"):
+        onnx_logits(onnx_session(path), np.zeros((2, 3, 56, 56), np.float32), path)
 
 
 def test_another_input_size_is_said(pair):

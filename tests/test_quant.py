@@ -455,6 +455,19 @@ def test_the_patched_graph_equals_the_quantised_one(version, micro, tmp_path, mo
         assert actual.std() > 10 and difference.max() <= 1 and difference.mean() < 1e-3
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_nodes_of_a_quantised_graph_need_no_names(version, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    pairs = onnx.load(small(version) / "m_int8.onnx")
+    for item in pairs.graph.node:
+        item.ClearField("name")
+    onnx.save(pairs, tmp_path / "m_int8.onnx")
+    expected, actual = (run_add_int8(folder, tmp_path / "patched.onnx") for folder in (small(version), tmp_path))
+    assert plugin_counts(actual) == plugin_counts(expected)
+    images = held_out_batch(4, pairs.graph.input[0].type.tensor_type.shape.dim[2].dim_value)[0]
+    np.testing.assert_array_equal(*(session(model).run(None, {"input": images})[0] for model in (actual, expected)))
+
+
 def integers(model: onnx.ModelProto, tensor: str, images: np.ndarray) -> np.ndarray:
     """The INT8 tensor of a graph."""
     probed = onnx.ModelProto()
@@ -533,6 +546,21 @@ def test_what_a_patched_graph_may_be_off_by(error, passes, small, monkeypatch):
     else:
         with pytest.raises(UserError, match="the INT8 graph differs"):
             add_int8.check(model, model, model, "x")
+
+
+def test_widths_that_int8_does_not_take_are_refused_unless_kept(randomize, tmp_path, monkeypatch):
+    """A hidden layer of int(1.1 * 32) = 35 features; of 64 channels, int(1.1 * 64) = 70."""
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    opts = ["DATA.IMG_SIZE", "56", "MODEL.SWIN.DEPTHS", "[1, 1]", "MODEL.SWIN.NUM_HEADS", "[1, 2]",
+            "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0, 0]", "MODEL.SWIN.MLP_RATIO", "1.1"]
+    model = randomize(build_model(get_config(ROOT / "models" / "swin_micro.yaml", opts))).eval()
+    onnx.save(export(model, 17, "narrow"), tmp_path / "m.onnx")
+    quantise(tmp_path, "--method", "minmax")
+    with pytest.raises(UserError, match=r"fc1/MatMul has 32 input and 35 output features, .* quant\.py --keep"):
+        run_add_int8(tmp_path, tmp_path / "patched.onnx")
+    quantise(tmp_path, "--keep", "*.fc1,*.fc2")
+    counts = plugin_counts(run_add_int8(tmp_path, tmp_path / "patched.onnx"))
+    assert counts["SwinLinearInt8"] == 4
 
 
 def test_a_model_that_quantisation_does_not_change_is_refused(small, tmp_path, monkeypatch):
@@ -694,6 +722,8 @@ def test_scripts_end_with_one_line_and_status_1(small):
             ([INT8 / "quant.py", "--onnx", folder / "m_int8.onnx"], "is quantised already"),
             ([INT8 / "sensitivity.py", "--onnx", folder / "m.onnx", "--cache", folder / "no.cache"], "no such file"),
             ([ROOT / "onnx/graphsurgeon/add_int8.py", "--onnx", folder / "m.onnx"], "holds no Q/DQ pairs"),
+            ([ROOT / "onnx/graphsurgeon/add_int8.py", "--onnx", folder / "m_int8.onnx", "--output", folder / "noext"],
+             "not the name of an ONNX file"),
             ([ROOT / "TensorRT/build_engine.py", "--onnx", folder / "m.onnx", "--saveEngine", folder / "m.plan",
               "--calib", folder / "m.cache"], "does nothing by itself; add --int8")):
         done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)

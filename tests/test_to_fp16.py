@@ -192,6 +192,21 @@ def test_chosen_islands(names, graphs):
     assert relative_error(run(fp16, 1), run(fp32, 1)) < 5e-3
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_tokens_that_are_an_output_stay_fp32(alone, graphs):
+    """Of the patch embedding, beside the logits or in their stead, with nothing that reads them."""
+    graph = gs.import_onnx(graphs(1, 17, True))
+    (tokens,) = next(node for node in graph.nodes if node.op == "SwinPatchEmbed").outputs
+    graph.outputs = [tokens] if alone else [*graph.outputs, tokens]
+    fp32 = gs.export_onnx(graph.cleanup())
+    fp16 = to_fp16(fp32, [])
+    assert fp16.graph.output[-1].type.tensor_type.elem_type == TensorProto.FLOAT
+    x = {"input": np.random.default_rng(0).standard_normal((2, 3, 56, 56)).astype(np.float32)}
+    actual, expected = (session(model).run(None, x) for model in (fp16, fp32))
+    np.testing.assert_array_equal(actual[-1], expected[-1], strict=True)
+    assert relative_error(actual[0], expected[0]) < 5e-3
+
+
 def test_refusals(graphs):
     fp32 = graphs(1, 17, True)
     with pytest.raises(UserError, match="is in FP16 already"):

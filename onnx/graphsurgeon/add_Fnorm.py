@@ -2,8 +2,8 @@
 
     python onnx/graphsurgeon/add_Fnorm.py --onnx onnx/swinv2.onnx --output onnx/swinv2_fnorm.onnx
 
-SwinFNorm gives x / max(||x||_2, epsilon) over the last axis: two in each block, for q and for k. Not needed where
-add_attention.py is applied, whose node normalises by itself.
+SwinFNorm gives x / max(||x||_2, epsilon) over the last axis: one in each block of this project's V2, for q and k as one
+tensor; two in timm's, for q and for k. Not needed where add_attention.py is applied, whose node normalises by itself.
 """
 from __future__ import annotations
 

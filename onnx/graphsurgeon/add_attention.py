@@ -49,6 +49,7 @@ ONNX_FILE = "onnx/swinv1.onnx"
 SUFFIX = "_attention_alone"
 
 TOLERANCE = 1e-4  # of the largest value; FP32 rounding is below 1e-5, a wrong bias, mask or scale far above
+HEAD_DIM, LARGEST_WINDOW = 32, 32  # what the plugin computes, TensorRT/Plugins/Attention/README.md
 BIAS_COLUMNS = 8  # the bias has its last axis padded to a multiple of this
 
 
@@ -240,8 +241,13 @@ class Probe:
         self.images = shape_at(graph.inputs[0], PROBED_BATCHES[0])[0]
         self.shape = shape_at(linear_output(qkv), PROBED_BATCHES[0])  # [..., 3C]
         self.heads, self.window_size = scores.shape[-3], math.isqrt(scores.shape[-1])
-        if self.window_size**2 != scores.shape[-1] or self.window_size < 2:
+        if self.window_size**2 != scores.shape[-1]:
             raise Unmatched(f"its windows of {scores.shape[-1]} tokens are not square")
+        if self.window_size == 1:
+            raise Unmatched("its windows are single tokens, from which no geometry can be read off")
+        if self.window_size > LARGEST_WINDOW:
+            raise Unmatched(f"its windows are {self.window_size} tokens wide, and the plugin takes up to "
+                            f"{LARGEST_WINDOW}")
         self.places = self._places(v)
         self.at_zero = self._scores(np.zeros(self.shape, np.float32))
         self.random = np.random.default_rng(0).standard_normal(self.shape).astype(np.float32)
@@ -253,6 +259,8 @@ class Probe:
         channels = self.shape[-1] // 3
         if moved.size * 3 != numbers.size or moved.shape[-1] * self.heads != channels:
             raise Unmatched("v is not a third of qkv's channels, head by head")
+        if moved.shape[-1] != HEAD_DIM:
+            raise Unmatched(f"its heads have {moved.shape[-1]} channels, and the plugin takes {HEAD_DIM}")
         token, channel = np.divmod(moved.reshape(-1, self.heads, self.window_size**2, moved.shape[-1]), 3 * channels)
         expected = 2 * channels + np.arange(channels).reshape(self.heads, 1, -1)
         if np.any(channel != expected) or np.any(token != token[:, :1, :, :1]):

@@ -26,8 +26,8 @@ from add_all import STEPS  # noqa: E402
 from add_mlp import add_mlp, product_of  # noqa: E402
 from patterns import reader  # noqa: E402
 from reference_int8 import packed  # noqa: E402
-from surgeon import Step, add_file_arguments, patch, read, save  # noqa: E402
-from tidy import drop_idle, exported, image_input, producer, replace_uses, session, values  # noqa: E402
+from surgeon import Step, add_file_arguments, patch, read, save, target_of  # noqa: E402
+from tidy import drop_idle, exported, image_input, imported, producer, replace_uses, session, values  # noqa: E402
 from to_fp16 import to_fp16  # noqa: E402
 
 from data.photo_crops import held_out_batch  # noqa: E402
@@ -43,6 +43,7 @@ CHECKED_IMAGES = 8
 # when it is computed in another order or in FP16; that moves later numbers over such a middle too, in the end as many
 # as if all were rounded anew. Two independent roundings of the same numbers differ by sqrt(2) times the error of one.
 TOLERANCE = 1.5
+FEATURES_MULTIPLE = 16  # of K and N of SwinLinearInt8, whose rows are read and written 16 bytes at a time
 
 
 @dataclass
@@ -68,7 +69,7 @@ def without_pairs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Scales]:
     """
     if has_plugins(model):
         raise UserError("holds plugin nodes already; give the Q/DQ graph that TensorRT/INT8/quant.py wrote")
-    graph = gs.import_onnx(model)
+    graph = imported(model)
     scales = Scales()
     pairs = [node for node in graph.nodes if node.op == "DequantizeLinear"]
     if not pairs:
@@ -105,7 +106,8 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
         scales: of the Q/DQ graph.
         fp32: the same graph in FP32, whose biases are taken.
     Raises:
-        UserError: a part that has scales was not patched, or has an INT8 attention before a proj that is not.
+        UserError: a part that has scales was not patched, or has an INT8 attention before a proj that is not; a
+            product's sizes are not those that SwinLinearInt8 takes.
     """
     graph = gs.import_onnx(model)
     biases = {node.name: values(node.inputs[2]) for node in gs.import_onnx(fp32).nodes if node.op == "SwinLinear"}
@@ -118,6 +120,10 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
     for name, scale in scales.inputs.items():
         node = linears[name]
         weight, weight_scale = scales.weights[name]
+        if any(size % FEATURES_MULTIPLE for size in weight.shape):
+            raise UserError(f"the linear layer at {name} has {weight.shape[1]} input and {weight.shape[0]} output "
+                            f"features, and INT8 takes multiples of {FEATURES_MULTIPLE}; leave it out with quant.py "
+                            "--keep")
         bias = biases[node.name]
         _quantise_input(graph, node, scale)
         _rename(node, "SwinLinearInt8")
@@ -204,10 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_file_arguments(parser, ONNX_FILE, SUFFIX)
     args = parser.parse_args()
-    stem = args.onnx.stem.removesuffix("_int8")
-    target = args.output or args.onnx.with_name(f"{stem}{SUFFIX}.onnx")
-    if target.resolve() == args.onnx.resolve():
-        raise UserError(f"{shown(target)}: is the graph to change; give another --output")
+    target = target_of(args, SUFFIX, replaced="_int8")
     model = read(args.onnx)
     try:
         bare, scales = without_pairs(model)

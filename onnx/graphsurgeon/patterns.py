@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import helper
-from tidy import REFUSALS, exported, is_output, producer, reduces_last_axis, session, values
+from tidy import exported, is_output, producer, reduces_last_axis, session, values
 
-from utils import first_line
+from utils import first_line, onnx_refusals
 
 MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Split", "Gather", "Identity"}
 
@@ -367,7 +367,7 @@ def run_between(graph: gs.Graph, start: gs.Tensor, numbers: np.ndarray, *ends: g
         output.CopyFrom(helper.make_tensor_value_info(output.name, element_type, None))
     try:
         return session(part).run(None, {start.name: numbers})
-    except REFUSALS as error:
+    except onnx_refusals() as error:
         raise Unmatched(f"the part from {start.name} does not run by itself: {first_line(error)}") from error
 
 

@@ -14,10 +14,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from tidy import LAST_OPSET_OF_TENSORRT_8, REFUSALS, drop_idle, exported, image_input, opset_of, session, tidy
+from tidy import LAST_OPSET_OF_TENSORRT_8, drop_idle, exported, image_input, opset_of, session, tidy
 
 from data.photo_crops import held_out_batch
-from utils import PLUGIN_DOMAIN, ROOT, UserError, first_line, load_onnx, max_abs_err, onnx_precision, shown, whole_file
+from utils import (
+    PLUGIN_DOMAIN,
+    ROOT,
+    UserError,
+    first_line,
+    load_onnx,
+    max_abs_err,
+    onnx_precision,
+    onnx_refusals,
+    onnx_target,
+    shown,
+    whole_file,
+)
 
 CHECKED_BATCHES = (1, 3)
 TOLERANCE = 1e-5  # of the largest logit: both graphs compute in FP32, in a different order
@@ -102,8 +114,11 @@ def patch(model: onnx.ModelProto, steps: list[Step]) -> tuple[onnx.ModelProto, l
 def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = TOLERANCE) -> list[str]:
     """Run both on held-out images by onnxruntime on the CPU; one line of figures for each batch size.
 
+    The figures are of the logits, the first output; every other output is compared, too.
+
     Raises:
-        UserError: an output is not finite, or differs by more than `tolerance` times the largest logit.
+        UserError: all logits are zero; an output is not finite, or differs by more than `tolerance` times its largest
+            number; one of whole numbers differs at all.
     """
     name, dims = image_input(model)
     if dims[1] != 3 or dims[2] != dims[3]:
@@ -111,20 +126,34 @@ def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = T
     lines = []
     try:
         expected_by, actual_by = session(model), session(patched)
-    except REFUSALS as error:
+    except onnx_refusals() as error:
         raise UserError(f"onnxruntime refuses it: {first_line(error)}") from error
     for batch in CHECKED_BATCHES if dims[0] is None else (dims[0],):
         images = {name: held_out_batch(batch, dims[2])[0]}
         try:
-            expected, actual = expected_by.run(None, images)[0], actual_by.run(None, images)[0]
-        except REFUSALS as error:
+            expected, *others = expected_by.run(None, images)
+            actual, *actual_others = actual_by.run(None, images)
+        except onnx_refusals() as error:
             raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
         error, largest = max_abs_err(actual, expected), float(np.abs(expected).max())
+        if not largest:
+            raise UserError("its logits are all zero, so there is nothing to compare; give trained weights, or "
+                            "--no-check")
         line = f"batch {batch}: max abs err {error:.2e}, {error / largest:.1e} of the largest logit {largest:.3g}"
         if not error <= tolerance * largest:  # also where it is NaN
             raise UserError(f"the patched graph differs at {line}; more than {tolerance:.0e}, so nothing was written")
+        for output, before, after in zip(model.graph.output[1:], others, actual_others):
+            if not _same(after, before, tolerance):
+                raise UserError(f"the patched graph's output {output.name} differs at batch {batch}, "
+                                "so nothing was written")
         lines.append(f"check, {line}")
     return lines
+
+
+def _same(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
+    if expected.dtype.kind != "f":
+        return np.array_equal(actual, expected)
+    return max_abs_err(actual, expected) <= tolerance * float(np.abs(expected).max())
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, onnx_file: str, suffix: str) -> None:
@@ -137,13 +166,18 @@ def add_file_arguments(parser: argparse.ArgumentParser, onnx_file: str, suffix: 
                         help="do not compare the two graphs on held-out images before writing")
 
 
-def target_of(args: argparse.Namespace, suffix: str) -> Path:
+def target_of(args: argparse.Namespace, suffix: str, replaced: str = "") -> Path:
     """The file to write.
 
+    Args:
+        args: with what `add_file_arguments` adds.
+        suffix: for the default, appended to the stem of the file to read, in the stead of `replaced` where it ends so.
+        replaced: see suffix.
     Raises:
-        UserError: it is the file to read.
+        UserError: it is the file to read, or not the name of an ONNX file.
     """
-    target = args.output or args.onnx.with_name(f"{args.onnx.stem}{suffix}.onnx")
+    stem = args.onnx.stem.removesuffix(replaced)
+    target = onnx_target(args.output or args.onnx.with_name(f"{stem}{suffix}.onnx"))
     if target.resolve() == args.onnx.resolve():
         raise UserError(f"{shown(target)}: is the graph to change; give another --output")
     return target

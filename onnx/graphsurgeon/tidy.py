@@ -21,16 +21,14 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 import reference
 from onnx import TensorProto, helper, version_converter
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from utils import UserError, first_line
+from utils import UserError, first_line, onnx_refusals
 
 BATCH = "batch"
 PROBED_BATCHES = (2, 3)
 OLDEST_OPSET, LAST_OPSET_OF_TENSORRT_8 = 12, 17
+SHAPE_OPERATORS = ("Shape", "Size")  # what they give depends on the image's size, not on its pixels
 INTEGER_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-REFUSALS = (ort_state.Fail, ort_state.InvalidArgument, ort_state.InvalidGraph, ort_state.NotImplemented,
-            ort_state.RuntimeException)  # what onnxruntime raises about a graph or its inputs
 
 
 # --- small things that every surgery script needs ------------------------------------------------------------
@@ -50,6 +48,14 @@ def session(model: onnx.ModelProto, *, as_it_is: bool = False) -> onnxruntime.In
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     serialized = reference.expand(model).SerializeToString()
     return onnxruntime.InferenceSession(serialized, options, ["CPUExecutionProvider"])
+
+
+def imported(model: onnx.ModelProto) -> gs.Graph:
+    """The graph of a model, each node with a name: ONNX does not ask for one, but new tensors are named after nodes."""
+    graph = gs.import_onnx(model)
+    for node in graph.nodes:
+        node.name = node.name or node.outputs[0].name
+    return graph
 
 
 def exported(graph: gs.Graph) -> onnx.ModelProto:
@@ -129,7 +135,7 @@ def _lower_opset(graph: gs.Graph) -> gs.Graph:
     except RuntimeError:  # how onnx says that an operator has no older form
         return graph
     known = graph.tensors()
-    converted = gs.import_onnx(model)
+    converted = imported(model)
     for name, tensor in converted.tensors().items():
         if name in known and isinstance(tensor, gs.Variable):
             tensor.shape, tensor.dtype = known[name].shape, known[name].dtype
@@ -205,7 +211,7 @@ def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
             found = runner.run(None, {name: image})
             shapes = (tuple(int(dim) for dim in shape) for shape in found[len(integers):])
             runs.append(Run(dict(zip(integers, found)), dict(zip(others, shapes))))
-    except REFUSALS as error:
+    except onnx_refusals() as error:
         batch = batches[min(len(runs), len(batches) - 1)]
         raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
     return runs
@@ -238,15 +244,16 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
     batches = PROBED_BATCHES if dims[0] is None else (dims[0],)
     first, *others = runs = _probe(model, batches)
 
-    graph = gs.import_onnx(model)
+    graph = imported(model)
     tensors = graph.tensors()
     for tensor in first.shapes:
         tensors[tensor].shape = _symbolic([run.shapes[tensor] for run in runs], batches)
         tensors[tensor].dtype = tensors[tensor].dtype or np.float32
     graph.inputs[0].shape = [BATCH if dims[0] is None else dims[0], *dims[1:]]
+    of_pixels = _made_of_the_image(graph, but_for=SHAPE_OPERATORS)  # one run, or two alike, say nothing about these
     for tensor, numbers in first.integers.items():
         same = all(np.array_equal(numbers, run.integers[tensor]) for run in others)
-        if same and not is_output(graph, tensors[tensor]):
+        if same and tensor not in of_pixels and not is_output(graph, tensors[tensor]):
             _make_constant(tensors[tensor], numbers)
     _fold_weights(graph)
     for node in list(graph.cleanup().nodes):
@@ -265,15 +272,19 @@ def _make_constant(tensor: gs.Variable, numbers: np.ndarray) -> None:
     tensor.to_constant(np.asarray(numbers, order="C"))
 
 
+def _made_of_the_image(graph: gs.Graph, but_for: tuple[str, ...] = ()) -> set[str]:
+    """Names of the tensors that depend on the image in another way than through operators of `but_for`."""
+    found = {tensor.name for tensor in graph.inputs}
+    for node in graph.toposort().nodes:
+        if node.op not in but_for and any(tensor.name in found for tensor in node.inputs):
+            found.update(tensor.name for tensor in node.outputs if not tensor.is_empty())
+    return found
+
+
 def _fold_weights(graph: gs.Graph) -> None:
     """Compute once what does not depend on the image."""
-    depends = {tensor.name for tensor in graph.inputs}
-    idle: list[gs.Node] = []
-    for node in graph.cleanup().toposort().nodes:
-        if any(tensor.name in depends for tensor in node.inputs):
-            depends.update(tensor.name for tensor in node.outputs)
-        else:
-            idle.append(node)
+    depends = _made_of_the_image(graph.cleanup())
+    idle = [node for node in graph.nodes if all(tensor.name not in depends for tensor in node.outputs)]
     wanted = [tensor for node in idle for tensor in node.outputs
               if any(reader.outputs and reader.outputs[0].name in depends for reader in tensor.outputs)]
     if not wanted:

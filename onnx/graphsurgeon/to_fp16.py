@@ -31,10 +31,10 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
-from patterns import gelu_nodes, head, softmaxes, written_out_normalisations  # noqa: E402
+from patterns import gelu_nodes, head, reader, softmaxes, written_out_normalisations  # noqa: E402
 from reference import OPERANDS, element_types, expand  # noqa: E402
 from surgeon import add_file_arguments, check, read, save, target_of  # noqa: E402
-from tidy import exported, image_input, producer, replace_uses, session, tidy, values  # noqa: E402
+from tidy import exported, image_input, is_output, producer, replace_uses, session, tidy, values  # noqa: E402
 
 from data.photo_crops import held_out_batch  # noqa: E402
 from utils import FP32_LAYER, PLUGIN_DOMAIN, UserError, choices, onnx_precision, run_script, shown  # noqa: E402
@@ -93,7 +93,7 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
             tensor.values = parameters[tensor.name]
     _drop_casts(fp16)
     for node in [node for node in fp16.nodes if node.name in embeddings]:
-        _give_fp16(node)
+        _give_fp16(fp16, node)
     for node in fp16.nodes:
         if node.name in chosen:
             node.name += FP32_LAYER
@@ -137,28 +137,30 @@ def _drop_casts(graph: gs.Graph) -> None:
         before = producer(node.inputs[0])
         if before is None or before.op != "Cast":
             continue
-        original = before.inputs[0]
+        original, output = before.inputs[0], node.outputs[0]
         if original.dtype is None or helper.np_dtype_to_tensor_dtype(np.dtype(original.dtype)) != node.attrs["to"]:
             continue
-        if any(node.outputs[0] is output for output in graph.outputs):
+        if is_output(graph, output):
             maker = producer(original)
             if maker is None or len(original.outputs) > 1:
                 continue
-            maker.outputs[[tensor is original for tensor in maker.outputs].index(True)] = node.outputs[0]
+            maker.outputs[[tensor is original for tensor in maker.outputs].index(True)] = output
             node.outputs.clear()
+            replace_uses(original, output)  # the first Cast may have other readers
         else:
-            replace_uses(node.outputs[0], original)
+            replace_uses(output, original)
     graph.cleanup().toposort()
 
 
-def _give_fp16(embedding: gs.Node) -> None:
+def _give_fp16(graph: gs.Graph, embedding: gs.Node) -> None:
     """Let a SwinPatchEmbed that stayed FP32 give FP16 itself, in the stead of the Cast after it."""
     (tokens,) = embedding.outputs
-    (reader, *others) = tokens.outputs
-    if reader.op == "Cast" and reader.attrs["to"] == TensorProto.FLOAT16 and not others:
-        embedding.attrs["y_type"] = FP16
-        embedding.outputs = [reader.outputs[0]]
-        reader.outputs.clear()
+    cast = reader(tokens)
+    if cast is None or cast.op != "Cast" or cast.attrs["to"] != TensorProto.FLOAT16 or is_output(graph, tokens):
+        return  # something reads them in FP32
+    embedding.attrs["y_type"] = FP16
+    embedding.outputs = [cast.outputs[0]]
+    cast.outputs.clear()
 
 
 def largest_activation(model: onnx.ModelProto, images: np.ndarray) -> tuple[str, float]:

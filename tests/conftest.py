@@ -5,8 +5,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "onnx"))
@@ -41,3 +43,18 @@ def randomize() -> Callable[[nn.Module, int], nn.Module]:
         return model
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def as_fp16() -> Callable[[Path, Path], Path]:
+    """as_fp16(source, path): write the same graph with its logits rounded to FP16."""
+    def rounded(source: Path, path: Path) -> Path:
+        model = onnx.load(source)
+        for node in model.graph.node:
+            node.output[:] = ["exact" if name == "logits" else name for name in node.output]
+        model.graph.node.append(helper.make_node("Cast", ["exact"], ["half"], to=TensorProto.FLOAT16))
+        model.graph.node.append(helper.make_node("Cast", ["half"], ["logits"], to=TensorProto.FLOAT))
+        onnx.save(model, path)
+        return path
+
+    return rounded

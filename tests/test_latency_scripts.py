@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 from safetensors.torch import save_file
 
 import Onnx_Latency
@@ -214,18 +214,7 @@ def test_torch_latency_refuses_unknown_values(files, flag, value):
         Torch_Latency.main([flag, value, *files.flags])
 
 
-def as_fp16(source: Path, path: Path) -> Path:
-    """The same graph, its output rounded to FP16."""
-    model = onnx.load(source)
-    for node in model.graph.node:
-        node.output[:] = ["exact" if name == "logits" else name for name in node.output]
-    model.graph.node.append(helper.make_node("Cast", ["exact"], ["half"], to=TensorProto.FLOAT16))
-    model.graph.node.append(helper.make_node("Cast", ["half"], ["logits"], to=TensorProto.FLOAT))
-    onnx.save(model, path)
-    return path
-
-
-def test_onnx_latency_takes_errors_against_the_fp32_export(files, tmp_path, capsys):
+def test_onnx_latency_takes_errors_against_the_fp32_export(files, tmp_path, capsys, as_fp16):
     exported = tmp_path / "cut_down.onnx"
     exported.write_bytes(files.onnx.read_bytes())
     patched = as_fp16(exported, tmp_path / "cut_down_attention_fp16.onnx")
@@ -257,7 +246,7 @@ def test_a_session_of_a_fixed_batch_gives_the_same_logits(files, tmp_path):
     assert utils.onnx_session(tmp_path / "shapes.onnx").get_inputs()[0].shape[0] == "batch"
 
 
-def test_reference_is_found_by_the_beginning_of_the_name(files, tmp_path):
+def test_reference_is_found_by_the_beginning_of_the_name(files, tmp_path, as_fp16):
     exported = tmp_path / "v2_cut.onnx"
     exported.write_bytes(files.onnx.read_bytes())
     patched = as_fp16(exported, tmp_path / "v2_cut_fp16.onnx")
@@ -383,7 +372,6 @@ class FakeSession:
             raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
         self.runs.append(options and options.get_run_config_entry("gpu_graph_id"))
         self.y[:] = len(self.runs)
-        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -404,6 +392,7 @@ def cuda_sessions(files, monkeypatch):
         return SimpleNamespace(numpy=lambda: y["y"])
 
     y["y"] = np.zeros((1, 1), np.float32)
+    monkeypatch.setattr(utils.time, "perf_counter", itertools.count(step=0.001).__next__)  # a run takes a millisecond
     monkeypatch.setattr(Onnx_Latency, "onnx_session", session)
     monkeypatch.setattr(Onnx_Latency, "available_runners", lambda: ["ort-cpu", "ort-cuda"])
     monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", lambda *_: None)

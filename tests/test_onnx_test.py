@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -109,18 +109,7 @@ def test_every_batch_must_be_within_its_limit(errors, passes):
     assert onnx_test.within(errors, [1.0, 2.5], 2.0) == passes
 
 
-def as_fp16(source: Path, path: Path) -> Path:
-    """The same graph, its output rounded to FP16."""
-    model = onnx.load(source)
-    for node in model.graph.node:
-        node.output[:] = ["exact" if name == "logits" else name for name in node.output]
-    model.graph.node.append(helper.make_node("Cast", ["exact"], ["half"], to=TensorProto.FLOAT16))
-    model.graph.node.append(helper.make_node("Cast", ["half"], ["logits"], to=TensorProto.FLOAT))
-    onnx.save(model, path)
-    return path
-
-
-def test_an_fp16_file_is_held_to_the_error_of_pytorch_in_fp16(capsys, tmp_path, pair):
+def test_an_fp16_file_is_held_to_the_error_of_pytorch_in_fp16(capsys, tmp_path, pair, as_fp16):
     status, out = verdict(capsys, as_fp16(pair.onnx, tmp_path / "model_fp16.onnx"), pair)
     assert status == 0 and "(fp16" in out
     altered = changed(pair, tmp_path / "altered.onnx", "norm.bias", lambda bias: bias + np.float32(0.02))

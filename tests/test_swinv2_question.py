@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import csv
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -341,22 +341,22 @@ def test_question_says_first_what_engines_need(ask, tmp_path, hidden, words):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_question_ends_its_jobs_when_it_is_ended(ask, tmp_path, how):
-    """A step that would take a minute, in a process of a process of a process, is gone with the script."""
+    """A step that would take minutes, in a process of a process of a process, is gone with the script.
+
+    All of them hold the writing end of a pipe: it gives a line as each begins, and its end when the last is gone.
+    """
+    told, tell = os.pipe()
     step = "#!/usr/bin/env bash\nif [[ $1 == - ]]; then cat > /dev/null; echo m swinv2 256 weights.pth; exit; fi\n"
-    (tmp_path / "bin/python3").write_text(step + 'echo $$ >> steps\nsleep 60\n')
+    (tmp_path / "bin/python3").write_text(f"{step}echo begun >&{tell}\nsleep 300\n")
     command = ["bash", "TensorRT/swinv2_question.sh", "--cfg", "m.yaml", "--emulate", "--jobs", "8"]
-    script = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL,
-                              env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
-    steps = tmp_path / "steps"
-    wait_until(lambda: steps.exists() and len(steps.read_text().split()) >= 4)
-    script.send_signal(how)
-    assert script.wait(10) != 0
-    wait_until(lambda: not any(Path(f"/proc/{number}").exists() for number in steps.read_text().split()))
-
-
-def wait_until(reached) -> None:
-    """Wait until it is so, for at most 10 s."""
-    end = time.monotonic() + 10
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, pass_fds=[tell],
+                          env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}) as script:
+        os.close(tell)
+        for _ in range(4):
+            assert os.read(told, len("begun\n")) == b"begun\n"
+        script.send_signal(how)
+        assert script.wait() != 0
+        while (ready := select.select([told], [], [], 10)[0]) and os.read(told, 99):
+            pass
+        os.close(told)
+        assert ready, "ten seconds later a step still runs"

@@ -367,6 +367,14 @@ def row_of(runner: Runner, batch: int, logits: np.ndarray, reference: np.ndarray
     }
 
 
+def ratio_of(row: dict[str, str]) -> float:
+    """A row's error over PyTorch's own, which is 0 where, for one, all logits are zero."""
+    own, torch_own = float(row["max_abs_err"]), float(row["torch_max_abs_err"])
+    if torch_own == 0:
+        return 0.0 if own == 0 else math.inf
+    return own / torch_own
+
+
 def judge(runner: Runner, rows: list[dict[str, str]], broken: int) -> list[tuple[bool, str]]:
     """What is asked of an ONNX file or an engine, one line each: whether it is met, and the figures.
 
@@ -390,12 +398,6 @@ def judge(runner: Runner, rows: list[dict[str, str]], broken: int) -> list[tuple
     error = largest("max_abs_err")
     if runner.precision == "fp32":
         return [*asked, (error <= FP32_LIMIT, f"max abs error {error:.2e}; asked: at most {FP32_LIMIT:.0e}")]
-    def ratio_of(row: dict[str, str]) -> float:
-        own, torch_own = float(row["max_abs_err"]), float(row["torch_max_abs_err"])
-        if torch_own == 0:  # PyTorch is exact where, for one, all logits are zero
-            return 0.0 if own == 0 else math.inf
-        return own / torch_own
-
     torch_error = largest("torch_max_abs_err")
     worst = max(rows, key=ratio_of)
     ratio = ratio_of(worst)

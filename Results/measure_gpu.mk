@@ -182,7 +182,8 @@ $(COMPILED): $(V1) $(V2)
 	    --cfg $$1 --resume $$2 --batch $$3' _)
 $(RUN)/compiled-max-autotune-fp16: $(RUN)/compiled-reduce-overhead-fp16
 $(RUN)/compiled-reduce-overhead-fp32: $(RUN)/compiled-max-autotune-fp16
-COMPILED_BEFORE := $(filter-out %max-autotune-fp32,$(COMPILED))  # what must be alone
+# The last of them, which takes longest and counts least, comes after what must be alone on this GPU.
+COMPILED_BEFORE := $(filter-out %max-autotune-fp32,$(COMPILED))
 $(RUN)/compiled-max-autotune-fp32: $(RUN)/racecheck
 
 ENGINES1 := 1 1_fp16 1_layernorm_fp16 1_attention_fp16

@@ -42,7 +42,7 @@ from utils import (
 )
 
 COLUMNS = ("run_id", "commit", "gpu", "engine", "batch", "group", "layers", "time_ms_median", "share", "gflop", "mb",
-           "tflop_per_s", "arithmetic_fraction", "gb_per_s", "bandwidth_fraction")
+           "tflop_per_s", "arithmetic_fraction", "gb_per_s", "bandwidth_fraction", "int8_layers")
 
 FUSED = "fused by TensorRT"  # a region of many layers that its compiler made one of: not told apart
 # What a layer's name says about it; the first that matches. TensorRT joins the names of the ONNX nodes that it fused
@@ -63,6 +63,7 @@ GROUPS = (
     ("head", r"head|ReduceMean|logits|/norm"),
     ("LayerNorm and residual", r"/Add"),
 )
+INT8_NODE = "Int8"  # in the names of the plugin nodes that add_int8.py puts in: SwinLinearInt8 and its like
 RUNS = 20
 
 
@@ -97,7 +98,7 @@ def work_of_groups(plan: Path, layers: list[str], batch: int, img_size: int, cla
 def work_columns(time_ms: float, work: Work | None, peak_tflops: float | None,
                  peak_gbps: float | None) -> dict[str, str]:
     """The columns of profile.csv about the work of a group; empty where it or a peak is not known."""
-    columns = dict.fromkeys(COLUMNS[COLUMNS.index("gflop"):], "")
+    columns = dict.fromkeys(COLUMNS[COLUMNS.index("gflop"):COLUMNS.index("int8_layers")], "")
     if work is None:
         return columns
     tflops, gbps = work.operations / time_ms / 1e9, work.bytes / time_ms / 1e6
@@ -153,15 +154,19 @@ def group_rows(plan: Path, batch: int, times: dict[str, float], img_size: int, c
     Args:
         times: milliseconds of each layer, as `layer_times_ms` gives them.
     """
-    groups = defaultdict(list)
+    groups = defaultdict(dict)
     for layer, time_ms in times.items():
-        groups[group_of(layer)].append(time_ms)
+        groups[group_of(layer)][layer] = time_ms
     work, total = work_of_groups(plan, list(times), batch, img_size, classes), sum(times.values())
-    ordered = sorted(groups.items(), key=lambda item: -sum(item[1]))
-    return [{"engine": plan.stem, "batch": batch, "group": group, "layers": len(measured),
-             "time_ms_median": f"{sum(measured):.4f}", "share": f"{sum(measured) / total:.4f}",
-             **work_columns(sum(measured), work.get(group), peak_tflops, peak_gbps)}
-            for group, measured in [*ordered, ("all", list(times.values()))]]
+    ordered = sorted(groups.items(), key=lambda item: -sum(item[1].values()))
+    rows = []
+    for group, measured in [*ordered, ("all", times)]:
+        time_ms = sum(measured.values())
+        rows.append({"engine": plan.stem, "batch": batch, "group": group, "layers": len(measured),
+                     "int8_layers": sum(INT8_NODE in layer for layer in measured), "time_ms_median": f"{time_ms:.4f}",
+                     "share": f"{time_ms / total:.4f}",
+                     **work_columns(time_ms, work.get(group), peak_tflops, peak_gbps)})
+    return rows
 
 
 def print_rows(plan: Path, rows: list[dict]) -> None:
@@ -171,7 +176,8 @@ def print_rows(plan: Path, rows: list[dict]) -> None:
         figures = [f"{row[column] or '-':>8} {unit}" + (f" ({float(row[share]):4.0%})" if row[share] else "")
                    for column, unit, share in (("tflop_per_s", "TFLOP/s", "arithmetic_fraction"),
                                                ("gb_per_s", "GB/s", "bandwidth_fraction"))]
-        print(f"  {row['time_ms_median']:>8} ms  {float(row['share']):6.1%}  {row['layers']:4} layers  "
+        print(f"  {row['time_ms_median']:>8} ms  {float(row['share']):6.1%}  {row['layers']:4} layers, "
+              f"{row['int8_layers']:3} in INT8  "
               f"{row['group']:<23} {'  '.join(figures)}")
 
 

@@ -197,6 +197,15 @@ def test_rows_hold_the_work_over_the_time():
     assert unknown["gflop"] == unknown["arithmetic_fraction"] == ""
 
 
+def test_rows_say_how_many_layers_ran_in_int8():
+    times = {"/layers.2/blocks.0/attn/qkv/MatMul/SwinLinearInt8": 1.0,
+             "/layers.0/blocks.0/attn/qkv/MatMul/SwinLinear": 1.0,
+             "/layers.2/blocks.0/attn/SwinAttentionInt8": 1.0}
+    rows = profile_engine.group_rows(Path("swinv1_attention_int8.plan"), 1, times, 224, 1000, None, None)
+    assert {row["group"]: (row["layers"], row["int8_layers"]) for row in rows} == {
+        "qkv": (2, 1), "attention": (1, 1), "all": (3, 2)}
+
+
 def test_a_fused_region_has_the_work_of_what_has_no_layer():
     layers = ["/patch_embed/proj/Conv", "{ForeignNode[/layers.0/blocks.0/norm1...logits/Add]}"]
     work = profile_engine.work_of_groups(Path("swinv2_fp16.plan"), layers, 1, 256, 1000)

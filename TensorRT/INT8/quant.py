@@ -116,9 +116,10 @@ def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.Mo
         UserError: the cache is of another graph or method; what calibrating raises.
     """
     graph = fingerprint(model)
+    batches, batch_size = args.batches or BATCHES, args.batch_size or BATCH_SIZE
+    count = batches * batch_size
     if args.recalibrate or not args.cache.exists():
-        method, batches, batch_size = args.method or METHOD, args.batches or BATCHES, args.batch_size or BATCH_SIZE
-        count = batches * batch_size
+        method = args.method or METHOD
         img_size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
         where = args.images or "the packaged photographs (training crops)"
         print(f"calibrating {len(tensors)} tensors on {count} images of {where}, method {method}", flush=True)
@@ -132,9 +133,8 @@ def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.Mo
         raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}; {remedy}")
     if args.method not in (None, cache.method):
         raise UserError(f"{shown(args.cache)}: was calibrated with {cache.method}, not {args.method}; {remedy}")
-    asked = (args.batches or BATCHES) * (args.batch_size or BATCH_SIZE)
-    if (args.batches or args.batch_size) and asked != cache.images:
-        raise UserError(f"{shown(args.cache)}: was calibrated on {cache.images} images, not {asked}; {remedy}")
+    if (args.batches or args.batch_size) and count != cache.images:
+        raise UserError(f"{shown(args.cache)}: was calibrated on {cache.images} images, not {count}; {remedy}")
     if args.percentile:
         raise UserError(f"{shown(args.cache)}: is calibrated already, so --percentile changes nothing; {remedy}")
     print(f"read {shown(args.cache)}: {len(tensors)} scales, {cache.method} over {cache.images} images")

@@ -35,10 +35,12 @@ struct LinearInt8 {
     cudaStream_t stream;
 };
 
+// GELU before INT8 is in FP16 on compute capability 9.0, 4.2e-4 off at most: y_scale is larger than that, and y not too
+// large for FP16.
+constexpr float kLeastScaleForHalves = 1.0F / 256.0F, kMostScaleForHalves = 64.0F;
+
 // The product on compute capability 9.0 (linear_int8_sm90_kernel.cu); N is a multiple of 32, a residual only where y is
 // FP16. A library for other GPUs is built without it, and its address is null there.
-// Its GELU before INT8 is in FP16, 4.2e-4 off, which wants steps that are larger and a y that is not too large for FP16.
-constexpr float kLeastScaleForHalves = 1.0F / 256.0F, kMostScaleForHalves = 64.0F;
 __attribute__((weak)) int linear_int8_sm90(const LinearInt8& a, int multiprocessors);
 
 }  // namespace swin

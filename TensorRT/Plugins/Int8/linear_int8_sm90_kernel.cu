@@ -7,8 +7,8 @@ namespace {
 
 // How long a product takes with a tile, in us: `start`, for each wave of blocks `wave` and for each step of K in it
 // `step`, and as much again by how full the waves are (`full`, `full_step`). Fitted to what an H100 took for the products
-// of Small at batches 1, 32 and 128 (Results/experiments.md); what is chosen by it takes 1 to 5 % more than the fastest of
-// eight tiles for each.
+// of Small at batches 1, 32 and 128 (Results/experiments.md). At batches 32 and 128 what is chosen by it takes at most 5 %
+// more than the fastest of eight tiles for each product would, over all products with the same epilogue.
 struct TileTime {
     int rows, features, blocks;
     float start, wave, step, full, full_step;

@@ -148,9 +148,8 @@ template <int kRows_, int kFeatures_, int kBlocks_, int kTeams_ = 1> struct Tile
     // first, the warpgroup that copies keeps few, and those that multiply get the rest.
     static constexpr int kWarpgroups = kConsumers / 128, kCopyRegisters = 24;
     static constexpr int kFirstRegisters = 512 / (kWarpgroups + 1) / 8 * 8;
-    static constexpr int kRegistersThatFit
+    static constexpr int kConsumerRegisters
         = (kFirstRegisters * (kWarpgroups + 1) - kCopyRegisters) / kWarpgroups / 8 * 8;
-    static constexpr int kConsumerRegisters = kRegistersThatFit < 240 ? kRegistersThatFit : 240;
     static constexpr int kXBytes = kRows * kTileBytes, kStageBytes = (kRows + kFeatures) * kTileBytes;
     // A multiprocessor has 228 KiB of shared memory, of which each block loses one; barriers take 8 bytes each.
     static constexpr int kStagesThatFit = ((228 << 10) / kBlocks - 1024 - 256) / kStageBytes;

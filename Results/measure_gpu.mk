@@ -133,6 +133,7 @@ race = python3 race.py --take-files --resume $(V1) $(V2) --run-id $(RUN_ID) --ba
 with_ort = env PYTHONPATH=$(ORT_PATH):$$PYTHONPATH
 
 $(STEPS:%=$(RUN)/%): $(STATE)/data1 $(STATE)/data2
+$(filter %-fp32,$(STEPS:%=$(RUN)/%)): | $(filter %-fp16,$(STEPS:%=$(RUN)/%))  # FP16 counts more
 $(RUN)/race-plugins-fp16: $(call plans,1_attention_fp16 2_attention_fp16)
 	$(call timed,$(call race,trt-plugins,fp16))
 $(RUN)/int8: $(call plans,1_attention_int8 2_attention_int8) $(STATE)/data1_int8 $(STATE)/data2_int8

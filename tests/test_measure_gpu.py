@@ -52,6 +52,12 @@ def test_the_timed_gpu_has_one_thing_to_do_at_a_time(commands):
         assert (lock and lock[1]) == wanted, name
 
 
+def test_fp32_comes_after_all_of_fp16():
+    done = make("-n", "RUN_ID=test", "race-torch-fp32").stdout
+    for precision in PRECISIONS:
+        assert (f'race-ort-{precision}"; if ' in done) == (precision == "fp16")
+
+
 def test_what_is_timed_is_built_before(commands):
     order = list(commands)
     for name, (_, command) in commands.items():

@@ -349,14 +349,19 @@ def test_question_ends_its_jobs_when_it_is_ended(ask, tmp_path, how):
     step = "#!/usr/bin/env bash\nif [[ $1 == - ]]; then cat > /dev/null; echo m swinv2 256 weights.pth; exit; fi\n"
     (tmp_path / "bin/python3").write_text(f"{step}echo begun >&{tell}\nsleep 300\n")
     command = ["bash", "TensorRT/swinv2_question.sh", "--cfg", "m.yaml", "--emulate", "--jobs", "8"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, pass_fds=[tell],
-                          env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}) as script:
+    script = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, pass_fds=[tell],
+                              # A shell in the background has its children ignore SIGINT, and that is inherited.
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                              env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    try:
         os.close(tell)
         for _ in range(4):
             assert os.read(told, len("begun\n")) == b"begun\n"
         script.send_signal(how)
-        assert script.wait() != 0
+        assert script.wait(10) != 0
         while (ready := select.select([told], [], [], 10)[0]) and os.read(told, 99):
             pass
-        os.close(told)
         assert ready, "ten seconds later a step still runs"
+    finally:
+        script.kill()
+        os.close(told)

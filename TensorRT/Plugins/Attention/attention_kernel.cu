@@ -554,7 +554,10 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
 
         if (last) {  // the window is done: through this warp's own rows of queries, in stores of 8 elements
             T* staged = reinterpret_cast<T*>(queries[stage]);
-            auto staged_at = [](int row, int chunk) { return kInt8 ? row * kHeadDim + chunk * 8 : swizzled(row, chunk); };
+            // (row + 16 warp) kHeadDim bytes are within the warp's own rows of F, which other warps do not read.
+            auto staged_at = [warp](int row, int chunk) {
+                return kInt8 ? (row + 16 * warp) * kHeadDim + chunk * 8 : swizzled(row, chunk);
+            };
             __syncwarp();
 #pragma unroll
             for (int r = 0; r < 2; ++r) {

@@ -220,15 +220,15 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
 
 constexpr float kLog2e = 1.4426950408889634F;
 
-// The next window of the batch.
-__device__ void step(Window& window, const Shape& shape) {
-    if (++window.x == shape.windows_x) {
-        window.x = 0;
-        if (++window.y == shape.windows_y) {
-            window.y = 0;
-            window.tokens += shape.height * shape.width;
-        }
-    }
+// The window of the batch that lies as many windows before this one as `by` lies behind the first.
+__device__ void step_back(Window& window, const Window& by, const Shape& shape) {
+    window.x -= by.x;
+    int const row_before = window.x < 0;
+    window.x += row_before ? shape.windows_x : 0;
+    window.y -= by.y + row_before;
+    int const image_before = window.y < 0;
+    window.y += image_before ? shape.windows_y : 0;
+    window.tokens -= by.tokens + (image_before ? shape.height * shape.width : 0);
 }
 
 // A tile in shared memory is [rows][32] of 2-byte elements: 4 chunks of 16 bytes a row. Chunks are swizzled so that
@@ -298,14 +298,15 @@ __device__ unsigned column_flags(const Shape& shape, int first_column) {
     return flags;
 }
 
-// Grid: (num_heads, query tiles, chunks of windows). kBlocks: accumulators of 8 key columns in a tile. kOneTile: the
+// Grid: (num_heads, query tiles, walks through the windows). All walks go side by side from the last window to the first
+// (common/launch.cuh says why). kBlocks: accumulators of 8 key columns in a tile. kOneTile: the
 // window fits one tile (window 7 and 8); the bias of the block's head then stays in registers while the block walks its
 // windows. By count, issuing instructions is what limits this kernel, so what does not change from window to window is
 // kept, windows are stepped through instead of divided out, and the row sums are one more column of p v (v = 1).
 template <typename T, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
 __global__ void __launch_bounds__(32 * kWarps, kResident)
     tensor_core_attention(const T* __restrict__ qkv, const float* __restrict__ bias,
-                          const float* __restrict__ logit_scale, T* __restrict__ y, Shape shape, int windows_per_block) {
+                          const float* __restrict__ logit_scale, T* __restrict__ y, Shape shape) {
     using F = typename TensorCore<T>::Factor;
     using Chunk = typename TensorCore<T>::Chunk;
     using P = swin::Packed<F>;
@@ -322,8 +323,9 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     int const head = blockIdx.x;
     int const first_query = blockIdx.y * kTile;
     int const tiles = kOneTile ? 1 : (shape.positions + kTile - 1) / kTile;
-    int const first_window = blockIdx.z * windows_per_block;
-    int const items = (min(first_window + windows_per_block, shape.windows) - first_window) * tiles;
+    int const walks = static_cast<int>(gridDim.z), last_window = shape.windows - 1 - static_cast<int>(blockIdx.z);
+    int const items = (last_window / walks + 1) * tiles;
+    Window const stride = window_at(shape, walks);
     const float* head_bias = bias + static_cast<long long>(head) * shape.positions * shape.bias_stride;
 
     // This lane's rows of the tile, as holder of accumulators (columns `column` and column + 1 of each 8) and as
@@ -335,7 +337,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     bool const live[2] = {first_query + row[0] < shape.positions, first_query + row[1] < shape.positions};
 
     // Item = one key tile of one window. Its K and V, and Q with the first tile of a window, go to stage item % 2.
-    Window ahead = window_at(shape, first_window);
+    Window ahead = window_at(shape, last_window);
     const T* const source = qkv + head * kHeadDim + chunk * 8;
     auto copy = [&](F* to, int tensor, int r, const T* from, bool arrives) {
         if constexpr (kInt8) {
@@ -428,7 +430,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             token[1] = next_token[1];
         }
         if (last) {
-            step(ahead, shape);
+            step_back(ahead, stride, shape);
         }
         tile = last ? 0 : tile + 1;  // of the next item
         if (item + 1 < items) {
@@ -612,10 +614,10 @@ void launch_tensor_core(const Tensors& t, const Shape& shape, int multiprocessor
     // As many blocks as run at once: each then walks several windows and loads the next while it computes one.
     int const query_tiles = (shape.positions + 16 * kWarps - 1) / (16 * kWarps);
     int const wanted = (multiprocessors * resident_blocks + shape.num_heads * query_tiles - 1) / (shape.num_heads * query_tiles);
-    int const windows_per_block = (shape.windows + wanted - 1) / wanted;
+    int const windows_per_block = (shape.windows + wanted - 1) / wanted;  // at most
     dim3 const grid(shape.num_heads, query_tiles, (shape.windows + windows_per_block - 1) / windows_per_block);
     swin::launch<kernel>(grid, 32 * kWarps, 0, stream, static_cast<const T*>(t.qkv), t.bias, t.logit_scale,
-                         static_cast<T*>(t.y), shape, windows_per_block);
+                         static_cast<T*>(t.y), shape);
 }
 
 // first_major: the compute capability from which on tensor cores multiply T.

@@ -31,7 +31,7 @@ template <class Shape> __global__ void __launch_bounds__(Shape::THREADS) fnorm_k
     Raw<T, VEC> raw[ITEMS];
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
-        raw[i] = inside(column_of(i)) ? load_raw<T, VEC>(x + column_of(i)) : Raw<T, VEC>{};
+        raw[i] = inside(column_of(i)) ? load_once<T, VEC>(x + column_of(i)) : Raw<T, VEC>{};
     }
     let_next_kernel_start();
 

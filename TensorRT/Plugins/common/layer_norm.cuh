@@ -114,14 +114,14 @@ __global__ void __launch_bounds__(Shape::THREADS) layer_norm_kernel(const LayerN
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
             const int column = first_column + i * step;
-            x_raw[i] = inside(column) ? load_raw<T, VEC>(x + source.at(column)) : Raw<T, VEC>{};
+            x_raw[i] = inside(column) ? load_once<T, VEC>(x + source.at(column)) : Raw<T, VEC>{};
         }
     } else {
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
             const int column = first_column + i * step;
-            x_raw[i] = inside(column) ? load_raw<T, VEC>(x + row_start + column) : Raw<T, VEC>{};
-            if (kResidual) residual_raw[i] = inside(column) ? load_raw<T, VEC>(residual + column) : Raw<T, VEC>{};
+            x_raw[i] = inside(column) ? load_once<T, VEC>(x + row_start + column) : Raw<T, VEC>{};
+            if (kResidual) residual_raw[i] = inside(column) ? load_once<T, VEC>(residual + column) : Raw<T, VEC>{};
         }
     }
     let_next_kernel_start();

@@ -166,7 +166,8 @@ struct Course {
     int tile, stride, tiles, tiles_across;
     int steps, step = 0;
 
-    __device__ __forceinline__ bool ended() const { return tile >= tiles; }
+    // A stride may be negative: then the tile after the last is below 0.
+    __device__ __forceinline__ bool ended() const { return static_cast<unsigned>(tile) >= static_cast<unsigned>(tiles); }
     __device__ __forceinline__ void advance() {
         if (++step == steps) {
             step = 0;
@@ -358,11 +359,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     extern __shared__ __align__(1024) uint8_t shared[];
     const int tiles_across = (epilogue.features + Tile::kFeatures - 1) / Tile::kFeatures;
     const int tiles = (epilogue.rows + Tile::kRows - 1) / Tile::kRows * tiles_across;
-    const int stride = gridDim.x, first_tile = blockIdx.x;
+    constexpr bool kBackwards = AFTER == After::kGelu;  // launch.cuh says why
+    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    const Course course{kBackwards ? tiles - 1 - block : block, kBackwards ? -blocks : blocks, tiles, tiles_across, steps};
     Ring<Element, Tile> ring(maps, shared);
     if (warp_index() >= Tile::kConsumers / 32) {
         if constexpr (Tile::kTeams > 1) fewer_registers<Tile::kCopyRegisters>();
-        if (warp_index() == Tile::kConsumers / 32) ring.copy_all({first_tile, stride, tiles, tiles_across, steps});
+        if (warp_index() == Tile::kConsumers / 32) ring.copy_all(course);
         return;
     }
     if constexpr (Tile::kTeams > 1) more_registers<Tile::kConsumerRegisters>();
@@ -371,8 +374,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     Turn<Tile> turn(ring.turn, team);
     ring.skip(team * steps);
     const int row_in_tile = static_cast<int>(threadIdx.x) % Tile::kTeam / 128 * 64 + row_of_thread();
-    for (int tile = first_tile + team * stride; tile < tiles; tile += Tile::kTeams * stride) {
-        const int row = tile / tiles_across * Tile::kRows + row_in_tile;
+    Course own = course;
+    for (own.tile += team * own.stride; !own.ended(); own.tile += Tile::kTeams * own.stride) {
+        const int tile = own.tile, row = tile / tiles_across * Tile::kRows + row_in_tile;
         const int first_feature = tile % tiles_across * Tile::kFeatures + static_cast<int>(threadIdx.x) % 4 * 8;
         const Features<Element> features(epilogue, first_feature);
         SumOf<Element> sums[Tile::kFeatures / 2];

@@ -23,6 +23,11 @@ template <class T, int VEC> __device__ __forceinline__ Raw<T, VEC> load_raw(cons
     return *reinterpret_cast<const Raw<T, VEC>*>(address);
 }
 
+// The same of what nobody reads again soon: the caches may drop it first.
+template <class T, int VEC> __device__ __forceinline__ Raw<T, VEC> load_once(const T* address) {
+    return __ldcs(reinterpret_cast<const Raw<T, VEC>*>(address));
+}
+
 template <class T, int VEC> __device__ __forceinline__ void store_raw(T* address, const Raw<T, VEC>& raw) {
     *reinterpret_cast<Raw<T, VEC>*>(address) = raw;
 }

@@ -38,6 +38,9 @@ struct PatchEmbedArguments {
 // --- the plain kernel --------------------------------------------------------------------------------------------
 
 constexpr int kPlainTokens = 32;
+
+// The compiler reads pixels four at a time; past the last it must not find what another thread is writing.
+__host__ __device__ constexpr int padded(int depth) { return (depth + 3) / 4 * 4; }
 constexpr size_t kSharedBytes = 48 << 10;  // what a block has without asking for more
 
 // A block makes TOKENS tokens: their pixels and then their channels lie in shared memory, a thread has a channel of all
@@ -48,7 +51,7 @@ __global__ void __launch_bounds__(256) plain_patch_embed(const PatchEmbedArgumen
     const int patch = a.patch_size;
     const int depth = a.in_channels * patch * patch;
     float* pixels = reinterpret_cast<float*>(shared);  // [depth][TOKENS]
-    float* rows = pixels + depth * TOKENS;             // [TOKENS][channels]
+    float* rows = pixels + padded(depth) * TOKENS;     // [TOKENS][channels]
     const long long first_token = static_cast<long long>(blockIdx.x) * TOKENS;
     const int live = static_cast<int>(min(static_cast<long long>(TOKENS), a.tokens - first_token));
     const int columns = a.width / patch;
@@ -130,8 +133,8 @@ int launch_plain(const PatchEmbedArguments& a, size_t floats_of_token, cudaStrea
 }
 
 template <class T> int launch_plain(const PatchEmbedArguments& a, cudaStream_t stream) {
-    const size_t depth = static_cast<size_t>(a.in_channels) * a.patch_size * a.patch_size;
-    const size_t floats = depth + a.channels;
+    const int depth = a.in_channels * a.patch_size * a.patch_size;
+    const size_t floats = static_cast<size_t>(padded(depth)) + a.channels;
     if (depth % 4 == 0 && aligned16(a.weight) && kPlainTokens * floats * sizeof(float) <= kSharedBytes) {
         return launch_plain<T, kPlainTokens, 4>(a, floats, stream);
     }

@@ -72,6 +72,12 @@ def group_of(layer: str) -> str:
     return next((group for group, words in GROUPS if re.search(words, layer)), "other")
 
 
+def blocks_of(group: str, layers: list[str]) -> set[tuple[int, int]]:
+    """(stage, block) of each layer of a group that is of a block."""
+    found = (re.search(r"layers\.(\d+)/blocks\.(\d+)/", layer) for layer in layers if group_of(layer) == group)
+    return {(int(place[1]), int(place[2])) for place in found if place}
+
+
 def work_of_groups(plan: Path, layers: list[str], batch: int, img_size: int, classes: int) -> dict[str, Work]:
     """The work of each group of an engine's layers, and of "all"; nothing for an engine of an unknown model.
 
@@ -83,10 +89,11 @@ def work_of_groups(plan: Path, layers: list[str], batch: int, img_size: int, cla
     swin = read_swin(path)._replace(img_size=img_size, classes=classes)
     element = 2 if re.search("_(fp16|bf16|int8)", plan.stem) else 4
     joined = " ".join(layers)
+    whole = blocks_of(WHOLE_MLP, layers)
+    with_proj = whole - blocks_of("proj", layers)  # its name does not tell; a proj without a layer of its own is in it
     work = work_of(swin, batch, element,
                    swin.type == "swinv1" and "SwinLinear" in joined and "SwinAddLayerNorm" not in joined,
-                   Counter(int(re.search(r"layers\.(\d+)/", layer)[1])
-                           for layer in layers if group_of(layer) == WHOLE_MLP))
+                   *(Counter(stage for stage, _ in blocks) for blocks in (whole, with_proj)))
     total = Work(*map(sum, zip(*work.values())))
     present = {group_of(layer) for layer in layers}
     fused = [work[group] for group in work if group not in present]

@@ -69,7 +69,7 @@ def yaml_of(plan: Path) -> Path | None:
 
 
 def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = False,
-            whole_mlps: Mapping[int, int] | None = None) -> dict[str, Work]:
+            whole_mlps: Mapping[int, int] | None = None, with_proj: Mapping[int, int] | None = None) -> dict[str, Work]:
     """The work of each group for one batch.
 
     Args:
@@ -77,6 +77,8 @@ def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = F
         linear_adds_residual: V1's residual Adds are done by proj and fc2, not with the LayerNorm after them.
         whole_mlps: of a stage, counted from 0, in how many blocks fc1, fc2, their LayerNorm and their residual are one
             kernel; none where a stage is not there. In V1 linear_adds_residual holds then.
+        with_proj: of a stage, in how many of these blocks that kernel does proj, too, in V2 with its LayerNorm, and the
+            residual.
     """
     totals: dict[str, list[float]] = {}
 
@@ -95,21 +97,22 @@ def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = F
     tokens = batch * side**2
     add("patch embed", 2 * tokens * pixels * width, tokens * width + pixels * width, FP32_BYTES * tokens * pixels)
     for stage, depth in enumerate(swin.depths):
-        whole = (whole_mlps or {}).get(stage, 0)
+        whole, projected = ((blocks or {}).get(stage, 0) for blocks in (whole_mlps, with_proj))
         size = tokens * width  # elements of one activation
         window = min(swin.window, side)
         linear("qkv", tokens, width, 3 * width, depth)
         add("attention", depth * 4 * tokens * window**2 * width, depth * 4 * size)
-        linear("proj", tokens, width, width, depth, residual=linear_adds_residual)
-        if whole:
-            weights = 2 * MLP_RATIO * width * width
-            add(WHOLE_MLP, whole * 2 * tokens * weights, whole * (2 * size + weights))
+        if projected < depth:
+            linear("proj", tokens, width, width, depth - projected, residual=linear_adds_residual)
+        if whole:  # x -> y; with proj it reads attention's output besides
+            weights = whole * 2 * MLP_RATIO * width * width + projected * width * width
+            add(WHOLE_MLP, 2 * tokens * weights, (2 * whole + projected) * size + weights)
         if whole < depth:
             linear("fc1 + GELU", tokens, width, MLP_RATIO * width, depth - whole)
             linear("fc2", tokens, MLP_RATIO * width, width, depth - whole, residual=linear_adds_residual)
         last = stage == stages - 1
         if not v1:  # x, residual -> y after attention and after the MLP; the last norm alone
-            tensors = 6 * depth - 3 * whole + 2 * last
+            tensors = 6 * depth - 3 * (whole + projected) + 2 * last
         elif linear_adds_residual:  # x -> y twice a block, and the last norm
             tensors = 4 * depth - 2 * whole + 2 * last
         else:

@@ -197,7 +197,7 @@ public:
     int enqueue(const std::vector<PluginTensorDesc>& inputs) const {
         auto* runtime = as<IPluginV3OneRuntime>(PluginCapabilityType::kRUNTIME);
         runtime->onShapeChange(inputs.data(), static_cast<int32_t>(inputs.size()), nullptr, outputs());
-        const void* none[7] = {};
+        const void* none[12] = {};
         void* nothing[2] = {};
         return runtime->enqueue(inputs.data(), nullptr, none, nothing, nullptr, nullptr);
     }
@@ -246,7 +246,7 @@ public:
     int enqueue(const std::vector<PluginTensorDesc>& inputs) const {
         std::vector<DynamicPluginTensorDesc> dynamic(inputs.size());
         plugin_->configurePlugin(dynamic.data(), static_cast<int32_t>(inputs.size()), nullptr, outputs());
-        const void* none[7] = {};
+        const void* none[12] = {};
         void* nothing[2] = {};
         return plugin_->enqueue(inputs.data(), nullptr, none, nothing, nullptr, nullptr);
     }
@@ -325,6 +325,13 @@ Attributes linear(int gelu) {
 
 Attributes mlp(int norm_first) {
     return {{"norm_first!", norm_first}, {"epsilon", 1e-5F}};
+}
+
+// Inputs of a SwinMlp on x [-1, 32], its own and what an end of the attention branch has more.
+std::vector<Shape> mlp_inputs(const std::vector<Shape>& more) {
+    std::vector<Shape> inputs{{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}};
+    inputs.insert(inputs.end(), more.begin(), more.end());
+    return inputs;
 }
 
 Attributes int8(Attributes attributes, float y_scale) {
@@ -426,6 +433,11 @@ int main() {
         {"SwinLinear", linear(0), "aaaa", {{-1, 95}, {33, 95}, {33}}, {{-1, 33}}},
         {"SwinMlp", mlp(1), "affaaaaa", {{-1, 49, 96}, {96}, {96}, {384, 96}, {384}, {96, 384}, {96}}, {{-1, 49, 96}}},
         {"SwinMlp", mlp(0), "affaaaaa", {{-1, 7, 33}, {33}, {33}, {50, 33}, {50}, {33, 50}, {33}}, {{-1, 7, 33}}},
+        {"SwinMlp", mlp(1), "affaaaaaaaa", mlp_inputs({{-1, 32}, {32, 32}, {32}}), {{-1, 32}}},
+        {"SwinMlp", mlp(0), "affaaaaaaaffa", mlp_inputs({{-1, 32}, {32, 32}, {32}, {32}, {32}}), {{-1, 32}}},
+        {"SwinMlp", mlp(0), "affaaaaaaaffa",
+            {{-1, 49, 96}, {96}, {96}, {384, 96}, {384}, {96, 384}, {96}, {-1, 49, 96}, {96, 96}, {96}, {96}, {96}},
+            {{-1, 49, 96}}},
         // INT8 shapes are TensorRT's: a quarter of the last axis.
         {"SwinLinearInt8", int8(linear(1), 0.05F), "qqffq", {{-1, 49, 24}, {384, 24}, {384}, {384}}, {{-1, 49, 96}}},
         {"SwinLinearInt8", int8(linear(1), 0), "qqffh", {{-1, 49, 24}, {384, 24}, {384}, {384}}, {{-1, 49, 384}}},
@@ -492,7 +504,7 @@ int main() {
         {"SwinMlp", {{"norm_first!", 1}}, {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}},
             "attribute epsilon is missing"},
         {"SwinMlp", mlp(2), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}}, "norm_first is 2 instead of 0"},
-        {"SwinMlp", mlp(1), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}}, "6 inputs instead of 7"},
+        {"SwinMlp", mlp(1), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}}, "6 inputs instead of 7 to 12"},
         {"SwinMlp", mlp(1), {{}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}}, "scalar"},
         {"SwinMlp", mlp(1), {{-1, 8193}, {8193}, {8193}, {64, 8193}, {64}, {8193, 64}, {8193}}, "wider than 8192"},
         {"SwinMlp", mlp(1), {{-1, 32}, {31}, {32}, {64, 32}, {64}, {32, 64}, {32}}, "gamma is [31] instead of [32]"},
@@ -503,6 +515,20 @@ int main() {
         {"SwinMlp", mlp(0), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {64, 32}, {32}}, "weight2 is [64, 32] instead"},
         {"SwinMlp", mlp(0), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {64}}, "bias2 is [64] instead of [32]"},
         {"SwinMlp", mlp(1), {{-1, 1}, {1}, {1}, {1048577, 1}, {1048577}, {1, 1048577}, {1}}, "more than 1048576"},
+        {"SwinMlp", mlp(1), mlp_inputs({{-1, 32}}), "8 inputs; norm_first 1 takes 7, or 10 with attention"},
+        {"SwinMlp", mlp(1), mlp_inputs({{-1, 32}, {32, 32}}), "9 inputs; norm_first 1 takes 7, or 10"},
+        {"SwinMlp", mlp(1), mlp_inputs({{-1, 32}, {32, 32}, {32}, {32}}), "11 inputs; norm_first 1 takes 7, or 10"},
+        {"SwinMlp", mlp(1), mlp_inputs({{-1, 32}, {32, 32}, {32}, {32}, {32}}), "12 inputs; norm_first 1 takes"},
+        {"SwinMlp", mlp(0), mlp_inputs({{-1, 32}, {32, 32}, {32}}), "10 inputs; norm_first 0 takes 7, or 12 with"},
+        {"SwinMlp", mlp(0), mlp_inputs({{-1, 32}, {32, 32}, {32}, {32}}), "11 inputs; norm_first 0 takes 7, or 12"},
+        {"SwinMlp", mlp(0), mlp_inputs({{-1, 32}, {32, 32}, {32}, {32}, {32}, {32}}), "13 inputs instead of 7 to 12"},
+        {"SwinMlp", mlp(1), mlp_inputs({{-1, 64}, {32, 32}, {32}}), "attention is [?, 64] instead of [?, 32]"},
+        {"SwinMlp", mlp(1), mlp_inputs({{-1, 1, 32}, {32, 32}, {32}}), "attention is [?, 1, 32] instead of [?, 32]"},
+        {"SwinMlp", mlp(1), mlp_inputs({{-1, 32}, {32, 64}, {32}}), "proj_weight is [32, 64] instead of [32, 32]"},
+        {"SwinMlp", mlp(1), mlp_inputs({{-1, 32}, {32}, {32}}), "proj_weight is [32] instead of [32, 32]"},
+        {"SwinMlp", mlp(1), mlp_inputs({{-1, 32}, {32, 32}, {31}}), "proj_bias is [31] instead of [32]"},
+        {"SwinMlp", mlp(0), mlp_inputs({{-1, 32}, {32, 32}, {32}, {31}, {32}}), "proj_gamma is [31] instead of [32]"},
+        {"SwinMlp", mlp(0), mlp_inputs({{-1, 32}, {32, 32}, {32}, {32}, {64}}), "proj_beta is [64] instead of [32]"},
         {"SwinLinearInt8", linear(0), {{-1, 24}, {96, 24}, {96}, {96}}, "attribute y_scale is missing"},
         {"SwinLinearInt8", int8(linear(0), -1), {{-1, 24}, {96, 24}, {96}, {96}}, "instead of a positive number"},
         {"SwinLinearInt8", int8(linear(2), 0), {{-1, 24}, {96, 24}, {96}, {96}}, "gelu is 2 instead of 0 or 1"},

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -158,20 +159,32 @@ def test_linear_means_pytorchs_linear(opset, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("after_attention", [False, True])
 @pytest.mark.parametrize("norm_first", [0, 1])
 @pytest.mark.parametrize("opset", [12, 17, 18])
-def test_mlp_means_pytorchs_mlp(opset, norm_first, dtype):
-    """V1 normalises before the products, V2 after them. In FP64; with one rounding of FP16, that of y."""
+def test_mlp_means_pytorchs_mlp(opset, norm_first, after_attention, dtype):
+    """V1 normalises before the products, V2 after them, and after proj. In FP64; with one rounding of FP16, that of y.
+
+    Epsilon is not small beside the variances.
+    """
     rng = np.random.default_rng(0)
-    shapes = ((2, 5, 12), 12, 12, (40, 12), 40, (12, 40), 12)
-    types = (dtype, np.float32, np.float32, *4 * [dtype])
+    shapes = [(2, 5, 12), 12, 12, (40, 12), 40, (12, 40), 12]
+    types = [dtype, np.float32, np.float32, *4 * [dtype]]
+    if after_attention:
+        shapes += [(2, 5, 12), (12, 12), 12, *([] if norm_first else [12, 12])]
+        types += [*3 * [dtype], *([] if norm_first else [np.float32, np.float32])]
     inputs = [rng.standard_normal(shape).astype(kind) for shape, kind in zip(shapes, types, strict=True)]
-    (y,) = run_node("SwinMlp", inputs, {"norm_first": norm_first, "epsilon": 1e-5}, opset)
-    x, gamma, beta, weight1, bias1, weight2, bias2 = (torch.tensor(array, dtype=torch.float64) for array in inputs)
+    (y,) = run_node("SwinMlp", inputs, {"norm_first": norm_first, "epsilon": 0.5}, opset)
+    x, gamma, beta, weight1, bias1, weight2, bias2, *attention_end = (
+        torch.tensor(array, dtype=torch.float64) for array in inputs)
 
-    def norm(tensor: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(tensor, (12,), gamma, beta, 1e-5)
+    def norm(tensor: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(tensor, (12,), *(parameters or (gamma, beta)), 0.5)
 
+    if after_attention:
+        attention, weight, bias, *parameters = attention_end
+        projected = F.linear(attention, weight, bias)
+        x = x + (projected if norm_first else norm(projected, *parameters))
     branch = F.linear(F.gelu(F.linear(norm(x) if norm_first else x, weight1, bias1)), weight2, bias2)
     assert y.dtype == dtype
     assert relative_error(y, x + (branch if norm_first else norm(branch))) < (1e-6 if dtype == np.float32 else 2**-11)
@@ -389,10 +402,10 @@ PARTS_COUNTS = {
     2: Counter(SwinPatchEmbed=1, SwinAttention=4, SwinPatchMerge=1, SwinLinear=17, SwinLayerNormAdd=8,
                SwinLayerNormWithParams=2),
 }
-# Of each of the four MLPs two linear layers and a LayerNorm become one node.
+# In each of the four blocks proj, fc1, fc2 and a LayerNorm, in V2 both of them, become one node.
 ALL_COUNTS = {
-    1: PARTS_COUNTS[1] + Counter(SwinMlp=4) - Counter(SwinLinear=8, SwinLayerNormWithParams=4),
-    2: PARTS_COUNTS[2] + Counter(SwinMlp=4) - Counter(SwinLinear=8, SwinLayerNormAdd=4),
+    1: PARTS_COUNTS[1] + Counter(SwinMlp=4) - Counter(SwinLinear=12, SwinLayerNormWithParams=4),
+    2: PARTS_COUNTS[2] + Counter(SwinMlp=4) - Counter(SwinLinear=12, SwinLayerNormAdd=8),
 }
 
 
@@ -497,6 +510,10 @@ def test_linear_and_patch_embed_nodes_hold_the_models_parameters(kind, exported)
         np.testing.assert_array_equal(array, parameter.numpy(), strict=True)
 
 
+def mlps(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "SwinMlp"]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["v1-17", "v2-12", "timm-v1-torchscript", "timm-v2-dynamo"])
 def test_mlp_nodes_hold_the_models_parameters(kind, exported):
@@ -507,15 +524,23 @@ def test_mlp_nodes_hold_the_models_parameters(kind, exported):
     assert report.lines() == ["replaced 4 of 4 MLP"]
     assert plugin_counts(patched) == ALL_COUNTS[model.version]
     model.assert_equal(patched)
+    made_by = {name: node for node in patched.graph.node for name in node.output}
     blocks = [block for layer in model.torch.layers for block in layer.blocks]
-    for (attributes, (x, *constants)), block in zip(nodes_of(patched, "SwinMlp"), blocks, strict=True):
+    for (attributes, inputs), block, node in zip(nodes_of(patched, "SwinMlp"), blocks, mlps(patched), strict=True):
         assert attributes == {"norm_first": int(model.version == 1), "epsilon": np.float32(1e-5),
                               "plugin_version": b"1", "plugin_namespace": b"swin"}
-        assert x is None
-        for array, parameter in zip(constants, (block.norm2.weight, block.norm2.bias, block.mlp.fc1.weight,
-                                                block.mlp.fc1.bias, block.mlp.fc2.weight, block.mlp.fc2.bias),
-                                    strict=True):
-            np.testing.assert_array_equal(array, parameter.numpy(), strict=True)
+        attention = made_by[node.input[7]]
+        assert attention.op_type == "SwinAttention"
+        qkv = made_by[attention.input[0]]  # of x in V2; in V1 of its LayerNorm
+        assert node.input[0] == (qkv if model.version == 2 else made_by[qkv.input[0]]).input[0]
+        v2_norm = [block.norm1.weight, block.norm1.bias] if model.version == 2 else []
+        expected = [None, block.norm2.weight, block.norm2.bias, block.mlp.fc1.weight, block.mlp.fc1.bias,
+                    block.mlp.fc2.weight, block.mlp.fc2.bias, None, block.attn.proj.weight, block.attn.proj.bias,
+                    *v2_norm]
+        for array, parameter in zip(inputs, expected, strict=True):
+            assert (array is None) == (parameter is None)
+            if array is not None:
+                np.testing.assert_array_equal(array, parameter.numpy(), strict=True)
 
 
 def test_the_attention_node_says_what_the_model_is(exported):
@@ -791,26 +816,131 @@ def test_another_mlp_is_left_alone(kind, change, reason, exported):
     assert_same(patched, parts, model.img_size)
 
 
+def first_proj(graph: gs.Graph) -> gs.Node:
+    return first(graph, "SwinAttention").outputs[0].outputs[0]
+
+
+def mlp_input(graph: gs.Graph) -> gs.Variable:
+    """x of the first MLP: of V1's proj with its residual, or of V2's LayerNorm with its."""
+    y = first_proj(graph).outputs[0]
+    return y if len(first_proj(graph).inputs) == 4 else y.outputs[0].outputs[0]
+
+
+def assert_without_proj(parts: onnx.ModelProto, change: Callable[[gs.Graph], None], img_size: int) -> None:
+    """All four MLPs are replaced, the first without the proj before it."""
+    changed = with_node(parts, change)
+    patched, (report,) = patch(changed, [STEPS["mlp"]])
+    assert report.replaced == 4
+    most = 10 if first_proj(gs.import_onnx(parts)).inputs[3:] else 12
+    assert [len(node.input) for node in mlps(patched)] == [7, *3 * [most]]
+    assert_same(patched, changed, img_size)
+
+
 @pytest.mark.parametrize("directly", [True, False])
-def test_what_an_mlp_reads_and_makes_may_be_read_elsewhere(directly, exported):
-    model = exported("v2-17")
+@pytest.mark.parametrize("kind", ["v1-17", "v2-17"])
+def test_what_lies_between_proj_and_an_mlp_may_be_read_elsewhere(kind, directly, exported):
+    """What the MLP reads, and in V2 what proj gives to the LayerNorm: then proj stays a node of its own."""
+    model = exported(kind)
     parts, _ = patch(model.onnx, [STEPS[name] for name in PARTS])
-    for find in (lambda graph: first_mlp(graph)[0].inputs[0],
-                 lambda graph: first_mlp(graph)[1].outputs[0].outputs[0].outputs[0]):
+    for find in (mlp_input, lambda graph: first_proj(graph).outputs[0]):
+        assert_without_proj(parts, exposed(find, directly), model.img_size)
+
+
+@pytest.mark.parametrize("directly", [True, False])
+@pytest.mark.parametrize("kind", ["v1-17", "v2-17"])
+def test_what_goes_into_proj_and_out_of_an_mlp_may_be_read_elsewhere(kind, directly, exported):
+    """Attention's output and that of the MLP: all is one node."""
+    model = exported(kind)
+    parts, _ = patch(model.onnx, [STEPS[name] for name in PARTS])
+
+    def mlp_output(graph: gs.Graph) -> gs.Variable:
+        y = first_mlp(graph)[1].outputs[0]
+        return y if model.version == 1 else y.outputs[0].outputs[0]
+
+    for find in (lambda graph: first(graph, "SwinAttention").outputs[0], mlp_output):
         changed = with_node(parts, exposed(find, directly))
         patched, (report,) = patch(changed, [STEPS["mlp"]])
         assert (report.replaced, report.left) == (4, [])
+        assert plugin_counts(patched) == ALL_COUNTS[model.version]
         assert_same(patched, changed, model.img_size)
 
 
+def other_epsilon(graph: gs.Graph) -> None:
+    first(graph, "SwinLayerNormAdd").attrs["epsilon"] = 0.1
+
+
+def proj_with_gelu(graph: gs.Graph) -> None:
+    first_proj(graph).attrs["gelu"] = 1
+
+
+def proj_with_residual(graph: gs.Graph) -> None:
+    """In V2, whose LayerNorm's residual is there already."""
+    proj = first_proj(graph)
+    proj.inputs.append(proj.outputs[0].outputs[0].inputs[1])
+
+
+def proj_without_residual(graph: gs.Graph) -> None:
+    del first_proj(graph).inputs[3]
+
+
+def wider_proj(graph: gs.Graph) -> None:
+    """Of qkv's channels, three times as many, with no attention between."""
+    proj = first_proj(graph)
+    _, weight, *others = proj.inputs
+    wide = gs.Constant("wide", np.tile(weight.values, (1, 3)))
+    proj.inputs = [first(graph, "SwinAttention").inputs[0], wide, *others]
+
+
+def branches_changed_over(graph: gs.Graph) -> None:
+    """V2's LayerNorm after proj normalises the residual, and adds what proj gives."""
+    norm = first(graph, "SwinLayerNormAdd")
+    projected, residual, *parameters = norm.inputs
+    norm.inputs = [residual, projected, *parameters]
+
+
+def added_without_a_norm(graph: gs.Graph) -> None:
+    """V1's way before V2's MLP: proj adds the residual, and no LayerNorm stands between."""
+    norm, proj = first(graph, "SwinLayerNormAdd"), first_proj(graph)
+    proj.inputs.append(norm.inputs[1])
+    proj.outputs = norm.outputs
+    norm.outputs.clear()
+
+
+@pytest.mark.parametrize(("kind", "change"), [
+    ("v1-17", proj_without_residual), ("v1-17", wider_proj),
+    ("v2-17", other_epsilon), ("v2-17", proj_with_gelu), ("v2-17", proj_with_residual), ("v2-17", wider_proj),
+    ("v2-17", branches_changed_over), ("v2-17", added_without_a_norm),
+])
+def test_another_end_of_attention_stays_before_the_mlp(kind, change, exported):
+    model = exported(kind)
+    parts, _ = patch(model.onnx, [STEPS[name] for name in PARTS])
+    assert_without_proj(parts, change, model.img_size)
+
+
 @pytest.mark.parametrize("kind", ["v1-17", "v2-17"])
-def test_wide_mlps_stay_three_nodes(kind, exported, monkeypatch):
+def test_kept_products_stay_nodes(kind, exported):
+    """proj of the first block, fc2 of the second, and fc1 of the third with its proj, which no SwinMlp takes in."""
+    model = exported(kind)
+    parts, _ = patch(model.onnx, [STEPS[name] for name in PARTS])
+    names = [node.name.removesuffix("/SwinLinear") for node in parts.graph.node if node.op_type == "SwinLinear"]
+    projs, fc1s, fc2s = ([name for name in names if part in name] for part in ("attn/proj", "mlp/fc1", "mlp/fc2"))
+    kept = [projs[0], fc2s[1], projs[2], fc1s[2]]
+    patched, (report,) = patch(parts, [partial(add_mlp.add_mlp, kept=kept)])
+    assert report.lines() == ["replaced 2 of 2 MLP"]
+    assert [len(node.input) for node in mlps(patched)] == [7, 10 if model.version == 1 else 12]
+    left = {node.name.removesuffix("/SwinLinear") for node in patched.graph.node if node.op_type == "SwinLinear"}
+    assert left & {*projs, *fc1s, *fc2s} == {projs[0], projs[1], fc1s[1], fc2s[1], projs[2], fc1s[2], fc2s[2]}
+    model.assert_equal(patched)
+
+
+@pytest.mark.parametrize("kind", ["v1-17", "v2-17"])
+def test_wide_blocks_keep_their_nodes(kind, exported, monkeypatch):
     """Up to 32 channels: the first stage alone. Up to 16: none, an error of the script but not of the step."""
     model = exported(kind)
     monkeypatch.setattr(add_mlp, "MOST_CHANNELS", 32)
     patched, reports = patch(model.onnx, [STEPS[name] for name in ALL])
     assert reports[-1].lines() == ["replaced 2 of 2 MLP"]
-    assert (plugin_counts(patched)["SwinMlp"], plugin_counts(patched)["SwinLinear"]) == (2, 13)
+    assert (plugin_counts(patched)["SwinMlp"], plugin_counts(patched)["SwinLinear"]) == (2, 11)
     model.assert_equal(patched)
     monkeypatch.setattr(add_mlp, "MOST_CHANNELS", 16)
     patched, reports = patch(model.onnx, [STEPS[name] for name in ALL])

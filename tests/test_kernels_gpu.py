@@ -549,7 +549,7 @@ def test_linear_on_two_streams_at_once():
 
 @dataclass(frozen=True)
 class Mlp:
-    """One call: x [rows, width], V1 (norm_first) or V2."""
+    """One call: x [rows, width], V1 (norm_first) or V2, with the end of the attention branch or without."""
 
     rows: int
     width: int
@@ -557,12 +557,14 @@ class Mlp:
     norm_first: bool
     data: str = "normal"
     misaligned: bool = False
+    attention: bool = False
 
 
 def mlp_cases(norm_first: bool):
     """Widths of the kernel for Hopper and others; rows around a tile's, Small's at batch 1 and 8, the last with a rest.
 
-    1e4 would overflow FP16 in V2's products, where no LayerNorm stands before them.
+    1e4 would overflow FP16 in V2's products, where no LayerNorm stands before them. With attention, fewer cases: among
+    them are rows that the kernel for Hopper takes of width 192, from 2048 on, and several tiles of rows a block.
     """
     for width in (32, 96, 128, 192, 100):
         for rows in (1, 49, 63, 65, 129, 3136, 25088 + 7):
@@ -570,24 +572,46 @@ def mlp_cases(norm_first: bool):
                 yield Mlp(rows, width, hidden, norm_first)
             for data in ("mean 1e4", "zero rows") if norm_first else ("zero rows",):
                 yield Mlp(rows, width, 4 * width, norm_first, data)
-        yield Mlp(129, width, 4 * width, norm_first, misaligned=True)
+        for rows in (1, 49, 65, 2049, 3 * 25088 + 7):
+            yield Mlp(rows, width, 4 * width, norm_first, attention=True)
+        for rows in (63, 2049, 3 * 25088 + 7):
+            yield Mlp(rows, width, 320, norm_first, attention=True)
+        yield Mlp(2049, width, 4 * width, norm_first, "mean 1e4" if norm_first else "zero rows", attention=True)
+        for attention in (False, True):
+            yield Mlp(129, width, 4 * width, norm_first, misaligned=True, attention=attention)
 
 
 def mlp_inputs(case: Mlp, dtype, seed: int) -> list[torch.Tensor]:
-    """x, gamma, beta, weight1, bias1, weight2, bias2: gamma and beta FP32, the others of `dtype`."""
+    """x, gamma, beta, weight1, bias1, weight2, bias2: gamma and beta FP32, the others of `dtype`. With attention more:
+    attention, proj_weight, proj_bias, and in V2 proj_gamma and proj_beta, FP32.
+    """
     x = draw((case.rows, case.width), dtype, case.data, seed)
     weight1, bias1 = linear_inputs(Linear(1, case.width, case.hidden, ""), dtype, seed + 1)[1:3]
     weight2, bias2 = linear_inputs(Linear(1, case.hidden, case.width, ""), dtype, seed + 5)[1:3]
-    return [x, *parameters(case.width, dtype, seed + 9), weight1, bias1, weight2, bias2]
+    tensors = [x, *parameters(case.width, dtype, seed + 9), weight1, bias1, weight2, bias2]
+    if case.attention:
+        tensors += linear_inputs(Linear(case.rows, case.width, case.width, ""), dtype, seed + 11)[:3]
+    if case.attention and not case.norm_first:
+        tensors += parameters(case.width, dtype, seed + 14)
+    return tensors
 
 
-def mlp_formula(x, gamma, beta, weight1, bias1, weight2, bias2, norm_first: bool) -> torch.Tensor:
-    """PyTorch's, in the precision of the arguments."""
-    def norm(tensor: torch.Tensor) -> torch.Tensor:
+def run_mlp(tensors: list[torch.Tensor], y: torch.Tensor, norm_first: bool, **more) -> None:
+    """The kernel on what mlp_inputs gives."""
+    kernels.mlp(*tensors[:7], y, norm_first, EPSILON, *tensors[7:], **more)
+
+
+def mlp_formula(tensors: list[torch.Tensor], norm_first: bool) -> torch.Tensor:
+    """PyTorch's on what mlp_inputs gives, in the precision of the tensors."""
+    def norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(tensor, gamma.shape, gamma, beta, EPSILON)
 
-    branch = F.linear(F.gelu(F.linear(norm(x) if norm_first else x, weight1, bias1)), weight2, bias2)
-    return x + (branch if norm_first else norm(branch))
+    x, gamma, beta, weight1, bias1, weight2, bias2, *attention = tensors
+    if attention:
+        projected, proj_norm = F.linear(*attention[:3]), attention[3:]
+        x = x + (norm(projected, *proj_norm) if proj_norm else projected)
+    branch = F.linear(F.gelu(F.linear(norm(x, gamma, beta) if norm_first else x, weight1, bias1)), weight2, bias2)
+    return x + (branch if norm_first else norm(branch, gamma, beta))
 
 
 def mlp_errors(cases, dtype, **more) -> list[Error]:
@@ -598,11 +622,11 @@ def mlp_errors(cases, dtype, **more) -> list[Error]:
             tensors = mlp_inputs(case, dtype, 20 * seed)
             out = Output((case.rows, case.width), dtype, int(case.misaligned))
             given = [misalign(t) if case.misaligned else t for t in tensors]
-            kernels.mlp(*given, out.tensor, case.norm_first, EPSILON, **more)
+            run_mlp(given, out.tensor, case.norm_first, **more)
             got.append(out.checked())
-            same.append(mlp_formula(*((misalign if case.misaligned else torch.clone)(t.to(dtype)) for t in tensors),
+            same.append(mlp_formula([(misalign if case.misaligned else torch.clone)(t.to(dtype)) for t in tensors],
                                     case.norm_first))
-            exact.append(mlp_formula(*(t.double() for t in tensors), case.norm_first))
+            exact.append(mlp_formula([t.double() for t in tensors], case.norm_first))
         errors.append(error_of(str(case), *([torch.cat(parts)] for parts in (got, same, exact))))
     return errors
 
@@ -614,10 +638,29 @@ def test_mlp(norm_first, dtype):
     judge(mlp_errors(mlp_cases(norm_first), dtype), slack=2**-24)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
-def test_mlp_in_slices(norm_first, dtype):
-    """Where the workspace holds the hidden activations of 300 rows, of 7, of 1; width 100 has no kernel of its own.
+def test_mlp_with_one_tensor_misaligned(norm_first):
+    """Each in its turn: the kernel for Hopper takes none of them so. The parts do, each with products of its own.
+
+    The slack is test_mlp_in_slices's.
+    """
+    case, dtype, errors = Mlp(129, 96, 384, norm_first, attention=True), torch.float16, []
+    count = len(mlp_inputs(case, dtype, 0))
+    for index in range(count + 1):  # the last is y
+        tensors = mlp_inputs(case, dtype, 20 * index)
+        given = [misalign(t) if i == index else t for i, t in enumerate(tensors)]
+        out = Output((case.rows, case.width), dtype, int(index == count))
+        run_mlp(given, out.tensor, norm_first)
+        same, exact = (mlp_formula([t.to(kind) for t in tensors], norm_first) for kind in (dtype, torch.float64))
+        errors.append(error_of(f"tensor {index} misaligned", [out.checked()], [same], [exact]))
+    judge(errors, slack=torch.finfo(dtype).eps / 32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("attention", [False, True], ids=["alone", "with attention"])
+@pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
+def test_mlp_in_slices(norm_first, attention, dtype):
+    """Where the workspace holds what 300 rows have between the parts, 7, or 1; width 100 has no kernel of its own.
 
     The parts round as PyTorch does, so neither is better. A case's error is the largest of 1e4 and more roundings,
     which scatters by 1.28 / (2 ln 1e4), 7 % of itself; the mean over these 11 cases, of two such, by 3 %, which is
@@ -625,43 +668,53 @@ def test_mlp_in_slices(norm_first, dtype):
     """
     width, hidden, errors = 100, 400, []
     for rows_that_fit, counts in ((300, (299, 300, 301, 900, 901, 3136)), (7, (7, 8, 129)), (1, (1, 17))):
-        cases = [Mlp(rows, width, hidden, norm_first) for rows in counts]
-        room = rows_that_fit * hidden * torch.empty((), dtype=dtype).element_size()
+        cases = [Mlp(rows, width, hidden, norm_first, attention=attention) for rows in counts]
+        row = hidden + width if attention else hidden
+        room = rows_that_fit * row * torch.empty((), dtype=dtype).element_size()
         errors += mlp_errors(cases, dtype, workspace_bytes=kernels.LINEAR_WORKSPACE_BYTES + room)
     judge(errors, slack=max(2**-24, torch.finfo(dtype).eps / 32))
 
 
 @pytest.mark.parametrize("width", [96, 128, 192, 100])
+@pytest.mark.parametrize("attention", [False, True], ids=["alone", "with attention"])
 @pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
-def test_mlp_in_a_cuda_graph(norm_first, width):
+def test_mlp_in_a_cuda_graph(norm_first, attention, width):
     """A captured call computes, from new values in the same tensors, the bits of a call outside of the graph."""
-    case = Mlp(3136, width, 4 * width, norm_first)
+    case = Mlp(3136, width, 4 * width, norm_first, attention=attention)
     tensors = mlp_inputs(case, torch.float16, seed=0)
     y = torch.empty_like(tensors[0])
-    kernels.mlp(*tensors, y, norm_first, EPSILON)
+    run_mlp(tensors, y, norm_first)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kernels.mlp(*tensors, y, norm_first, EPSILON)
+        run_mlp(tensors, y, norm_first)
     for captured, fresh in zip(tensors, mlp_inputs(case, torch.float16, seed=50), strict=True):
         captured.copy_(fresh)
     expected = torch.empty_like(y)
-    kernels.mlp(*tensors, expected, norm_first, EPSILON)
+    run_mlp(tensors, expected, norm_first)
     y.fill_(math.nan)
     graph.replay()
     assert torch.equal(y, expected)
 
 
+@pytest.mark.parametrize("attention", [False, True], ids=["alone", "with attention"])
 @pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
-def test_mlps_one_after_the_other(norm_first):
-    """Each reads what the one before wrote, with nothing between them: the bits of calls with a pause after each."""
-    blocks = [mlp_inputs(Mlp(3136, 96, 384, norm_first), torch.float16, 50 * i) for i in range(8)]
+def test_mlps_one_after_the_other(norm_first, attention):
+    """Each reads what the one before wrote, with nothing between them: the bits of calls with a pause after each.
+
+    With attention, that is its attention, and x is what the one before that wrote.
+    """
+    blocks = [mlp_inputs(Mlp(3136, 96, 384, norm_first, attention=attention), torch.float16, 50 * i)
+              for i in range(8)]
 
     def run(pause: bool) -> list[torch.Tensor]:
-        tokens = [blocks[0][0].clone()]
+        tokens = [t.clone() for t in blocks[0][:1] + blocks[0][7:8]]  # x, and attention where there is any
         outputs = [torch.full_like(tokens[0], math.nan) for _ in blocks]
         torch.cuda.synchronize()
         for block, y in zip(blocks, outputs, strict=True):
-            kernels.mlp(tokens[-1], *block[1:], y, norm_first, EPSILON)
+            given = [tokens[-1], *block[1:]]
+            if attention:
+                given[0], given[7] = tokens[-2:]
+            run_mlp(given, y, norm_first)
             tokens.append(y)
             if pause:
                 torch.cuda.synchronize()
@@ -731,22 +784,25 @@ def test_attention_past_2_to_the_31_elements():
     assert torch.equal(y[-1:], alone)
 
 
+@pytest.mark.parametrize("attention", [False, True], ids=["alone", "with attention"])
 @pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
-def test_mlp_past_2_to_the_31_elements(norm_first):
+def test_mlp_past_2_to_the_31_elements(norm_first, attention):
     """The first and the last rows of a large tensor against FP64; other sizes may take other products, so no bits."""
-    enough_memory(24)
+    enough_memory(32 if attention else 24)
     tail, dtype = 1000, torch.float16
-    first, *constants = mlp_inputs(Mlp(tail, 96, 384, norm_first), dtype, 0)
     rows = 2**31 // 96 + 2 * tail
-    x = torch.zeros(rows, 96, dtype=dtype, device=DEVICE)
-    x[:tail], x[-tail:] = first, draw((tail, 96), dtype, "normal", 100)
-    y = torch.full_like(x, math.nan)
-    kernels.mlp(x, *constants, y, norm_first, EPSILON)
+    tensors = mlp_inputs(Mlp(tail, 96, 384, norm_first, attention=attention), dtype, 0)
+    for index in [0, 7] if attention else [0]:  # x, attention
+        large = torch.zeros(rows, 96, dtype=dtype, device=DEVICE)
+        large[:tail], large[-tail:] = tensors[index], draw((tail, 96), dtype, "normal", 100 + index)
+        tensors[index] = large
+    y = torch.full_like(tensors[0], math.nan)
+    run_mlp(tensors, y, norm_first)
     assert y.isfinite().all()
     errors = []
     for part in (slice(0, tail), slice(rows - tail, rows)):
-        same, exact = (mlp_formula(*(t.to(kind) for t in (x[part], *constants)), norm_first)
-                       for kind in (dtype, torch.float64))
+        ends = [t[part] if len(t) == rows else t for t in tensors]
+        same, exact = (mlp_formula([t.to(kind) for t in ends], norm_first) for kind in (dtype, torch.float64))
         errors.append(error_of(f"rows {part.start} on", [y[part]], [same], [exact]))
     judge(errors)
 
@@ -767,6 +823,7 @@ def test_arguments_outside_the_contract_are_refused():
     weight = torch.zeros(96, 96, device=DEVICE)
     image, patch = torch.zeros(1, 3, 16, 18, device=DEVICE), torch.zeros(96, 3, 4, 4, device=DEVICE)
     channel, y = torch.zeros(96, device=DEVICE), torch.zeros_like(x)
+    mlp = (x, channel, channel, weight, channel, weight, channel, y)
     refused = [
         lambda: kernels.layernorm(wide, None, None, wide, EPSILON),
         lambda: kernels.layernorm(x, torch.ones(96, device=DEVICE), None, x, EPSILON),
@@ -787,13 +844,23 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.linear(x, weight, weight[0], None, x, 3),
         lambda: kernels.mlp(x, channel, None, weight, channel, weight, channel, y, True, EPSILON),
         lambda: kernels.mlp(x, channel, channel, weight, channel, weight, None, y, False, EPSILON),
-        lambda: kernels.mlp(x, channel, channel, weight, channel, weight, channel, y, 2, EPSILON),
-        lambda: kernels.mlp(x, channel, channel, weight, channel, weight, channel, y, True, EPSILON,
-                            kernels.LINEAR_WORKSPACE_BYTES + 4 * 96 - 1),  # no row of hidden activations fits
-        lambda: kernels.call("swin_mlp", x, channel, channel, weight, channel, weight, channel, y, 3, 64, 96, 96, 1,
-                             EPSILON, weight, 1 << 30),
-        lambda: kernels.call("swin_mlp", x, channel, channel, weight, channel, weight, channel, y, 0, 64, 96, 96, 1,
-                             EPSILON, None, 0),
+        lambda: kernels.mlp(*mlp, 2, EPSILON),
+        lambda: kernels.mlp(*mlp, True, EPSILON,  # no row of hidden activations fits
+                            workspace_bytes=kernels.LINEAR_WORKSPACE_BYTES + 4 * 96 - 1),
+        lambda: kernels.call("swin_mlp", *mlp[:-1], *[None] * 5, y, 3, 64, 96, 96, 1, EPSILON, weight, 1 << 30),
+        lambda: kernels.call("swin_mlp", *mlp[:-1], *[None] * 5, y, 0, 64, 96, 96, 1, EPSILON, None, 0),
+        lambda: kernels.mlp(*mlp, True, EPSILON, x, None, channel),  # attention without all of proj
+        lambda: kernels.mlp(*mlp, True, EPSILON, x, weight, None),
+        lambda: kernels.mlp(*mlp, True, EPSILON, None, weight, None),  # proj without attention
+        lambda: kernels.mlp(*mlp, True, EPSILON, None, None, channel),
+        lambda: kernels.mlp(*mlp, False, EPSILON, None, None, None, channel, channel),
+        lambda: kernels.mlp(*mlp, True, EPSILON, x, weight, channel, channel, channel),  # a LayerNorm of proj in V1
+        lambda: kernels.mlp(*mlp, True, EPSILON, x, weight, channel, None, channel),
+        lambda: kernels.mlp(*mlp, False, EPSILON, x, weight, channel),  # and not all of it in V2
+        lambda: kernels.mlp(*mlp, False, EPSILON, x, weight, channel, channel, None),
+        lambda: kernels.mlp(*mlp, False, EPSILON, x, weight, channel, None, channel),
+        lambda: kernels.mlp(*mlp, True, EPSILON, x, weight, channel,  # no row of hidden activations and sums fits
+                            workspace_bytes=kernels.LINEAR_WORKSPACE_BYTES + 4 * (96 + 96) - 1),
     ]
     for index, call in enumerate(refused):
         with pytest.raises(RuntimeError, match=r"CUDA error 1$"):

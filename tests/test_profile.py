@@ -155,14 +155,41 @@ def test_an_mlp_in_one_kernel_reads_and_writes_the_tokens_once(kind):
     assert set(all_whole) == {*others, norm, "MLP in one kernel"}
 
 
+@pytest.mark.parametrize("kind", ["swinv1", "swinv2"])
+def test_a_kernel_from_attention_to_the_mlps_end_reads_and_writes_the_tokens_once(kind):
+    """As above; a block of the first stage has its proj in that kernel, too. FP16."""
+    swin = Swin(kind, 8, (2, 3), 4, 32, 10)
+    apart = swin_work.work_of(swin, 2, 2, kind == "swinv1", {0: 2, 1: 1})
+    whole = swin_work.work_of(swin, 2, 2, kind == "swinv1", {0: 2, 1: 1}, {0: 1})
+    size, mlp, norm = 2 * 64 * 8, "MLP in one kernel", "LayerNorm and residual"
+    # x, attention -> y, where it was x -> y; the weights
+    assert whole[mlp].bytes - apart[mlp].bytes == 2 * (size + 8 * 8)
+    moved = (3 if kind == "swinv1" else 2) * size + 8 * 8  # by a proj: attention, in V1 the residual -> x
+    assert apart["proj"].bytes - whole["proj"].bytes == 2 * moved
+    # In V2 a LayerNorm less: proj's output, the residual -> x
+    assert apart[norm].bytes - whole[norm].bytes == 2 * (0 if kind == "swinv1" else 3) * size
+    assert sum(whole[group].operations for group in (mlp, "proj")) == sum(
+        apart[group].operations for group in (mlp, "proj"))
+    assert apart["proj"].operations - whole["proj"].operations == 2 * (2 * 64) * 8 * 8
+    others = set(apart) - {mlp, norm, "proj"}
+    assert {group: whole[group] for group in others} == {group: apart[group] for group in others}
+    all_whole = swin_work.work_of(swin, 2, 2, kind == "swinv1", {0: 2, 1: 3}, {0: 2, 1: 3})
+    assert set(all_whole) == {*others, mlp, norm} - {"fc1 + GELU", "fc2"}
+
+
 def test_an_engine_says_how_many_mlps_are_whole():
     def work(*layers: str) -> dict[str, Work]:
         return profile_engine.work_of_groups(Path("swinv1_attention_fp16.plan"), list(layers), 1, 224, 1000)
 
-    linear, mlp = "/layers.0/blocks.0/attn/proj/MatMul/SwinLinear", "/layers.1/blocks.0/mlp/fc1/MatMul/SwinMlp"
+    linear = "/layers.0/blocks.0/attn/proj/MatMul/SwinLinear"
+    mlps = [f"/layers.1/blocks.{block}/mlp/fc1/MatMul/SwinMlp" for block in (0, 1)]
+    projs = [f"/layers.1/blocks.{block}/attn/proj/MatMul/{op}" for block, op in ((0, "SwinLinear"),
+                                                                                 (1, "SwinLinearInt8"))]
+    copy = f"Reformatting CopyNode for Input Tensor 0 to {projs[0]}"
     swin = swin_work.read_swin(ROOT / "models/swin.yaml")
-    without_all = {group: value for group, value in work(linear, mlp, mlp).items() if group != "all"}
-    assert without_all == swin_work.work_of(swin, 1, 2, True, {1: 2})
+    for separate, with_proj in ((projs, {}), (projs[1:], {1: 1}), ([copy], {1: 2})):
+        without_all = {group: value for group, value in work(linear, *mlps, *separate).items() if group != "all"}
+        assert without_all == swin_work.work_of(swin, 1, 2, True, {1: 2}, with_proj)
     assert "MLP in one kernel" not in work(linear)
 
 

@@ -292,7 +292,8 @@ def widening(randomize, tmp_path_factory):
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("version", [1, 2])
 def test_what_is_faster_in_fp16_is_kept(version, narrow, widening, tmp_path, monkeypatch, capsys):
-    """The MLPs of the narrow blocks (V1), or all of these (V2); --narrow quantises them. The same at another opset."""
+    """The MLPs of the narrow blocks (V1), or all of these (V2), so that proj is of the MLP's node; --narrow quantises
+    them. The same at another opset."""
     monkeypatch.setattr(sys, "argv", ["a test"])
     folder = widening(version)
     (tmp_path / "m.onnx").write_bytes((folder / "m.onnx").read_bytes())
@@ -312,7 +313,7 @@ def test_what_is_faster_in_fp16_is_kept(version, narrow, widening, tmp_path, mon
                      for part in ("qkv", "proj", "fc1", "fc2") if stage or part not in kept}
 
     counts = plugin_counts(run_add_int8(tmp_path, tmp_path / "patched.onnx"))
-    expected = {(1, False): (2, 8, 1, 3, 0, 0), (2, False): (2, 4, 5, 1, 2, 1),
+    expected = {(1, False): (2, 8, 1, 3, 0, 0), (2, False): (2, 4, 3, 1, 2, 1),
                 (1, True): (0, 12, 1, 3, 0, 0), (2, True): (0, 12, 1, 3, 0, 2)}[version, narrow]
     assert tuple(counts[op] for op in ("SwinMlp", "SwinLinearInt8", "SwinLinear", "SwinAttentionInt8", "SwinAttention",
                                        "SwinQuantize")) == expected
@@ -492,22 +493,27 @@ def test_kept_parts_are_fp16_nodes(version, small, tmp_path, monkeypatch):
     assert counts["SwinQuantize"] == {1: 2, 2: 3}[version]
 
 
+@pytest.mark.parametrize("proj", [False, True])
 @pytest.mark.parametrize("version", [1, 2])
-def test_an_mlp_without_scales_is_one_node(version, small, tmp_path, monkeypatch, capsys):
-    """fc1 and fc2 of block 0 kept, and fc1 alone of block 1, which stays two products; the rest is INT8."""
+def test_an_mlp_without_scales_is_one_node(version, proj, small, tmp_path, monkeypatch, capsys):
+    """fc1 and fc2 of block 0 kept, and fc1 alone of block 1, which stays two products; the rest is INT8, that block's
+    proj too, or kept and of the MLP's node."""
     monkeypatch.setattr(sys, "argv", ["a test"])
     folder = small(version)
     (tmp_path / "m.onnx").write_bytes((folder / "m.onnx").read_bytes())
     (tmp_path / "m.cache").write_bytes((folder / "m.cache").read_bytes())
-    quantise(tmp_path, "--keep", "block0.fc1,block0.fc2,block1.fc1")
+    quantise(tmp_path, "--keep", "block0.fc1,block0.fc2,block1.fc1" + proj * ",block0.proj")
     capsys.readouterr()
     model = run_add_int8(tmp_path, tmp_path / "patched.onnx")
     assert "replaced 1 of 1 MLP\n" in capsys.readouterr().out
     counts = plugin_counts(model)
-    assert (counts["SwinMlp"], counts["SwinLinearInt8"], counts["SwinLinear"]) == (1, 16 - 3, 1 + 1)
+    assert (counts["SwinMlp"], counts["SwinLinearInt8"], counts["SwinLinear"]) == (1, 16 - 3 - proj, 1 + 1)
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     mlp = next(item for item in model.graph.node if item.op_type == "SwinMlp")
-    assert [types[name] for name in mlp.input[1:]] == 2 * [TensorProto.FLOAT] + 4 * [TensorProto.FLOAT16]
+    read = 2 * [TensorProto.FLOAT] + 4 * [TensorProto.FLOAT16]
+    if proj:  # attention's output, proj's weight and bias, and in V2 its LayerNorm's parameters
+        read += [None] + 2 * [TensorProto.FLOAT16] + (2 * [TensorProto.FLOAT] if version == 2 else [])
+    assert [types.get(name) for name in mlp.input[1:]] == read
 
 
 def test_a_patched_graph_that_differs_is_refused(small, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ ARGUMENTS = {
     "swin_fnorm": [_pointer] * 2 + [_int, _long, _int, _float, _pointer],
     "swin_attention": [_pointer] * 4 + [_int] * 8 + [_float, _float, _pointer],
     "swin_linear": [_pointer] * 5 + [_int, _long, _int, _int, _int, _pointer, ctypes.c_size_t, _pointer],
-    "swin_mlp": [_pointer] * 8 + [_int, _long, _int, _int, _int, _float, _pointer, ctypes.c_size_t, _pointer],
+    "swin_mlp": [_pointer] * 13 + [_int, _long, _int, _int, _int, _float, _pointer, ctypes.c_size_t, _pointer],
     "swin_linear_int8": [_pointer] * 6 + [_long, _int, _int, _int, _float, _pointer, ctypes.c_size_t, _pointer],
     "swin_layernorm_int8": [_pointer] * 4 + [_long, _int, _float, _float, _pointer],
     "swin_layernorm_add_int8": [_pointer] * 6 + [_long, _int, _float, _float, _pointer],
@@ -116,13 +116,18 @@ def linear(x, weight, bias, residual, y, gelu: bool) -> None:
          out_features, int(gelu), workspace, LINEAR_WORKSPACE_BYTES)
 
 
-def mlp(x, gamma, beta, weight1, bias1, weight2, bias2, y, norm_first: bool, epsilon: float,
+def mlp(x, gamma, beta, weight1, bias1, weight2, bias2, y, norm_first: bool, epsilon: float, attention=None,
+        proj_weight=None, proj_bias=None, proj_gamma=None, proj_beta=None,
         workspace_bytes: int = MLP_WORKSPACE_BYTES) -> None:
-    """y = x + fc2(GELU(fc1(LN(x)))) where `norm_first`, else x + LN(fc2(GELU(fc1(x)))); weights as `linear`'s."""
+    """y = x + fc2(GELU(fc1(LN(x)))) where `norm_first`, else x + LN(fc2(GELU(fc1(x)))); weights as `linear`'s.
+
+    With attention [..., C], x + proj(attention) or x + LN(proj(attention)) takes the place of x.
+    """
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
     hidden, width = weight1.shape
-    call("swin_mlp", x, gamma, beta, weight1, bias1, weight2, bias2, y, TYPES[x.dtype], x.numel() // width, width,
-         hidden, int(norm_first), epsilon, workspace, workspace_bytes)
+    call("swin_mlp", x, gamma, beta, weight1, bias1, weight2, bias2, attention, proj_weight, proj_bias, proj_gamma,
+         proj_beta, y, TYPES[x.dtype], x.numel() // width, width, hidden, int(norm_first), epsilon, workspace,
+         workspace_bytes)
 
 
 def linear_int8(x, weight, scale, bias, residual, y, gelu: int, y_scale: float) -> None:

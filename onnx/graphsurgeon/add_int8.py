@@ -2,10 +2,10 @@
 
     python onnx/graphsurgeon/add_int8.py --onnx onnx/swinv1_int8.onnx      writes onnx/swinv1_attention_int8.onnx
 
-The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it, but for MLPs that have
-scales, which stay nodes of their own, and converted to FP16; then the plugin nodes between two scales become INT8 ones,
-and what quantises a tensor becomes part of the node that makes it (of LayerNorm, of attention, of a linear layer with
-GELU), SwinQuantize where there is none. What quant.py left out is an FP16 plugin node, as in
+The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it, but for products that
+have scales, which no SwinMlp takes in, and converted to FP16; then the plugin nodes between two scales become INT8
+ones, and what quantises a tensor becomes part of the node that makes it (of LayerNorm, of attention, of a linear layer
+with GELU), SwinQuantize where there is none. What quant.py left out is an FP16 plugin node, as in
 swinv1_attention_fp16.onnx.
 """
 from __future__ import annotations
@@ -94,7 +94,7 @@ def without_pairs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Scales]:
 
 
 def steps_for(scales: Scales) -> list[Step]:
-    """The steps of add_all.py, of which that of the MLPs takes those alone whose two products have no scales."""
+    """The steps of add_all.py, of which that of the MLPs takes only products that have no scales."""
     return [partial(add_mlp, kept=scales.inputs) if step is add_mlp else step for step in STEPS]
 
 

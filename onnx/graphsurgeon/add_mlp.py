@@ -4,7 +4,8 @@
 
 Takes the nodes that add_linear.py and the LayerNorm scripts have put in; add_all.py does this last. SwinMlp gives
 x + fc2(GELU(fc1(LayerNorm(x)))) (V1) or x + LayerNorm(fc2(GELU(fc1(x)))) (V2) and never writes the hidden activations,
-the largest tensors of the network, to memory. Wider blocks keep their three nodes.
+the largest tensors of the network, to memory. Where nothing but the MLP reads its x, the node makes x itself from what
+attention gives: proj, in V2 with its LayerNorm, and the residual. Wider blocks keep their nodes.
 """
 from __future__ import annotations
 
@@ -71,8 +72,9 @@ def add_mlp(graph: gs.Graph, kept: Collection[str] = (), wide_left: bool = False
             if wide_left:
                 report.left.append(f"{fc1.name}: its {mlp.channels} channels are more than {MOST_CHANNELS}")
         elif not {product_of(mlp.fc1), product_of(mlp.fc2)} & set(kept):
+            x, *attention = attention_end(graph, mlp, kept) or [mlp.x]
             plugin_node(graph, "SwinMlp", product_of(fc1),
-                        [mlp.x, *mlp.norm.inputs[-2:], *fc1.inputs[1:3], *mlp.fc2.inputs[1:3]], [mlp.y],
+                        [x, *mlp.norm.inputs[-2:], *fc1.inputs[1:3], *mlp.fc2.inputs[1:3], *attention], [mlp.y],
                         norm_first=int(mlp.norm_first), epsilon=mlp.norm.attrs["epsilon"])
             report.replaced += 1
     return report
@@ -103,6 +105,31 @@ def find(graph: gs.Graph, fc1: gs.Node) -> Mlp:
     if residual[0] is not mlp.x:
         raise Unmatched(f"{residual[0].name} is added to it, not the input {mlp.x.name}")
     return mlp
+
+
+def attention_end(graph: gs.Graph, mlp: Mlp, kept: Collection[str]) -> list[gs.Tensor]:
+    """What the x of an MLP is made of, where SwinMlp can make it: the residual, attention's output, proj's weight and
+    bias, in V2 gamma and beta of the LayerNorm after it. Nothing where it cannot, or where something else reads that x.
+    """
+    if is_output(graph, mlp.x) or len(mlp.x.outputs) > 2:  # the MLP reads it twice, as its residual too
+        return []
+    projected, residual, parameters = mlp.x, [], []
+    if not mlp.norm_first:
+        norm = made_by(mlp.x, "SwinLayerNormAdd")
+        if norm is None or norm.attrs["epsilon"] != mlp.norm.attrs["epsilon"]:  # the node has one for both
+            return []
+        projected, *residual = norm.inputs[:2]
+        parameters = norm.inputs[2:]
+        if is_output(graph, projected) or reader(projected) is not norm:
+            return []
+    proj = made_by(projected, "SwinLinear")
+    if proj is None or proj.attrs["gelu"] or product_of(proj) in kept:
+        return []
+    features, channels = proj.inputs[1].shape
+    residual += proj.inputs[3:]
+    if features != channels or len(residual) != 1:  # in V1 it is proj's, in V2 the LayerNorm's
+        return []
+    return [*residual, *proj.inputs[:3], *parameters]
 
 
 def _only_reader(graph: gs.Graph, tensor: gs.Tensor, op: str) -> gs.Node:

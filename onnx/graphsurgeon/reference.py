@@ -166,10 +166,16 @@ def _patch_embed(ops: Operators, attributes: dict, x: str, weight: str, bias: st
 
 
 def _mlp(ops: Operators, attributes: dict, x: str, gamma: str, beta: str, weight1: str, bias1: str, weight2: str,
-         bias2: str) -> str:
+         bias2: str, *attention_end: str) -> str:
     def norm(tensor: str) -> str:
         return ops.layer_norm(tensor, gamma, beta, attributes["epsilon"])
 
+    if attention_end:
+        attention, proj_weight, proj_bias, *proj_norm = attention_end  # gamma and beta, if not norm_first
+        branch = _linear(ops, {"gelu": 0}, attention, proj_weight, proj_bias)
+        if not attributes["norm_first"]:
+            branch = ops.layer_norm(branch, *proj_norm, attributes["epsilon"])
+        x = ops.op("Add", x, branch)
     hidden = _linear(ops, {"gelu": 1}, norm(x) if attributes["norm_first"] else x, weight1, bias1)
     y = _linear(ops, {"gelu": 0}, hidden, weight2, bias2)
     return ops.op("Add", x, y if attributes["norm_first"] else norm(y))
@@ -193,7 +199,7 @@ EXPANSIONS = {
 }
 
 # Which inputs are operands of a product and have the activations' type; all other constants of plugin nodes are FP32.
-OPERANDS = {"SwinLinear": (1, 2), "SwinMlp": (3, 4, 5, 6)}
+OPERANDS = {"SwinLinear": (1, 2), "SwinMlp": (3, 4, 5, 6, 8, 9)}
 
 LARGE_WEIGHT = 1024  # elements
 Y_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)  # what SwinPatchEmbed's y_type stands for

@@ -14,12 +14,14 @@ namespace {
 
 // --- one kernel, on Hopper -------------------------------------------------------------------------------------------
 
-// A wide MLP of few rows is faster in parts, each of which spreads over more multiprocessors: 8.8 us instead of 11.5 for
-// 1024 rows of width 192 on an H100.
+// A wide MLP of few rows is faster in parts, each of which spreads over more multiprocessors: 8.8 us instead of 11.5
+// for 1024 rows of width 192 on an H100.
 bool fits_sm90(const Mlp& a, long long rows) {
     if (a.width > 128 && rows < 2048) return false;
     const bool aligned = aligned16(a.x) && aligned16(a.gamma) && aligned16(a.beta) && aligned16(a.weight1)
-        && aligned16(a.bias1) && aligned16(a.weight2) && aligned16(a.bias2) && aligned16(a.y);
+        && aligned16(a.bias1) && aligned16(a.weight2) && aligned16(a.bias2) && aligned16(a.attention)
+        && aligned16(a.proj_weight) && aligned16(a.proj_bias) && aligned16(a.proj_gamma) && aligned16(a.proj_beta)
+        && aligned16(a.y);
     return mlp_sm90 != nullptr && (a.width == 96 || a.width == 128 || a.width == 192) && a.hidden % 64 == 0
         && rows <= INT_MAX - 256 && aligned;
 }
@@ -30,7 +32,7 @@ struct Sliced {
     Mlp mlp;  // rows is not used
     int type;
     long long rows;
-    char* workspace;  // of a product, then hidden activations
+    char* workspace;  // of a product, then a slice's hidden activations, then its sums with attention
     long long rows_that_fit;
 };
 
@@ -45,23 +47,38 @@ long long rows_of_slice(const Sliced& a) {
     return quotient_up(quotient_up(a.rows, slices), unit) * unit;
 }
 
-// y holds what LayerNorm gives (V1) or takes (V2). In V2 that is in place: a group of threads has all of its row in
-// registers before it writes any of it, and touches no other row.
-int run_slice(const Sliced& a, long long first, long long rows) {
+// `rows` rows from `first` on, at most `step`. y holds what LayerNorm gives (V1) or takes (V2), sums what x and
+// attention add up to. In V2 both LayerNorms work in place: a group of threads has all of its row in registers before
+// it writes any of it, and touches no other row.
+int run_slice(const Sliced& a, long long first, long long rows, long long step) {
     const Mlp& m = a.mlp;
     const long long offset = first * m.width * bytes_of(a.type);
     const char* x = static_cast<const char*>(m.x) + offset;
     char* y = static_cast<char*>(m.y) + offset;
     char* hidden = a.workspace + SWIN_LINEAR_WORKSPACE_BYTES;
+    const auto linear = [&](const void* input, const void* weight, const void* bias, const void* residual, void* output,
+                            int in_features, int out_features, int gelu) {
+        return swin_linear(input, weight, bias, residual, output, a.type, rows, in_features, out_features, gelu,
+            a.workspace, SWIN_LINEAR_WORKSPACE_BYTES, m.stream);
+    };
     const auto fc1 = [&](const void* input) {
-        return swin_linear(input, m.weight1, m.bias1, nullptr, hidden, a.type, rows, m.width, m.hidden, 1, a.workspace,
-            SWIN_LINEAR_WORKSPACE_BYTES, m.stream);
+        return linear(input, m.weight1, m.bias1, nullptr, hidden, m.width, m.hidden, 1);
     };
     const auto fc2 = [&](const void* residual) {
-        return swin_linear(hidden, m.weight2, m.bias2, residual, y, a.type, rows, m.hidden, m.width, 0, a.workspace,
-            SWIN_LINEAR_WORKSPACE_BYTES, m.stream);
+        return linear(hidden, m.weight2, m.bias2, residual, y, m.hidden, m.width, 0);
     };
     int status = cudaSuccess;
+    if (m.attention != nullptr) {
+        char* sums = hidden + step * m.hidden * bytes_of(a.type);
+        status = linear(static_cast<const char*>(m.attention) + offset, m.proj_weight, m.proj_bias,
+            m.norm_first ? x : nullptr, sums, m.width, m.width, 0);
+        if (status == cudaSuccess && !m.norm_first) {
+            status = swin_layernorm_add(
+                sums, x, m.proj_gamma, m.proj_beta, sums, a.type, rows, m.width, m.epsilon, m.stream);
+        }
+        if (status != cudaSuccess) return status;
+        x = sums;
+    }
     if (m.norm_first) {
         status = swin_layernorm(x, m.gamma, m.beta, y, a.type, rows, m.width, m.epsilon, m.stream);
         if (status == cudaSuccess) status = fc1(y);
@@ -79,7 +96,7 @@ int run_slice(const Sliced& a, long long first, long long rows) {
 int run_slices(const Sliced& a) {
     const long long step = rows_of_slice(a);
     for (long long first = 0; first < a.rows; first += step) {
-        const int status = run_slice(a, first, std::min(step, a.rows - first));
+        const int status = run_slice(a, first, std::min(step, a.rows - first), step);
         if (status != cudaSuccess) return status;
     }
     return cudaSuccess;
@@ -89,23 +106,27 @@ int run_slices(const Sliced& a) {
 }  // namespace swin
 
 int swin_mlp(const void* x, const float* gamma, const float* beta, const void* weight1, const void* bias1,
-    const void* weight2, const void* bias2, void* y, int type, long long rows, int width, int hidden, int norm_first,
-    float epsilon, void* workspace, size_t workspace_bytes, cudaStream_t stream) {
+    const void* weight2, const void* bias2, const void* attention, const void* proj_weight, const void* proj_bias,
+    const float* proj_gamma, const float* proj_beta, void* y, int type, long long rows, int width, int hidden,
+    int norm_first, float epsilon, void* workspace, size_t workspace_bytes, cudaStream_t stream) {
     if (rows == 0) return cudaSuccess;
     const bool known = type == SWIN_FP32 || type == SWIN_FP16 || type == SWIN_BF16;
+    const bool proj = attention != nullptr, proj_norm = proj && norm_first == 0;
     if (!known || x == nullptr || gamma == nullptr || beta == nullptr || weight1 == nullptr || bias1 == nullptr
         || weight2 == nullptr || bias2 == nullptr || y == nullptr || rows < 0 || width < 1 || width > SWIN_MAX_WIDTH
-        || hidden < 1 || norm_first < 0 || norm_first > 1) {
+        || hidden < 1 || norm_first < 0 || norm_first > 1 || (proj_weight != nullptr) != proj
+        || (proj_bias != nullptr) != proj || (proj_gamma != nullptr) != proj_norm
+        || (proj_beta != nullptr) != proj_norm) {
         return cudaErrorInvalidValue;
     }
-    swin::Mlp mlp{x, gamma, beta, weight1, bias1, weight2, bias2, y, 0, width, hidden, norm_first == 1, epsilon,
-        stream};
+    swin::Mlp mlp{x, gamma, beta, weight1, bias1, weight2, bias2, attention, proj_weight, proj_bias, proj_gamma,
+        proj_beta, y, 0, width, hidden, norm_first == 1, epsilon, stream};
     const swin::Gpu gpu = swin::current_gpu();
     if (type == SWIN_FP16 && gpu.is_sm90() && swin::fits_sm90(mlp, rows)) {
         mlp.rows = static_cast<int>(rows);
         return swin::mlp_sm90(mlp, gpu.multiprocessors);
     }
-    const size_t row_bytes = static_cast<size_t>(hidden) * swin::bytes_of(type);
+    const size_t row_bytes = (static_cast<size_t>(hidden) + (proj ? width : 0)) * swin::bytes_of(type);
     if (workspace == nullptr || workspace_bytes < SWIN_LINEAR_WORKSPACE_BYTES + row_bytes) return cudaErrorInvalidValue;
     const auto fit = static_cast<long long>((workspace_bytes - SWIN_LINEAR_WORKSPACE_BYTES) / row_bytes);
     return swin::run_slices({mlp, type, rows, static_cast<char*>(workspace), fit});

@@ -1,11 +1,12 @@
-// The MLP branch of a Swin block with its LayerNorm and residual: C interface.
+// The MLP branch of a Swin block with its LayerNorm and residual, and the end of the attention branch before it: C
+// interface.
 #pragma once
 
 #include <stddef.h>
 
 #include "Linear/linear_kernel.h"
 
-// What a product takes, and room for the hidden activations of a slice of rows.
+// What a product takes, and room for what lies between the products of a slice of rows.
 #define SWIN_MLP_WORKSPACE_BYTES (SWIN_LINEAR_WORKSPACE_BYTES + (64 << 20))
 
 #ifdef __cplusplus
@@ -14,17 +15,24 @@ extern "C" {
 
 // norm_first 1 (V1): y = x + fc2(GELU(fc1(LN(x) * gamma + beta)))
 //            0 (V2): y = x + LN(fc2(GELU(fc1(x)))) * gamma + beta
-// with fc1(v) = v weight1^T + bias1, fc2(v) = v weight2^T + bias2 and the exact GELU v * Phi(v). x and y [rows, width],
-// which do not overlap, weight1 [hidden, width], bias1 [hidden], weight2 [width, hidden], bias2 [width], all of `type`;
-// gamma and beta [width] FP32.
+// with fc1(v) = v weight1^T + bias1, fc2(v) = v weight2^T + bias2 and the exact GELU v * Phi(v). Given
+// attention, both x of a line stand for
+// norm_first 1 (V1): x + proj(attention)
+//            0 (V2): x + LN(proj(attention)) * proj_gamma + proj_beta
+// with proj(v) = v proj_weight^T + proj_bias.
+// x, attention and y [rows, width], of which y overlaps neither other, weight1 [hidden, width], bias1 [hidden],
+// weight2 [width, hidden], bias2 [width], proj_weight [width, width], proj_bias [width], all of `type`; gamma, beta,
+// proj_gamma and proj_beta [width] FP32. attention null: proj_* are null too; proj_gamma and proj_beta are null in V1.
 // workspace: workspace_bytes of device memory, 256-byte aligned, that no other stream uses meanwhile. It has room for a
-// product's (SWIN_LINEAR_WORKSPACE_BYTES) and for one row of hidden activations at least; the more, the fewer slices.
+// product's (SWIN_LINEAR_WORKSPACE_BYTES) and for one row at least, which is of `hidden` elements, with attention of
+// hidden + width; the more, the fewer slices.
 // Weights and biases are constants: the kernel just before does not write them.
 // The first call for a shape may ask cuBLASLt for an algorithm and keep the answer: make it outside of a graph capture.
 // Returns a cudaError_t: see swin_types.h.
 int swin_mlp(const void* x, const float* gamma, const float* beta, const void* weight1, const void* bias1,
-    const void* weight2, const void* bias2, void* y, int type, long long rows, int width, int hidden, int norm_first,
-    float epsilon, void* workspace, size_t workspace_bytes, cudaStream_t stream);
+    const void* weight2, const void* bias2, const void* attention, const void* proj_weight, const void* proj_bias,
+    const float* proj_gamma, const float* proj_beta, void* y, int type, long long rows, int width, int hidden,
+    int norm_first, float epsilon, void* workspace, size_t workspace_bytes, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,5 @@
-// SwinMlp: the MLP branch of a Swin block with its LayerNorm and residual. README.md beside this file is the contract.
+// SwinMlp: the MLP branch of a Swin block with its LayerNorm and residual, and the end of the attention branch before
+// it. README.md beside this file is the contract.
 #include "Mlp/mlp_kernel.h"
 #include "common/registration.h"
 
@@ -10,7 +11,8 @@ struct MlpOp : Operator {
     static constexpr const char* kName = "SwinMlp";
     static constexpr Input kInputs[] = {{"x", Type::kActivation}, {"gamma", Type::kFp32}, {"beta", Type::kFp32},
         {"weight1", Type::kActivation}, {"bias1", Type::kActivation}, {"weight2", Type::kActivation},
-        {"bias2", Type::kActivation}};
+        {"bias2", Type::kActivation}, {"attention", Type::kActivation}, {"proj_weight", Type::kActivation},
+        {"proj_bias", Type::kActivation}, {"proj_gamma", Type::kFp32}, {"proj_beta", Type::kFp32}};
     static constexpr int kRequired = 7;
     static constexpr size_t kWorkspaceBytes = SWIN_MLP_WORKSPACE_BYTES;
 
@@ -25,6 +27,12 @@ struct MlpOp : Operator {
         if (attributes.norm_first != 0 && attributes.norm_first != 1) {
             throw Refusal("norm_first is " + std::to_string(attributes.norm_first) + " instead of 0 or 1");
         }
+        const size_t with_attention = attributes.norm_first == 1 ? 10 : 12;
+        if (inputs.size() != kRequired && inputs.size() != with_attention) {
+            throw Refusal("has " + std::to_string(inputs.size()) + " inputs; norm_first "
+                + std::to_string(attributes.norm_first) + " takes " + std::to_string(kRequired) + ", or "
+                + std::to_string(with_attention) + " with attention");
+        }
         const int64_t width = inputs[0].last();
         check_rows(inputs[0], width);
         expect_shape("gamma", inputs[1], {{width}});
@@ -38,12 +46,20 @@ struct MlpOp : Operator {
         expect_shape("bias1", inputs[4], {{hidden}});
         expect_shape("weight2", inputs[5], {{width, hidden}});
         expect_shape("bias2", inputs[6], {{width}});
+        if (inputs.size() == kRequired) return;
+        expect_shape("attention", inputs[7], inputs[0]);
+        expect_shape("proj_weight", inputs[8], {{width, width}});
+        expect_shape("proj_bias", inputs[9], {{width}});
+        if (attributes.norm_first == 1) return;
+        expect_shape("proj_gamma", inputs[10], {{width}});
+        expect_shape("proj_beta", inputs[11], {{width}});
     }
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape &x = call.shapes[0], &weight1 = call.shapes[3];
         return swin_mlp(call.input(0), call.parameter(1), call.parameter(2), call.input(3), call.input(4),
-            call.input(5), call.input(6), call.outputs[0], call.type, x.rows(), static_cast<int>(x.last()),
+            call.input(5), call.input(6), call.input(7), call.input(8), call.input(9), call.parameter(10),
+            call.parameter(11), call.outputs[0], call.type, x.rows(), static_cast<int>(x.last()),
             static_cast<int>(weight1.sizes[0]), attributes.norm_first, attributes.epsilon, call.workspace,
             kWorkspaceBytes, call.stream);
     }

@@ -1,4 +1,5 @@
-// The MLP branch of a Swin block on Hopper, one kernel for sm_90a alone: LayerNorm, fc1, GELU, fc2 and the residual.
+// The MLP branch of a Swin block on Hopper, one kernel for sm_90a alone: LayerNorm, fc1, GELU, fc2 and the residual; and the
+// end of the attention branch before it, where that is given: proj, in V2 its LayerNorm, and its residual.
 //
 // A warpgroup takes 64 rows of x and goes through the hidden features 64 at a time: it multiplies its rows with as much of
 // fc1's weight, has the sums in registers, puts GELU over them, rounds them to FP16 and multiplies them, from registers,
@@ -6,7 +7,10 @@
 // times as wide as x, are never in memory. One warpgroup's GELU runs beside the others' products. One more warpgroup gives
 // its registers to those that multiply; a warp of it copies x and the weights.
 //
-// Where both weights fit into shared memory beside x (width 96), they are copied once and the warpgroups go their own ways;
+// With attention, its rows arrive where x's would. From proj's sums comes x as it is from there on: it goes to y, where the
+// same threads read it again as the residual, and, as fc1's operand, to the place of attention.
+//
+// Where all weights fit into shared memory beside x (width 96), they are copied once and the warpgroups go their own ways;
 // else they pass through a ring of stages, which the warpgroups of a block share.
 #include <algorithm>
 
@@ -18,26 +22,33 @@ namespace {
 
 constexpr int kHidden = 64;  // hidden features at a time
 
-// kWidth: of x. kWarpgroups: that multiply. kChunks: how many times kHidden hidden features there are, where weights stay
-// in shared memory; 0 where they do not.
-template <int kWidth_, int kWarpgroups_, int kChunks = 0> struct Shape {
+// kWidth: of x. kWarpgroups: that multiply. kProj: with attention. kChunks: how many times kHidden hidden features there
+// are, where weights stay in shared memory; 0 where they do not.
+template <int kWidth_, int kWarpgroups_, bool kProj_, int kChunks = 0> struct Shape {
     static constexpr int kWidth = kWidth_, kWarpgroups = kWarpgroups_;
-    static constexpr bool kWeightsStay = kChunks > 0;
+    static constexpr bool kProj = kProj_, kWeightsStay = kChunks > 0;
     static constexpr int kConsumers = 128 * kWarpgroups, kThreads = kConsumers + 128;
-    static constexpr int kBlocks = (kWidth + 63) / 64;  // of kTileBytes along x's width; the last may be half empty
-    static constexpr int kBlockBytes = 64 * kTileBytes, kXBytes = kBlocks * kBlockBytes;  // of a warpgroup's rows
+    // Tiles along x's width are blocks, of the widest rows that leave none half empty.
+    static constexpr int kRowBytes = kWidth % 64 == 0 ? 128 : 64, kBlockWidth = kRowBytes / 2;
+    static constexpr int kBlocks = kWidth / kBlockWidth;
+    static constexpr int kBlockBytes = 64 * kRowBytes, kXBytes = kBlocks * kBlockBytes;  // of a warpgroup's rows
     static constexpr int kXBuffers = kWeightsStay ? 1 : 2;
     static constexpr int kWeight1Bytes = kBlocks * kBlockBytes, kStageBytes = kWeight1Bytes + kWidth * kTileBytes;
+    // proj's weight takes stages too, as many blocks in each as there is room for.
+    static constexpr int kProjBlockBytes = kWidth * kRowBytes;
+    static constexpr int kProjBlocks = kStageBytes / kProjBlockBytes < kBlocks ? kStageBytes / kProjBlockBytes : kBlocks;
+    static constexpr int kProjStages = kProj ? (kBlocks + kProjBlocks - 1) / kProjBlocks : 0;
     static constexpr int kStagesThatFit
         = ((227 << 10) - 256 - kXBuffers * kWarpgroups * kXBytes) / kStageBytes;
-    static constexpr int kStages = kWeightsStay ? kChunks : kStagesThatFit < 6 ? kStagesThatFit : 6;
+    static constexpr int kStages = kWeightsStay ? kProjStages + kChunks : kStagesThatFit < 6 ? kStagesThatFit : 6;
     static constexpr int kBarriers = 2 * kStages + 2 * kXBuffers * kWarpgroups;
     static constexpr int kSharedBytes = kXBuffers * kWarpgroups * kXBytes + kStages * kStageBytes + 8 * kBarriers;
-    static_assert(kStages >= 2 && kStages <= kStagesThatFit);
+    static_assert(kWidth % kBlockWidth == 0 && kStages >= 2 && kStages <= kStagesThatFit);
 };
 
 struct MlpMaps {
-    CUtensorMap x, weight1, weight2;
+    CUtensorMap x;  // or attention
+    CUtensorMap proj, weight1, weight2;
 };
 
 struct Norm {
@@ -50,6 +61,9 @@ struct MlpArguments {
     const __half* bias1;
     Epilogue epilogue;  // of fc2
     int chunks;         // of kHidden
+    // With attention:
+    const __half *x, *proj_bias;
+    Norm proj_norm;  // V2
 };
 
 template <class Shape> struct Shared {
@@ -63,6 +77,9 @@ template <class Shape> struct Shared {
           xs_empty(xs_full + Shape::kXBuffers * Shape::kWarpgroups) {}
     __device__ __forceinline__ uint8_t* weight1(int stage) const { return stages + stage * Shape::kStageBytes; }
     __device__ __forceinline__ uint8_t* weight2(int stage) const { return weight1(stage) + Shape::kWeight1Bytes; }
+    __device__ __forceinline__ uint8_t* proj(int stage, int block) const {
+        return weight1(stage) + block % Shape::kProjBlocks * Shape::kProjBlockBytes;
+    }
     // In which buffer a warpgroup's number-th rows are.
     __device__ __forceinline__ int buffer(int warpgroup, int number) const {
         return number % Shape::kXBuffers * Shape::kWarpgroups + warpgroup;
@@ -84,18 +101,27 @@ template <class Shape> struct Rows {
     }
 };
 
-// What the copying warp does.
+// What the copying warp does. `steps`: stages of weights that 64 rows go through, proj's and then fc1's and fc2's.
 template <class Shape>
 __device__ __forceinline__ void copy_all(
-    const MlpMaps& maps, const Shared<Shape>& shared, int chunks, const Rows<Shape>& rows) {
-    auto copy_weights = [&](int stage, int chunk) {
+    const MlpMaps& maps, const Shared<Shape>& shared, int steps, const Rows<Shape>& rows) {
+    auto copy_weights = [&](int stage, int step) {
+        if (step < Shape::kProjStages) {
+            const int first = step * Shape::kProjBlocks, end = min(first + Shape::kProjBlocks, Shape::kBlocks);
+            barrier_arrive_and_expect(&shared.full[stage], (end - first) * Shape::kProjBlockBytes);
+            for (int block = first; block < end; ++block) {
+                copy_tile(shared.proj(stage, block), maps.proj, &shared.full[stage], block * Shape::kBlockWidth, 0, 0, 0, 0);
+            }
+            return;
+        }
+        const int hidden = (step - Shape::kProjStages) * kHidden;
         barrier_arrive_and_expect(&shared.full[stage], Shape::kStageBytes);
 #pragma unroll
         for (int block = 0; block < Shape::kBlocks; ++block) {
-            copy_tile(shared.weight1(stage) + block * Shape::kBlockBytes, maps.weight1, &shared.full[stage], block * 64,
-                chunk * kHidden);
+            copy_tile(shared.weight1(stage) + block * Shape::kBlockBytes, maps.weight1, &shared.full[stage],
+                block * Shape::kBlockWidth, hidden);
         }
-        copy_tile(shared.weight2(stage), maps.weight2, &shared.full[stage], chunk * kHidden, 0, 0, 0, 0);
+        copy_tile(shared.weight2(stage), maps.weight2, &shared.full[stage], hidden, 0, 0, 0, 0);
     };
     auto copy_x = [&](int number) {
         if (number >= rows.count) return;
@@ -106,16 +132,16 @@ __device__ __forceinline__ void copy_all(
             barrier_arrive_and_expect(&shared.xs_full[buffer], Shape::kXBytes);
 #pragma unroll
             for (int block = 0; block < Shape::kBlocks; ++block) {
-                copy_tile(shared.x(buffer) + block * Shape::kBlockBytes, maps.x, &shared.xs_full[buffer], block * 64,
-                    rows.first(warpgroup, number));
+                copy_tile(shared.x(buffer) + block * Shape::kBlockBytes, maps.x, &shared.xs_full[buffer],
+                    block * Shape::kBlockWidth, rows.first(warpgroup, number));
             }
         }
     };
 
     // Weights are constants: the first are copied before the wait for the kernel before.
-    const int ready = min(Shape::kStages, chunks);
-    for (int chunk = 0; chunk < ready; ++chunk) {
-        if (elected()) copy_weights(chunk, chunk);
+    const int ready = min(Shape::kStages, steps);
+    for (int step = 0; step < ready; ++step) {
+        if (elected()) copy_weights(step, step);
     }
     wait_for_previous_kernel();
     let_next_kernel_start();
@@ -126,18 +152,29 @@ __device__ __forceinline__ void copy_all(
         int stage = ready % Shape::kStages, parity = ready / Shape::kStages;
         copy_x(1);
         for (int number = 0; number < rows.count; ++number) {
-            for (int chunk = number == 0 ? ready : 0; chunk < chunks; ++chunk) {
+            for (int step = number == 0 ? ready : 0; step < steps; ++step) {
                 barrier_wait(&shared.empty[stage], parity ^ 1);
-                if (elected()) copy_weights(stage, chunk);
+                if (elected()) copy_weights(stage, step);
                 if (++stage == Shape::kStages) {
                     stage = 0;
                     parity ^= 1;
                 }
-                // The next rows after the first chunk for these: by then those before are done with their place.
-                if (chunk == 0 && number > 0) copy_x(number + 1);
+                // The next rows after the first step for these: by then those before are done with their place.
+                if (step == 0 && number > 0) copy_x(number + 1);
             }
         }
     }
+}
+
+// Where 8 features of a row, the chunk-th 8, lie in the tile of a warpgroup's rows.
+template <class Shape> __device__ __forceinline__ uint4* place_of(uint8_t* tile, int row, int chunk) {
+    constexpr int kChunks = Shape::kRowBytes / 16;  // of a block's row
+    return reinterpret_cast<uint4*>(
+        tile + chunk / kChunks * Shape::kBlockBytes + swizzled_offset<Shape::kRowBytes>(row, chunk % kChunks));
+}
+// For all of a warpgroup: what was stored in its tile may be multiplied.
+__device__ __forceinline__ void warpgroup_sync() {
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + static_cast<int>(threadIdx.x) / 128) : "memory");
 }
 
 // LayerNorm of a warpgroup's 64 rows of x in place, two threads a row. Mean first, then the differences; x is read from
@@ -146,11 +183,7 @@ template <class Shape>
 __device__ __forceinline__ void normalise_x(uint8_t* x, const Norm& norm) {
     constexpr int kChunks = Shape::kWidth / 16;  // of 8 features, a thread's
     const int row = threadIdx.x % 128 / 2, first_chunk = threadIdx.x % 2 * kChunks;
-    auto place = [&](int i) {
-        const int chunk = first_chunk + i;
-        return reinterpret_cast<uint4*>(
-            x + chunk / 8 * Shape::kBlockBytes + row * kTileBytes + ((chunk % 8) ^ (row & 7)) * 16);
-    };
+    auto place = [&](int i) { return place_of<Shape>(x, row, first_chunk + i); };
     float value[8], mean = 0.0F, deviation = 0.0F;
 #pragma unroll 4
     for (int i = 0; i < kChunks; ++i) {
@@ -178,21 +211,45 @@ __device__ __forceinline__ void normalise_x(uint8_t* x, const Norm& norm) {
         *place(i) = packed_halves(value);
     }
     shared_memory_fence();
-    asm volatile("bar.sync %0, 128;" ::"r"(1 + static_cast<int>(threadIdx.x) / 128) : "memory");  // the warpgroup's own
+    warpgroup_sync();
 }
 
 // x of a warpgroup's rows in the places of fc2's sums: 8 neighbouring features of a group in each.
 template <int kWidth> using Residual = uint4[kWidth / kFeatureGroup][2];
-template <int kWidth> __device__ __forceinline__ void load_residual(Residual<kWidth>& x, const Epilogue& e, int first_row) {
+template <int kWidth>
+__device__ __forceinline__ void load_residual(Residual<kWidth>& x, const __half* tokens, int rows, int first_row) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        const int row = first_row + row_of_thread() + 8 * r;
-        if (row >= e.rows) continue;
-        const __half* from = e.residual + static_cast<long long>(row) * kWidth + threadIdx.x % 4 * 8;
+        const int row = min(first_row + row_of_thread() + 8 * r, rows - 1);  // past the last: anything, and no branch
+        const __half* from = tokens + static_cast<long long>(row) * kWidth + threadIdx.x % 4 * 8;
 #pragma unroll
         for (int group = 0; group < kWidth / kFeatureGroup; ++group) {
             x[group][r] = *reinterpret_cast<const uint4*>(from + group * kFeatureGroup);
         }
+    }
+}
+
+template <int kWidth>
+__device__ __forceinline__ void store_to_y(const Epilogue& e, int row, int feature, const uint4& eight) {
+    if (row >= e.rows) return;
+    *reinterpret_cast<uint4*>(static_cast<__half*>(e.y) + static_cast<long long>(row) * kWidth + feature) = eight;
+}
+
+// In place of a warpgroup's sums, and of their `mean`'s sums over a thread's features: differences to a row's mean; and
+// what normalises them.
+template <int kWidth>
+__device__ __forceinline__ void centre(float (&sums)[kWidth / 2], float (&mean)[2], float (&deviation)[2], float epsilon) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        mean[r] = sum_of_quad(mean[r]) * (1.0F / kWidth);
+        deviation[r] = 0.0F;
+#pragma unroll
+        for (int i = 0; i < kWidth / 4; ++i) {
+            float& value = sums[i / 2 * 4 + 2 * r + i % 2];
+            value -= mean[r];
+            deviation[r] = fmaf(value, value, deviation[r]);
+        }
+        deviation[r] = rsqrtf(fmaf(sum_of_quad(deviation[r]), 1.0F / kWidth, epsilon));
     }
 }
 
@@ -214,17 +271,7 @@ __device__ __forceinline__ void store_rows(
             for (int i = 0; i < 8; ++i) mean[r] += sums[index_of(group, r, i)] += bias[i];
         }
     }
-#pragma unroll
-    for (int r = 0; kNormLast && r < 2; ++r) {
-        mean[r] = sum_of_quad(mean[r]) * (1.0F / kWidth);
-#pragma unroll
-        for (int i = 0; i < kWidth / 4; ++i) {
-            float& value = sums[i / 2 * 4 + 2 * r + i % 2];
-            value -= mean[r];
-            deviation[r] = fmaf(value, value, deviation[r]);
-        }
-        deviation[r] = rsqrtf(fmaf(sum_of_quad(deviation[r]), 1.0F / kWidth, a.norm.epsilon));
-    }
+    if constexpr (kNormLast) centre<kWidth>(sums, mean, deviation, a.norm.epsilon);
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
         const int feature = first_feature + group * kFeatureGroup;
@@ -242,14 +289,65 @@ __device__ __forceinline__ void store_rows(
                 const float sum = sums[index_of(group, r, i)];
                 value[i] += kNormLast ? fmaf(sum * deviation[r], gamma[i], beta[i]) : sum;
             }
-            const int row = first_row + row_of_thread() + 8 * r;
-            if (row < a.epilogue.rows) {
-                *reinterpret_cast<uint4*>(
-                    static_cast<__half*>(a.epilogue.y) + static_cast<long long>(row) * kWidth + feature)
-                    = packed_halves(value);
+            store_to_y<kWidth>(a.epilogue, first_row + row_of_thread() + 8 * r, feature, packed_halves(value));
+        }
+    }
+}
+
+// From proj's sums of a warpgroup's rows: x with the attention branch added, to y, and fc1's operand, to `tile`. In V1 that
+// is LN of it.
+template <class Shape, bool kNormFirst>
+__device__ __forceinline__ void add_attention(const MlpArguments& a, float (&sums)[Shape::kWidth / 2],
+    const Residual<Shape::kWidth>& x, int first_row, uint8_t* tile) {
+    constexpr int kWidth = Shape::kWidth, kGroups = kWidth / kFeatureGroup;
+    const int quarter = threadIdx.x % 4;
+    float mean[2] = {}, deviation[2];
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+        const int feature = group * kFeatureGroup + quarter * 8;
+        float bias[8];
+        unpack_halves(bias, load_constant(a.proj_bias + feature));
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float value[8] = {};
+            if constexpr (kNormFirst) unpack_halves(value, x[group][r]);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                value[i] += sums[index_of(group, r, i)] + bias[i];
+                sums[index_of(group, r, i)] = value[i];
+                mean[r] += value[i];
+            }
+            if constexpr (kNormFirst) {
+                store_to_y<kWidth>(a.epilogue, first_row + row_of_thread() + 8 * r, feature, packed_halves(value));
             }
         }
     }
+    const Norm& norm = kNormFirst ? a.norm : a.proj_norm;
+    centre<kWidth>(sums, mean, deviation, norm.epsilon);
+    warpgroup_sync();  // all have multiplied what lay in the tile
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+        const int feature = group * kFeatureGroup + quarter * 8;
+        float gamma[8], beta[8];
+        load_floats(gamma, norm.gamma + feature);
+        load_floats(beta, norm.beta + feature);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float value[8] = {};
+            if constexpr (!kNormFirst) unpack_halves(value, x[group][r]);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                value[i] += fmaf(sums[index_of(group, r, i)] * deviation[r], gamma[i], beta[i]);
+            }
+            const uint4 packed = packed_halves(value);
+            if constexpr (!kNormFirst) {
+                store_to_y<kWidth>(a.epilogue, first_row + row_of_thread() + 8 * r, feature, packed);
+            }
+            *place_of<Shape>(tile, row_of_thread() + 8 * r, feature / 8) = packed;
+        }
+    }
+    shared_memory_fence();
+    warpgroup_sync();
 }
 
 template <class Shape, bool kNormFirst>
@@ -259,6 +357,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     const Shared<Shape> shared(memory);
     if (threadIdx.x == Shape::kConsumers) {
         prefetch(maps.x);
+        if constexpr (Shape::kProj) prefetch(maps.proj);
         prefetch(maps.weight1);
         prefetch(maps.weight2);
         for (int i = 0; i < Shape::kStages; ++i) {
@@ -278,7 +377,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     const int warpgroup = warp_index() / 4;
     if (warpgroup == Shape::kWarpgroups) {
         if constexpr (Shape::kWarpgroups > 1) fewer_registers<Shape::kWarpgroups == 3 ? 32 : 40>();
-        if (warp_index() % 4 == 0) copy_all(maps, shared, a.chunks, rows);
+        if (warp_index() % 4 == 0) copy_all(maps, shared, Shape::kProjStages + a.chunks, rows);
         return;
     }
     if constexpr (Shape::kWarpgroups > 1) more_registers<Shape::kWarpgroups == 3 ? 160 : 232>();
@@ -289,9 +388,46 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         const int buffer = shared.buffer(warpgroup, number), first_row = rows.first(warpgroup, number);
         uint8_t* const x = shared.x(buffer);
         barrier_wait(&shared.xs_full[buffer], number / Shape::kXBuffers & 1);
-        if constexpr (kNormFirst) normalise_x<Shape>(x, a.norm);
 
         float hidden[kHidden / 2], sums[Shape::kWidth / 2];
+        auto release = [&](int used) {
+            if (!Shape::kWeightsStay && first_lane) barrier_arrive(&shared.empty[used]);
+        };
+        auto advance = [&] {
+            if (++stage == Shape::kStages) {
+                stage = 0;
+                parity ^= !Shape::kWeightsStay;  // where they stay, the first phase is the only one
+            }
+        };
+        if constexpr (Shape::kProj) {
+            const int first_stage = stage;
+#pragma unroll
+            for (int block = 0; block < Shape::kBlocks; ++block) {
+                if (block % Shape::kProjBlocks == 0) {
+                    if (block > 0) advance();
+                    barrier_wait(&shared.full[stage], parity);
+                    product_fence();
+                }
+#pragma unroll
+                for (int k = 0; k < Shape::kBlockWidth / 16; ++k) {
+                    WarpgroupProduct<float, Shape::kWidth>::add(sums,
+                        tile_descriptor<Shape::kRowBytes>(x + block * Shape::kBlockBytes) + 2 * k,
+                        tile_descriptor<Shape::kRowBytes>(shared.proj(stage, block)) + 2 * k, block > 0 || k > 0);
+                }
+            }
+            product_commit();
+            advance();
+            Residual<Shape::kWidth> tokens;
+            load_residual<Shape::kWidth>(tokens, a.x, a.epilogue.rows, first_row);
+            product_wait<0>();
+            keep(sums);
+#pragma unroll
+            for (int i = 0; i < Shape::kProjStages; ++i) release((first_stage + i) % Shape::kStages);
+            add_attention<Shape, kNormFirst>(a, sums, tokens, first_row, x);
+        } else if constexpr (kNormFirst) {
+            normalise_x<Shape>(x, a.norm);
+        }
+
         uint32_t activations[4][4] = {};
         // fc1: the stage's 64 hidden features.
         auto start_fc1 = [&] {
@@ -299,14 +435,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             product_fence();
 #pragma unroll
             for (int k = 0; k < Shape::kWidth / 16; ++k) {
-                const int offset = k / 4 * Shape::kBlockBytes;
-                WarpgroupProduct<float, kHidden>::add(hidden, tile_descriptor(x + offset) + k % 4 * 2,
-                    tile_descriptor(shared.weight1(stage) + offset) + k % 4 * 2, k > 0);
+                constexpr int kSteps = Shape::kBlockWidth / 16;  // of a block
+                const int offset = k / kSteps * Shape::kBlockBytes;
+                WarpgroupProduct<float, kHidden>::add(hidden, tile_descriptor<Shape::kRowBytes>(x + offset) + k % kSteps * 2,
+                    tile_descriptor<Shape::kRowBytes>(shared.weight1(stage) + offset) + k % kSteps * 2, k > 0);
             }
             product_commit();
-        };
-        auto release = [&](int used) {
-            if (!Shape::kWeightsStay && first_lane) barrier_arrive(&shared.empty[used]);
         };
         int before = 0;
         start_fc1();
@@ -341,14 +475,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             }
             product_commit();
             before = stage;
-            if (++stage == Shape::kStages) {
-                stage = 0;
-                parity ^= !Shape::kWeightsStay;  // where they stay, the first phase is the only one
-            }
+            advance();
             if (chunk + 1 < a.chunks) start_fc1();
         }
         Residual<Shape::kWidth> residual;
-        load_residual<Shape::kWidth>(residual, a.epilogue, first_row);
+        load_residual<Shape::kWidth>(residual, a.epilogue.residual, a.epilogue.rows, first_row);
         product_wait<0>();
         keep(sums);
 #pragma unroll
@@ -359,16 +490,23 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 }
 
 template <class Shape, bool kNormFirst> int launch_mlp(const Mlp& a, int multiprocessors) {
-    MlpMaps maps;
-    const bool made = make_rows_map<__half>(maps.x, a.x, a.rows, a.width, 64)
-        && make_rows_map<__half>(maps.weight1, a.weight1, a.hidden, a.width, kHidden)
+    constexpr int kRowBytes = Shape::kRowBytes;
+    MlpMaps maps{};
+    bool made = make_rows_map<__half, kRowBytes>(maps.x, Shape::kProj ? a.attention : a.x, a.rows, a.width, 64)
+        && make_rows_map<__half, kRowBytes>(maps.weight1, a.weight1, a.hidden, a.width, kHidden)
         && make_weight_map<__half>(maps.weight2, a.weight2, a.width, a.hidden, Shape::kWidth);
+    if constexpr (Shape::kProj) {
+        made = made && make_weight_map<__half, kRowBytes>(maps.proj, a.proj_weight, a.width, a.width, Shape::kWidth);
+    }
     if (!made) return cudaErrorInvalidValue;
     constexpr auto kKernel = mlp_kernel<Shape, kNormFirst>;
     const cudaError_t error = allow_shared_memory<kKernel>(Shape::kSharedBytes);
     if (error != cudaSuccess) return error;
+    const void* residual = Shape::kProj ? a.y : a.x;
     const MlpArguments arguments{{a.gamma, a.beta, a.epsilon}, static_cast<const __half*>(a.bias1),
-        {nullptr, a.bias2, static_cast<const __half*>(a.x), a.y, a.rows, a.width, 0.0F}, a.hidden / kHidden};
+        {nullptr, a.bias2, static_cast<const __half*>(residual), a.y, a.rows, a.width, 0.0F}, a.hidden / kHidden,
+        static_cast<const __half*>(a.x), static_cast<const __half*>(a.proj_bias),
+        {a.proj_gamma, a.proj_beta, a.epsilon}};
     const int blocks = (a.rows + 64 * Shape::kWarpgroups - 1) / (64 * Shape::kWarpgroups);
     return launch<kKernel>(std::min(blocks, multiprocessors), Shape::kThreads, Shape::kSharedBytes, a.stream, maps,
         arguments);
@@ -378,22 +516,28 @@ template <class Shape> int with_norm(const Mlp& a, int multiprocessors) {
     return a.norm_first ? launch_mlp<Shape, true>(a, multiprocessors) : launch_mlp<Shape, false>(a, multiprocessors);
 }
 
-}  // namespace
-
-int mlp_sm90(const Mlp& a, int multiprocessors) {
+template <bool kProj> int of_width(const Mlp& a, int multiprocessors) {
     // One warpgroup a block where several would leave multiprocessors idle.
     const bool few = a.rows <= 64 * multiprocessors;
     switch (a.width) {
     case 96:
-        if (few) return with_norm<Shape<96, 1>>(a, multiprocessors);
-        if (a.hidden == 4 * 96) return with_norm<Shape<96, 3, 4 * 96 / kHidden>>(a, multiprocessors);
-        return with_norm<Shape<96, 3>>(a, multiprocessors);
+        if (few) return with_norm<Shape<96, 1, kProj>>(a, multiprocessors);
+        if (a.hidden == 4 * 96) return with_norm<Shape<96, 3, kProj, 4 * 96 / kHidden>>(a, multiprocessors);
+        return with_norm<Shape<96, 3, kProj>>(a, multiprocessors);
     case 128:
-        return few ? with_norm<Shape<128, 1>>(a, multiprocessors) : with_norm<Shape<128, 2>>(a, multiprocessors);
+        return few ? with_norm<Shape<128, 1, kProj>>(a, multiprocessors)
+                   : with_norm<Shape<128, 2, kProj>>(a, multiprocessors);
     case 192:
-        return few ? with_norm<Shape<192, 1>>(a, multiprocessors) : with_norm<Shape<192, 2>>(a, multiprocessors);
+        return few ? with_norm<Shape<192, 1, kProj>>(a, multiprocessors)
+                   : with_norm<Shape<192, 2, kProj>>(a, multiprocessors);
     default: return cudaErrorInvalidValue;
     }
+}
+
+}  // namespace
+
+int mlp_sm90(const Mlp& a, int multiprocessors) {
+    return a.attention != nullptr ? of_width<true>(a, multiprocessors) : of_width<false>(a, multiprocessors);
 }
 
 }  // namespace swin

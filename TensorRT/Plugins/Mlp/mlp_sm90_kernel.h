@@ -5,11 +5,13 @@
 
 namespace swin {
 
-// As swin_mlp's arguments, x and y [rows, width].
+// As swin_mlp's arguments, x, attention and y [rows, width].
 struct Mlp {
     const void* x;
     const float *gamma, *beta;
     const void *weight1, *bias1, *weight2, *bias2;
+    const void *attention, *proj_weight, *proj_bias;  // null: x is not added to
+    const float *proj_gamma, *proj_beta;              // where norm_first is false
     void* y;
     int rows, width, hidden;
     bool norm_first;

@@ -407,9 +407,9 @@ inline EncodeTensorMap encode_tensor_map() {
     return function;
 }
 
-// The map of a tensor whose innermost elements are neighbours, for boxes of kTileBytes along them.
+// The map of a tensor whose innermost elements are neighbours, for boxes of kRowBytes along them.
 // sizes, strides (of all but the innermost, in rows of sizes[0] elements) and box: innermost first.
-template <class Element, int kRank>
+template <class Element, int kRowBytes, int kRank>
 bool make_map(CUtensorMap& map, const void* tensor, const cuuint64_t (&sizes)[kRank], const cuuint64_t (&strides)[kRank - 1],
     const cuuint32_t (&box)[kRank]) {
     const EncodeTensorMap encode = encode_tensor_map();
@@ -420,20 +420,23 @@ bool make_map(CUtensorMap& map, const void* tensor, const cuuint64_t (&sizes)[kR
     cuuint64_t bytes[kRank - 1];
     for (int i = 0; i < kRank - 1; ++i) bytes[i] = strides[i] * sizes[0] * sizeof(Element);
     return encode(&map, kType, kRank, const_cast<void*>(tensor), sizes, bytes, box, kOnes, CU_TENSOR_MAP_INTERLEAVE_NONE,
-               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+               kRowBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
         == CUDA_SUCCESS;
 }
 
 // Of x[rows, K], boxes of `box_rows` rows; of weight[N, K], boxes of `box_features` rows in the order that the head of
 // this file tells.
-template <class Element> bool make_rows_map(CUtensorMap& map, const void* x, int rows, int k, int box_rows) {
-    return make_map<Element, 2>(map, x, {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)}, {1},
-        {kTileBytes / sizeof(Element), static_cast<cuuint32_t>(box_rows)});
+template <class Element, int kRowBytes = kTileBytes>
+bool make_rows_map(CUtensorMap& map, const void* x, int rows, int k, int box_rows) {
+    return make_map<Element, kRowBytes, 2>(map, x, {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)}, {1},
+        {kRowBytes / sizeof(Element), static_cast<cuuint32_t>(box_rows)});
 }
-template <class Element> bool make_weight_map(CUtensorMap& map, const void* weight, int n, int k, int box_features) {
-    return make_map<Element, 5>(map, weight,
+template <class Element, int kRowBytes = kTileBytes>
+bool make_weight_map(CUtensorMap& map, const void* weight, int n, int k, int box_features) {
+    return make_map<Element, kRowBytes, 5>(map, weight,
         {static_cast<cuuint64_t>(k), 2, 4, 4, static_cast<cuuint64_t>(n / kFeatureGroup)}, {1, 8, 2, kFeatureGroup},
-        {kTileBytes / sizeof(Element), 2, 4, 4, static_cast<cuuint32_t>(box_features / kFeatureGroup)});
+        {kRowBytes / sizeof(Element), 2, 4, 4, static_cast<cuuint32_t>(box_features / kFeatureGroup)});
 }
 
 template <class Element> int steps_of(const Product& p) {

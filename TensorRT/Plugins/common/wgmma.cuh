@@ -3,7 +3,7 @@
 // sections "mbarrier", "cp.async.bulk.tensor" and "wgmma".
 //
 // A tile is rows of 128 bytes along K with the 128-byte swizzle, its address a multiple of 1024: what a tensor map with
-// CU_TENSOR_MAP_SWIZZLE_128B writes is what a product reads.
+// CU_TENSOR_MAP_SWIZZLE_128B writes is what a product reads. Or of 64 bytes, with the 64-byte swizzle.
 #pragma once
 
 #include <cstdint>
@@ -89,9 +89,14 @@ __device__ __forceinline__ void copy_tile(
 // --- products ----------------------------------------------------------------------------------------------------------
 
 // Descriptor of a tile in shared memory; the next 32 bytes of K are at + 2.
-__device__ __forceinline__ uint64_t tile_descriptor(const void* tile) {
-    constexpr uint64_t kSwizzle128 = 1, kEightRows = 8 * kTileBytes;
-    return (shared_address(tile) & 0x3FFFF) >> 4 | 1ULL << 16 | kEightRows >> 4 << 32 | kSwizzle128 << 62;
+template <int kRowBytes = kTileBytes> __device__ __forceinline__ uint64_t tile_descriptor(const void* tile) {
+    static_assert(kRowBytes == 128 || kRowBytes == 64);
+    constexpr uint64_t kSwizzle = kRowBytes == 128 ? 1 : 2, kEightRows = 8 * kRowBytes;
+    return (shared_address(tile) & 0x3FFFF) >> 4 | 1ULL << 16 | kEightRows >> 4 << 32 | kSwizzle << 62;
+}
+// Where the 16 bytes number `chunk` of a row lie in such a tile.
+template <int kRowBytes = kTileBytes> __device__ __forceinline__ int swizzled_offset(int row, int chunk) {
+    return row * kRowBytes + (chunk ^ (kRowBytes == 128 ? row & 7 : row >> 1 & 3)) * 16;
 }
 
 // Registers that a product under way reads or writes: called after the wait, this keeps the compiler from using them for

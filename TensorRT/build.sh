@@ -89,7 +89,9 @@ image=3x${size}x$size
 flags=(--onnx="$onnx")
 [[ $fixed == yes ]] || flags+=(--minShapes="input:${min}x$image" --optShapes="input:${opt}x$image" --maxShapes="input:${max}x$image")
 [[ -z $plugins ]] || flags+=(--staticPlugins="$plugins")
-for default in --memPoolSize=workspace:4096 --timingCacheFile=TensorRT/TRT_Engine/timing.cache \
+# A timing cache for each engine: 8.6.0 cannot read what a build of plugins alone has saved, and a build with LayerNorm plugins,
+# or with marked tensors, that is given such a cache fails ("myelinCache.h::deserializeFromBuffer").
+for default in --memPoolSize=workspace:4096 --timingCacheFile="${plan%.plan}.timing" \
     --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json"; do
     [[ " ${passed[*]-} " == *" ${default%%=*}="* ]] || flags+=("$default")  # trtexec refuses a flag given twice
 done

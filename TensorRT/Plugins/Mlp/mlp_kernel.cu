@@ -47,8 +47,8 @@ long long rows_of_slice(const Sliced& a) {
     return quotient_up(quotient_up(a.rows, slices), unit) * unit;
 }
 
-// `rows` rows from `first` on, at most `step`. y holds what LayerNorm gives (V1) or takes (V2), sums what x and
-// attention add up to. In V2 both LayerNorms work in place: a group of threads has all of its row in registers before
+// `rows` rows from `first` on, at most `step`. y holds what LayerNorm gives (V1) or takes (V2), sums what proj gives and
+// then what x and that add up to. LayerNorm writes where it reads: a group of threads has all of its row in registers before
 // it writes any of it, and touches no other row.
 int run_slice(const Sliced& a, long long first, long long rows, long long step) {
     const Mlp& m = a.mlp;
@@ -68,22 +68,26 @@ int run_slice(const Sliced& a, long long first, long long rows, long long step) 
         return linear(hidden, m.weight2, m.bias2, residual, y, m.hidden, m.width, 0);
     };
     int status = cudaSuccess;
+    char* sums = nullptr;
     if (m.attention != nullptr) {
-        char* sums = hidden + step * m.hidden * bytes_of(a.type);
-        status = linear(static_cast<const char*>(m.attention) + offset, m.proj_weight, m.proj_bias,
-            m.norm_first ? x : nullptr, sums, m.width, m.width, 0);
-        if (status == cudaSuccess && !m.norm_first) {
-            status = swin_layernorm_add(
-                sums, x, m.proj_gamma, m.proj_beta, sums, a.type, rows, m.width, m.epsilon, m.stream);
-        }
+        sums = hidden + step * m.hidden * bytes_of(a.type);
+        status = linear(static_cast<const char*>(m.attention) + offset, m.proj_weight, m.proj_bias, nullptr, sums, m.width,
+            m.width, 0);
         if (status != cudaSuccess) return status;
-        x = sums;
     }
     if (m.norm_first) {
-        status = swin_layernorm(x, m.gamma, m.beta, y, a.type, rows, m.width, m.epsilon, m.stream);
+        status = sums != nullptr
+            ? swin_add_layernorm(sums, x, m.gamma, m.beta, sums, y, a.type, rows, m.width, m.epsilon, m.stream)
+            : swin_layernorm(x, m.gamma, m.beta, y, a.type, rows, m.width, m.epsilon, m.stream);
         if (status == cudaSuccess) status = fc1(y);
-        if (status == cudaSuccess) status = fc2(x);
+        if (status == cudaSuccess) status = fc2(sums != nullptr ? sums : x);
     } else {
+        if (sums != nullptr) {
+            status = swin_layernorm_add(
+                sums, x, m.proj_gamma, m.proj_beta, sums, a.type, rows, m.width, m.epsilon, m.stream);
+            if (status != cudaSuccess) return status;
+            x = sums;
+        }
         status = fc1(x);
         if (status == cudaSuccess) status = fc2(nullptr);
         if (status == cudaSuccess) {

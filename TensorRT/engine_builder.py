@@ -40,8 +40,10 @@ def build(arguments: Namespace) -> None:
                 raise UserError(f"{shown(arguments.calib)}: TensorRT {trt.__version__} does not take its scales and "
                                 f"asked for images to calibrate on: {LOGGER.complaint()}")
             if serialized is None:
+                timings = arguments.timingCacheFile  # 8.6.0 cannot read all that it has saved, and may fail then
+                remedy = f"; try without {shown(timings)}" if timings and Path(timings).exists() else ""
                 raise UserError(f"{shown(onnx)}: TensorRT cannot build it: {LOGGER.complaint()}; "
-                                f"all of its messages are in {shown(log.path)}")
+                                f"all of its messages are in {shown(log.path)}{remedy}")
             layers = _describe_layers(serialized, arguments.exportLayerInfo)
             _save_timing_cache(config, arguments.timingCacheFile)
             with whole_file(plan) as partial:

@@ -25,7 +25,8 @@ usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
 
 Builder options, --flag=value, go to the builder as they are: --noTF32, --memPoolSize=workspace:MIB (default 4096),
 --builderOptimizationLevel=0-5, --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN (where those libraries are missing),
---timingCacheFile=FILE, --profilingVerbosity=..., --verbose.
+--timingCacheFile=FILE (default none: 8.6.0 could not read those it had saved, and some builds failed with one),
+--profilingVerbosity=..., --verbose.
 X
 }
 
@@ -89,10 +90,7 @@ image=3x${size}x$size
 flags=(--onnx="$onnx")
 [[ $fixed == yes ]] || flags+=(--minShapes="input:${min}x$image" --optShapes="input:${opt}x$image" --maxShapes="input:${max}x$image")
 [[ -z $plugins ]] || flags+=(--staticPlugins="$plugins")
-# A timing cache for each engine: 8.6.0 cannot read what a build of plugins alone has saved, and a build with LayerNorm plugins,
-# or with marked tensors, that is given such a cache fails ("myelinCache.h::deserializeFromBuffer").
-for default in --memPoolSize=workspace:4096 --timingCacheFile="${plan%.plan}.timing" \
-    --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json"; do
+for default in --memPoolSize=workspace:4096 --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json"; do
     [[ " ${passed[*]-} " == *" ${default%%=*}="* ]] || flags+=("$default")  # trtexec refuses a flag given twice
 done
 

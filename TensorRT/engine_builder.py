@@ -18,7 +18,8 @@ DEFAULT_BATCHES = {"minShapes": 1, "optShapes": 32, "maxShapes": 128}
 
 
 def build(arguments: Namespace) -> None:
-    """Build the engine that build_engine.py's arguments describe; write plan, log, layer information, timing cache.
+    """Build the engine that build_engine.py's arguments describe; write plan, log, layer information and, where a file is
+    named for it, the timing cache.
 
     Raises:
         UserError: no GPU, or TensorRT refuses the graph, the shapes or the flags. No plan is left behind.
@@ -40,7 +41,7 @@ def build(arguments: Namespace) -> None:
                 raise UserError(f"{shown(arguments.calib)}: TensorRT {trt.__version__} does not take its scales and "
                                 f"asked for images to calibrate on: {LOGGER.complaint()}")
             if serialized is None:
-                timings = arguments.timingCacheFile  # 8.6.0 cannot read all that it has saved, and may fail then
+                timings = arguments.timingCacheFile  # 8.6.0 could not read those it had saved, and failed
                 remedy = f"; try without {shown(timings)}" if timings and Path(timings).exists() else ""
                 raise UserError(f"{shown(onnx)}: TensorRT cannot build it: {LOGGER.complaint()}; "
                                 f"all of its messages are in {shown(log.path)}{remedy}")

@@ -9,11 +9,12 @@ extern "C" {
 #endif
 
 // Swin V1, residual then norm: sum = x + residual, y = LN(sum) * gamma + beta, all [rows, width].
-// The sum is normalised as it is in FP32, before it is rounded to `type`.
+// The sum is normalised as it is in FP32, before it is rounded to `type`. sum may be x.
 int swin_add_layernorm(const void* x, const void* residual, const float* gamma, const float* beta, void* sum, void* y,
     int type, long long rows, int width, float epsilon, cudaStream_t stream);
 
 // Swin V2, norm then residual: y = residual + LN(x) * gamma + beta, all [rows, width].
+// y may be x.
 int swin_layernorm_add(const void* x, const void* residual, const float* gamma, const float* beta, void* y, int type,
     long long rows, int width, float epsilon, cudaStream_t stream);
 

@@ -6,7 +6,7 @@
 // read constants (weights) alone.
 //
 // In which order kernels go through the rows of a batch is agreed too. Products go from the first to the last, LayerNorm and
-// attention, which stand between them, from the last to the first, and so does fc1, for fc2's sake, whose input is the
+// attention on tensor cores, which stand between them, from the last to the first, and so does fc1, for fc2's sake, whose input is the
 // largest. So a kernel begins with what the one before wrote last and the L2 cache still has.
 #pragma once
 

@@ -576,6 +576,11 @@ def cpu_name() -> str:
     return f"none ({models[0] if models else platform.machine() + ' CPU'}; {os.cpu_count()} cores)"
 
 
+def on_gpu(row: dict[str, str]) -> bool:
+    """Whether a row of a table was measured on a GPU."""
+    return not row["gpu"].startswith("none")  # as cpu_name's
+
+
 def gpu_name() -> str:
     """The GPU as nvidia-smi names it; cpu_name() on a machine without one."""
     try:

@@ -23,7 +23,7 @@ sys.path.insert(1, str(ROOT))
 sys.path.insert(1, str(Path(__file__).resolve().parent))
 from latency_tables import OURS, Row, best_rows, markdown_table, speedup_table, what_counts  # noqa: E402
 
-from utils import RESULTS, UserError, latency_rows, row_problem, run_script, shown, whole_file  # noqa: E402
+from utils import RESULTS, UserError, latency_rows, on_gpu, row_problem, run_script, shown, whole_file  # noqa: E402
 
 # runner: its name in the legend, colour and marker. Colours that the colour-blind tell apart (Okabe and Ito, 2008).
 STYLES = {
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help="of latency.csv, and where the picture and the table go (default: Results/)")
     args = parser.parse_args(arguments)
     rows = latency_rows(args.results)
-    newest = sorted(rows, key=lambda row: not row["gpu"].startswith("none"))[-1:]  # keeps the order otherwise
+    newest = sorted(rows, key=on_gpu)[-1:]  # keeps the order otherwise
     run_id = args.run or (newest[0]["run_id"] if newest else None)
     rows = [row for row in rows if row["run_id"] == run_id]
     if not rows:

@@ -20,7 +20,7 @@ sys.path.insert(1, str(ROOT))
 sys.path.insert(1, str(Path(__file__).resolve().parent))
 from latency_tables import OURS, best_rows, markdown_table, runner_table, speedup_table, what_counts  # noqa: E402
 
-from utils import RESULTS, UserError, run_script, shown, whole_file  # noqa: E402
+from utils import RESULTS, UserError, on_gpu, run_script, shown, whole_file  # noqa: E402
 
 BEGIN, END = "<!-- GPU results, by Results/report.py: begin -->", "<!-- GPU results: end -->"
 MODELS = {"swinv1": "V1", "swinv2": "V2"}  # the Small ones
@@ -36,7 +36,7 @@ def gpu_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if not row["gpu"].startswith("none")]
+        return [row for row in csv.DictReader(file) if on_gpu(row)]
 
 
 def last_gpu_rows(path: Path) -> list[Row]:

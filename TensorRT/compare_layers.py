@@ -92,14 +92,22 @@ def reference_of(onnx_path: Path) -> Path:
     return onnx_path
 
 
-def load_input(path: str | None, onnx_path: Path, images: int) -> np.ndarray:
-    """The first images of a data file's `input`; by default of data/<model>-b<N>.npz of the graph's model."""
+def load_input(path: str | None, onnx_path: Path, model, images: int) -> np.ndarray:
+    """The first images of a data file's `input`; by default of data/<model>-b<N>.npz of the graph's model.
+
+    Raises:
+        UserError: no such file, or its images are not of the size that the graph takes.
+    """
     paths = [Path(path)] if path else [
         file for file in sorted((ROOT / "data").glob("*-b*.npz"), key=lambda file: -len(file.stem))
         if f"{onnx_path.stem}_".startswith(f"{file.stem.rpartition('-b')[0]}_")]
     if not paths:
         raise UserError(f"{shown(onnx_path)}: no data/<model>-b<N>.npz of its model; give an .npz with --data")
     arrays = load_arrays(paths[0], ("input",), "batch data", "write it with data/batch_data_gen.py")
+    wanted = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    if list(arrays["input"].shape[1:]) != wanted:
+        raise UserError(f"{shown(paths[0])}: holds images {list(arrays['input'].shape[1:])}, and {shown(onnx_path)} "
+                        f"takes {wanted}; give another --data")
     return arrays["input"][:images]
 
 
@@ -109,7 +117,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     model = load_onnx(path)
     reference_path = Path(arguments.reference) if arguments.reference else reference_of(path)
     reference = load_onnx(reference_path)
-    images = load_input(arguments.data, path, arguments.images)
+    images = load_input(arguments.data, path, model, arguments.images)
 
     depth = {name: index for index, name in enumerate(live_tensors(reference.graph))}
     operators = {name: op for name, op in live_tensors(model.graph).items() if name in depth}
@@ -129,10 +137,6 @@ def prepare(arguments: argparse.Namespace) -> None:
     names += ends
 
     session = session_of(reference, names)
-    wanted = session.get_inputs()[0].shape[2:]
-    if list(images.shape[2:]) != wanted:
-        raise UserError(f"{shown(reference_path)}: takes images of {wanted}, not {list(images.shape[2:])} as in the "
-                        "data; give another --data")
     print(f"running {shown(reference_path)} on {len(images)} images for {len(names)} tensors", flush=True)
     arrays = session.run(names, {session.get_inputs()[0].name: images})
     layers = Path(arguments.output) / f"{path.stem}_layers.onnx"

@@ -27,6 +27,7 @@ from utils import (
     PLUGIN_DOMAIN,
     RESULTS,
     UserError,
+    first_line,
     from_zero,
     load_onnx,
     onnx_precision,
@@ -134,7 +135,7 @@ def compare_all(model: onnx.ModelProto, images: np.ndarray, every: int = 1) -> l
         references = session.run(names, {session.get_inputs()[0].name: images})
         outputs = emulated(model, names, images)
     except onnx_refusals() as error:
-        raise UserError(f"onnxruntime refuses it: {error}") from error
+        raise UserError(f"onnxruntime refuses it: {first_line(error)}") from error
     depth = {name: index for index, name in enumerate(operators)}
     return [row_of(depth[name], name, operators[name], output, reference)
             for name, output, reference in zip(names, outputs, references)]
@@ -152,8 +153,9 @@ def main() -> None:
     arguments = parser.parse_args()
     path = Path(arguments.onnx)
     model = load_onnx(path)
+    images = load_input(arguments.data, path, model, arguments.images)
     try:
-        rows = compare_all(model, load_input(arguments.data, path, arguments.images), arguments.every)
+        rows = compare_all(model, images, arguments.every)
     except UserError as error:
         raise UserError(f"{shown(path)}: {error}") from error
     table = Path(arguments.output or RESULTS / f"layers_{path.stem}_emulated.csv")

@@ -18,8 +18,8 @@ DEFAULT_BATCHES = {"minShapes": 1, "optShapes": 32, "maxShapes": 128}
 
 
 def build(arguments: Namespace) -> None:
-    """Build the engine that build_engine.py's arguments describe; write plan, log, layer information and, where a file is
-    named for it, the timing cache.
+    """Build the engine that build_engine.py's arguments describe; write plan, log, layer information and, where a file
+    is named for it, the timing cache.
 
     Raises:
         UserError: no GPU, or TensorRT refuses the graph, the shapes or the flags. No plan is left behind.

@@ -27,10 +27,10 @@ from utils import (
     UserError,
     alone_in,
     cpu_name,
-    existing_file,
     from_zero,
     git_commit,
     gpu_name,
+    load_arrays,
     max_abs_err,
     median_rel_err,
     new_run_id,
@@ -81,9 +81,9 @@ def engine_rows(work: Path, run: dict[str, str], tolerance: float) -> list[dict[
         weights, _, engine = stem.removeprefix(f"{model}_").partition("_")
         if weights not in WEIGHTS:
             continue  # of a model whose name begins with this one's
-        source = existing_file(work / f"{model}_{weights}-b{IMAGES}.npz", "the data that swinv2_question.sh makes")
-        with np.load(source) as data:
-            logits, expected = np.load(path), data["logits"]
+        source = work / f"{model}_{weights}-b{IMAGES}.npz"
+        expected = load_arrays(source, ("logits",), "the data of swinv2_question.sh", "run that again")["logits"]
+        logits = np.load(path)
         if "," not in batches:
             logits = logits[None]  # run_engine.py leaves the first axis out for one batch size
         if logits.shape != (len(batches.split(",")), *expected.shape):

@@ -1,6 +1,7 @@
 """Where the error of an engine starts: compare_layers.py as far as a machine without TensorRT can test it."""
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,16 @@ def test_prepare_chooses_tensors(small_graph):
             assert list(file["names"]) == [*names, "logits"]
     assert "no tensor to compare" in one_line_error(prepare(folder, "m.onnx", "--match", "nothing"))
     assert "--every 0" in one_line_error(prepare(folder, "m.onnx", "--every", "0"))
+    assert "--match '(': is no regular expression" in one_line_error(prepare(folder, "m.onnx", "--match", "("))
+
+
+def test_images_of_another_size_are_refused(small_graph, tmp_path):
+    folder, _ = small_graph
+    np.savez(tmp_path / "other.npz", input=np.zeros((1, 3, 8, 8), np.float32))
+    for script, *first in (("compare_layers.py", "prepare"), ("emulate_fp16.py",)):
+        done = shell(sys.executable, ROOT / "TensorRT" / script, *first, "--onnx", folder / "m.onnx", "--data",
+                     tmp_path / "other.npz")
+        assert re.search(r"other\.npz: holds images \[3, 8, 8\], and .*m\.onnx takes \[", one_line_error(done))
 
 
 def test_compare_counts_what_is_not_finite_and_measures_the_rest():

@@ -692,7 +692,11 @@ def test_bad_caches(small, tmp_path, spoil, words):
     (["--keep", "block9.qkv"], r"--keep block9.qkv: is none of block0.qkv ... block3.fc2"),
     (["--batches", "0"], r"--batches and --batch-size must be above zero"),
     (["--percentile", "10"], r"--percentile 10: must be above 50"),
-    (["--output", "{}/m.onnx"], r"m.onnx: is the graph to quantise"),
+    (["--output", "{}/m.onnx"], r"m.onnx: is the graph to change"),
+    (["--output", "{}/noext"], r"noext: "),
+    (["--cache", "{}/m.cache", "--percentile", "99"], r"so --percentile changes nothing"),
+    (["--cache", "{}/m.cache", "--batches", "3"], r"was calibrated on \d+ images, not 24"),
+    (["--onnx", "{}/fixed.onnx"], r"fixed.onnx: "),
     (["--cache", "{}/m.cache", "--method", "entropy"], r"m.cache: was calibrated with minmax, not entropy"),
     (["--onnx", "{}/retrained.onnx", "--cache", "{}/m.cache"], r"m.cache: was made for another graph than"),
     (["--cache", "{}/other.cache"], r"other.cache: was made for another graph than .*m.onnx"),
@@ -712,6 +716,9 @@ def test_bad_input(small, tmp_path, flags, words):
     weight = next(tensor for tensor in retrained.graph.initializer if len(tensor.dims) == 2)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
     onnx.save(retrained, folder / "retrained.onnx")
+    fixed = onnx.load(folder / "m.onnx")
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(fixed, folder / "fixed.onnx")
     before = sorted(folder.rglob("*"))
     arguments = ["--onnx", str(folder / "m.onnx"), "--cache", str(folder / "new.cache"), "--output",
                  str(folder / "out.onnx"), "--batches", "2", "--batch-size", "8",

@@ -17,7 +17,7 @@ import pytest
 import race
 import TRT_test
 from race import TIMM, Entrant, Model, Step
-from utils import LATENCY_COLUMNS, ROOT, UserError, append_rows, latency_rows, row_problem
+from utils import LATENCY_COLUMNS, ROOT, UserError, append_rows, cpu_name, latency_rows, row_problem
 
 sys.path.insert(1, str(ROOT / "Results"))
 import draw_latency
@@ -414,7 +414,8 @@ def test_the_fastest_trt_row_counts_and_says_that_it_is_of_timms_export():
 
 
 def test_the_picture_and_the_table_are_drawn_from_the_rows_of_one_run(tmp_path, capsys):
-    append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [*ROWS, row("trt", 1, 77.0, run_id="2")])
+    append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [*ROWS, row("trt", 1, 77.0, run_id="2"),
+                                                             row("ort-cpu", 1, 88.0, run_id="4", gpu=cpu_name())])
     race.main(["--draw-only", "--run-id", "1", "--results", str(tmp_path)])
     table = (tmp_path / "speedup.md").read_text()
     assert "| m | fp16 | 1 | 0.500 | 1.000e-03 | trt, CUDA graph | 1.200 | 1.000e-03 | 2.40 |" in table
@@ -423,7 +424,7 @@ def test_the_picture_and_the_table_are_drawn_from_the_rows_of_one_run(tmp_path, 
     first = (tmp_path / "latency.png").read_bytes()
     draw_latency.main(["--run", "1", "--results", str(tmp_path)])
     assert (tmp_path / "latency.png").read_bytes() == first
-    draw_latency.main(["--results", str(tmp_path)])  # the last run
+    draw_latency.main(["--results", str(tmp_path)])  # the last run on a GPU
     assert "77.000" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"no rows of run 3; race\.py measures them"):
         draw_latency.main(["--run", "3", "--results", str(tmp_path)])

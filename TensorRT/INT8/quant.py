@@ -43,6 +43,7 @@ from qdq import (  # noqa: E402
     quantised_tensors,
     with_attention,
 )
+from surgeon import target_of  # noqa: E402
 from tidy import exported, session, tidy  # noqa: E402
 
 from data.photo_crops import held_out_batch  # noqa: E402
@@ -191,9 +192,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if args.percentile is not None and not 50 < args.percentile <= 100:
         raise UserError(f"--percentile {args.percentile:g}: must be above 50 and at most 100")
     args.cache = args.cache or Path(__file__).resolve().parent / f"{args.onnx.stem}.cache"
-    args.output = args.output or args.onnx.with_name(f"{args.onnx.stem}_int8.onnx")
-    if args.output.resolve() == args.onnx.resolve():
-        raise UserError(f"{shown(args.output)}: is the graph to quantise; give another --output")
+    args.output = target_of(args, "_int8")
     return args
 
 

@@ -64,14 +64,13 @@ class Report:
         value = model.graph.input[0]
         self.provider, self.output = provider, model.graph.output[0].name
         self.images, self.labels = held_out_batch(count, value.type.tensor_type.shape.dim[2].dim_value)
-        self.batch = value.type.tensor_type.shape.dim[0].dim_value or BATCH
         self.reference = self.logits(model)
 
     def logits(self, model: onnx.ModelProto) -> np.ndarray:
         session = session_with_outputs(model, [self.output], self.provider)
         name, count = session.get_inputs()[0].name, len(self.images)
-        return np.concatenate([session.run(None, {name: self.images[start:start + self.batch]})[0]
-                               for start in range(0, count, self.batch)])
+        return np.concatenate([session.run(None, {name: self.images[start:start + BATCH]})[0]
+                               for start in range(0, count, BATCH)])
 
     def row(self, part: str, logits: np.ndarray) -> dict[str, str]:
         """The measured columns; top1 is empty for a model with other classes than the photographs."""

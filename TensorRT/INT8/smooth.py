@@ -27,7 +27,7 @@ from calibration import (  # noqa: E402
 )
 from qdq import blocks_of  # noqa: E402
 from quant import fp32_model  # noqa: E402
-from surgeon import check, save  # noqa: E402
+from surgeon import check, save, target_of  # noqa: E402
 from tidy import exported, producer, tidy, values  # noqa: E402
 
 from utils import UserError, run_script, shown  # noqa: E402
@@ -88,9 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not 0 <= args.alpha <= 1 or args.batches < 1:
         raise UserError("--alpha must be from 0 to 1 and --batches above zero")
-    target = args.output or args.onnx.with_name(f"{args.onnx.stem}_smooth.onnx")
-    if target.resolve() == args.onnx.resolve():
-        raise UserError(f"{shown(target)}: is the graph to change; give another --output")
+    target = target_of(args, "_smooth")
     model = fp32_model(args.onnx)
     graph = tidy(model)
     names = [product.inputs[0].name for block in blocks_of(graph) for product in (block.qkv, block.fc1)

@@ -42,22 +42,23 @@ constexpr int kHeadDim = 32;
 constexpr int kMaxWindow = 32;
 constexpr float kNormEpsilon = 1e-12F;  // F.normalize's, on the norm and not on its square
 
-struct Shape {
-    int height, width, channels, num_heads, window, shift;
-    int positions;            // N = window^2
-    int bias_stride;          // Np
-    int windows_x, windows_y, windows;  // windows along an image's sides; in the whole batch
-    int reciprocal;           // position / window == position * reciprocal >> 16, exact for window <= 32
-    float scale, mask_value;
-    float out_scale;          // INT8: what takes p v to y
-};
-
 struct Window {
     int y, x;    // in units of windows
     int tokens;  // tokens of the images before this one
 };
 
-__device__ Window window_at(const Shape& shape, int index) {
+struct Shape {
+    int height, width, channels, num_heads, window, shift;
+    int positions;            // N = window^2
+    int bias_stride;          // Np
+    int windows_x, windows_y, windows;  // windows along an image's sides; in the whole batch
+    Window stride;            // tensor_core_attention: from one window of a walk to the next
+    int reciprocal;           // position / window == position * reciprocal >> 16, exact for window <= 32
+    float scale, mask_value;
+    float out_scale;          // qkv is INT8: what takes p v to y
+};
+
+__host__ __device__ Window window_at(const Shape& shape, int index) {
     int const row = index / shape.windows_x;
     int const image = row / shape.windows_y;
     return {row - image * shape.windows_y, index - row * shape.windows_x, image * shape.height * shape.width};
@@ -114,10 +115,10 @@ __device__ float dot(const float (&q)[kHeadDim], const float* k) {
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-template <typename T, bool kCosine>
+template <typename T, typename Out, bool kCosine>
 __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __restrict__ qkv, const float* __restrict__ bias,
                                                                  const float* __restrict__ logit_scale,
-                                                                 T* __restrict__ y, Shape shape) {
+                                                                 Out* __restrict__ y, Shape shape) {
     __shared__ alignas(16) float keys[kPlainKeys][kHeadDim];
     __shared__ alignas(16) float values[kPlainKeys][kHeadDim];
     __shared__ float key_scale[kPlainKeys];  // V1: scale; V2: logit_scale / |k|
@@ -206,11 +207,11 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
     if (live) {
 #pragma unroll
         for (int d = 0; d < kHeadDim; ++d) {
-            T& to = y[token * shape.channels + head * kHeadDim + d];
-            if constexpr (std::is_same_v<T, int8_t>) {
+            Out& to = y[token * shape.channels + head * kHeadDim + d];
+            if constexpr (std::is_same_v<Out, int8_t>) {
                 to = static_cast<int8_t>(swin::quantize(out[d] / sum, shape.out_scale));
             } else {
-                to = from_float<T>(out[d] / sum);
+                to = from_float<Out>(out[d] / sum * (std::is_same_v<T, Out> ? 1.F : shape.out_scale));
             }
         }
     }
@@ -220,15 +221,15 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
 
 constexpr float kLog2e = 1.4426950408889634F;
 
-// The window of the batch that lies as many windows before this one as `by` lies behind the first.
-__device__ void step_back(Window& window, const Window& by, const Shape& shape) {
-    window.x -= by.x;
+// The next window of a walk, which goes backwards.
+__device__ void step_back(Window& window, const Shape& shape) {
+    window.x -= shape.stride.x;
     int const row_before = window.x < 0;
     window.x += row_before ? shape.windows_x : 0;
-    window.y -= by.y + row_before;
+    window.y -= shape.stride.y + row_before;
     int const image_before = window.y < 0;
     window.y += image_before ? shape.windows_y : 0;
-    window.tokens -= by.tokens + (image_before ? shape.height * shape.width : 0);
+    window.tokens -= shape.stride.tokens + (image_before ? shape.height * shape.width : 0);
 }
 
 // A tile in shared memory is [rows][32] of 2-byte elements: 4 chunks of 16 bytes a row. Chunks are swizzled so that
@@ -239,7 +240,7 @@ __device__ int swizzled(int row, int chunk) { return row * kHeadDim + ((chunk ^ 
 // window 8 is 7 % slower on an H200; window 7 does not care.
 constexpr int kResident = 4;
 
-// What the tensor cores multiply, and the registers that hold 8 neighbouring elements, where qkv and y have elements of T.
+// What the tensor cores multiply where qkv has elements of T, and the registers that hold 8 neighbouring ones.
 template <typename T> struct TensorCore {
     using Factor = T;
     using Chunk = uint4;
@@ -275,6 +276,9 @@ __device__ float sum_of_squares(float sum, uint32_t pair) {
     return fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
 }
 
+// 1 / max(|x|, kNormEpsilon), from |x|^2.
+__device__ float reciprocal_norm(float squares) { return fminf(swin::rsqrt_approximate(squares), 1.F / kNormEpsilon); }
+
 // The bias of query row i, key columns j and j + 1, in log2 units; -inf in padded columns, which then take part in
 // nothing, and 0 in padded rows, which are not written.
 __device__ float2 bias_pair(const float* head_bias, const Shape& shape, int i, int j) {
@@ -303,19 +307,19 @@ __device__ unsigned column_flags(const Shape& shape, int first_column) {
 // window fits one tile (window 7 and 8); the bias of the block's head then stays in registers while the block walks its
 // windows. By count, issuing instructions is what limits this kernel, so what does not change from window to window is
 // kept, windows are stepped through instead of divided out, and the row sums are one more column of p v (v = 1).
-template <typename T, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
+template <typename T, typename Out, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
 __global__ void __launch_bounds__(32 * kWarps, kResident)
     tensor_core_attention(const T* __restrict__ qkv, const float* __restrict__ bias,
-                          const float* __restrict__ logit_scale, T* __restrict__ y, Shape shape) {
+                          const float* __restrict__ logit_scale, Out* __restrict__ y, Shape shape) {
     using F = typename TensorCore<T>::Factor;
-    using Chunk = typename TensorCore<T>::Chunk;
     using P = swin::Packed<F>;
-    constexpr bool kInt8 = std::is_same_v<T, int8_t>;
+    constexpr bool kInt8 = std::is_same_v<T, int8_t>, kInt8Out = std::is_same_v<Out, int8_t>;
     constexpr int kTile = 16 * kWarps;
     __shared__ alignas(128) F queries[2][kTile * kHeadDim];
     __shared__ alignas(128) F keys[2][kTile * kHeadDim];
     __shared__ alignas(128) F values[2][kTile * kHeadDim];
     __shared__ alignas(8) float key_scale[kTile];
+    __shared__ float head_scale;  // logit_scale of this head, read before the wait below
     // INT8 arrives here, each thread's chunks of q, k and v in its own column, and is unpacked from here.
     __shared__ alignas(16) uint2 packed[3][2][kInt8 ? 32 * kWarps : 1];
 
@@ -325,8 +329,11 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     int const tiles = kOneTile ? 1 : (shape.positions + kTile - 1) / kTile;
     int const walks = static_cast<int>(gridDim.z), last_window = shape.windows - 1 - static_cast<int>(blockIdx.z);
     int const items = (last_window / walks + 1) * tiles;
-    Window const stride = window_at(shape, walks);
     const float* head_bias = bias + static_cast<long long>(head) * shape.positions * shape.bias_stride;
+
+    if (kCosine && threadIdx.x == 0) {
+        head_scale = logit_scale[head] * kLog2e;
+    }
 
     // This lane's rows of the tile, as holder of accumulators (columns `column` and column + 1 of each 8) and as
     // copier of tokens (16-byte chunk `chunk` of a head's 64 bytes).
@@ -376,17 +383,26 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     };
     int next_token[2];
     // The bias does not depend on the kernel before, so it comes first, unless that spills registers.
-    constexpr bool kBiasFirst = kBlocks < 8;
+    constexpr bool kBiasFirst = kBlocks < 8 || (kCosine && !kInt8);
     auto begin = [&] {
+        if (kOneTile) {  // of a multi-tile window this spills
+            int first_token[2];
+            for (int r = 0; r < 2; ++r) first_token[r] = live[r] ? token_of(shape, ahead, query[r]) : 0;
+            swin::compute_before_what_follows(first_token[0] | first_token[1] | place[0] | place[1]);
+        }
         swin::wait_for_previous_kernel();
         swin::let_next_kernel_start();
         load(0, 0, next_token);
+        if (kOneTile) {
+            swin::compute_before_what_follows(place[1]);
+        }
     };
     if constexpr (!kBiasFirst) {
         begin();
     }
 
-    unsigned const row_flags[2] = {mask_flags(shape, first_query + row[0]), mask_flags(shape, first_query + row[1])};
+    // Of both rows, 2 bits each, as registers are short here.
+    unsigned const row_flags = mask_flags(shape, first_query + row[0]) | mask_flags(shape, first_query + row[1]) << 2;
     unsigned const kept_flags = kOneTile ? column_flags<kBlocks>(shape, column) : 0;
     float2 kept_bias[kOneTile ? kBlocks : 1][2];
     if (kOneTile) {
@@ -430,7 +446,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             token[1] = next_token[1];
         }
         if (last) {
-            step_back(ahead, stride, shape);
+            step_back(ahead, shape);
         }
         tile = last ? 0 : tile + 1;  // of the next item
         if (item + 1 < items) {
@@ -450,7 +466,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             }
             squares += __shfl_xor_sync(~0U, squares, 1);
             if (half == 0) {
-                key_scale[key] = logit_scale[head] * kLog2e / fmaxf(sqrtf(squares), kNormEpsilon);
+                key_scale[key] = head_scale * reciprocal_norm(squares);
             }
             __syncthreads();
         }
@@ -465,7 +481,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
                 if (kCosine) {  // fragments 0, 2 hold row 0 and fragments 1, 3 row 1
                     float squares = sum_of_squares<F>(sum_of_squares<F>(0.F, q[0][r]), q[0][r + 2]);
                     squares = sum_of_squares<F>(sum_of_squares<F>(squares, q[1][r]), q[1][r + 2]);
-                    row_scale[r] = 1.F / fmaxf(sqrtf(quad_sum(squares)), kNormEpsilon);
+                    row_scale[r] = reciprocal_norm(quad_sum(squares));
                 }
                 maximum[r] = -INFINITY;
             }
@@ -501,7 +517,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             for (int c = 0; c < 2 * kBlocks; ++c) {
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    if ((flags >> (2 * c) ^ row_flags[r]) & axes) {
+                    if ((flags >> (2 * c) ^ row_flags >> (2 * r)) & axes) {
                         scores[c / 2][2 * r + (c & 1)] += shape.mask_value * kLog2e;
                     }
                 }
@@ -555,20 +571,23 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         }
 
         if (last) {  // the window is done: through this warp's own rows of queries, in stores of 8 elements
-            T* staged = reinterpret_cast<T*>(queries[stage]);
+            Out* staged = reinterpret_cast<Out*>(queries[stage]);
             // (row + 16 warp) kHeadDim bytes are within the warp's own rows of F, which other warps do not read.
             auto staged_at = [warp](int row, int chunk) {
-                return kInt8 ? (row + 16 * warp) * kHeadDim + chunk * 8 : swizzled(row, chunk);
+                return kInt8Out ? (row + 16 * warp) * kHeadDim + chunk * 8 : swizzled(row, chunk);
             };
             __syncwarp();
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                float const normaliser = 1.F / sum[2 * r];
+                float normaliser = swin::reciprocal_approximate(sum[2 * r]);
+                if (kInt8 && !kInt8Out) {
+                    normaliser *= shape.out_scale;
+                }
 #pragma unroll
                 for (int n = 0; n < 4; ++n) {
                     float const first = out[n][2 * r] * normaliser, second = out[n][2 * r + 1] * normaliser;
-                    T* const to = &staged[staged_at(row[r], n) + column];
-                    if constexpr (kInt8) {
+                    Out* const to = &staged[staged_at(row[r], n) + column];
+                    if constexpr (kInt8Out) {
                         *reinterpret_cast<uint16_t*>(to) = swin::quantize_pair(first, second, shape.out_scale);
                     } else {
                         *reinterpret_cast<uint32_t*>(to) = P::pack(first, second);
@@ -579,7 +598,8 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 if (live[r]) {
-                    T* to = y + static_cast<long long>(token[r]) * shape.channels + head * kHeadDim + chunk * 8;
+                    using Chunk = typename TensorCore<Out>::Chunk;
+                    Out* to = y + static_cast<long long>(token[r]) * shape.channels + head * kHeadDim + chunk * 8;
                     *reinterpret_cast<Chunk*>(to) = *reinterpret_cast<const Chunk*>(&staged[staged_at(row[r], chunk)]);
                 }
             }
@@ -596,16 +616,16 @@ struct Tensors {
     void* y;
 };
 
-template <typename T, bool kCosine>
+template <typename T, typename Out, bool kCosine>
 void launch_plain(const Tensors& t, const Shape& shape, cudaStream_t stream) {
     dim3 const grid(shape.windows, shape.num_heads, (shape.positions + kPlainThreads - 1) / kPlainThreads);
-    swin::launch<plain_attention<T, kCosine>>(grid, kPlainThreads, 0, stream, static_cast<const T*>(t.qkv), t.bias,
-                                              t.logit_scale, static_cast<T*>(t.y), shape);
+    swin::launch<plain_attention<T, Out, kCosine>>(grid, kPlainThreads, 0, stream, static_cast<const T*>(t.qkv), t.bias,
+                                              t.logit_scale, static_cast<Out*>(t.y), shape);
 }
 
-template <typename T, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
-void launch_tensor_core(const Tensors& t, const Shape& shape, int multiprocessors, cudaStream_t stream) {
-    constexpr auto kernel = tensor_core_attention<T, kCosine, kWarps, kBlocks, kOneTile>;
+template <typename T, typename Out, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
+void launch_tensor_core(const Tensors& t, Shape shape, int multiprocessors, cudaStream_t stream) {
+    constexpr auto kernel = tensor_core_attention<T, Out, kCosine, kWarps, kBlocks, kOneTile>;
     static int const resident_blocks = [] {
         int blocks = 0;
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 32 * kWarps, 0);
@@ -616,38 +636,48 @@ void launch_tensor_core(const Tensors& t, const Shape& shape, int multiprocessor
     int const wanted = (multiprocessors * resident_blocks + shape.num_heads * query_tiles - 1) / (shape.num_heads * query_tiles);
     int const windows_per_block = (shape.windows + wanted - 1) / wanted;  // at most
     dim3 const grid(shape.num_heads, query_tiles, (shape.windows + windows_per_block - 1) / windows_per_block);
+    shape.stride = window_at(shape, static_cast<int>(grid.z));
     swin::launch<kernel>(grid, 32 * kWarps, 0, stream, static_cast<const T*>(t.qkv), t.bias, t.logit_scale,
-                         static_cast<T*>(t.y), shape);
+                         static_cast<Out*>(t.y), shape);
 }
 
 // first_major: the compute capability from which on tensor cores multiply T.
-template <typename T, bool kCosine>
+template <typename T, typename Out, bool kCosine>
 void launch_fastest(const Tensors& t, const Shape& shape, int first_major, cudaStream_t stream) {
     swin::Gpu const gpu = swin::current_gpu();
     bool const aligned = (reinterpret_cast<uintptr_t>(t.qkv) | reinterpret_cast<uintptr_t>(t.y)) % 16 == 0 &&
                          reinterpret_cast<uintptr_t>(t.bias) % 8 == 0;
     if (gpu.major < first_major || !aligned) {
-        launch_plain<T, kCosine>(t, shape, stream);
+        launch_plain<T, Out, kCosine>(t, shape, stream);
     } else if (shape.positions <= 56) {  // window 7: 49 keys are 7 columns of 8
-        launch_tensor_core<T, kCosine, 4, 7, true>(t, shape, gpu.multiprocessors, stream);
+        launch_tensor_core<T, Out, kCosine, 4, 7, true>(t, shape, gpu.multiprocessors, stream);
     } else if (shape.positions <= 64) {
-        launch_tensor_core<T, kCosine, 4, 8, true>(t, shape, gpu.multiprocessors, stream);
+        launch_tensor_core<T, Out, kCosine, 4, 8, true>(t, shape, gpu.multiprocessors, stream);
     } else if (shape.positions % 48 == 0 && shape.positions % 64 != 0) {  // window 12: 144 = 3 * 48, without padding
-        launch_tensor_core<T, kCosine, 3, 6, false>(t, shape, gpu.multiprocessors, stream);
+        launch_tensor_core<T, Out, kCosine, 3, 6, false>(t, shape, gpu.multiprocessors, stream);
     } else {
-        launch_tensor_core<T, kCosine, 4, 8, false>(t, shape, gpu.multiprocessors, stream);
+        launch_tensor_core<T, Out, kCosine, 4, 8, false>(t, shape, gpu.multiprocessors, stream);
     }
 }
 
 template <bool kCosine>
 int launch(const Tensors& t, const Shape& shape, int type, cudaStream_t stream) {
     switch (type) {
-        case SWIN_FP32: launch_plain<float, kCosine>(t, shape, stream); break;
-        case SWIN_FP16: launch_fastest<__half, kCosine>(t, shape, 7, stream); break;
-        case SWIN_BF16: launch_fastest<__nv_bfloat16, kCosine>(t, shape, 8, stream); break;
+        case SWIN_FP32: launch_plain<float, float, kCosine>(t, shape, stream); break;
+        case SWIN_FP16: launch_fastest<__half, __half, kCosine>(t, shape, 7, stream); break;
+        case SWIN_BF16: launch_fastest<__nv_bfloat16, __nv_bfloat16, kCosine>(t, shape, 8, stream); break;
         default: return cudaErrorInvalidValue;
     }
     return cudaGetLastError();
+}
+
+template <typename Out>
+void launch_int8(const Tensors& t, const Shape& shape, cudaStream_t stream) {
+    if (t.logit_scale) {
+        launch_fastest<int8_t, Out, true>(t, shape, 7, stream);
+    } else {
+        launch_fastest<int8_t, Out, false>(t, shape, 7, stream);
+    }
 }
 
 // Whether this is a shape of the contract, and then that shape.
@@ -694,17 +724,17 @@ extern "C" int swin_attention_int8(const void* qkv, const float* bias, const flo
                                    float scale, float mask_value, float qkv_scale, float y_scale, cudaStream_t stream) {
     Shape shape{};
     if (!describe(shape, batch, height, width, channels, num_heads, window_size, shift_size) || !(qkv_scale > 0) ||
-        !(y_scale > 0)) {
+        !(y_scale >= 0)) {
         return cudaErrorInvalidValue;
     }
     shape.scale = scale * qkv_scale * qkv_scale;
     shape.mask_value = mask_value;
-    shape.out_scale = qkv_scale / y_scale;
+    shape.out_scale = y_scale > 0 ? qkv_scale / y_scale : qkv_scale;
     Tensors const tensors{qkv, bias, logit_scale, y};
-    if (logit_scale) {
-        launch_fastest<int8_t, true>(tensors, shape, 7, stream);
+    if (y_scale > 0) {
+        launch_int8<int8_t>(tensors, shape, stream);
     } else {
-        launch_fastest<int8_t, false>(tensors, shape, 7, stream);
+        launch_int8<__half>(tensors, shape, stream);
     }
     return cudaGetLastError();
 }

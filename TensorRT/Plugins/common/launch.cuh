@@ -28,6 +28,14 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
+// Not negative: x is computed before what follows. The compiler moves the wait, and loads, in front of all arithmetic that it
+// can, index arithmetic that should overlap with the kernel before among it; but not over a branch, and this one is never
+// taken.
+__device__ __forceinline__ void compute_before_what_follows(int x) {
+    asm volatile("{\n.reg .pred negative;\nsetp.lt.s32 negative, %0, 0;\n@!negative bra go_on;\ntrap;\ngo_on:\n}" ::"r"(x)
+                 : "memory");
+}
+
 // Whether the code of `kernel` that the current device runs has the wait in it. Asked once per kernel: the devices of
 // a process are taken to be alike.
 template <auto KERNEL> bool waits_for_previous_kernel() {

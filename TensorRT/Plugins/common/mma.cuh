@@ -72,6 +72,18 @@ __device__ __forceinline__ float exp2_approximate(float x) {
     return y;
 }
 
+// 1 / x and 1 / sqrt(x) to 2 ulp; an x below 2^-126 counts as 0, whose result is inf.
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float rsqrt_approximate(float x) {
+    float y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // What the two 16-bit types differ in. A pair is two neighbouring elements in one register, the first one low.
 //   multiply: d[16x8] = a[16x16] b[16x8] + c[16x8], FP32 sums; d and c may be the same.
 template <typename T> struct Packed;

@@ -31,23 +31,28 @@ struct Linear {
 // x * Phi(x), exact also in the tail where 1 + erf cancels.
 __device__ __forceinline__ float exact_gelu(float x) { return x * normcdff(x); }
 
-// --- GELU in place: cuBLASLt's epilogue has the tanh form alone --------------------------------------------------------
+// --- what follows the bias, in a second pass over y --------------------------------------------------------------------
 
-template <class T, int VEC> __global__ void __launch_bounds__(256) gelu_kernel(T* y, long long vectors) {
+// Not in cuBLASLt's epilogue: its GELU is the tanh form, and of 16-bit types it rounds the sums and the residual before it
+// adds the bias.
+template <class T, int VEC>
+__global__ void __launch_bounds__(256) gelu_or_add_kernel(T* y, const T* residual, long long vectors) {
     const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
     for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < vectors; i += step) {
-        float value[VEC];
+        float value[VEC], addend[VEC];
         unpack<T, VEC>(load_raw<T, VEC>(y + i * VEC), value);
+        if (residual != nullptr) unpack<T, VEC>(load_raw<T, VEC>(residual + i * VEC), addend);
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) value[v] = exact_gelu(value[v]);
+        for (int v = 0; v < VEC; ++v) value[v] = residual != nullptr ? value[v] + addend[v] : exact_gelu(value[v]);
         store_raw<T, VEC>(y + i * VEC, pack<T, VEC>(value));
     }
 }
 
-template <class T, int VEC> void launch_gelu(const Linear& a) {
+template <class T, int VEC> void launch_gelu_or_add(const Linear& a) {
     const long long vectors = a.rows * a.out_features / VEC;
     const auto blocks = static_cast<unsigned>(std::min((vectors + 255) / 256, 1LL << 30));
-    gelu_kernel<T, VEC><<<blocks, 256, 0, a.stream>>>(static_cast<T*>(a.y), vectors);
+    gelu_or_add_kernel<T, VEC><<<blocks, 256, 0, a.stream>>>(
+        static_cast<T*>(a.y), static_cast<const T*>(a.residual), vectors);
 }
 
 // --- the product where cuBLASLt has no algorithm -------------------------------------------------------------------
@@ -164,10 +169,9 @@ public:
         Product product(a);
         const Choice choice = choose(a, product);
         if (!choice.exists) return false;
-        const float one = 1.0f, beta = a.residual != nullptr ? 1.0f : 0.0f;
-        const void* c = a.residual != nullptr ? a.residual : a.y;
+        const float one = 1.0f, zero = 0.0f;
         const cublasStatus_t status = cublasLtMatmul(handle_, &product.operation, &one, a.weight, &product.weight, a.x,
-            &product.x, &beta, c, &product.y, a.y, &product.y, &choice.algorithm, a.workspace, a.workspace_bytes,
+            &product.x, &zero, a.y, &product.y, a.y, &product.y, &choice.algorithm, a.workspace, a.workspace_bytes,
             a.stream);
         if (status == CUBLAS_STATUS_NOT_SUPPORTED) return false;
         check(status);
@@ -175,15 +179,14 @@ public:
     }
 
 private:
-    // type, rows, in_features, out_features, residual, alignments of weight, x, residual and y, workspace.
-    using Key = std::tuple<int, long long, int, int, bool, uint32_t, uint32_t, uint32_t, uint32_t, size_t>;
+    // type, rows, in_features, out_features, alignments of weight, x and y, workspace.
+    using Key = std::tuple<int, long long, int, int, uint32_t, uint32_t, uint32_t, size_t>;
 
     // cuBLASLt's first suggestion: no timing, so that engines and runs are alike.
     Choice choose(const Linear& a, Product& product) {
-        const uint32_t weight = alignment(a.weight), x = alignment(a.x), c = alignment(a.residual);
+        const uint32_t weight = alignment(a.weight), x = alignment(a.x);
         const uint32_t y = alignment(a.y, a.bias);  // there is no preference for the bias itself
-        const Key key{a.type, a.rows, a.in_features, a.out_features, a.residual != nullptr, weight, x, c, y,
-            a.workspace_bytes};
+        const Key key{a.type, a.rows, a.in_features, a.out_features, weight, x, y, a.workspace_bytes};
         const std::lock_guard<std::mutex> lock(mutex_);
         const auto known = choices_.find(key);
         if (known != choices_.end()) return known->second;
@@ -193,7 +196,7 @@ private:
         set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, a.workspace_bytes);
         set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, weight);
         set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x);
-        set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, a.residual != nullptr ? c : y);
+        set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y);
         set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, y);
         // Partial sums of split products stay FP32.
         set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
@@ -221,9 +224,9 @@ bool aligned(const Linear& a) {
 template <class T> int run(const Linear& a) {
     if (!aligned(a) || !Cublas::current().run(a)) {
         launch_plain<T>(a);
-    } else if (a.gelu) {
+    } else if (a.gelu || a.residual != nullptr) {
         const bool vectors = a.rows * a.out_features % kVector<T> == 0;
-        vectors ? launch_gelu<T, kVector<T>>(a) : launch_gelu<T, 1>(a);
+        vectors ? launch_gelu_or_add<T, kVector<T>>(a) : launch_gelu_or_add<T, 1>(a);
     }
     return cudaGetLastError();
 }

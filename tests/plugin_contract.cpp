@@ -339,8 +339,9 @@ Attributes int8(Attributes attributes, float y_scale) {
     return attributes;
 }
 
-Attributes attention_int8(int height, int width, int heads, int window, int shift, float qkv_scale) {
-    Attributes attributes = int8(attention(height, width, heads, window, shift), 0.02F);
+Attributes attention_int8(
+    int height, int width, int heads, int window, int shift, float qkv_scale, float y_scale = 0.02F) {
+    Attributes attributes = int8(attention(height, width, heads, window, shift), y_scale);
     attributes["qkv_scale"] = qkv_scale;
     return attributes;
 }
@@ -451,6 +452,10 @@ int main() {
             {{-1, 294, 24}}},
         {"SwinAttentionInt8", attention_int8(16, 16, 3, 8, 0, 0.03F), "qffq", {{-1, 256, 72}, {3, 64, 64}, {3}},
             {{-1, 256, 24}}},
+        {"SwinAttentionInt8", attention_int8(14, 21, 3, 7, 3, 0.03F, 0), "qfh", {{-1, 294, 72}, {3, 49, 56}},
+            {{-1, 294, 96}}},
+        {"SwinAttentionInt8", attention_int8(16, 16, 3, 8, 0, 0.03F, 0), "qffh", {{-1, 256, 72}, {3, 64, 64}, {3}},
+            {{-1, 256, 96}}},
     };
     const Invalid invalid[] = {
         {"SwinLayerNorm", {}, {{2, 96}}, "attribute epsilon is missing"},
@@ -543,7 +548,12 @@ int main() {
         {"SwinLayerNormAddInt8", int8(kEpsilon, 1), {{-1, 96}, {-1, 92}, {96}, {96}}, "residual is [?, 92]"},
         {"SwinQuantize", int8({}, 0), {{-1, 96}}, "y_scale is 0"},
         {"SwinAttentionInt8", attention_int8(14, 14, 3, 7, 3, 0), {{-1, 196, 72}, {3, 49, 56}}, "qkv_scale is 0"},
+        {"SwinAttentionInt8", attention_int8(14, 14, 3, 7, 3, 0, 0), {{-1, 196, 72}, {3, 49, 56}}, "qkv_scale is 0"},
+        {"SwinAttentionInt8", attention_int8(14, 14, 3, 7, 3, 1, -1), {{-1, 196, 72}, {3, 49, 56}}, "y_scale is -1"},
+        {"SwinAttentionInt8", attention(14, 14, 3, 7, 3), {{-1, 196, 72}, {3, 49, 56}},
+            "attribute qkv_scale is missing"},
         {"SwinAttentionInt8", attention_int8(14, 14, 4, 7, 3, 1), {{-1, 196, 72}, {4, 49, 56}}, "must be 32"},
+        {"SwinAttentionInt8", attention_int8(14, 14, 4, 7, 3, 1, 0), {{-1, 196, 72}, {4, 49, 56}}, "must be 32"},
     };
     for (const Valid& one : valid) check_valid(one);
     expect(Plugin("SwinLinear", linear(0)).workspace_bytes() == 32 << 20, "SwinLinear asks for workspace");

@@ -262,7 +262,7 @@ def test_quantize(count, offset):
 
 # --- attention -------------------------------------------------------------------------------------------------------
 
-def check_attention(case: Attention, variant: str) -> None:
+def check_attention(case: Attention, variant: str, quantised: bool) -> None:
     qkv_scale, scale, logit_scale = 0.02, 32**-0.5, None
     tokens, channels = case.height * case.width, 32 * case.num_heads
     qkv = random_int8((case.batch, tokens, 3 * channels), case.window_size)
@@ -277,22 +277,27 @@ def check_attention(case: Attention, variant: str) -> None:
         qkv[:, ::3] = 0
     values = qkv.double() * torch.tensor(qkv_scale, device=DEVICE).double()
     exact = window_attention(values, bias.double(), None if logit_scale is None else logit_scale.double(), case)
-    y_scale = exact.abs().max().item() / 110
+    y_scale = exact.abs().max().item() / 110 if quantised else 0.0
     attributes = (case.height, case.width, case.num_heads, case.window_size, case.shift_size, scale, -100.0, qkv_scale)
     y, = outputs_of(lambda out: kernels.attention_int8(qkv, padded_bias(bias), logit_scale, out, *attributes, y_scale),
-                    ((case.batch, tokens, channels), torch.int8), offset=int(case.misaligned))
+                    ((case.batch, tokens, channels), torch.int8 if quantised else torch.float16),
+                    offset=int(case.misaligned))
     # Scores of exact integer products lose a few FP32 roundings, 2^-20 of the largest, and probabilities as much of
     # themselves; these are rounded to FP16, and weighed and normalised as they are then: 2 * 2^-11 of the largest v.
     q, k, v = (part.abs().max().item() for part in values.chunk(3, -1))
     largest = 32**0.5 * q * k if variant == "V1" else logit_scale.max().item()
     slack = v * (2 * FP16 + 2.0**-20 * (largest + bias.abs().max().item() + 100))
-    judge_int8((case, variant), y, exact, y_scale, slack)
+    if quantised:
+        judge_int8((case, variant), y, exact, y_scale, slack)
+    else:
+        judge_fp16((case, variant), y, exact, slack)
 
 
+@pytest.mark.parametrize("quantised", [False, True], ids=["FP16", "INT8"])
 @pytest.mark.parametrize("variant", ["V1", "V2", "V2 at the clamp"])
-def test_attention(variant):
+def test_attention(variant, quantised):
     for case in ATTENTION_CASES:
-        check_attention(case, variant)
+        check_attention(case, variant, quantised)
 
 
 def test_attention_past_2_to_the_31_elements():
@@ -336,7 +341,7 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.layernorm_add_int8(half, None, parameter, parameter, half, y, EPSILON, 0.1),
         lambda: kernels.quantize(half, y, math.nan),
         lambda: kernels.attention_int8(y, parameter, None, y, 2, 2, 1, 2, 0, 1.0, -100.0, 0.0, 0.1),
-        lambda: kernels.attention_int8(y, parameter, None, y, 2, 2, 1, 2, 0, 1.0, -100.0, 0.1, 0.0),
+        lambda: kernels.attention_int8(y, parameter, None, y, 2, 2, 1, 2, 0, 1.0, -100.0, 0.1, -0.1),
     ]
     for call in refused:
         with pytest.raises(RuntimeError, match="CUDA error 1"):

@@ -193,6 +193,29 @@ def test_an_engine_says_how_many_mlps_are_whole():
     assert "MLP in one kernel" not in work(linear)
 
 
+def test_an_int8_engine_of_v1_has_proj_of_narrow_blocks_in_the_mlps_kernel():
+    """An attention that writes FP16 for it is counted as every attention: an INT8 engine's bytes are FP16's."""
+    swin = swin_work.read_swin(ROOT / "models/swin.yaml")
+    block, narrow = "/layers.{}/blocks.{}/", {0: 2, 1: 2}
+    layers = []
+    for stage, depth in enumerate(swin.depths):
+        parts = ["norm1/LayerNormalization/SwinLayerNormInt8", "attn/qkv/MatMul/SwinLinearInt8",
+                 "attn/Softmax/SwinAttentionInt8"]
+        parts += ["mlp/fc1/MatMul/SwinMlp"] if stage in narrow else [
+            "attn/proj/MatMul/SwinLinearInt8", "norm2/LayerNormalization/SwinLayerNormInt8",
+            "mlp/fc1/MatMul/SwinLinearInt8", "mlp/fc2/MatMul/SwinLinearInt8"]
+        layers += [block.format(stage, number) + part for number in range(depth) for part in parts]
+    work = profile_engine.work_of_groups(Path("swinv1_attention_int8.plan"), layers, 8, 224, 1000)
+    del work["all"]
+    assert work == swin_work.work_of(swin, 8, 2, True, narrow, narrow)
+    rows = profile_engine.group_rows(Path("swinv1_attention_int8.plan"), 8, dict.fromkeys(layers, 0.1), 224, 1000, None,
+                                     None)
+    found = {row["group"]: (row["layers"], row["int8_layers"]) for row in rows}
+    assert found == {"attention": (24, 24), "qkv": (24, 24), "proj": (20, 20), "fc1 + GELU": (20, 20),
+                     "fc2": (20, 20), "LayerNorm and residual": (44, 44), "MLP in one kernel": (4, 0),
+                     "all": (156, 152)}
+
+
 def test_patch_merging_moves_what_its_parts_do():
     """From 4 x 4 tokens of 8 channels to 2 x 2 of 16, one image, FP32: gather (V1: and norm), product, V2's norm."""
     swin = Swin("swinv1", 8, (1, 1), 2, 16)

@@ -260,13 +260,16 @@ def test_kept_parts_have_no_pairs(small):
     folder = small(2)
     graph = tidy(onnx.load(folder / "m.onnx"))
     scales, parts = read_cache(folder / "m.cache").scales, all_parts(blocks_of(graph))
-    kept = quant.kept_parts("block1.proj,*.fc2", parts)
-    assert kept == {"block1.proj", "block1.attention", *(f"block{i}.fc2" for i in range(4))}
+    kept = quant.kept_parts("block1.proj,block2.qkv,*.fc2", parts)
+    assert kept == {"block1.proj", "block2.qkv", "block2.attention", *(f"block{i}.fc2" for i in range(4))}
     result = gs.import_onnx(quantised(graph, scales, kept))
     without = [node.name for node in result.nodes if node.op == "MatMul" and "blocks" in node.name
                and not paired(node, 1) and values(node.inputs[1]) is not None]
     assert [re.sub(r".*blocks.(\d)/\w+/(\w+)/.*", r"\1 \2", name) for name in without] == [
-        "0 fc2", "1 proj", "1 fc2", "0 fc2", "1 fc2"]
+        "0 fc2", "1 proj", "1 fc2", "0 qkv", "0 fc2", "1 fc2"]
+    attentions = [node.inputs[0].name for node in result.nodes if node.op == "DequantizeLinear" and any(
+        reader.op == "Reshape" for reader in node.outputs[0].outputs)]
+    assert len(attentions) == 3  # that of block 1 too
     assert not any(node.op == "QuantizeLinear" for node in gs.import_onnx(quantised(graph, scales, set(parts))).nodes)
 
 
@@ -292,18 +295,19 @@ def widening(randomize, tmp_path_factory):
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("version", [1, 2])
 def test_what_is_faster_in_fp16_is_kept(version, narrow, widening, tmp_path, monkeypatch, capsys):
-    """The MLPs of the narrow blocks (V1), or all of these (V2), so that proj is of the MLP's node; --narrow quantises
-    them. The same at another opset."""
+    """proj and MLP of the narrow blocks (V1), or all of these (V2), so that proj is of the MLP's node and attention
+    writes FP16 for it; --narrow quantises them. The same at another opset."""
     monkeypatch.setattr(sys, "argv", ["a test"])
     folder = widening(version)
     (tmp_path / "m.onnx").write_bytes((folder / "m.onnx").read_bytes())
     quantise(tmp_path, narrow=narrow)
     printed = capsys.readouterr().out
-    kept = [] if narrow else {1: ["fc1", "fc2"], 2: ["qkv", "proj", "fc1", "fc2"]}[version]
+    kept = [] if narrow else {1: ["proj", "fc1", "fc2"], 2: ["qkv", "proj", "fc1", "fc2"]}[version]
     attentions = 0 if narrow or version == 1 else 2
     assert (f"INT8: {12 - 2 * len(kept)} products and {3 - attentions} attentions, of 12 products and 3 attentions"
             in printed)
-    line = f"kept: {2 * len(kept)} products and {attentions} attentions, faster in FP16: the MLP of up to 192 channels"
+    line = (f"kept: {2 * len(kept)} products and {attentions} attentions, faster in FP16: proj and the MLP of up to "
+            "192 channels")
     assert (line in printed) != narrow and ("faster in FP16" in printed) != narrow
 
     graph = gs.import_onnx(onnx.load(tmp_path / "m_int8.onnx"))
@@ -312,13 +316,34 @@ def test_what_is_faster_in_fp16_is_kept(version, narrow, widening, tmp_path, mon
     assert pairs == {f"{stage} {part}": count for stage, count in ((0, 2), (1, 1))
                      for part in ("qkv", "proj", "fc1", "fc2") if stage or part not in kept}
 
-    counts = plugin_counts(run_add_int8(tmp_path, tmp_path / "patched.onnx"))
-    expected = {(1, False): (2, 8, 1, 3, 0, 0), (2, False): (2, 4, 3, 1, 2, 1),
+    model = run_add_int8(tmp_path, tmp_path / "patched.onnx")
+    counts = plugin_counts(model)
+    expected = {(1, False): (2, 6, 1, 3, 0, 0), (2, False): (2, 4, 3, 1, 2, 1),
                 (1, True): (0, 12, 1, 3, 0, 0), (2, True): (0, 12, 1, 3, 0, 2)}[version, narrow]
     assert tuple(counts[op] for op in ("SwinMlp", "SwinLinearInt8", "SwinLinear", "SwinAttentionInt8", "SwinAttention",
                                        "SwinQuantize")) == expected
+    # SwinMlp reads what attention wrote, INT8 attention in V1.
+    mlps = [item for item in model.graph.node if item.op_type == "SwinMlp"]
+    assert [len(item.input) for item in mlps] == ([] if narrow else [{1: 10, 2: 12}[version]] * 2)
+    makers = {name: item for item in model.graph.node for name in item.output}
+    assert {makers[item.input[7]].op_type for item in mlps} <= {{1: "SwinAttentionInt8", 2: "SwinAttention"}[version]}
+    assert fp16_outputs(model) == ([True, True, False] if (version, narrow) == (1, False) else
+                                   [False] * counts["SwinAttentionInt8"])
+
     old, new = (faster_in_fp16(blocks_of(tidy(onnx.load(folder / name)))) for name in ("old.onnx", "m.onnx"))
-    assert old == new and len(new) == {1: 4, 2: 10}[version]
+    assert old == new and len(new) == {1: 6, 2: 10}[version]
+
+
+def fp16_outputs(model: onnx.ModelProto) -> list[bool]:
+    """Of each SwinAttentionInt8 of an FP16 graph whether its y is FP16: as y_scale says it, and the declared type."""
+    declared = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    found = []
+    for item in model.graph.node:
+        if item.op_type == "SwinAttentionInt8":
+            scale = next(attribute.f for attribute in item.attribute if attribute.name == "y_scale")
+            assert declared.get(item.output[0]) == (None if scale else TensorProto.FLOAT16)
+            found.append(scale == 0)
+    return found
 
 
 # --- what INT8 nodes mean ------------------------------------------------------------------------------------
@@ -398,13 +423,18 @@ def test_norm_and_attention_int8_are_their_fp16_forms_quantised():
     geometry = {"height": 8, "width": 8, "num_heads": 1, "window_size": 4, "shift_size": 2, "scale": 0.2,
                 "mask_value": -100.0}
     bias = rng.standard_normal((1, 16, 16)).astype(np.float32)
-    steps, real = run_nodes(
+    steps, plain, half, real = run_nodes(
         [node("SwinQuantize", "x", "x_q", y_scale=0.03),
          node("SwinAttentionInt8", "x_q bias", "y_q", qkv_scale=0.03, y_scale=0.02, **geometry),
+         *(node("SwinAttentionInt8", "x_q bias", name, qkv_scale=0.03, y_scale=0.0, **geometry)
+           for name in ("plain_32", "half")),
          node("SwinAttention", "rounded bias", "y_32", **geometry)],
         x, {"bias": bias, "rounded": (rounded(x, 0.03) * np.float32(0.03)).astype(np.float32)},
-        "y_q", "y_32")
+        "y_q", "plain_32", "half", "y_32")
     assert np.abs(steps - np.clip(real / 0.02, -128, 127)).max() < 0.501
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(plain, real, rtol=1e-6, atol=1e-6)  # not quantised, and rounded to FP16 where y is that
+    np.testing.assert_array_equal(half, plain.astype(np.float16))
 
 
 # --- the patched INT8 graph ----------------------------------------------------------------------------------
@@ -451,7 +481,8 @@ def test_the_patched_graph_equals_the_quantised_one(version, micro, tmp_path, mo
     proj = next(item for item in gs.import_onnx(pairs).toposort().nodes
                 if item.op == "MatMul" and item.name.endswith("proj/MatMul"))
     for ours, theirs in ((attention.input[0], qkv), (attention.output[0], producer(proj.inputs[0]).inputs[0].name)):
-        actual, expected = (integers(model, name, images) for model, name in ((int8, ours), (pairs, theirs)))
+        actual, expected = (probed(model, name, TensorProto.INT8, images)
+                            for model, name in ((int8, ours), (pairs, theirs)))
         difference = np.abs(actual.astype(int).ravel() - expected.astype(int).ravel())
         assert actual.std() > 10 and difference.max() <= 1 and difference.mean() < 1e-3
 
@@ -469,26 +500,58 @@ def test_nodes_of_a_quantised_graph_need_no_names(version, small, tmp_path, monk
     np.testing.assert_array_equal(*(session(model).run(None, {"input": images})[0] for model in (actual, expected)))
 
 
-def integers(model: onnx.ModelProto, tensor: str, images: np.ndarray) -> np.ndarray:
-    """The INT8 tensor of a graph."""
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
-    probed.graph.node.append(helper.make_node("Identity", [tensor], ["probed"]))
-    probed.graph.output.insert(0, helper.make_tensor_value_info("probed", TensorProto.INT8, None))
-    return session(probed).run(["probed"], {"input": images})[0]
+def probed(model: onnx.ModelProto, tensor: str, kind: int, images: np.ndarray) -> np.ndarray:
+    """A tensor of a graph, of this TensorProto type."""
+    extended = onnx.ModelProto()
+    extended.CopyFrom(model)
+    extended.graph.node.append(helper.make_node("Identity", [tensor], ["probed"]))
+    extended.graph.output.insert(0, helper.make_tensor_value_info("probed", kind, None))
+    return session(extended).run(["probed"], {"input": images})[0]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_attention_before_a_kept_proj_writes_what_the_quantised_graph_has_there(version, small, tmp_path, monkeypatch,
+                                                                                capsys):
+    """No pair stands before proj there, so that nothing is rounded: the first block in FP32, where INT8's steps would
+    differ by 0.29 of one; and the whole in the script's own check."""
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    for name in ("m.onnx", "m.cache"):
+        (tmp_path / name).write_bytes((small(version) / name).read_bytes())
+    quantise(tmp_path, "--keep", "*.proj,*.fc1,*.fc2")
+    pairs = onnx.load(tmp_path / "m_int8.onnx")
+    assert sum(item.op_type == "DequantizeLinear" for item in pairs.graph.node) == 4 * 3  # of qkv, and attention's
+    capsys.readouterr()
+    assert fp16_outputs(run_add_int8(tmp_path, tmp_path / "patched.onnx")) == [True] * 4
+    ratios = [float(x) for x in re.findall(r"against the Q/DQ graph, ([\d.]+) of what", capsys.readouterr().out)]
+    assert len(ratios) == 2 and ratios[0] < 0.1
+
+    bare, scales = add_int8.without_pairs(pairs)
+    fp32 = patch(bare, add_int8.steps_for(scales))[0]
+    int8 = add_int8.to_int8(fp32, scales, fp32)
+    images = held_out_batch(4, pairs.graph.input[0].type.tensor_type.shape.dim[2].dim_value)[0]
+    attention = next(item for item in int8.graph.node if item.op_type == "SwinAttentionInt8")
+    proj = next(item for item in gs.import_onnx(pairs).toposort().nodes
+                if item.op == "MatMul" and item.name.endswith("proj/MatMul"))
+    actual, expected = (probed(model, name, TensorProto.FLOAT, images).ravel()
+                        for model, name in ((int8, attention.output[0]), (pairs, proj.inputs[0].name)))
+    steps = (actual - expected) / read_cache(tmp_path / "m.cache").scales[proj.inputs[0].name]
+    assert actual.std() > 1 and np.sqrt(np.mean(steps**2)) < 0.03  # not zero, as some of qkv lies near a middle
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_kept_parts_are_fp16_nodes(version, small, tmp_path, monkeypatch):
-    """qkv and fc1 of one block and fc2 of another kept: FP16 in, FP16 out, SwinQuantize where INT8 begins again."""
+    """qkv and fc1 of one block, fc2 of another and proj of a third kept: FP16 in, FP16 out, SwinQuantize where INT8
+    begins again, and an attention that reads INT8 and writes FP16."""
     monkeypatch.setattr(sys, "argv", ["a test"])
     folder = small(version)
     (tmp_path / "m.onnx").write_bytes((folder / "m.onnx").read_bytes())
     (tmp_path / "m.cache").write_bytes((folder / "m.cache").read_bytes())
-    quantise(tmp_path, "--keep", "block0.qkv,block0.fc1,block2.fc2")
-    counts = plugin_counts(run_add_int8(tmp_path, tmp_path / "patched.onnx"))
-    assert (counts["SwinLinearInt8"], counts["SwinLinear"]) == (16 - 3, 1 + 3)  # and patch merging's
+    quantise(tmp_path, "--keep", "block0.qkv,block0.fc1,block2.fc2,block3.proj")
+    model = run_add_int8(tmp_path, tmp_path / "patched.onnx")
+    counts = plugin_counts(model)
+    assert (counts["SwinLinearInt8"], counts["SwinLinear"]) == (16 - 4, 1 + 4)  # and patch merging's
     assert (counts["SwinAttentionInt8"], counts["SwinAttention"]) == (3, 1)
+    assert fp16_outputs(model) == [False, False, True]
     # Before proj and fc2 of block 0, which FP16 nodes make the input of; in V2 also where the second stage begins.
     assert counts["SwinQuantize"] == {1: 2, 2: 3}[version]
 
@@ -514,6 +577,7 @@ def test_an_mlp_without_scales_is_one_node(version, proj, small, tmp_path, monke
     if proj:  # attention's output, proj's weight and bias, and in V2 its LayerNorm's parameters
         read += [None] + 2 * [TensorProto.FLOAT16] + (2 * [TensorProto.FLOAT] if version == 2 else [])
     assert [types.get(name) for name in mlp.input[1:]] == read
+    assert fp16_outputs(model) == [proj, False, False, False]
 
 
 def test_a_patched_graph_that_differs_is_refused(small, tmp_path, monkeypatch):
@@ -688,7 +752,7 @@ def test_bad_caches(small, tmp_path, spoil, words):
     (["--onnx", "{}/m_int8.onnx"], r"m_int8.onnx: is quantised already"),
     (["--onnx", "{}/patched.onnx"], r"patched.onnx: holds plugin nodes; give the unpatched graph"),
     (["--onnx", "{}/absent.onnx"], r"absent.onnx: no such file"),
-    (["--keep", "*.qkv,*.proj"], r"m.onnx: nothing is left to quantise; --narrow quantises 8 products and"),
+    (["--keep", "*.qkv"], r"m.onnx: nothing is left to quantise; --narrow quantises 12 products and 0 attentions of"),
     (["--keep", "block9.qkv"], r"--keep block9.qkv: is none of block0.qkv ... block3.fc2"),
     (["--batches", "0"], r"--batches and --batch-size must be above zero"),
     (["--percentile", "10"], r"--percentile 10: must be above 50"),

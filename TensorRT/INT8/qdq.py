@@ -89,20 +89,17 @@ def all_parts(blocks: list[Block]) -> list[str]:
 def faster_in_fp16(blocks: list[Block]) -> set[str]:
     """The parts of narrow blocks that are faster in FP16 (README.md has the figures).
 
-    An MLP of at most MOST_CHANNELS is one kernel in FP16, SwinMlp, and three in INT8. In V1 the LayerNorm before qkv
-    writes INT8, so that qkv, attention and proj gain from it there. In V2 SwinMlp is what comes before qkv, and a pass
-    that quantises its output by itself costs what qkv would gain: the whole block is kept.
+    An MLP of at most MOST_CHANNELS is one kernel in FP16, SwinMlp, and three in INT8; that one takes in an FP16 proj,
+    too. In V1 the LayerNorm before qkv writes INT8, so that qkv and attention gain from it there. In V2 SwinMlp is what
+    comes before qkv, and a pass that quantises its output by itself costs what qkv would gain: the whole block is kept.
     """
     return {f"block{i}.{part}" for i, block in enumerate(blocks) if block.channels <= MOST_CHANNELS
-            for part in (("fc1", "fc2") if block.norm_first else PARTS)}
+            for part in (("proj", "fc1", "fc2") if block.norm_first else PARTS)}
 
 
 def with_attention(kept: set[str]) -> set[str]:
-    """The kept parts, and the attention of blocks whose qkv or proj is among them.
-
-    A kernel that reads INT8 from qkv and writes INT8 for proj needs both.
-    """
-    return kept | {f"{part.split('.')[0]}.attention" for part in kept if part.endswith((".qkv", ".proj"))}
+    """The kept parts, and the attention of blocks whose qkv is among them: only an INT8 product writes INT8 for it."""
+    return kept | {f"{part.split('.')[0]}.attention" for part in kept if part.endswith(".qkv")}
 
 
 def quantised_tensors(blocks: list[Block]) -> list[str]:

@@ -182,8 +182,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="parts that are not quantised, with commas between, such as block0.fc2,block3.*; "
                              "TensorRT/INT8/sensitivity.py says which cost most (default: none)")
     parser.add_argument("--narrow", action="store_true",
-                        help=f"quantise also what is faster in FP16: of blocks of at most {MOST_CHANNELS} channels the "
-                             "MLP (V1) or all (V2)")
+                        help=f"quantise also what is faster in FP16: of blocks of at most {MOST_CHANNELS} channels "
+                             "proj and the MLP (V1) or all (V2)")
     add_provider_argument(parser)
     parser.add_argument("--no-check", action="store_true", help="do not compare the two graphs on held-out crops")
     args = parser.parse_args(arguments)
@@ -214,8 +214,8 @@ def main(arguments: list[str] | None = None) -> None:
         result = quantised(graph, cache.scales, kept)
         print(f"INT8: {counted(set(parts) - kept)}, of {counted(set(parts))} of the blocks")
         if narrow:
-            print(f"kept: {counted(narrow)}, faster in FP16: the MLP of up to {MOST_CHANNELS} channels is one kernel "
-                  "there (--narrow quantises them)")
+            print(f"kept: {counted(narrow)}, faster in FP16: proj and the MLP of up to {MOST_CHANNELS} channels are "
+                  "one kernel there (--narrow quantises them)")
         if asked:
             print(f"kept: {counted(asked)}, by --keep: {', '.join(part for part in parts if part in asked)}")
         print("kept: patch embedding, patch merging and head, always")

@@ -156,6 +156,6 @@ def quantize(x, y_q, y_scale: float) -> None:
 
 def attention_int8(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int, window_size: int,
                    shift_size: int, scale: float, mask_value: float, qkv_scale: float, y_scale: float) -> None:
-    """`attention` of qkv * qkv_scale, quantised with y_scale; qkv and y INT8."""
+    """`attention` of qkv * qkv_scale; qkv INT8; y FP16 with y_scale 0, else INT8."""
     call("swin_attention_int8", qkv, bias, logit_scale, y, qkv.shape[0], height, width, qkv.shape[-1] // 3, num_heads,
          window_size, shift_size, scale, mask_value, qkv_scale, y_scale)

@@ -3,10 +3,10 @@
     python onnx/graphsurgeon/add_int8.py --onnx onnx/swinv1_int8.onnx      writes onnx/swinv1_attention_int8.onnx
 
 The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it, but for products that
-have scales, which no SwinMlp takes in, and converted to FP16; then the plugin nodes between two scales become INT8
-ones, and what quantises a tensor becomes part of the node that makes it (of LayerNorm, of attention, of a linear layer
-with GELU), SwinQuantize where there is none. What quant.py left out is an FP16 plugin node, as in
-swinv1_attention_fp16.onnx.
+have scales, which no SwinMlp takes in, and converted to FP16; then the plugin nodes that read a tensor with a scale
+become INT8 ones, and what quantises a tensor becomes part of the node that makes it (of LayerNorm, of attention, of a
+linear layer with GELU), SwinQuantize where there is none. A tensor without a scale stays FP16, as what attention writes
+for a proj that is not quantised. What quant.py left out is an FP16 plugin node, as in swinv1_attention_fp16.onnx.
 """
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ CHECKED_IMAGES = 8
 # when it is computed in another order or in FP16; that moves later numbers over such a middle too, in the end as many
 # as if all were rounded anew. Two independent roundings of the same numbers differ by sqrt(2) times the error of one.
 TOLERANCE = 1.5
+NOT_QUANTISED = 0.0  # y_scale of a node whose output is FP16, as that of all is until _fuse finds its quantisation
 FEATURES_MULTIPLE = 16  # of K and N of SwinLinearInt8, whose rows are read and written 16 bytes at a time
 
 
@@ -106,8 +107,7 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
         scales: of the Q/DQ graph.
         fp32: the same graph in FP32, whose biases are taken.
     Raises:
-        UserError: a part that has scales was not patched, or has an INT8 attention before a proj that is not; a
-            product's sizes are not those that SwinLinearInt8 takes.
+        UserError: a part that has scales was not patched; a product's sizes are not those that SwinLinearInt8 takes.
     """
     graph = gs.import_onnx(model)
     biases = {node.name: values(node.inputs[2]) for node in gs.import_onnx(fp32).nodes if node.op == "SwinLinear"}
@@ -127,7 +127,7 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
         bias = biases[node.name]
         _quantise_input(graph, node, scale)
         _rename(node, "SwinLinearInt8")
-        node.attrs["y_scale"] = 0.0
+        node.attrs["y_scale"] = NOT_QUANTISED
         constants = {"weight": packed(weight), "scale": np.float32(scale) * weight_scale, "bias": bias}
         node.inputs = [node.inputs[0], *(gs.Constant(f"{node.name}/{key}", np.ascontiguousarray(array))
                                          for key, array in constants.items()), *node.inputs[3:]]
@@ -135,12 +135,9 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
         node = attentions[name]
         _quantise_input(graph, node, scale)
         _rename(node, "SwinAttentionInt8")
-        node.attrs["qkv_scale"] = scale
+        node.attrs.update(qkv_scale=scale, y_scale=NOT_QUANTISED)
     for node in [node for node in graph.nodes if node.op == "SwinQuantize"]:
         _fuse(node)
-    for node in graph.nodes:
-        if node.op == "SwinAttentionInt8" and "y_scale" not in node.attrs:
-            raise UserError(f"{node.name}: is INT8 and what reads it is not; let quant.py keep that attention too")
     graph.cleanup().toposort()
     result = exported(graph)
     result.producer_name, result.producer_version = model.producer_name, model.producer_version

@@ -50,7 +50,7 @@ def _attention(ops: Operators, a: dict, qkv: str, *parameters: str) -> list:
     from reference import attention
 
     y = attention(ops, a, ops.op("Mul", qkv, ops.constant(a["qkv_scale"])), *parameters)
-    return [quantise(ops, y, a["y_scale"])]
+    return [quantise(ops, y, a["y_scale"]) if a["y_scale"] else y]
 
 
 # From the names of a node's inputs, all FP32, to those of its outputs, FP32 or INT8.

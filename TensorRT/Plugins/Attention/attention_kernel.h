@@ -13,8 +13,9 @@ extern "C" int swin_attention(const void* qkv, const float* bias, const float* l
                               int height, int width, int channels, int num_heads, int window_size, int shift_size,
                               float scale, float mask_value, cudaStream_t stream);
 
-// The same on INT8 tensors: qkv stands for qkv * qkv_scale, and y is the result quantised with y_scale. Both scales are
-// positive.
+// The same of an INT8 qkv, which stands for qkv * qkv_scale.
+//   qkv_scale    positive
+//   y_scale      0: y is FP16; positive: y is INT8, quantised with it
 extern "C" int swin_attention_int8(const void* qkv, const float* bias, const float* logit_scale, void* y, int batch,
                                    int height, int width, int channels, int num_heads, int window_size, int shift_size,
                                    float scale, float mask_value, float qkv_scale, float y_scale, cudaStream_t stream);

@@ -23,11 +23,13 @@ struct AttentionInt8Op : AttentionOperator {
         {"mask_value", &Attributes::mask_value}, {"qkv_scale", &Attributes::qkv_scale},
         {"y_scale", &Attributes::y_scale}};
 
-    static Type output_type(const Attributes&, int) { return Type::kInt8; }
+    static Type output_type(const Attributes& attributes, int) {
+        return attributes.y_scale == 0 ? Type::kFp16 : Type::kInt8;
+    }
 
     static void check(const Attributes& a, const Inputs& inputs) {
         check_scale("qkv_scale", a.qkv_scale);
-        check_scale("y_scale", a.y_scale);
+        if (a.y_scale != 0) check_scale("y_scale", a.y_scale);
         check_attention(
             {a.height, a.width, a.num_heads, a.window_size, a.shift_size, a.scale, a.mask_value}, inputs);
     }

@@ -48,6 +48,7 @@ from utils import (
     run_script,
     shown,
     timed_runs,
+    timing_of,
     write_environment,
 )
 
@@ -175,8 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
             for runner in runners:
                 for variant in args.variant if runner == "ort-cuda" else ["CPU"]:
                     try:
-                        logits, times_ms = measure(path, runner, variant, images, min_runs=args.min_runs,
-                                                   min_s=args.min_seconds)
+                        logits, times_ms = measure(path, runner, variant, images, **timing_of(args))
                     except (UserError, RuntimeError, *onnx_refusals()) as error:
                         failed.append(f"{path.stem} {runner} b{batch} ({variant})")
                         print(f"{failed[-1]} failed: {first_line(error)}", file=sys.stderr, flush=True)

@@ -26,6 +26,7 @@ from utils import (
     RESULTS,
     ROOT,
     UserError,
+    add_timing_arguments,
     append_rows,
     batch_sizes,
     existing_file,
@@ -40,6 +41,7 @@ from utils import (
     run_script,
     shown,
     timed_runs,
+    timing_of,
     top1_agreement,
     whole_file,
     write_environment,
@@ -246,8 +248,7 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str])
         say(TABLE_HEAD.format(tolerance=f"{allowed:.1e}"))
         for batch in batches:
             for graph in (False, True):
-                rows.append(measure(context, batch, allowed, graph, min_s=arguments.min_seconds,
-                                    min_runs=arguments.min_runs))
+                rows.append(measure(context, batch, allowed, graph, **timing_of(arguments)))
                 append_rows(arguments.results / "latency.csv", LATENCY_COLUMNS,  # at once: what is stopped keeps it
                             [{**run, **latency_row(rows[-1], plan, batch.model, runner)}])
                 say(table_line(rows[-1]))
@@ -340,9 +341,7 @@ def main() -> None:
                              "2.5 times the Q/DQ graph's for INT8")
     parser.add_argument("--memory", type=batch_sizes, nargs="?", const=[1, 4, 16, 128], metavar="N,N",
                         help="measure device memory instead, at these batches, default 1,4,16,128")
-    parser.add_argument("--min-seconds", type=from_zero, default=2.0, metavar="S",
-                        help="measure each row for at least this long; default 2")
-    parser.add_argument("--min-runs", type=int, default=100, metavar="N", help="and for this many runs; default 100")
+    add_timing_arguments(parser)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the tables go")
     arguments = parser.parse_args()
     plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]

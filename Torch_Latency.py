@@ -53,6 +53,7 @@ from utils import (
     run_script,
     shown,
     timed_runs,
+    timing_of,
     write_environment,
 )
 
@@ -221,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
             for variant in variants(runner, args.mode, device):
                 try:
                     output, times_ms = measure(runner, variant, model, images, device, PRECISIONS[precision],
-                                               min_runs=args.min_runs, min_s=args.min_seconds)
+                                               **timing_of(args))
                 except (RuntimeError, MemoryError) as error:  # torch's errors, out of memory among them
                     failed.append(f"{runner} {precision} b{batch} ({variant})")
                     print(f"{failed[-1]} failed: {first_line(error)}", file=sys.stderr, flush=True)

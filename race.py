@@ -45,9 +45,9 @@ from utils import (
     RESULTS,
     ROOT,
     UserError,
+    add_timing_arguments,
     batch_sizes,
     choices,
-    from_zero,
     latency_rows,
     new_run_id,
     row_problem,
@@ -89,6 +89,8 @@ CPU_RUNNERS = ("ort-cpu", "torch-eager", "torch-script")
 # An engine of timm's export has one batch, and a CUDA error in onnxruntime takes with it all that its process would do.
 ONE_BATCH_A_PROCESS = ("trt-timm", "ort-cuda")
 PRECISIONS = ("fp32", "fp16")
+# Under load a GPU at its power limit lowers its clock within this time: what is compared is what each does for long.
+WARMUP_S = 5.0
 # Guesses at the seconds that one batch takes, which only the estimate of what is left depends on.
 SECONDS_A_BATCH = {"reduce-overhead": 60, "max-autotune": 200}
 
@@ -305,7 +307,8 @@ def why_failed(log: str, batch: int | None = None) -> str:
 def plan_race(models: list[Model], args: argparse.Namespace, on_gpu: bool) -> list[Step]:
     """The steps that are left to do, in order."""
     rows = latency_rows(args.results, args.run_id)
-    flags = ["--results", args.results, "--min-seconds", str(args.min_seconds), "--min-runs", str(args.min_runs)]
+    flags = ["--results", args.results, "--min-seconds", str(args.min_seconds), "--min-runs", str(args.min_runs),
+             "--warmup-seconds", str(args.warmup_seconds)]
     files: dict[Path, Step] = {}
     for model in models:
         files |= file_steps(model, args.batch)
@@ -420,10 +423,7 @@ def main(arguments: list[str] | None = None) -> None:
                              "compile what it measures")
     parser.add_argument("--take-files", action="store_true",
                         help="make files that are missing, and none again that are older than what they are made from")
-    parser.add_argument("--min-seconds", type=from_zero, default=2.0, metavar="S",
-                        help="measure each row for at least this long (default: 2)")
-    parser.add_argument("--min-runs", type=int, default=100, metavar="N",
-                        help="and for at least this many runs, unless that takes ten times as long (default: 100)")
+    add_timing_arguments(parser, warmup_s=WARMUP_S)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
                         help="of latency.csv, latency.png and speedup.md (default: Results/)")
     args = parser.parse_args(arguments)

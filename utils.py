@@ -494,21 +494,22 @@ def first_line(error: BaseException) -> str:
 # --- timing --------------------------------------------------------------------------------------------------
 
 
-def timed_runs(run_once_ms: Callable[[], float], *, warmup_runs: int = 10, warmup_s: float = 0.5,
+def timed_runs(run_once_ms: Callable[[], float], *, warmup_runs: int = 10, warmup_s: float | None = None,
                min_runs: int = 100, min_s: float = 2.0) -> np.ndarray:
     """Times of single runs in milliseconds, under the one protocol that every runner here is measured with.
 
-    Warms up, then measures until both `min_runs` runs and `min_s` seconds are done. A runner so slow that this would
-    take longer than ten times `min_s` stops there, with at least 10 runs (fewer only if `min_runs` is). `run_once_ms`
-    does one run and returns its time (CUDA events on a GPU, a clock on a CPU). No more is spent on warming up than is
-    asked for measuring.
+    Warms up, for `warmup_s` seconds or, where that is None, 0.5, but no more than is asked for measuring. Then measures
+    until both `min_runs` runs and `min_s` seconds are done. A runner so slow that this would take longer than ten times
+    `min_s` stops there, with at least 10 runs (fewer only if `min_runs` is). `run_once_ms` does one run and returns its
+    time (CUDA events on a GPU, a clock on a CPU).
     """
-    warmup_runs, warmup_s = min(warmup_runs, min_runs), min(warmup_s, min_s)
+    warmup_runs = min(warmup_runs, min_runs)
+    warmup_s = min(0.5, min_s) if warmup_s is None else warmup_s
     start, runs = time.perf_counter(), 0
     while runs < warmup_runs or time.perf_counter() - start < warmup_s:
         run_once_ms()
         runs += 1
-        if runs >= 3 and time.perf_counter() - start > 4 * min_s:
+        if runs >= 3 and time.perf_counter() - start > max(4 * min_s, warmup_s):
             break
     times: list[float] = []
     start = time.perf_counter()
@@ -520,7 +521,7 @@ def timed_runs(run_once_ms: Callable[[], float], *, warmup_runs: int = 10, warmu
 
 
 def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the latency scripts: --batch --data --results --min-seconds --min-runs."""
+    """Add the flags of the latency scripts: --batch --data --results, and those of add_timing_arguments."""
     parser.add_argument("--batch", type=batch_sizes, default=[1, 32, 128], metavar="N,N",
                         help="batch sizes (default: 1,32,128)")
     parser.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR",
@@ -528,11 +529,24 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
                              "used (default: data/)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="folder of latency.csv and environment/ (default: Results/)")
+    add_timing_arguments(parser)
+
+
+def add_timing_arguments(parser: argparse.ArgumentParser, warmup_s: float | None = None) -> None:
+    """Add how long is measured: --min-seconds --min-runs --warmup-seconds, of which `warmup_s` is the default."""
     parser.add_argument("--min-seconds", type=from_zero, default=2.0, metavar="S",
                         help="measure each row for at least this long (default: 2)")
     parser.add_argument("--min-runs", type=int, default=100, metavar="N",
                         help="and for at least this many runs, unless that takes ten times --min-seconds "
                              "(default: 100)")
+    usual = "0.5, or --min-seconds where that is less" if warmup_s is None else f"{warmup_s:g}"
+    parser.add_argument("--warmup-seconds", type=from_zero, default=warmup_s, metavar="S",
+                        help=f"run each row for this long before it is measured (default: {usual})")
+
+
+def timing_of(args: argparse.Namespace) -> dict[str, float | None]:
+    """What add_timing_arguments' flags say, as arguments of timed_runs."""
+    return {"min_runs": args.min_runs, "min_s": args.min_seconds, "warmup_s": args.warmup_seconds}
 
 
 def latency_figures(times_ms: np.ndarray, batch: int) -> dict[str, str]:

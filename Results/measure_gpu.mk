@@ -137,7 +137,7 @@ $(filter %-fp32,$(STEPS:%=$(RUN)/%)): | $(filter %-fp16,$(STEPS:%=$(RUN)/%))  # 
 $(RUN)/race-plugins-fp16: $(call plans,1_attention_fp16 2_attention_fp16)
 	$(call timed,$(call race,trt-plugins,fp16))
 $(RUN)/int8: $(call plans,1_attention_int8 2_attention_int8) $(STATE)/data1_int8 $(STATE)/data2_int8
-	$(call timed,$(TRT_PYTHON) TRT_test.py --batch $(BATCHES) \
+	$(call timed,$(TRT_PYTHON) TRT_test.py --batch $(BATCHES) --warmup-seconds 5 \
 	    --plan $(call plans,1_attention_int8 2_attention_int8))
 $(RUN)/race-compile-fp16: $(RUN)/compiled-reduce-overhead-fp16
 	$(call timed,$(call race,torch-compile,fp16) --mode reduce-overhead)

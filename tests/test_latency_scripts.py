@@ -70,6 +70,12 @@ def test_timed_runs_warms_up_and_measures_long_enough(monkeypatch, seconds, warm
     assert times_ms[0] == clock.runs - len(times_ms) + 1  # no time of a warm-up run
 
 
+def test_timed_runs_warms_up_for_as_long_as_asked(monkeypatch):
+    clock = Clock(monkeypatch, 0.1)
+    assert len(utils.timed_runs(clock.run_once_ms, warmup_s=5, min_runs=2, min_s=0)) == 2
+    assert abs(clock.runs - 2 - 50) <= 1
+
+
 def test_timed_runs_can_be_short(monkeypatch):
     clock = Clock(monkeypatch, 1.0)
     assert len(utils.timed_runs(clock.run_once_ms, min_runs=2, min_s=0)) == 2

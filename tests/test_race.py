@@ -73,6 +73,7 @@ def root(tmp_path, monkeypatch):
 def arguments(root: Path, **values) -> SimpleNamespace:
     return SimpleNamespace(**{"results": root / "Results", "run_id": "1", "runner": ["trt", "torch-eager"],
                               "precision": ["fp16"], "batch": [1, 8], "min_seconds": 2.0, "min_runs": 100,
+                              "warmup_seconds": 5.0,
                               "take_files": False, "prepare": False, "mode": race.MODES, **values})
 
 

@@ -368,7 +368,7 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr(TRT_test, "find_batches", lambda plan, pattern: [batch_of(1), batch_of(8)])
     monkeypatch.setattr(TRT_test, "measure", measure)
     given = SimpleNamespace(data=None, batch=None, tolerance=None, plugins=None, min_seconds=0, min_runs=1,
-                            results=tmp_path)
+                            warmup_seconds=None, results=tmp_path)
     with pytest.raises(UserError, match="out of memory"):
         TRT_test.score_engine(tmp_path / "m.plan", given, {"run_id": "1", "commit": "c", "gpu": "A GPU"})
     assert [(row["batch"], row["notes"]) for row in latency_rows(tmp_path)] == [

@@ -28,9 +28,9 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-// Not negative: x is computed before what follows. The compiler moves the wait, and loads, in front of all arithmetic that it
-// can, index arithmetic that should overlap with the kernel before among it; but not over a branch, and this one is never
-// taken.
+// x, which is not negative, is computed before what follows. The compiler moves the wait, and loads, in front of all
+// arithmetic that it can, also of what should overlap with the kernel before; but not over a branch, and this one is
+// never taken.
 __device__ __forceinline__ void compute_before_what_follows(int x) {
     asm volatile("{\n.reg .pred negative;\nsetp.lt.s32 negative, %0, 0;\n@!negative bra go_on;\ntrap;\ngo_on:\n}" ::"r"(x)
                  : "memory");

@@ -153,8 +153,12 @@ make_file() {
 }
 
 end_jobs() {
-    local job
-    for job in $(jobs -p); do kill -- "-$job" 2> /dev/null || true; done
+    local groups
+    groups=$(jobs -p | sed 's/^/-/')
+    [[ -n $groups ]] || return 0
+    kill -TERM -- $groups 2> /dev/null || true
+    sleep 0.5  # build.sh removes what is half written
+    kill -KILL -- $groups 2> /dev/null || true  # the other signal is lost on a process that is just being forked
 }
 
 beside() {  # COMMAND...: in the background, until `wait`

@@ -2,12 +2,13 @@
 #
 #   make -f Results/measure_gpu.mk -j 12 V1=V1.safetensors V2=V2.safetensors
 #
-# One GPU is timed, one thing at a time; before, it trains V1 and builds the patched engines. The other trains V2, compiles,
-# builds the other engines and runs the tests meanwhile; last, alone, what bears nothing beside it: device memory and the
-# sanitizers. At the end the pictures are drawn and the figures put into README. A line says when a step begins, another when it fails; what it prints is in
-# .cache/measure_gpu/RUN_ID/. A step that fails does not stop the others; which did stands at the end, and the exit status
-# is then 2. The same command with RUN_ID=... goes on: what is done is not done again, what failed is tried again. A step
-# alone: its name behind the command (`... race-plugins-fp16`). `-n` prints what would be run.
+# One GPU is timed, one thing at a time; before, it trains V1 and builds the patched engines. The other trains V2,
+# compiles, builds the other engines and runs the tests meanwhile; last, alone, what bears nothing beside it: device
+# memory and the sanitizers. At the end the pictures are drawn and the figures put into README. A line says when a step
+# begins, another when it fails; what it prints is in .cache/measure_gpu/RUN_ID/. A step that fails does not stop the
+# others; which did stands at the end, and the exit status is then 2. The same command with RUN_ID=... goes on: what is
+# done is not done again, what failed is tried again. A step alone: its name behind the command (`...
+# race-plugins-fp16`). `-n` prints what would be run.
 #
 #   V1, V2      checkpoints of Small; a file that is not there is trained (models/train.py)
 #   RUN_ID      the run; default date and time, shown first

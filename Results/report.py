@@ -70,7 +70,9 @@ def speed(results: Path) -> list[str]:
             f"Median of a batch. {what_counts(rows)}; input and output stay on the device.", ""]
     for precision in ("fp16", "fp32", "int8"):
         if any(cell[1] == precision for cell in best):
-            text += [f"{precision.upper()}:", "", *markdown_table(runner_table(best, precision, RUNNERS)), ""]
+            again = (", by `$TRT_PYTHON TRT_test.py --batch 1,8,32,128 --warmup-seconds 5 --plan "
+                     "TensorRT/TRT_Engine/swinv*_attention_int8.plan`" if precision == "int8" else "")
+            text += [f"{precision.upper()}{again}:", "", *markdown_table(runner_table(best, precision, RUNNERS)), ""]
     text += ["The same with the largest error of a logit, against the FP32 ONNX model on the same images:", "",
              *markdown_table(speedup_table(best)), ""]
     if (results / "latency.png").exists():
@@ -87,7 +89,8 @@ def profile(results: Path) -> list[str]:
     patched = {"_attention" in row["engine"] for row in rows}
     beside = ", unpatched beside patched" if len(patched) == 2 else ""
     return ["### Where the time goes", "",
-            *measured_by(rows, "$TRT_PYTHON TensorRT/profile_engine.py --plan TensorRT/TRT_Engine/swinv*_fp16.plan && "
+            *measured_by(rows, "$TRT_PYTHON TensorRT/profile_engine.py --plan "
+                               "TensorRT/TRT_Engine/swinv{1,2}_{fp16,attention_fp16,attention_int8}.plan && "
                                "python Results/draw_profile.py"),
             "Percentages are of the GPU's peaks as benchmark.py measured them, a copy's bandwidth or an FP16 product's "
             "arithmetic, whichever is nearer: what lies in the L2 cache, and INT8, can go beyond.", "",

@@ -25,7 +25,7 @@ usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
 
 Builder options, --flag=value, go to the builder as they are: --noTF32, --memPoolSize=workspace:MIB (default 4096),
 --builderOptimizationLevel=0-5, --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN (where those libraries are missing),
---timingCacheFile=FILE (default none: 8.6.0 could not read those it had saved, and some builds failed with one),
+--timingCacheFile=FILE (default none: 8.6.0 could not read those that it had saved),
 --profilingVerbosity=..., --verbose.
 X
 }

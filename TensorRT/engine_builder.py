@@ -41,10 +41,8 @@ def build(arguments: Namespace) -> None:
                 raise UserError(f"{shown(arguments.calib)}: TensorRT {trt.__version__} does not take its scales and "
                                 f"asked for images to calibrate on: {LOGGER.complaint()}")
             if serialized is None:
-                timings = arguments.timingCacheFile  # 8.6.0 could not read those it had saved, and failed
-                remedy = f"; try without {shown(timings)}" if timings and Path(timings).exists() else ""
                 raise UserError(f"{shown(onnx)}: TensorRT cannot build it: {LOGGER.complaint()}; "
-                                f"all of its messages are in {shown(log.path)}{remedy}")
+                                f"all of its messages are in {shown(log.path)}")
             layers = _describe_layers(serialized, arguments.exportLayerInfo)
             _save_timing_cache(config, arguments.timingCacheFile)
             with whole_file(plan) as partial:

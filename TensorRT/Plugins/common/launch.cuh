@@ -5,9 +5,10 @@
 // another kernel writes or reads, its own outputs included: their memory may still be in use. Before the wait it may
 // read constants (weights) alone.
 //
-// In which order kernels go through the rows of a batch is agreed too. Products go from the first to the last, LayerNorm and
-// attention on tensor cores, which stand between them, from the last to the first, and so does fc1, for fc2's sake, whose input is the
-// largest. So a kernel begins with what the one before wrote last and the L2 cache still has.
+// In which order kernels go through the rows of a batch is agreed too. Products go from the first to the last,
+// LayerNorm and attention on tensor cores, which stand between them, from the last to the first, and so does fc1, for
+// fc2's sake, whose input is the largest. So a kernel begins with what the one before wrote last and the L2 cache still
+// has.
 #pragma once
 
 #include <cuda_runtime_api.h>

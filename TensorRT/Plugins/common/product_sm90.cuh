@@ -103,9 +103,9 @@ __device__ __forceinline__ uint4 packed_halves(const float (&value)[8]) {
         P::pack(value[6], value[7]));
 }
 
-// Sums of 8 neighbouring features of a row to y.
+// y of 8 neighbouring features of a row, from their sums.
 template <After AFTER, class Element, class Output, class Sum>
-__device__ __forceinline__ void store(const Epilogue& e, const Features<Element>& features, long long at,
+__device__ __forceinline__ void store(const Epilogue& e, const Features<Element>& features, Output* y,
     const Sum (&sums)[8], const uint4& residual) {
     float value[8];
     features.add_to(value, sums);
@@ -116,7 +116,6 @@ __device__ __forceinline__ void store(const Epilogue& e, const Features<Element>
         for (int i = 0; i < 8; ++i) value[i] += addend[i];
     }
     if constexpr (std::is_same_v<Output, int8_t>) {
-        int8_t* const y = static_cast<int8_t*>(e.y) + at;
         if constexpr (AFTER == After::kGelu) {
             __half2 pairs[4];
 #pragma unroll
@@ -130,7 +129,7 @@ __device__ __forceinline__ void store(const Epilogue& e, const Features<Element>
 #pragma unroll
             for (int i = 0; i < 8; ++i) value[i] = gelu(value[i]);
         }
-        *reinterpret_cast<uint4*>(static_cast<__half*>(e.y) + at) = packed_halves(value);
+        *reinterpret_cast<uint4*>(y) = packed_halves(value);
     }
 }
 
@@ -151,14 +150,24 @@ template <int kRows_, int kFeatures_, int kBlocks_, int kTeams_ = 1> struct Tile
     static constexpr int kConsumerRegisters
         = (kFirstRegisters * (kWarpgroups + 1) - kCopyRegisters) / kWarpgroups / 8 * 8;
     static constexpr int kXBytes = kRows * kTileBytes, kStageBytes = (kRows + kFeatures) * kTileBytes;
-    // A multiprocessor has 228 KiB of shared memory, of which each block loses one; barriers take 8 bytes each.
-    static constexpr int kStagesThatFit = ((228 << 10) / kBlocks - 1024 - 256) / kStageBytes;
+};
+
+// What is in a block's shared memory: stages, an INT8 y on its way to memory, barriers.
+template <class Output, class Tile> struct Memory {
+    // Of INT8 four threads have 32 bytes of a row, too few for a store to memory. By way of shared memory a warp's 16 rows
+    // go there in one piece; few tiles would only wait longer for it.
+    static constexpr bool kStagesY = std::is_same_v<Output, int8_t> && Tile::kBlocks == 1;
+    static constexpr int kWarpRows = 16, kWarpYBytes = kStagesY ? kWarpRows * Tile::kFeatures : 0;
+    static constexpr int kYBytes = Tile::kConsumers / 32 * kWarpYBytes;
+    // A multiprocessor has 228 KiB, of which each block loses one; barriers take 8 bytes each.
+    static constexpr int kStagesThatFit = ((228 << 10) / Tile::kBlocks - 1024 - 256 - kYBytes) / Tile::kStageBytes;
     static constexpr int kStages = kStagesThatFit < 8 ? kStagesThatFit : 8;
-    static constexpr int kSharedBytes = kStages * kStageBytes + 16 * kStages + 8 * kTeams;
+    static constexpr int kYOffset = kStages * Tile::kStageBytes, kBarriersOffset = kYOffset + kYBytes;
+    static constexpr int kBytes = kBarriersOffset + 16 * kStages + 8 * Tile::kTeams;
 };
 
 struct Maps {
-    CUtensorMap x, weight;
+    CUtensorMap x, weight, y;  // y: INT8 alone
 };
 
 // What a block does, step by step: each of its tiles, kTileBytes of K at a time.
@@ -176,19 +185,19 @@ struct Course {
     }
 };
 
-template <class Element, class Tile> struct Ring {
+template <class Element, class Tile, int kStages> struct Ring {
     const Maps& maps;
     uint8_t* stages;
     uint64_t *full, *empty, *turn;
     int stage = 0, parity = 0;
 
-    __device__ __forceinline__ Ring(const Maps& maps_, uint8_t* shared)
-        : maps(maps_), stages(shared), full(reinterpret_cast<uint64_t*>(shared + Tile::kStages * Tile::kStageBytes)),
-          empty(full + Tile::kStages), turn(empty + Tile::kStages) {
+    __device__ __forceinline__ Ring(const Maps& maps_, uint8_t* stages_, uint8_t* barriers)
+        : maps(maps_), stages(stages_), full(reinterpret_cast<uint64_t*>(barriers)), empty(full + kStages),
+          turn(empty + kStages) {
         if (threadIdx.x == Tile::kConsumers) {
             prefetch(maps.x);
             prefetch(maps.weight);
-            for (int i = 0; i < Tile::kStages; ++i) {
+            for (int i = 0; i < kStages; ++i) {
                 barrier_init(&full[i], 1);
                 barrier_init(&empty[i], Tile::kTeam / 32);
             }
@@ -200,7 +209,7 @@ template <class Element, class Tile> struct Ring {
     __device__ __forceinline__ uint8_t* x(int i) const { return stages + i * Tile::kStageBytes; }
     __device__ __forceinline__ uint8_t* weight(int i) const { return x(i) + Tile::kXBytes; }
     __device__ __forceinline__ void advance() {
-        if (++stage == Tile::kStages) {
+        if (++stage == kStages) {
             stage = 0;
             parity ^= 1;
         }
@@ -214,7 +223,7 @@ template <class Element, class Tile> struct Ring {
     __device__ __forceinline__ void copy_all(const Course& course) {
         Course ahead = course;
         int count = 0;
-        for (; count < Tile::kStages && !ahead.ended(); ++count, ahead.advance()) {
+        for (; count < kStages && !ahead.ended(); ++count, ahead.advance()) {
             if (elected()) {
                 barrier_arrive_and_expect(&full[count], Tile::kStageBytes);
                 copy_weight(count, ahead);
@@ -268,9 +277,9 @@ template <class Tile> struct Turn {
 template <class Element> using SumOf = std::conditional_t<std::is_same_v<Element, int8_t>, int, float>;
 
 // Sums of `steps` steps for this warpgroup's 64 rows.
-template <class Element, class Tile>
+template <class Element, class Tile, int kStages>
 __device__ __forceinline__ void multiply_tiles(
-    SumOf<Element> (&sums)[Tile::kFeatures / 2], Ring<Element, Tile>& ring, Turn<Tile>& turn, int steps) {
+    SumOf<Element> (&sums)[Tile::kFeatures / 2], Ring<Element, Tile, kStages>& ring, Turn<Tile>& turn, int steps) {
     const int x_offset = static_cast<int>(threadIdx.x) % Tile::kTeam / 128 * 64 * kTileBytes;
     int before = 0;
     turn.wait();
@@ -316,12 +325,18 @@ __device__ __forceinline__ float sum_of_quad(float x) {
 
 // A warpgroup's sums of a tile to y. Memory answers late: what a pair of groups needs of the residual is asked for at once,
 // and what a group of features needs while the group before is stored; of the first group, before the products.
+// warp_row, tile_feature: the first of this warp's rows and of the tile's features. y: where they go, in memory or, INT8, in
+// shared memory; rows are y_pitch elements apart.
 template <class Element, class Output, After AFTER, class Tile>
 __device__ __forceinline__ void store_tile(const Epilogue& e, const SumOf<Element> (&sums)[Tile::kFeatures / 2],
-    Features<Element> features, int row, int first_feature) {
+    Features<Element> features, int warp_row, int tile_feature, Output* y, long long y_pitch) {
     constexpr int kGroups = Tile::kFeatures / kFeatureGroup;
+    constexpr bool kClipped = Memory<Output, Tile>::kStagesY;  // by the copy from shared memory
     constexpr int kAhead = AFTER == After::kResidual ? 2 : 1;  // a residual leaves no registers for it before
+    const int lane = static_cast<int>(threadIdx.x) % 32, row = warp_row + lane / 4;
+    const int first_feature = tile_feature + lane % 4 * 8;
     const long long first = static_cast<long long>(row) * e.features;
+    y += lane / 4 * y_pitch + lane % 4 * 8;
     uint4 residual[2][2];
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
@@ -340,11 +355,11 @@ __device__ __forceinline__ void store_tile(const Epilogue& e, const SumOf<Elemen
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             if (r == kAhead && group + 1 < kGroups) next = Features<Element>(e, feature + kFeatureGroup);
-            if (feature >= e.features || row + r * 8 >= e.rows) continue;
+            if (!kClipped && (feature >= e.features || row + r * 8 >= e.rows)) continue;
             SumOf<Element> eight[8];
             eight_of(eight, sums, group, r);
-            store<AFTER, Element, Output>(e, features,
-                first + r * 8 * static_cast<long long>(e.features) + feature, eight, residual[group % 2][r]);
+            store<AFTER, Element, Output>(
+                e, features, y + r * 8 * y_pitch + group * kFeatureGroup, eight, residual[group % 2][r]);
         }
         if (kAhead == 2 && group + 1 < kGroups) next = Features<Element>(e, feature + kFeatureGroup);
         features = next;
@@ -356,13 +371,14 @@ __device__ __forceinline__ void store_tile(const Epilogue& e, const SumOf<Elemen
 template <class Element, class Output, After AFTER, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     product_kernel(const __grid_constant__ Maps maps, const Epilogue epilogue, int steps) {
+    using Memory = swin::Memory<Output, Tile>;
     extern __shared__ __align__(1024) uint8_t shared[];
     const int tiles_across = (epilogue.features + Tile::kFeatures - 1) / Tile::kFeatures;
     const int tiles = (epilogue.rows + Tile::kRows - 1) / Tile::kRows * tiles_across;
     constexpr bool kBackwards = AFTER == After::kGelu;  // launch.cuh says why
     const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
     const Course course{kBackwards ? tiles - 1 - block : block, kBackwards ? -blocks : blocks, tiles, tiles_across, steps};
-    Ring<Element, Tile> ring(maps, shared);
+    Ring<Element, Tile, Memory::kStages> ring(maps, shared, shared + Memory::kBarriersOffset);
     if (warp_index() >= Tile::kConsumers / 32) {
         if constexpr (Tile::kTeams > 1) fewer_registers<Tile::kCopyRegisters>();
         if (warp_index() == Tile::kConsumers / 32) ring.copy_all(course);
@@ -373,17 +389,32 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const int team = warp_index() / (Tile::kTeam / 32);
     Turn<Tile> turn(ring.turn, team);
     ring.skip(team * steps);
-    const int row_in_tile = static_cast<int>(threadIdx.x) % Tile::kTeam / 128 * 64 + row_of_thread();
+    const int row_in_tile = warp_index() % (Tile::kTeam / 32) * Memory::kWarpRows;
+    const bool first_lane = threadIdx.x % 32 == 0;
+    uint8_t* const staged_y = shared + Memory::kYOffset + warp_index() * Memory::kWarpYBytes;
     Course own = course;
     for (own.tile += team * own.stride; !own.ended(); own.tile += Tile::kTeams * own.stride) {
-        const int tile = own.tile, row = tile / tiles_across * Tile::kRows + row_in_tile;
-        const int first_feature = tile % tiles_across * Tile::kFeatures + static_cast<int>(threadIdx.x) % 4 * 8;
-        const Features<Element> features(epilogue, first_feature);
+        const int row = own.tile / tiles_across * Tile::kRows + row_in_tile;
+        const int feature = own.tile % tiles_across * Tile::kFeatures;
+        const Features<Element> features(epilogue, feature + static_cast<int>(threadIdx.x) % 4 * 8);
         SumOf<Element> sums[Tile::kFeatures / 2];
-        multiply_tiles<Element, Tile>(sums, ring, turn, steps);
-        store_tile<Element, Output, AFTER, Tile>(epilogue, sums, features, row, first_feature);
+        multiply_tiles(sums, ring, turn, steps);
+        if constexpr (Memory::kStagesY) {
+            if (first_lane) wait_for_copies_out();
+            __syncwarp();
+            store_tile<Element, Output, AFTER, Tile>(
+                epilogue, sums, features, row, feature, reinterpret_cast<Output*>(staged_y), Tile::kFeatures);
+            shared_memory_fence();
+            __syncwarp();
+            if (first_lane) copy_tile_out(staged_y, maps.y, feature, row);
+        } else {
+            const long long first = static_cast<long long>(row) * epilogue.features + feature;
+            store_tile<Element, Output, AFTER, Tile>(
+                epilogue, sums, features, row, feature, static_cast<Output*>(epilogue.y) + first, epilogue.features);
+        }
         ring.skip((Tile::kTeams - 1) * steps);
     }
+    if (Memory::kStagesY && first_lane) wait_for_copies_out();  // shared memory ends with the block
 }
 
 // --- launching ---------------------------------------------------------------------------------------------------------
@@ -407,7 +438,8 @@ inline EncodeTensorMap encode_tensor_map() {
     return function;
 }
 
-// The map of a tensor whose innermost elements are neighbours, for boxes of kRowBytes along them.
+// The map of a tensor whose innermost elements are neighbours, for boxes of kRowBytes along them, swizzled; 0: of any
+// number of bytes, not swizzled.
 // sizes, strides (of all but the innermost, in rows of sizes[0] elements) and box: innermost first.
 template <class Element, int kRowBytes, int kRank>
 bool make_map(CUtensorMap& map, const void* tensor, const cuuint64_t (&sizes)[kRank], const cuuint64_t (&strides)[kRank - 1],
@@ -420,7 +452,9 @@ bool make_map(CUtensorMap& map, const void* tensor, const cuuint64_t (&sizes)[kR
     cuuint64_t bytes[kRank - 1];
     for (int i = 0; i < kRank - 1; ++i) bytes[i] = strides[i] * sizes[0] * sizeof(Element);
     return encode(&map, kType, kRank, const_cast<void*>(tensor), sizes, bytes, box, kOnes, CU_TENSOR_MAP_INTERLEAVE_NONE,
-               kRowBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+               kRowBytes == 128      ? CU_TENSOR_MAP_SWIZZLE_128B
+                   : kRowBytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                     : CU_TENSOR_MAP_SWIZZLE_NONE,
                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
         == CUDA_SUCCESS;
 }
@@ -453,18 +487,23 @@ template <auto KERNEL> cudaError_t allow_shared_memory(int bytes) {
 
 // A product is followed by GELU or a residual, never both.
 template <class Element, class Output, After AFTER, class Tile> int multiply_then(const Product& p) {
-    Maps maps;
+    using Memory = swin::Memory<Output, Tile>;
+    Maps maps{};
     if (!make_rows_map<Element>(maps.x, p.x, p.rows, p.in_features, Tile::kRows)
-        || !make_weight_map<Element>(maps.weight, p.weight, p.out_features, p.in_features, Tile::kFeatures)) {
+        || !make_weight_map<Element>(maps.weight, p.weight, p.out_features, p.in_features, Tile::kFeatures)
+        || (Memory::kStagesY
+            && !make_map<Output, 0, 2>(maps.y, p.y,
+                {static_cast<cuuint64_t>(p.out_features), static_cast<cuuint64_t>(p.rows)}, {1},
+                {Tile::kFeatures, Memory::kWarpRows}))) {
         return cudaErrorInvalidValue;
     }
     constexpr auto kKernel = product_kernel<Element, Output, AFTER, Tile>;
-    const cudaError_t error = allow_shared_memory<kKernel>(Tile::kSharedBytes);
+    const cudaError_t error = allow_shared_memory<kKernel>(Memory::kBytes);
     if (error != cudaSuccess) return error;
     const Epilogue epilogue{
         p.scale, p.bias, static_cast<const __half*>(p.residual), p.y, p.rows, p.out_features, p.inverse_y_scale};
     const int blocks = std::min(tiles_of(p, Tile::kRows, Tile::kFeatures), p.multiprocessors * Tile::kBlocks);
-    return launch<kKernel>(blocks, Tile::kThreads, Tile::kSharedBytes, p.stream, maps, epilogue, steps_of<Element>(p));
+    return launch<kKernel>(blocks, Tile::kThreads, Memory::kBytes, p.stream, maps, epilogue, steps_of<Element>(p));
 }
 
 }  // namespace swin

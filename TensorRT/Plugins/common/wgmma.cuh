@@ -86,6 +86,17 @@ __device__ __forceinline__ void copy_tile(
                  : "memory");
 }
 
+// Starts a copy out of shared memory, but for what is outside of the tensor.
+__device__ __forceinline__ void copy_tile_out(const void* tile, const CUtensorMap& map, int c0, int c1) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];\n"
+                 "cp.async.bulk.commit_group;" ::"l"(&map), "r"(shared_address(tile)), "r"(c0), "r"(c1)
+                 : "memory");
+}
+// The copies that this thread started are done with shared memory.
+__device__ __forceinline__ void wait_for_copies_out() {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
 // --- products ----------------------------------------------------------------------------------------------------------
 
 // Descriptor of a tile in shared memory; the next 32 bytes of K are at + 2.

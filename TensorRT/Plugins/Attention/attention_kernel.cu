@@ -36,8 +36,6 @@ namespace {
 using swin::from_float;
 using swin::to_float;
 
-__device__ float to_float(int8_t value) { return value; }
-
 constexpr int kHeadDim = 32;
 constexpr int kMaxWindow = 32;
 constexpr float kNormEpsilon = 1e-12F;  // F.normalize's, on the norm and not on its square
@@ -235,6 +233,8 @@ __device__ void step_back(Window& window, const Shape& shape) {
 // A tile in shared memory is [rows][32] of 2-byte elements: 4 chunks of 16 bytes a row. Chunks are swizzled so that
 // the 8 rows that ldmatrix reads at once, or the 8 rows of an accumulator, lie in different banks.
 __device__ int swizzled(int row, int chunk) { return row * kHeadDim + ((chunk ^ (row >> 1 & 3)) << 3); }
+// The same of a tile of bytes, whose rows are 2 chunks of 16.
+__device__ int swizzled_bytes(int row, int chunk) { return row * kHeadDim + ((chunk ^ (row >> 2 & 1)) << 4); }
 
 // Blocks of tensor_core_attention that a multiprocessor is to hold: 128 registers a thread. With 5 it spills, with 3
 // window 8 is 7 % slower on an H200; window 7 does not care.
@@ -274,6 +274,10 @@ template <typename T>
 __device__ float sum_of_squares(float sum, uint32_t pair) {
     float2 const x = swin::Packed<T>::unpack(pair);
     return fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
+}
+// Of four INT8.
+__device__ int sum_of_squares(int sum, uint32_t four) {
+    return __dp4a(static_cast<int>(four), static_cast<int>(four), sum);
 }
 
 // 1 / max(|x|, kNormEpsilon), from |x|^2.
@@ -315,13 +319,15 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     using P = swin::Packed<F>;
     constexpr bool kInt8 = std::is_same_v<T, int8_t>, kInt8Out = std::is_same_v<Out, int8_t>;
     constexpr int kTile = 16 * kWarps;
-    __shared__ alignas(128) F queries[2][kTile * kHeadDim];
-    __shared__ alignas(128) F keys[2][kTile * kHeadDim];
+    __shared__ alignas(128) T queries[2][kTile * kHeadDim];
+    __shared__ alignas(128) T keys[2][kTile * kHeadDim];
     __shared__ alignas(128) F values[2][kTile * kHeadDim];
     __shared__ alignas(8) float key_scale[kTile];
     __shared__ float head_scale;  // logit_scale of this head, read before the wait below
-    // INT8 arrives here, each thread's chunks of q, k and v in its own column, and is unpacked from here.
-    __shared__ alignas(16) uint2 packed[3][2][kInt8 ? 32 * kWarps : 1];
+    // An INT8 v arrives here, each thread's chunks in its own column, and is unpacked from here: p v is FP16.
+    __shared__ alignas(16) uint2 packed[2][kInt8 ? 32 * kWarps : 1];
+    // What y becomes where it is wider than q, whose own rows serve else.
+    __shared__ alignas(128) F wider[kInt8 && !kInt8Out ? kTile * kHeadDim : 1];
 
     int const warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int const head = blockIdx.x;
@@ -340,17 +346,26 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     int const row[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
     int const column = (lane & 3) * 2, chunk = lane & 3;
     int const place[2] = {swizzled(row[0], chunk), swizzled(row[1], chunk)};
+    // Of q and k; INT8 comes in chunks of 8 bytes, two to one of 16.
+    auto place_of = [&](int r) { return kInt8 ? swizzled_bytes(row[r], chunk / 2) + chunk % 2 * 8 : place[r]; };
     Position const query[2] = {position_at(shape, first_query + row[0]), position_at(shape, first_query + row[1])};
     bool const live[2] = {first_query + row[0] < shape.positions, first_query + row[1] < shape.positions};
 
     // Item = one key tile of one window. Its K and V, and Q with the first tile of a window, go to stage item % 2.
     Window ahead = window_at(shape, last_window);
     const T* const source = qkv + head * kHeadDim + chunk * 8;
-    auto copy = [&](F* to, int tensor, int r, const T* from, bool arrives) {
+    auto copy = [&](T* to, const T* from, bool arrives) {
         if constexpr (kInt8) {
-            swin::copy_async_8(&packed[tensor][r][threadIdx.x], from, arrives);
+            swin::copy_async_8(to, from, arrives);
         } else {
             swin::copy_async(to, from, arrives);
+        }
+    };
+    auto copy_value = [&](int stage, int r, const T* from, bool arrives) {
+        if constexpr (kInt8) {
+            swin::copy_async_8(&packed[r][threadIdx.x], from, arrives);
+        } else {
+            swin::copy_async(&values[stage][place[r]], from, arrives);
         }
     };
     auto load = [&](int item, int tile, int (&token)[2]) {
@@ -360,10 +375,10 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             if (kOneTile || tile == 0) {
                 token[r] = live[r] ? token_of(shape, ahead, query[r]) : 0;
                 const T* from = source + static_cast<long long>(token[r]) * 3 * shape.channels;
-                copy(&queries[stage][place[r]], 0, r, from, live[r]);
+                copy(&queries[stage][place_of(r)], from, live[r]);
                 if (kOneTile) {  // keys are the same tokens
-                    copy(&keys[stage][place[r]], 1, r, from + shape.channels, live[r]);
-                    copy(&values[stage][place[r]], 2, r, from + 2 * shape.channels, live[r]);
+                    copy(&keys[stage][place_of(r)], from + shape.channels, live[r]);
+                    copy_value(stage, r, from + 2 * shape.channels, live[r]);
                 }
             }
             if (!kOneTile) {
@@ -371,15 +386,10 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
                 bool const live_key = key < shape.positions;
                 long long const key_token = live_key ? token_of(shape, ahead, position_at(shape, key)) : 0;
                 const T* from = source + key_token * 3 * shape.channels;
-                copy(&keys[stage][place[r]], 1, r, from + shape.channels, live_key);
-                copy(&values[stage][place[r]], 2, r, from + 2 * shape.channels, live_key);
+                copy(&keys[stage][place_of(r)], from + shape.channels, live_key);
+                copy_value(stage, r, from + 2 * shape.channels, live_key);
             }
         }
-    };
-    auto unpack = [&](F* to, int tensor, int r) {
-        uint2 const bytes = packed[tensor][r][threadIdx.x];
-        uint2 const low = halves_of(bytes.x), high = halves_of(bytes.y);
-        *reinterpret_cast<uint4*>(to) = make_uint4(low.x, low.y, high.x, high.y);
     };
     int next_token[2];
     // The bias does not depend on the kernel before, so it comes first, unless that spills registers.
@@ -432,11 +442,9 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         if constexpr (kInt8) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                if (first) {
-                    unpack(&queries[stage][place[r]], 0, r);
-                }
-                unpack(&keys[stage][place[r]], 1, r);
-                unpack(&values[stage][place[r]], 2, r);
+                uint2 const bytes = packed[r][threadIdx.x];
+                uint2 const low = halves_of(bytes.x), high = halves_of(bytes.y);
+                *reinterpret_cast<uint4*>(&values[stage][place[r]]) = make_uint4(low.x, low.y, high.x, high.y);
             }
         }
         __syncthreads();  // this item has arrived, and every warp is done with the other stage
@@ -456,13 +464,18 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         if (kCosine) {  // logit_scale / |k|, two threads a key
             int const key = threadIdx.x / 2, half = threadIdx.x & 1;
             float squares = 0.F;
+            if constexpr (kInt8) {
+                uint4 const x = *reinterpret_cast<const uint4*>(&keys[stage][swizzled_bytes(key, half)]);
+                squares = sum_of_squares(sum_of_squares(sum_of_squares(sum_of_squares(0, x.x), x.y), x.z), x.w);
+            } else {
 #pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                uint4 const x = *reinterpret_cast<const uint4*>(&keys[stage][swizzled(key, 2 * half + c)]);
-                squares = sum_of_squares<F>(squares, x.x);
-                squares = sum_of_squares<F>(squares, x.y);
-                squares = sum_of_squares<F>(squares, x.z);
-                squares = sum_of_squares<F>(squares, x.w);
+                for (int c = 0; c < 2; ++c) {
+                    uint4 const x = *reinterpret_cast<const uint4*>(&keys[stage][swizzled(key, 2 * half + c)]);
+                    squares = sum_of_squares<F>(squares, x.x);
+                    squares = sum_of_squares<F>(squares, x.y);
+                    squares = sum_of_squares<F>(squares, x.z);
+                    squares = sum_of_squares<F>(squares, x.w);
+                }
             }
             squares += __shfl_xor_sync(~0U, squares, 1);
             if (half == 0) {
@@ -472,15 +485,24 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         }
 
         if (first) {
+            if constexpr (kInt8) {
+                swin::load_matrix(q[0], &queries[stage][swizzled_bytes(warp * 16 + (lane & 15), lane / 16)]);
+            } else {
 #pragma unroll
-            for (int k = 0; k < 2; ++k) {
-                swin::load_matrix(q[k], &queries[stage][swizzled(warp * 16 + (lane & 15), 2 * k + lane / 16)]);
+                for (int k = 0; k < 2; ++k) {
+                    swin::load_matrix(q[k], &queries[stage][swizzled(warp * 16 + (lane & 15), 2 * k + lane / 16)]);
+                }
             }
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 if (kCosine) {  // fragments 0, 2 hold row 0 and fragments 1, 3 row 1
-                    float squares = sum_of_squares<F>(sum_of_squares<F>(0.F, q[0][r]), q[0][r + 2]);
-                    squares = sum_of_squares<F>(sum_of_squares<F>(squares, q[1][r]), q[1][r + 2]);
+                    float squares;
+                    if constexpr (kInt8) {
+                        squares = sum_of_squares(sum_of_squares(0, q[0][r]), q[0][r + 2]);
+                    } else {
+                        squares = sum_of_squares<F>(sum_of_squares<F>(0.F, q[0][r]), q[0][r + 2]);
+                        squares = sum_of_squares<F>(sum_of_squares<F>(squares, q[1][r]), q[1][r + 2]);
+                    }
                     row_scale[r] = reciprocal_norm(quad_sum(squares));
                 }
                 maximum[r] = -INFINITY;
@@ -493,12 +515,25 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
 
         // Scores: scale * q k^T + bias + mask.
         float scores[kBlocks][4];
+        uint32_t k[4];
 #pragma unroll
         for (int n = 0; n < kBlocks; ++n) {
-            uint32_t k[4];
-            swin::load_matrix(k, &keys[stage][swizzled(n * 8 + (lane & 7), lane / 8)]);
-            P::multiply(scores[n], q[0], k[0], k[1], zeros);
-            P::multiply(scores[n], q[1], k[2], k[3], scores[n]);
+            if constexpr (kInt8) {
+                if (n % 2 == 0) {  // 8 keys' halves, and the next 8 keys'
+                    int const key = (n + lane / 16) * 8 + (lane & 7);
+                    swin::load_matrix(k, &keys[stage][swizzled_bytes(key, lane / 8 & 1)]);
+                }
+                int sums[4] = {};
+                swin::multiply_int8(sums, q[0], k[n % 2 * 2], k[n % 2 * 2 + 1]);
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    scores[n][c] = static_cast<float>(sums[c]);
+                }
+            } else {
+                swin::load_matrix(k, &keys[stage][swizzled(n * 8 + (lane & 7), lane / 8)]);
+                P::multiply(scores[n], q[0], k[0], k[1], zeros);
+                P::multiply(scores[n], q[1], k[2], k[3], scores[n]);
+            }
             float2 column_scale = make_float2(1.F, 1.F);
             if (kCosine) {
                 column_scale = *reinterpret_cast<const float2*>(&key_scale[n * 8 + column]);
@@ -571,10 +606,9 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         }
 
         if (last) {  // the window is done: through this warp's own rows of queries, in stores of 8 elements
-            Out* staged = reinterpret_cast<Out*>(queries[stage]);
-            // (row + 16 warp) kHeadDim bytes are within the warp's own rows of F, which other warps do not read.
-            auto staged_at = [warp](int row, int chunk) {
-                return kInt8Out ? (row + 16 * warp) * kHeadDim + chunk * 8 : swizzled(row, chunk);
+            Out* const staged = reinterpret_cast<Out*>(kInt8 && !kInt8Out ? static_cast<void*>(wider) : queries[stage]);
+            auto staged_at = [](int row, int chunk) {
+                return kInt8Out ? row * kHeadDim + chunk * 8 : swizzled(row, chunk);
             };
             __syncwarp();
 #pragma unroll

@@ -339,6 +339,12 @@ Attributes int8(Attributes attributes, float y_scale) {
     return attributes;
 }
 
+Attributes norm_add_int8(float x_scale, float y_scale = 0.05F) {
+    Attributes attributes = int8(kEpsilon, y_scale);
+    attributes["x_scale"] = x_scale;
+    return attributes;
+}
+
 Attributes attention_int8(
     int height, int width, int heads, int window, int shift, float qkv_scale, float y_scale = 0.02F) {
     Attributes attributes = int8(attention(height, width, heads, window, shift), y_scale);
@@ -381,9 +387,10 @@ void check_valid(const Valid& valid) {
                 other[i] = tensors[i];
                 other[i].format = TensorFormat::kCHW32;
                 expect(!plugin.supports(i, other, inputs), which + " in another format is not");
-                if (i > 0 || valid.types[0] != 'a') {
+                for (DataType type : {DataType::kFLOAT, DataType::kHALF, DataType::kINT32}) {
+                    if (type == types[i] || (i == 0 && valid.types[0] == 'a')) continue;
                     other[i] = tensors[i];
-                    other[i].type = types[i] == DataType::kFLOAT ? DataType::kHALF : DataType::kFLOAT;
+                    other[i].type = type;
                     expect(!plugin.supports(i, other, inputs), which + " of another type is not");
                 }
             }
@@ -445,7 +452,9 @@ int main() {
         {"SwinLinearInt8", int8(linear(0), 0), "qqffhh", {{-1, 49, 96}, {96, 96}, {96}, {96}, {-1, 49, 96}},
             {{-1, 49, 96}}},
         {"SwinLayerNormInt8", int8(kEpsilon, 0.05F), "hffq", {{-1, 49, 96}, {96}, {96}}, {{-1, 49, 24}}},
-        {"SwinLayerNormAddInt8", int8(kEpsilon, 0.05F), "hhffhq", {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}},
+        {"SwinLayerNormAddInt8", norm_add_int8(0), "hhffhq", {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}},
+            {{-1, 49, 96}, {-1, 49, 24}}},
+        {"SwinLayerNormAddInt8", norm_add_int8(0.03F), "qhffhq", {{-1, 49, 24}, {-1, 49, 96}, {96}, {96}},
             {{-1, 49, 96}, {-1, 49, 24}}},
         {"SwinQuantize", int8({}, 0.05F), "hq", {{-1, 49, 96}}, {{-1, 49, 24}}},
         {"SwinAttentionInt8", attention_int8(14, 21, 3, 7, 3, 0.03F), "qfq", {{-1, 294, 72}, {3, 49, 56}},
@@ -545,7 +554,15 @@ int main() {
         {"SwinLinearInt8", int8(linear(0), 0), {{-1, 24}, {96, 24}, {96}, {96}, {-1, 24}}, "residual is [?, 24]"},
         {"SwinLayerNormInt8", int8(kEpsilon, 0), {{-1, 96}, {96}, {96}}, "y_scale is 0"},
         {"SwinLayerNormInt8", int8(kEpsilon, 1), {{-1, 98}, {98}, {98}}, "98 INT8 elements do not divide"},
-        {"SwinLayerNormAddInt8", int8(kEpsilon, 1), {{-1, 96}, {-1, 92}, {96}, {96}}, "residual is [?, 92]"},
+        {"SwinLayerNormAddInt8", norm_add_int8(0), {{-1, 96}, {-1, 92}, {96}, {96}}, "residual is [?, 92]"},
+        {"SwinLayerNormAddInt8", norm_add_int8(0.03F), {{-1, 96}, {-1, 96}, {96}, {96}},
+            "residual is [?, 96] instead of [?, 384]"},
+        {"SwinLayerNormAddInt8", norm_add_int8(0), {{-1, 24}, {-1, 96}, {96}, {96}},
+            "residual is [?, 96] instead of [?, 24]"},
+        {"SwinLayerNormAddInt8", norm_add_int8(0.03F), {{-1, 2052}, {-1, 8208}, {8208}, {8208}}, "wider than 8192"},
+        {"SwinLayerNormAddInt8", norm_add_int8(-1), {{-1, 24}, {-1, 96}, {96}, {96}}, "x_scale is -1"},
+        {"SwinLayerNormAddInt8", norm_add_int8(0.03F, 0), {{-1, 24}, {-1, 96}, {96}, {96}}, "y_scale is 0"},
+        {"SwinLayerNormAddInt8", int8(kEpsilon, 1), {{-1, 96}, {-1, 96}, {96}, {96}}, "attribute x_scale is missing"},
         {"SwinQuantize", int8({}, 0), {{-1, 96}}, "y_scale is 0"},
         {"SwinAttentionInt8", attention_int8(14, 14, 3, 7, 3, 0), {{-1, 196, 72}, {3, 49, 56}}, "qkv_scale is 0"},
         {"SwinAttentionInt8", attention_int8(14, 14, 3, 7, 3, 0, 0), {{-1, 196, 72}, {3, 49, 56}}, "qkv_scale is 0"},

@@ -25,6 +25,7 @@ from test_kernels_gpu import (  # noqa: E402, imports torch
     ATTENTION_CASES,
     Attention,
     draw,
+    misalign,
     padded_bias,
     parameters,
     window_attention,
@@ -210,6 +211,8 @@ def test_linear_past_2_to_the_31_elements():
 ROW_CASES = [
     *((49, 96 << stage, data) for stage in range(4) for data in ("normal", "mean 1e4", "zero rows")),
     (3136, 96, "normal"), (1, 4, "normal"), (5, 100, "normal"), (7, 1000, "normal"), (3, 8192, "normal"),
+    # One vector a thread, three and four of them, up to and past kEarlyElements.
+    (50, 16, "normal"), (50_000, 96, "normal"), (3136, 128, "normal"), (40_000, 128, "normal"), (9, 512, "zero rows"),
 ]
 
 
@@ -237,17 +240,47 @@ def check_layernorm_add(rows: int, width: int, data: str, offset: int) -> None:
     exact, slack = exact_layer_norm(x, gamma, beta)
     exact = exact + residual.double()
     slack = slack + FP32 * exact.abs()
-    y, y_q = outputs_of(lambda y, y_q: kernels.layernorm_add_int8(x, residual, gamma, beta, y, y_q, EPSILON, 0.03),
+    y, y_q = outputs_of(lambda y, y_q: kernels.layernorm_add_int8(x, residual, gamma, beta, y, y_q, EPSILON, 0.0,
+                                                                       0.03),
                         ((rows, width), torch.float16), ((rows, width), torch.int8), offset=offset)
     judge_int8((rows, width, data), y_q, exact, 0.03, slack)
     judge_fp16((rows, width, data), y, exact, slack)
 
 
+def check_layernorm_add_of_int8(rows: int, width: int, data: str, offset: int, x_scale: float = 0.02) -> None:
+    """x INT8: any value, all near 120 ("mean 1e4"), or some rows of equal numbers ("zero rows"), which lose nothing."""
+    x = random_int8((rows, width), 1)
+    if data == "mean 1e4":
+        x = 120 + x % 8
+    if data == "zero rows":
+        x[::3] = 0
+        x[1::3] = -77
+    x = misalign(x) if offset else x
+    residual, (gamma, beta) = draw((rows, width), torch.float16, "normal", 3), parameters(width, torch.float16, 2)
+    exact, slack = exact_layer_norm(x.double() * torch.tensor(x_scale, device=DEVICE).double(), gamma, beta)
+    equal = (x == x[:, :1]).all(-1, keepdim=True)
+    exact, slack = torch.where(equal, beta.double(), exact), torch.where(equal, 0, slack)
+    exact = exact + residual.double()
+    slack = slack + FP32 * exact.abs()
+    y, y_q = outputs_of(lambda y, y_q: kernels.layernorm_add_int8(x, residual, gamma, beta, y, y_q, EPSILON, x_scale,
+                                                                  0.03),
+                        ((rows, width), torch.float16), ((rows, width), torch.int8), offset=offset)
+    judge_int8((rows, width, data, x_scale), y_q, exact, 0.03, slack)
+    judge_fp16((rows, width, data, x_scale), y, exact, slack)
+
+
 @pytest.mark.parametrize("offset", [0, 1])
-@pytest.mark.parametrize("check", [check_layernorm, check_layernorm_add])
+@pytest.mark.parametrize("check", [check_layernorm, check_layernorm_add, check_layernorm_add_of_int8])
 def test_layernorm(check, offset):
     for case in ROW_CASES:
         check(*case, offset)
+
+
+@pytest.mark.parametrize("x_scale", [1e-30, 1e-5, 2e-3, 1.0, 1e4, 1e30])
+def test_layernorm_of_int8_at_any_scale(x_scale):
+    """Also where epsilon is most of the variance, and where it is nothing beside it, in rows of equal numbers too."""
+    for data in ("normal", "zero rows"):
+        check_layernorm_add_of_int8(49, 384, data, 0, x_scale)
 
 
 @pytest.mark.parametrize("offset", [0, 1])
@@ -338,7 +371,10 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.linear_int8(x, weight, parameter, parameter, None, y, 0, -0.1),
         lambda: kernels.linear_int8(x.view(-1)[1:97], weight, parameter, parameter, None, y, 0, 0.1),
         lambda: kernels.layernorm_int8(half, parameter, parameter, y, EPSILON, 0.0),
-        lambda: kernels.layernorm_add_int8(half, None, parameter, parameter, half, y, EPSILON, 0.1),
+        lambda: kernels.layernorm_add_int8(half, None, parameter, parameter, half, y, EPSILON, 0.0, 0.1),
+        lambda: kernels.layernorm_add_int8(x, half, parameter, parameter, half, y, EPSILON, -0.1, 0.1),
+        lambda: kernels.layernorm_add_int8(x, half, parameter, parameter, half, y, EPSILON, math.nan, 0.1),
+        lambda: kernels.layernorm_add_int8(x, half, parameter, parameter, half, y, EPSILON, 0.1, 0.0),
         lambda: kernels.quantize(half, y, math.nan),
         lambda: kernels.attention_int8(y, parameter, None, y, 2, 2, 1, 2, 0, 1.0, -100.0, 0.0, 0.1),
         lambda: kernels.attention_int8(y, parameter, None, y, 2, 2, 1, 2, 0, 1.0, -100.0, 0.1, -0.1),

@@ -192,7 +192,8 @@ def test_the_quantised_graph_keeps_the_accuracy(version, micro):
     """Top-1 on held-out crops within 2 points of FP32, and an error that 8 bits explain.
 
     Rounding to steps of s makes an error of s / sqrt(12). A range of four standard deviations, s being a 127th of it,
-    gives 1 % of the numbers' rms at each of 9 tensors a block; that of the logits must be a few times as much at most.
+    gives 1 % of the numbers' rms at each of 9 tensors a block, 11 in V2; that of the logits must be a few times as much
+    at most.
     """
     folder = micro(version)
     fp32, int8 = onnx.load(folder / "m.onnx"), onnx.load(folder / "m_int8.onnx")
@@ -224,11 +225,24 @@ def test_every_product_of_the_blocks_has_pairs_and_nothing_else(version, micro):
         np.testing.assert_allclose(values(weight.inputs[1]), amax / 127, rtol=1e-6)
     names = {name for node in full for name in (node.name.split("/")[-2],)}
     assert names == {"qkv", "proj", "fc1", "fc2"}
-    # Head and patch merging have none; attention reads a pair; LayerNorm and residual Add read no rounded numbers.
-    assert sum(node.op == "QuantizeLinear" for node in graph.nodes) == 7 * (4 * 2 + 1)
+    # Head and patch merging have none; attention reads a pair, and in V2 so does LayerNorm, but behind the last MLP of
+    # each stage; residual Adds read no rounded numbers.
+    norms = {1: 0, 2: 7 + 3}[version]
+    assert sum(node.op == "QuantizeLinear" for node in graph.nodes) == 7 * (4 * 2 + 1) + norms
     rounded = {id(tensor) for node in graph.nodes if node.op == "DequantizeLinear" for tensor in node.outputs}
     readers = Counter(node.op for node in graph.nodes if any(id(tensor) in rounded for tensor in node.inputs))
-    assert readers == {"MatMul": 28, "Reshape": 7}
+    assert readers == Counter(MatMul=28, Reshape=7, LayerNormalization=norms)
+    assert paired_norms(graph) == ([] if version == 1 else [
+        "0.0.proj", "0.0.fc2", "0.1.proj", "1.0.proj", "1.0.fc2", "1.1.proj", "2.0.proj", "2.0.fc2", "2.1.proj",
+        "3.0.proj"])
+
+
+def paired_norms(graph: gs.Graph) -> list[str]:
+    """<stage>.<block>.<product> of the products that stand before a LayerNorm, with a pair between them."""
+    found = [paired(node, 0).inputs[0].name for node in graph.nodes
+             if node.op == "LayerNormalization" and paired(node, 0)]
+    return sorted((re.sub(r".*layers.(\d)/blocks.(\d)/\w+/(\w+)/.*", r"\1.\2.\3", name) for name in found),
+                  key=lambda name: (name[:3], name[4:] != "proj"))
 
 
 def test_the_graphs_scales_are_the_caches(small):
@@ -270,7 +284,47 @@ def test_kept_parts_have_no_pairs(small):
     attentions = [node.inputs[0].name for node in result.nodes if node.op == "DequantizeLinear" and any(
         reader.op == "Reshape" for reader in node.outputs[0].outputs)]
     assert len(attentions) == 3  # that of block 1 too
+    assert paired_norms(result) == ["0.0.proj", "1.0.proj", "1.1.proj"]
     assert not any(node.op == "QuantizeLinear" for node in gs.import_onnx(quantised(graph, scales, set(parts))).nodes)
+
+
+@pytest.mark.parametrize(("kept", "left"), [
+    ("", "0.0.proj 0.0.fc2 0.1.proj 1.0.proj 1.0.fc2 1.1.proj"),
+    ("block0.proj,block1.fc1", "0.0.fc2 1.0.proj 1.0.fc2 1.1.proj"),
+    ("block1.qkv,block2.fc2", "0.0.proj 0.1.proj 1.0.proj 1.1.proj"),
+    ("block0.qkv,block1.proj,block1.fc2,block2.qkv", "0.0.proj 0.0.fc2 1.0.proj 1.0.fc2 1.1.proj"),
+])
+def test_a_norm_reads_int8_where_its_product_and_its_reader_are_quantised(kept, left, small, tmp_path, monkeypatch):
+    """The Q/DQ graph's pairs, and in the patched graph the scale of each, of the product and of LayerNorm alike."""
+    monkeypatch.setattr(sys, "argv", ["a test"])
+    for name in ("m.onnx", "m.cache"):
+        (tmp_path / name).write_bytes((small(2) / name).read_bytes())
+    quantise(tmp_path, "--keep", kept)
+    assert paired_norms(gs.import_onnx(onnx.load(tmp_path / "m_int8.onnx"))) == left.split()
+    graph = gs.import_onnx(run_add_int8(tmp_path, tmp_path / "patched.onnx"))
+    scales = read_cache(tmp_path / "m.cache").scales
+    with_scale = 0
+    for norm in graph.nodes:
+        if norm.op == "SwinLayerNormAddInt8":
+            product = producer(norm.inputs[0])
+            assert product.attrs.get("y_scale", 0) == norm.attrs["x_scale"]
+            if norm.attrs["x_scale"]:
+                assert product.op == "SwinLinearInt8" and norm.inputs[0].dtype is None
+                name = norm.inputs[0].name.removesuffix("/int8")
+                assert norm.attrs["x_scale"] == pytest.approx(float(scales[name]), rel=2**-22)
+                with_scale += 1
+    assert with_scale == len(left.split())
+    assert all("x_scale" not in item.attrs for item in graph.nodes if item.op == "SwinLayerNormAdd")
+
+
+def test_a_norm_that_reads_int8_and_writes_none_is_refused(small):
+    """A pair before a LayerNorm whose sum no INT8 product reads: quant.py makes none."""
+    bare, scales = add_int8.without_pairs(onnx.load(small(2) / "m_int8.onnx"))
+    last = next(name for name in scales.inputs if "layers.1/blocks.1/mlp/fc2" in name)
+    scales.tensors[last.replace("MatMul", "Add_output_0")] = 0.1
+    fp32 = patch(bare, add_int8.steps_for(scales))[0]
+    with pytest.raises(UserError, match=r"blocks.1/mlp/fc2/.* reads INT8 and writes none"):
+        add_int8.to_int8(fp32, scales, fp32)
 
 
 @pytest.fixture(scope="module")
@@ -409,14 +463,20 @@ def test_norm_and_attention_int8_are_their_fp16_forms_quantised():
     x = rng.standard_normal((2, 64, 96)).astype(np.float16)
     gamma, beta = rng.standard_normal((2, 96)).astype(np.float32)
     parameters, epsilon = {"gamma": gamma, "beta": beta}, {"epsilon": 1e-5}
-    y, y_q, other, other_q, alone = run_nodes(
+    y, y_q, other, other_q, alone, of_steps, of_steps_q, step_sum = run_nodes(
         [node("SwinLayerNormWithParams", "x gamma beta", "y", **epsilon),
          node("SwinLayerNormInt8", "x gamma beta", "y_q", y_scale=0.03, **epsilon),
          node("SwinLayerNormAdd", "x x gamma beta", "other", **epsilon),
-         node("SwinLayerNormAddInt8", "x x gamma beta", "sum other_q", y_scale=0.05, **epsilon)],
-        x, parameters, "y", "y_q", "other", "other_q", "sum")
+         node("SwinLayerNormAddInt8", "x x gamma beta", "sum other_q", x_scale=0.0, y_scale=0.05, **epsilon),
+         node("SwinQuantize", "x", "x_q", y_scale=0.03),
+         node("SwinLayerNormAdd", "rounded x gamma beta", "of_steps_32", **epsilon),
+         node("SwinLayerNormAddInt8", "x_q x gamma beta", "step_sum of_steps_q", x_scale=0.03, y_scale=0.05,
+              **epsilon)],
+        x, {**parameters, "rounded": rounded(x, 0.03) * np.float32(0.03)},
+        "y", "y_q", "other", "other_q", "sum", "of_steps_32", "of_steps_q", "step_sum")
     np.testing.assert_array_equal(other, alone)
-    for real, steps, scale in ((y, y_q, 0.03), (other, other_q, 0.05)):
+    np.testing.assert_array_equal(of_steps.astype(np.float16), step_sum)
+    for real, steps, scale in ((y, y_q, 0.03), (other, other_q, 0.05), (of_steps, of_steps_q, 0.05)):
         # The plain form is rounded to FP16 here, by 2^-11 of at most 7, which is 0.1 steps of 0.03.
         assert np.abs(steps - np.clip(real.astype(float) / scale, -128, 127)).max() < 0.5 + 0.12
 
@@ -791,6 +851,21 @@ def test_bad_input(small, tmp_path, flags, words):
         quant.main(arguments)
     assert "\n" not in str(error.value)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_cache_without_the_scales_of_v2s_norms_is_refused(small, tmp_path):
+    """As it was written before they were quantised."""
+    folder = small(2)
+    lines = (folder / "m.cache").read_text().splitlines()
+    tensors = [block.tensor(part).name for block in blocks_of(tidy(onnx.load(folder / "m.onnx")))
+               for part in ("qkv", "attention", "proj", "fc1", "fc2")]
+    older = [*lines[:2], *(line for line in lines[2:] if line.rsplit(":", 1)[0] in tensors)]
+    assert len(lines) - len(older) == 6
+    (tmp_path / "m.cache").write_text("\n".join(older))
+    flags = ["--onnx", str(folder / "m.onnx"), "--cache", str(tmp_path / "m.cache")]
+    for script, output in ((quant.main, ["--narrow", "--output", str(tmp_path / "o.onnx")]), (sensitivity.main, [])):
+        with pytest.raises(UserError, match=r"m.cache: was made for another graph than .*, or without all of its"):
+            script([*flags, *output])
 
 
 def test_scripts_end_with_one_line_and_status_1(small):

@@ -10,6 +10,7 @@ A block has five parts that can be INT8, each with the tensors that get a Quanti
 
 Activations have one scale, weights one for each output channel; all are symmetric. In V2 qkv's and fc1's input is the
 residual stream: the pair stands on the branch to the product alone, and the residual Add reads what is not rounded.
+There proj and fc2 hand their output to a LayerNorm, and it has a pair, too, of no part of its own (`norm_inputs`).
 Patch embedding, patch merging, LayerNorm, residual Add and head stay as they are. What else does by default, because it
 is faster in FP16, is in `faster_in_fp16`.
 
@@ -17,6 +18,7 @@ The pairs are put in by onnxruntime.quantization (QDQQuantizer); here is chosen 
 """
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +28,7 @@ from add_mlp import MOST_CHANNELS
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from patterns import is_linear, linear_output
-from tidy import add_node, drop_idle, exported, producer
+from tidy import add_node, drop_idle, exported
 
 from utils import UserError
 
@@ -102,9 +104,31 @@ def with_attention(kept: set[str]) -> set[str]:
     return kept | {f"{part.split('.')[0]}.attention" for part in kept if part.endswith(".qkv")}
 
 
+def norm_inputs(blocks: list[Block], kept: Collection[str] = ()) -> list[gs.Variable]:
+    """V2: outputs of proj and fc2, with their bias, that are quantised for the LayerNorm behind them.
+
+    Those of a quantised product whose LayerNorm writes INT8, for fc1 or for the next block's qkv: only that one reads
+    INT8, and behind the last block of a stage none writes it.
+
+    Args:
+        kept: names of the parts (all_parts) that are not quantised.
+    """
+    found = []
+    for i, (block, following) in enumerate(zip(blocks, [*blocks[1:], None])):
+        if block.norm_first:
+            continue
+        if not {f"block{i}.proj", f"block{i}.fc1"} & set(kept):
+            found.append(linear_output(block.proj))
+        same_stage = following is not None and following.channels == block.channels
+        if same_stage and not {f"block{i}.fc2", f"block{i + 1}.qkv"} & set(kept):
+            found.append(linear_output(block.fc2))
+    return found
+
+
 def quantised_tensors(blocks: list[Block]) -> list[str]:
-    """Names of the activations that get a scale, in the graph's order, each once."""
-    return list(dict.fromkeys(block.tensor(part).name for block in blocks for part in PARTS))
+    """Names of the activations that get a scale, each once: the parts' in the graph's order, then `norm_inputs`."""
+    tensors = [block.tensor(part) for block in blocks for part in PARTS] + norm_inputs(blocks)
+    return list(dict.fromkeys(tensor.name for tensor in tensors))
 
 
 def quantised(graph: gs.Graph, scales: dict[str, np.float32], kept: set[str]) -> onnx.ModelProto:
@@ -120,27 +144,35 @@ def quantised(graph: gs.Graph, scales: dict[str, np.float32], kept: set[str]) ->
         raise UserError(f"has opset {graph.opset}, and scales for each channel need {OLDEST_OPSET}; export it again "
                         f"with --opset 17")
     graph = graph.copy()
-    ranges, chosen = {}, []
-    for i, block in enumerate(blocks_of(graph)):
+    blocks, ranges, chosen = blocks_of(graph), {}, []
+
+    def marked(tensor: gs.Variable, part: str) -> gs.Variable:
+        # QDQQuantizer gives one pair to all readers of a tensor. Behind an Identity are those of one part alone.
+        passed = add_node(graph, "Identity", [tensor], f"{tensor.name}/{part}", tensor.shape)
+        amax = np.float32(scales[tensor.name]) * np.float32(127)
+        ranges[passed.name] = (-amax, amax)
+        return passed
+
+    def quantise_for_all_readers(tensor: gs.Variable, part: str) -> None:
+        readers = list(tensor.outputs)
+        name = f"{tensor.name}/{part}/passed"
+        passed = add_node(graph, "Identity", [marked(tensor, part)], name, tensor.shape)
+        for reader in readers:
+            reader.inputs = [passed if item is tensor else item for item in reader.inputs]
+        chosen.append(name)
+
+    for tensor in norm_inputs(blocks, kept):
+        quantise_for_all_readers(tensor, "norm")
+    for i, block in enumerate(blocks):
         for part in PARTS:
             if f"block{i}.{part}" in kept:
                 continue
-            tensor = block.tensor(part)
-            # QDQQuantizer gives one pair to all readers of a tensor. Behind an Identity are those of one part alone.
-            marked = gs.Variable(f"{tensor.name}/{part}", np.float32, tensor.shape)
             if part == "attention":
-                readers = list(tensor.outputs)
-                passed = add_node(graph, "Identity", [marked], f"{marked.name}/passed", tensor.shape)
-                for reader in readers:
-                    reader.inputs = [passed if item is tensor else item for item in reader.inputs]
-                chosen.append(producer(passed).name)
+                quantise_for_all_readers(block.tensor(part), part)
             else:
                 product = getattr(block, part)
-                product.inputs[0] = marked
+                product.inputs[0] = marked(product.inputs[0], part)
                 chosen.append(product.name)
-            add_node(graph, "Identity", [tensor], marked)
-            amax = np.float32(scales[tensor.name]) * np.float32(127)
-            ranges[marked.name] = (-amax, amax)
     graph.toposort()
     # An empty list would mean all nodes.
     model = exported(graph)

@@ -131,7 +131,8 @@ def scales_for(args: argparse.Namespace, model: onnx.ModelProto, tidied: onnx.Mo
     cache = read_cache(args.cache)
     remedy = "give another --cache, or --recalibrate"
     if cache.graph != graph or list(cache.scales) != tensors:
-        raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}; {remedy}")
+        raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}, or without all of "
+                        f"its scales; {remedy}")
     if args.method not in (None, cache.method):
         raise UserError(f"{shown(args.cache)}: was calibrated with {cache.method}, not {args.method}; {remedy}")
     if (args.batches or args.batch_size) and count != cache.images:

@@ -6,7 +6,8 @@ Needs the calibration cache that quant.py wrote. Adds a row for each part to Res
 together (all) and one for none (fp32); draws Results/sensitivity_<model>.png. Then it takes the part with the largest
 error out of the quantised graph, and the next, until the graph agrees with FP32 often enough (--agreement), and prints
 the flags with which quant.py makes that graph: what was taken out is its --keep. All else is INT8 here (its --narrow),
-also what quant.py by itself keeps because it is faster in FP16.
+also what quant.py by itself keeps because it is faster in FP16. The inputs of V2's LayerNorms (`norm_inputs` of qdq.py)
+are INT8 where the product and what reads the sum both are: in the graph of all parts, and in that of none alone.
 """
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from calibration import (  # noqa: E402
     session_with_outputs,
 )
 from calibration_cache import fingerprint, read_cache  # noqa: E402
-from qdq import PARTS, all_parts, blocks_of, quantised, with_attention  # noqa: E402
+from qdq import PARTS, all_parts, blocks_of, quantised, quantised_tensors, with_attention  # noqa: E402
 from quant import fp32_model  # noqa: E402
 from tidy import tidy  # noqa: E402
 
@@ -131,10 +132,12 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.cache.exists():
         raise UserError(f"{shown(args.cache)}: no such file; quant.py --onnx {shown(args.onnx)} writes it")
     cache = read_cache(args.cache)
-    if cache.graph != fingerprint(model):
-        raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}; give its --cache")
     graph = tidy(model)
-    parts = all_parts(blocks_of(graph))
+    blocks = blocks_of(graph)
+    if cache.graph != fingerprint(model) or list(cache.scales) != quantised_tensors(blocks):
+        raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}, or without all of "
+                        "its scales; give its --cache")
+    parts = all_parts(blocks)
     report = Report(model, args.count, execution_provider(args.provider))
 
     def measured(name: str, kept: set[str]) -> dict[str, str]:

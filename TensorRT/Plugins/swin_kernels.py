@@ -32,7 +32,7 @@ ARGUMENTS = {
     "swin_mlp": [_pointer] * 13 + [_int, _long, _int, _int, _int, _float, _pointer, ctypes.c_size_t, _pointer],
     "swin_linear_int8": [_pointer] * 6 + [_long, _int, _int, _int, _float, _pointer, ctypes.c_size_t, _pointer],
     "swin_layernorm_int8": [_pointer] * 4 + [_long, _int, _float, _float, _pointer],
-    "swin_layernorm_add_int8": [_pointer] * 6 + [_long, _int, _float, _float, _pointer],
+    "swin_layernorm_add_int8": [_pointer] * 6 + [_long, _int, _float, _float, _float, _pointer],
     "swin_quantize": [_pointer] * 2 + [_long, _float, _pointer],
     "swin_attention_int8": [_pointer] * 4 + [_int] * 7 + [_float] * 4 + [_pointer],
 }
@@ -143,10 +143,10 @@ def layernorm_int8(x, gamma, beta, y_q, epsilon: float, y_scale: float) -> None:
     call("swin_layernorm_int8", x, gamma, beta, y_q, rows, x.shape[-1], epsilon, y_scale)
 
 
-def layernorm_add_int8(x, residual, gamma, beta, y, y_q, epsilon: float, y_scale: float) -> None:
-    """y = residual + LN(x) * gamma + beta in FP16, and y_q the same as INT8."""
+def layernorm_add_int8(x, residual, gamma, beta, y, y_q, epsilon: float, x_scale: float, y_scale: float) -> None:
+    """y = residual + LN(x) * gamma + beta in FP16, and y_q the same as INT8; x FP16 with x_scale 0, else INT8."""
     rows = x.numel() // x.shape[-1]
-    call("swin_layernorm_add_int8", x, residual, gamma, beta, y, y_q, rows, x.shape[-1], epsilon, y_scale)
+    call("swin_layernorm_add_int8", x, residual, gamma, beta, y, y_q, rows, x.shape[-1], epsilon, x_scale, y_scale)
 
 
 def quantize(x, y_q, y_scale: float) -> None:

@@ -5,7 +5,7 @@
 The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it, but for products that
 have scales, which no SwinMlp takes in, and converted to FP16; then the plugin nodes that read a tensor with a scale
 become INT8 ones, and what quantises a tensor becomes part of the node that makes it (of LayerNorm, of attention, of a
-linear layer with GELU), SwinQuantize where there is none. A tensor without a scale stays FP16, as what attention writes
+linear layer), SwinQuantize where there is none. A tensor without a scale stays FP16, as what attention writes
 for a proj that is not quantised. What quant.py left out is an FP16 plugin node, as in swinv1_attention_fp16.onnx.
 """
 from __future__ import annotations
@@ -43,7 +43,7 @@ CHECKED_IMAGES = 8
 # when it is computed in another order or in FP16; that moves later numbers over such a middle too, in the end as many
 # as if all were rounded anew. Two independent roundings of the same numbers differ by sqrt(2) times the error of one.
 TOLERANCE = 1.5
-NOT_QUANTISED = 0.0  # y_scale of a node whose output is FP16, as that of all is until _fuse finds its quantisation
+NOT_QUANTISED = 0.0  # x_scale or y_scale of an FP16 tensor; all outputs are that until _fuse finds their quantisation
 FEATURES_MULTIPLE = 16  # of K and N of SwinLinearInt8, whose rows are read and written 16 bytes at a time
 
 
@@ -112,8 +112,9 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
     graph = gs.import_onnx(model)
     biases = {node.name: values(node.inputs[2]) for node in gs.import_onnx(fp32).nodes if node.op == "SwinLinear"}
     linears = {product_of(node): node for node in graph.nodes if node.op == "SwinLinear"}
-    attentions = {node.inputs[0].name: node for node in graph.nodes if node.op == "SwinAttention"}
-    for what, found, wanted in (("linear layer", linears, scales.inputs), ("attention", attentions, scales.tensors)):
+    readers = {node.inputs[0].name: node for node in graph.nodes if node.op in ("SwinAttention", "SwinLayerNormAdd")}
+    for what, found, wanted in (("linear layer", linears, scales.inputs),
+                                ("attention or LayerNorm", readers, scales.tensors)):
         missing = [name for name in wanted if name not in found]
         if missing:
             raise UserError(f"the {what} at {missing[0]} is quantised and was not replaced by a plugin node")
@@ -132,12 +133,18 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
         node.inputs = [node.inputs[0], *(gs.Constant(f"{node.name}/{key}", np.ascontiguousarray(array))
                                          for key, array in constants.items()), *node.inputs[3:]]
     for name, scale in scales.tensors.items():
-        node = attentions[name]
+        node = readers[name]
         _quantise_input(graph, node, scale)
-        _rename(node, "SwinAttentionInt8")
-        node.attrs.update(qkv_scale=scale, y_scale=NOT_QUANTISED)
+        if node.op == "SwinAttention":
+            _rename(node, "SwinAttentionInt8")
+            node.attrs.update(qkv_scale=scale, y_scale=NOT_QUANTISED)
+        else:
+            node.attrs["x_scale"] = scale
     for node in [node for node in graph.nodes if node.op == "SwinQuantize"]:
         _fuse(node)
+    for node in graph.nodes:
+        if node.op == "SwinLayerNormAdd" and "x_scale" in node.attrs:
+            raise UserError(f"the LayerNorm at {node.inputs[0].name} reads INT8 and writes none, which no plugin does")
     graph.cleanup().toposort()
     result = exported(graph)
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
@@ -168,6 +175,7 @@ def _fuse(quantizer: gs.Node) -> None:
     alone = len(x.outputs) == 1
     if maker.op == "SwinLayerNormAdd":
         _rename(maker, "SwinLayerNormAddInt8")
+        maker.attrs.setdefault("x_scale", NOT_QUANTISED)
         outputs = [x, y]
     elif maker.op == "SwinLayerNormWithParams" and alone:
         _rename(maker, "SwinLayerNormInt8")

@@ -42,6 +42,7 @@ def _linear(ops: Operators, a: dict, x: str, weight: str, scale: str, bias: str,
 
 
 def _layer_norm_add(ops: Operators, a: dict, x: str, residual: str, gamma: str, beta: str) -> list:
+    x = ops.op("Mul", x, ops.constant(a["x_scale"])) if a["x_scale"] else x
     y = ops.op("Add", residual, ops.layer_norm(x, gamma, beta, a["epsilon"]))
     return [y, quantise(ops, y, a["y_scale"])]
 

@@ -1,11 +1,20 @@
 #include "layernorm_int8_kernel.h"
 
+#include <algorithm>
+#include <cfloat>
+
 #include "common/layer_norm.cuh"
 
 namespace swin {
 namespace {
 
-template <Form FORM> int launch_quantized(LayerNormArguments a, float y_scale, cudaStream_t stream) {
+// The LayerNorm of x_scale * q with an epsilon is that of q, exact in FP32, with epsilon / x_scale^2. Never zero nor
+// infinite, so that a row of equal numbers gives zeros.
+float epsilon_in_steps(float epsilon, double x_scale) {
+    return static_cast<float>(std::clamp<double>(epsilon / x_scale / x_scale, FLT_MIN, FLT_MAX));
+}
+
+template <Form FORM, class X> int launch_quantized(LayerNormArguments a, float y_scale, cudaStream_t stream) {
     if (a.rows == 0) return cudaSuccess;
     const bool pointers = a.x != nullptr && a.gamma != nullptr && a.beta != nullptr && a.y_q != nullptr;
     if (!pointers || a.rows < 0 || a.width < 1 || a.width > SWIN_MAX_WIDTH || !(y_scale > 0)) {
@@ -16,7 +25,7 @@ template <Form FORM> int launch_quantized(LayerNormArguments a, float y_scale, c
     const bool aligned = aligned16(a.x) && aligned16(a.residual) && aligned16(a.gamma) && aligned16(a.beta)
         && aligned16(a.y) && aligned16(a.y_q);
     return with_shape<__half>(a.width, aligned && a.width % kVector<__half> == 0, [&](auto shape, int group) {
-        return launch_layer_norm_kernel<FORM, true, decltype(shape)>(a, group, stream);
+        return launch_layer_norm_kernel<FORM, X, true, decltype(shape)>(a, group, stream);
     });
 }
 
@@ -33,12 +42,12 @@ int swin_layernorm_int8(const void* x, const float* gamma, const float* beta, vo
     a.rows = rows;
     a.width = width;
     a.epsilon = epsilon;
-    return swin::launch_quantized<swin::Form::kNorm>(a, y_scale, stream);
+    return swin::launch_quantized<swin::Form::kNorm, __half>(a, y_scale, stream);
 }
 
 int swin_layernorm_add_int8(const void* x, const void* residual, const float* gamma, const float* beta, void* y,
-    void* y_q, long long rows, int width, float epsilon, float y_scale, cudaStream_t stream) {
-    if (residual == nullptr || y == nullptr) return cudaErrorInvalidValue;
+    void* y_q, long long rows, int width, float epsilon, float x_scale, float y_scale, cudaStream_t stream) {
+    if (residual == nullptr || y == nullptr || !(x_scale >= 0)) return cudaErrorInvalidValue;
     swin::LayerNormArguments a{};
     a.x = x;
     a.residual = residual;
@@ -48,6 +57,10 @@ int swin_layernorm_add_int8(const void* x, const void* residual, const float* ga
     a.y_q = static_cast<int8_t*>(y_q);
     a.rows = rows;
     a.width = width;
-    a.epsilon = epsilon;
-    return swin::launch_quantized<swin::Form::kNormAdd>(a, y_scale, stream);
+    if (x_scale == 0) {
+        a.epsilon = epsilon;
+        return swin::launch_quantized<swin::Form::kNormAdd, __half>(a, y_scale, stream);
+    }
+    a.epsilon = swin::epsilon_in_steps(epsilon, x_scale);
+    return swin::launch_quantized<swin::Form::kNormAdd, int8_t>(a, y_scale, stream);
 }

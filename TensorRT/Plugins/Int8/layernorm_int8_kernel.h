@@ -1,6 +1,6 @@
 // LayerNorm forms with an INT8 output, and quantisation alone: C interface. README.md beside this file is the contract.
-// gamma and beta are FP32, x, residual and y FP16, y_q INT8 quantised with y_scale. Each returns a cudaError_t: see
-// swin_types.h.
+// gamma and beta are FP32, x (but for an x_scale), residual and y FP16, y_q INT8 quantised with y_scale. Each returns a
+// cudaError_t: see swin_types.h.
 #pragma once
 
 #include "common/swin_types.h"
@@ -14,8 +14,9 @@ int swin_layernorm_int8(const void* x, const float* gamma, const float* beta, vo
     float epsilon, float y_scale, cudaStream_t stream);
 
 // Swin V2: y = residual + LN(x) * gamma + beta, and y_q of it, [rows, width].
+//   x_scale     0: x is FP16; else x is INT8, and stands for x * x_scale
 int swin_layernorm_add_int8(const void* x, const void* residual, const float* gamma, const float* beta, void* y,
-    void* y_q, long long rows, int width, float epsilon, float y_scale, cudaStream_t stream);
+    void* y_q, long long rows, int width, float epsilon, float x_scale, float y_scale, cudaStream_t stream);
 
 // y_q = x quantised, count elements.
 int swin_quantize(const void* x, void* y_q, long long count, float y_scale, cudaStream_t stream);

@@ -7,19 +7,16 @@ namespace {
 
 using namespace swin;
 
-struct NormAttributes {
-    float epsilon, y_scale;
-};
-constexpr Field<NormAttributes> kEpsilonField{"epsilon", &NormAttributes::epsilon};
-constexpr Field<NormAttributes> kScaleField{"y_scale", &NormAttributes::y_scale};
-
 struct LayerNormInt8Op : Operator {
     static constexpr const char* kName = "SwinLayerNormInt8";
     static constexpr Input kInputs[] = {{"x", Type::kFp16}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
     static constexpr int kRequired = 3;
 
-    using Attributes = NormAttributes;
-    static constexpr Field<Attributes> kFields[] = {kEpsilonField, kScaleField};
+    struct Attributes {
+        float epsilon, y_scale;
+    };
+    static constexpr Field<Attributes> kFields[] = {
+        {"epsilon", &Attributes::epsilon}, {"y_scale", &Attributes::y_scale}};
 
     static Type output_type(const Attributes&, int) { return Type::kInt8; }
 
@@ -44,12 +41,19 @@ struct LayerNormAddInt8Op : Operator {
     static constexpr int kRequired = 4;
     static constexpr int kOutputs = 2;
 
-    using Attributes = NormAttributes;
-    static constexpr Field<Attributes> kFields[] = {kEpsilonField, kScaleField};
+    struct Attributes {
+        float epsilon, x_scale, y_scale;
+    };
+    static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon},
+        {"x_scale", &Attributes::x_scale}, {"y_scale", &Attributes::y_scale}};
 
+    static Type input_type(const Attributes& attributes, int input, Type listed) {
+        return input == 0 && attributes.x_scale != 0 ? Type::kInt8 : listed;
+    }
     static Type output_type(const Attributes&, int output) { return output == 0 ? Type::kFp16 : Type::kInt8; }
 
     static void check(const Attributes& attributes, const Inputs& inputs) {
+        if (attributes.x_scale != 0) check_scale("x_scale", attributes.x_scale);
         check_scale("y_scale", attributes.y_scale);
         check_rows(inputs[0], inputs[0].last());
         expect_shape("residual", inputs[1], inputs[0]);
@@ -61,7 +65,7 @@ struct LayerNormAddInt8Op : Operator {
         const Shape& x = call.shapes[0];
         return swin_layernorm_add_int8(call.input(0), call.input(1), call.parameter(2), call.parameter(3),
             call.outputs[0], call.outputs[1], x.rows(), static_cast<int>(x.last()), attributes.epsilon,
-            attributes.y_scale, call.stream);
+            attributes.x_scale, attributes.y_scale, call.stream);
     }
 };
 

@@ -73,11 +73,18 @@ __device__ __forceinline__ InverseRoot inverse_root(float x) {
     return {value, x < INFINITY ? 0.5f * value * residual : 0.0f};
 }
 
+// The largest block. Four vectors of an INT8 x need more registers than RowShape's bound leaves, and the widest row needs
+// fewer threads then.
+template <class Shape, class X>
+constexpr int kMostThreads
+    = sizeof(X) == 1 && Shape::ITEMS == 4 ? SWIN_MAX_WIDTH / (4 * Shape::VEC) : Shape::THREADS;
+
+// X: the type of x. INT8 is read as whole numbers; what their step does is in epsilon (layernorm_int8_kernel.cu).
 // QUANTIZED: the result goes to y_q, and to y as well where it is a sum that a later residual needs (kNormAdd).
 // EARLY: gamma and beta are read before the row is there, into registers of their own. That hides their latency, of which
 // a small tensor's time consists, and costs a large one occupancy.
-template <Form FORM, class Shape, bool QUANTIZED, bool EARLY>
-__global__ void __launch_bounds__(Shape::THREADS) layer_norm_kernel(const LayerNormArguments a) {
+template <Form FORM, class Shape, class X, bool QUANTIZED, bool EARLY>
+__global__ void __launch_bounds__(kMostThreads<Shape, X>) layer_norm_kernel(const LayerNormArguments a) {
     using T = typename Shape::T;
     constexpr int VEC = Shape::VEC;
     constexpr int ITEMS = Shape::ITEMS;
@@ -91,7 +98,7 @@ __global__ void __launch_bounds__(Shape::THREADS) layer_norm_kernel(const LayerN
     const int step = group * VEC;
     const auto inside = [&](int column) { return kFull || column < a.width; };
     const long long row_start = row.index * a.width;
-    const T* __restrict__ x = static_cast<const T*>(a.x);
+    const X* __restrict__ x = static_cast<const X*>(a.x);
     const T* __restrict__ residual = static_cast<const T*>(a.residual) + row_start;
 
     float gamma[EARLY ? ITEMS : 1][VEC];
@@ -107,20 +114,20 @@ __global__ void __launch_bounds__(Shape::THREADS) layer_norm_kernel(const LayerN
     }
 
     wait_for_previous_kernel();
-    Raw<T, VEC> x_raw[ITEMS];
+    Raw<X, VEC> x_raw[ITEMS];
     Raw<T, VEC> residual_raw[ITEMS];
     if constexpr (FORM == Form::kMergeNorm) {
         const MergeSource source(row.index, a.merged_width, a.channels);
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
             const int column = first_column + i * step;
-            x_raw[i] = inside(column) ? load_once<T, VEC>(x + source.at(column)) : Raw<T, VEC>{};
+            x_raw[i] = inside(column) ? load_once<X, VEC>(x + source.at(column)) : Raw<X, VEC>{};
         }
     } else {
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
             const int column = first_column + i * step;
-            x_raw[i] = inside(column) ? load_once<T, VEC>(x + row_start + column) : Raw<T, VEC>{};
+            x_raw[i] = inside(column) ? load_once<X, VEC>(x + row_start + column) : Raw<X, VEC>{};
             if (kResidual) residual_raw[i] = inside(column) ? load_once<T, VEC>(residual + column) : Raw<T, VEC>{};
         }
     }
@@ -130,7 +137,7 @@ __global__ void __launch_bounds__(Shape::THREADS) layer_norm_kernel(const LayerN
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
-        unpack<T, VEC>(x_raw[i], value[i]);
+        unpack<X, VEC>(x_raw[i], value[i]);
         if (FORM == Form::kAddNorm) {
             float addend[VEC];
             unpack<T, VEC>(residual_raw[i], addend);
@@ -221,14 +228,14 @@ __global__ void __launch_bounds__(Shape::THREADS) layer_norm_kernel(const LayerN
 // Up to this many elements EARLY is the faster one (measured on an H200, FP16, widths 96 to 768).
 constexpr long long kEarlyElements = 4 << 20;
 
-template <Form FORM, bool QUANTIZED, class Shape>
+template <Form FORM, class X, bool QUANTIZED, class Shape>
 int launch_layer_norm_kernel(const LayerNormArguments& a, int group, cudaStream_t stream) {
     if constexpr (Shape::VEC > 1 && sizeof(typename Shape::T) == 2) {
         if (a.rows * a.width <= kEarlyElements) {
-            return launch_rows<layer_norm_kernel<FORM, Shape, QUANTIZED, true>>(a, group, a.rows, stream);
+            return launch_rows<layer_norm_kernel<FORM, Shape, X, QUANTIZED, true>>(a, group, a.rows, stream);
         }
     }
-    return launch_rows<layer_norm_kernel<FORM, Shape, QUANTIZED, false>>(a, group, a.rows, stream);
+    return launch_rows<layer_norm_kernel<FORM, Shape, X, QUANTIZED, false>>(a, group, a.rows, stream);
 }
 
 template <Form FORM> int launch_layer_norm(LayerNormArguments a, int type, cudaStream_t stream) {
@@ -240,7 +247,8 @@ template <Form FORM> int launch_layer_norm(LayerNormArguments a, int type, cudaS
         && aligned16(a.sum) && aligned16(a.y);
     const int contiguous = FORM == Form::kMergeNorm ? a.channels : a.width;
     return dispatch_rows(type, a.width, contiguous, aligned, [&](auto shape, int group) {
-        return launch_layer_norm_kernel<FORM, false, decltype(shape)>(a, group, stream);
+        using Shape = decltype(shape);
+        return launch_layer_norm_kernel<FORM, typename Shape::T, false, Shape>(a, group, stream);
     });
 }
 

@@ -16,8 +16,9 @@
 // and plugin_v2.h (TensorRT 8.6) or plugin_v3.h (10 and later) makes a plugin of it.
 //
 // Its base `Operator` says: one output, of the activations' type and the first input's shape, and no workspace. An
-// operator for which something else holds defines kOutputs, output_type, output_shape or kWorkspaceBytes anew. Shapes
-// count elements of the tensor's own Type everywhere, so INT8 tensors have the shapes of the formula (see Type::kInt8).
+// operator for which something else holds defines kOutputs, input_type, output_type, output_shape or kWorkspaceBytes
+// anew. Shapes count elements of the tensor's own Type everywhere, so INT8 tensors have the shapes of the formula (see
+// Type::kInt8).
 #pragma once
 
 #include <algorithm>
@@ -93,6 +94,10 @@ struct Operator {
     static constexpr int kOutputs = 1;
     static constexpr size_t kWorkspaceBytes = 0;
 
+    // listed: the type in kInputs.
+    template <class Attributes> static Type input_type(const Attributes&, int /* input */, Type listed) {
+        return listed;
+    }
     template <class Attributes> static Type output_type(const Attributes&, int /* output */) {
         return Type::kActivation;
     }
@@ -159,6 +164,10 @@ SymbolicShape shape_of(const nvinfer1::DimsExprs& dims, Type type, nvinfer1::IEx
 nvinfer1::DimsExprs dims_of(const SymbolicShape& shape, Type type);  // throws Refusal
 Shape known(const SymbolicShape& shape);
 
+template <class Op> Type input_type(const typename Op::Attributes& attributes, int input) {
+    return Op::input_type(attributes, input, Op::kInputs[input].type);
+}
+
 template <class Op> void check_count(int inputs) {
     const int most = static_cast<int>(std::size(Op::kInputs));
     if (inputs < Op::kRequired || inputs > most) {
@@ -173,19 +182,21 @@ template <class Op, class At>
 bool supports_format(const typename Op::Attributes& attributes, int position, int inputs, const At& at) {
     if (at(position).format != nvinfer1::TensorFormat::kLINEAR) return false;
     const Type type
-        = position < inputs ? Op::kInputs[position].type : Op::output_type(attributes, position - inputs);
+        = position < inputs ? input_type<Op>(attributes, position) : Op::output_type(attributes, position - inputs);
     if (type == Type::kActivation && !is_activation_type(at(position).type)) return false;
     return at(position).type == tensorrt_type(type, at(0).type);
 }
 
 // Throws Refusal for input types that supports_format would never accept; type_of(i) gives that of input i.
-template <class Op, class TypeOf> void check_types(int inputs, const TypeOf& type_of) {
+template <class Op, class TypeOf>
+void check_types(const typename Op::Attributes& attributes, int inputs, const TypeOf& type_of) {
     check_count<Op>(inputs);
     if (Op::kInputs[0].type == Type::kActivation) swin_type(type_of(0));
     for (int i = 0; i < inputs; ++i) {
-        if (type_of(i) == tensorrt_type(Op::kInputs[i].type, type_of(0))) continue;
+        const Type type = input_type<Op>(attributes, i);
+        if (type_of(i) == tensorrt_type(type, type_of(0))) continue;
         const std::string name = Op::kInputs[i].name;
-        switch (Op::kInputs[i].type) {
+        switch (type) {
         case Type::kActivation: throw Refusal(name + " is not of the type of " + Op::kInputs[0].name);
         case Type::kFp32: throw Refusal(name + " is not FP32");
         case Type::kFp16: throw Refusal(name + " is not FP16");
@@ -199,7 +210,7 @@ template <class Op, class At>
 Inputs checked_inputs(const typename Op::Attributes& attributes, int count, const At& at) {
     check_count<Op>(count);
     Inputs shapes;
-    for (int i = 0; i < count; ++i) shapes.push_back(shape_of(at(i), Op::kInputs[i].type));
+    for (int i = 0; i < count; ++i) shapes.push_back(shape_of(at(i), input_type<Op>(attributes, i)));
     Op::check(attributes, shapes);
     return shapes;
 }
@@ -212,7 +223,7 @@ std::vector<nvinfer1::DimsExprs> output_dims(const typename Op::Attributes& attr
     std::vector<SymbolicShape> symbolic;
     Inputs shapes;
     for (int i = 0; i < count; ++i) {
-        symbolic.push_back(shape_of(inputs[i], Op::kInputs[i].type, builder));
+        symbolic.push_back(shape_of(inputs[i], input_type<Op>(attributes, i), builder));
         shapes.push_back(known(symbolic[i]));
     }
     Op::check(attributes, shapes);
@@ -227,7 +238,7 @@ std::vector<nvinfer1::DimsExprs> output_dims(const typename Op::Attributes& attr
 template <class Op>
 void run(const typename Op::Attributes& attributes, const nvinfer1::PluginTensorDesc* descriptions, int count,
     const void* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) {
-    check_types<Op>(count, [&](int i) { return descriptions[i].type; });
+    check_types<Op>(attributes, count, [&](int i) { return descriptions[i].type; });
     const int type = Op::kInputs[0].type == Type::kActivation ? swin_type(descriptions[0].type) : SWIN_FP16;
     const Call call{checked_inputs<Op>(attributes, count, [&](int i) { return descriptions[i].dims; }), type, inputs,
         outputs, workspace, stream};

@@ -48,7 +48,7 @@ public:
     int32_t getOutputDataTypes(nvinfer1::DataType* outputs, int32_t output_count, const nvinfer1::DataType* inputs,
         int32_t count) const noexcept override {
         return guard(1, [&] {
-            check_types<Op>(count, [&](int i) { return inputs[i]; });
+            check_types<Op>(attributes_, count, [&](int i) { return inputs[i]; });
             for (int i = 0; i < output_count; ++i) {
                 outputs[i] = tensorrt_type(Op::output_type(attributes_, i), inputs[0]);
             }

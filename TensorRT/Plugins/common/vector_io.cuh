@@ -12,8 +12,10 @@ namespace swin {
 template <class T> constexpr int kVector = 16 / sizeof(T);
 
 template <int BYTES> struct RawOf;
+template <> struct RawOf<1> { using Type = uint8_t; };
 template <> struct RawOf<2> { using Type = uint16_t; };
 template <> struct RawOf<4> { using Type = uint32_t; };
+template <> struct RawOf<8> { using Type = uint2; };
 template <> struct RawOf<16> { using Type = uint4; };
 
 // VEC elements of T as the register(s) that one load fills.
@@ -33,6 +35,7 @@ template <class T, int VEC> __device__ __forceinline__ void store_raw(T* address
 }
 
 __device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(int8_t value) { return value; }
 __device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
 // BF16 is the upper half of an FP32: a shift, on every architecture.
 __device__ __forceinline__ float to_float(__nv_bfloat16 value) {
@@ -47,7 +50,7 @@ template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(f
 }
 
 // Two neighbouring elements of a 16-bit type, rounded by one instruction where the GPU has it (sm_80 and later).
-template <class T> struct PairOf { using Type = T; };  // FP32 has no pairs
+template <class T> struct PairOf { using Type = T; };  // FP32 and INT8 have no pairs
 template <> struct PairOf<__half> { using Type = __half2; };
 template <> struct PairOf<__nv_bfloat16> { using Type = __nv_bfloat162; };
 

@@ -106,7 +106,8 @@ LINEAR_CASES = [
     Linear(1000, 80, 16), Linear(257, 16, 208),
     # On Hopper: part of a tile, in each kind of tile and epilogue.
     Linear(1, 16, 32), Linear(33, 48, 32), Linear(129, 208, 160), Linear(3137, 16, 352), Linear(3137, 48, 544),
-    Linear(9001, 16, 352),
+    Linear(9001, 16, 352), Linear(3137, 400, 608), Linear(3137, 400, 896), Linear(6273, 16, 416), Linear(9001, 16, 608),
+    Linear(12545, 16, 224), Linear(25089, 16, 160), Linear(30001, 16, 160),
 ]
 EPILOGUES = ["", "gelu", "residual"]
 
@@ -182,6 +183,44 @@ def test_gelu_before_int8_at_any_scale(y_scale):
     judge_int8((case, y_scale), y, exact, y_scale, slack)
 
 
+@pytest.mark.parametrize("rows", [196, 6272])
+def test_kernels_one_after_the_other(rows):
+    """V2's fc1, fc2 and LayerNorm read what the one before wrote, with nothing between: bits of calls with a pause."""
+    width, layers = 384, 4
+    x_q, x = random_int8((rows, width), 1), random_float((rows, width), 2).half()
+    gamma, beta = parameters(width, torch.float16, 3)
+
+    def product(in_features: int, out_features: int, seed: int) -> tuple[torch.Tensor, ...]:
+        weight = random_int8((out_features, in_features), seed)
+        scale = (0.5 + random_float((out_features,), seed + 1).abs()) / (6e3 * in_features**0.5)
+        return weight, scale, random_float((out_features,), seed + 2)
+
+    products = [(product(width, 4 * width, 10 * i), product(4 * width, width, 10 * i + 5)) for i in range(layers)]
+
+    def run(pause: bool) -> list[torch.Tensor]:
+        shapes = [((rows, 4 * width), torch.int8), ((rows, width), torch.int8), ((rows, width), torch.float16),
+                  ((rows, width), torch.int8)] * layers
+        outputs = [torch.zeros(shape, dtype=dtype, device=DEVICE) for shape, dtype in shapes]
+        torch.cuda.synchronize()
+        done = torch.cuda.synchronize if pause else lambda: None
+        tokens, stream = x_q, x
+        for i, (fc1, fc2) in enumerate(products):
+            hidden, sums, y, y_q = outputs[4 * i:4 * i + 4]
+            kernels.linear_int8(tokens, *fc1, None, hidden, 1, 0.05)
+            done()
+            kernels.linear_int8(hidden, *fc2, None, sums, 0, 0.05)
+            done()
+            kernels.layernorm_add_int8(sums, stream, gamma, beta, y, y_q, EPSILON, 0.05, 0.03)
+            done()
+            tokens, stream = y_q, y
+        return outputs
+
+    expected = run(True)
+    assert all(output.any() for output in expected)
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(run(False), expected, strict=True))
+
+
 @pytest.mark.parametrize("rows", [49, 6272])
 def test_linear_with_the_largest_sums(rows):
     """-128 everywhere: sums of 128 * 128 * K, and y far outside of what INT8 holds."""
@@ -241,7 +280,7 @@ def check_layernorm_add(rows: int, width: int, data: str, offset: int) -> None:
     exact = exact + residual.double()
     slack = slack + FP32 * exact.abs()
     y, y_q = outputs_of(lambda y, y_q: kernels.layernorm_add_int8(x, residual, gamma, beta, y, y_q, EPSILON, 0.0,
-                                                                       0.03),
+                                                                  0.03),
                         ((rows, width), torch.float16), ((rows, width), torch.int8), offset=offset)
     judge_int8((rows, width, data), y_q, exact, 0.03, slack)
     judge_fp16((rows, width, data), y, exact, slack)

@@ -452,6 +452,9 @@ AWKWARD_LINEARS = [
     # On Hopper: part of a tile of 128 x 192 and of 128 x 128, and more tiles than blocks.
     Linear(6272, 1536, 352, "residual"), Linear(4001, 712, 544, ""), Linear(6272, 384, 1152, ""),
     Linear(1568, 768, 3072, "gelu"),
+] + [  # and of each of CUTLASS's large tiles: 96, 128 and 192 features
+    Linear(rows, 16, out_features, epilogue)
+    for rows, out_features in [(9001, 72), (9001, 104), (6273, 136)] for epilogue in ("", "gelu", "residual")
 ]
 
 

@@ -12,8 +12,8 @@
 //                          queries of a window; each warp keeps 16 rows of scores in registers from q k^T to p v (as
 //                          flash attention does), so scores never touch memory. Keys arrive in tiles of 16 * kWarps.
 //
-// INT8 (swin_attention_int8) is a matter of loading and storing alone: between the two it is the FP16 kernel on the
-// integers, which FP16 holds exactly. Their scale goes into the scores' and the result's.
+// INT8 (swin_attention_int8): q k^T is a product of INT8 with INT32 sums; v becomes FP16, which holds it exactly, for
+// p v. The scale of qkv goes into the scores' and the result's.
 //
 // In the tensor-core kernel logits are in units of log2(e), so that one exp2 gives the softmax numerator. V2's cosine
 // is taken after the product, q.k / (|q| |k|): the norms are FP32 and q and k are never rounded a second time.
@@ -342,7 +342,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     }
 
     // This lane's rows of the tile, as holder of accumulators (columns `column` and column + 1 of each 8) and as
-    // copier of tokens (16-byte chunk `chunk` of a head's 64 bytes).
+    // copier of tokens (of a head's row the fourth number `chunk`: 16 bytes, INT8 8).
     int const row[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
     int const column = (lane & 3) * 2, chunk = lane & 3;
     int const place[2] = {swizzled(row[0], chunk), swizzled(row[1], chunk)};

@@ -62,7 +62,7 @@ template <bool kResidual, int kRows, int kFeatures> int multiply_by_cutlass(cons
     using TensorOp = cutlass::arch::OpClassTensorOp;
 
     using TileShape = cute::Shape<Int<kRows>, Int<kFeatures>, _64>;
-    using EpilogueTile = cute::Shape<_64, Int<kFeatures % 64 == 0 ? 64 : 32>>;  // at a time
+    using EpilogueTile = cute::Shape<_64, Int<kFeatures % 64 == 0 ? 64 : 32>>;  // at a time; 64 does not divide 96
     using Cluster = cute::Shape<_1, _1, _1>;
 
     using Node = fusion::Sm90Compute<CutlassEpilogue, half_t, float, cutlass::FloatRoundStyle::round_to_nearest>;

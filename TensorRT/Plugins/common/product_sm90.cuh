@@ -153,9 +153,10 @@ template <int kRows_, int kFeatures_, int kBlocks_, int kTeams_ = 1> struct Tile
 };
 
 // What is in a block's shared memory: stages, an INT8 y on its way to memory, barriers.
-template <class Output, class Tile> struct Memory {
-    // Of INT8 four threads have 32 bytes of a row, too few for a store to memory. By way of shared memory a warp's 16 rows
-    // go there in one piece; few tiles would only wait longer for it.
+template <class Output, class Tile> struct SharedMemory {
+    // Of INT8 four threads have 32 bytes of a row, too few for a store to memory. By way of shared memory a warp's 16
+    // rows go there in one piece. Tiles that share a multiprocessor are taken where there are few, and would only wait
+    // longer for it.
     static constexpr bool kStagesY = std::is_same_v<Output, int8_t> && Tile::kBlocks == 1;
     static constexpr int kWarpRows = 16, kWarpYBytes = kStagesY ? kWarpRows * Tile::kFeatures : 0;
     static constexpr int kYBytes = Tile::kConsumers / 32 * kWarpYBytes;
@@ -325,13 +326,14 @@ __device__ __forceinline__ float sum_of_quad(float x) {
 
 // A warpgroup's sums of a tile to y. Memory answers late: what a pair of groups needs of the residual is asked for at once,
 // and what a group of features needs while the group before is stored; of the first group, before the products.
-// warp_row, tile_feature: the first of this warp's rows and of the tile's features. y: where they go, in memory or, INT8, in
-// shared memory; rows are y_pitch elements apart.
+// warp_row, tile_feature: the first of this warp's rows and of the tile's features. y: where they go, in memory or, INT8,
+// in shared memory; rows are y_pitch elements apart.
 template <class Element, class Output, After AFTER, class Tile>
 __device__ __forceinline__ void store_tile(const Epilogue& e, const SumOf<Element> (&sums)[Tile::kFeatures / 2],
     Features<Element> features, int warp_row, int tile_feature, Output* y, long long y_pitch) {
     constexpr int kGroups = Tile::kFeatures / kFeatureGroup;
-    constexpr bool kClipped = Memory<Output, Tile>::kStagesY;  // by the copy from shared memory
+    constexpr bool kClippedByCopy = SharedMemory<Output, Tile>::kStagesY;
+    static_assert(!kClippedByCopy || AFTER != After::kResidual);  // which is not read beyond the last row
     constexpr int kAhead = AFTER == After::kResidual ? 2 : 1;  // a residual leaves no registers for it before
     const int lane = static_cast<int>(threadIdx.x) % 32, row = warp_row + lane / 4;
     const int first_feature = tile_feature + lane % 4 * 8;
@@ -355,7 +357,7 @@ __device__ __forceinline__ void store_tile(const Epilogue& e, const SumOf<Elemen
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             if (r == kAhead && group + 1 < kGroups) next = Features<Element>(e, feature + kFeatureGroup);
-            if (!kClipped && (feature >= e.features || row + r * 8 >= e.rows)) continue;
+            if (!kClippedByCopy && (feature >= e.features || row + r * 8 >= e.rows)) continue;
             SumOf<Element> eight[8];
             eight_of(eight, sums, group, r);
             store<AFTER, Element, Output>(
@@ -371,7 +373,7 @@ __device__ __forceinline__ void store_tile(const Epilogue& e, const SumOf<Elemen
 template <class Element, class Output, After AFTER, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     product_kernel(const __grid_constant__ Maps maps, const Epilogue epilogue, int steps) {
-    using Memory = swin::Memory<Output, Tile>;
+    using Memory = SharedMemory<Output, Tile>;
     extern __shared__ __align__(1024) uint8_t shared[];
     const int tiles_across = (epilogue.features + Tile::kFeatures - 1) / Tile::kFeatures;
     const int tiles = (epilogue.rows + Tile::kRows - 1) / Tile::kRows * tiles_across;
@@ -487,7 +489,7 @@ template <auto KERNEL> cudaError_t allow_shared_memory(int bytes) {
 
 // A product is followed by GELU or a residual, never both.
 template <class Element, class Output, After AFTER, class Tile> int multiply_then(const Product& p) {
-    using Memory = swin::Memory<Output, Tile>;
+    using Memory = SharedMemory<Output, Tile>;
     Maps maps{};
     if (!make_rows_map<Element>(maps.x, p.x, p.rows, p.in_features, Tile::kRows)
         || !make_weight_map<Element>(maps.weight, p.weight, p.out_features, p.in_features, Tile::kFeatures)

@@ -176,13 +176,17 @@ template <class Op> void check_count(int inputs) {
     }
 }
 
-// Whether tensor `position` (inputs first, then outputs) may have this description, those before it being as they are.
+// Of tensor `position`: inputs first, then outputs.
+template <class Op> Type type_at(const typename Op::Attributes& attributes, int position, int inputs) {
+    return position < inputs ? input_type<Op>(attributes, position) : Op::output_type(attributes, position - inputs);
+}
+
+// Whether tensor `position` may have this description, those before it being as they are.
 // at(i) gives the nvinfer1::PluginTensorDesc of tensor i.
 template <class Op, class At>
 bool supports_format(const typename Op::Attributes& attributes, int position, int inputs, const At& at) {
     if (at(position).format != nvinfer1::TensorFormat::kLINEAR) return false;
-    const Type type
-        = position < inputs ? input_type<Op>(attributes, position) : Op::output_type(attributes, position - inputs);
+    const Type type = type_at<Op>(attributes, position, inputs);
     if (type == Type::kActivation && !is_activation_type(at(position).type)) return false;
     return at(position).type == tensorrt_type(type, at(0).type);
 }

@@ -57,10 +57,8 @@ public:
         } catch (const std::exception&) {
             return false;  // logged by getOutputDimensions
         }
-        const Type type
-            = position < inputs ? input_type<Op>(attributes_, position)
-                                : Op::output_type(attributes_, position - inputs);
-        if (fp16_ && type == Type::kActivation && tensors[position].type != nvinfer1::DataType::kHALF) return false;
+        const bool activation = type_at<Op>(attributes_, position, inputs) == Type::kActivation;
+        if (fp16_ && activation && tensors[position].type != nvinfer1::DataType::kHALF) return false;
         return supports_format<Op>(attributes_, position, inputs, [&](int i) -> const auto& { return tensors[i]; });
     }
 

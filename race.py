@@ -2,7 +2,7 @@
 
     python race.py --resume swin_small_patch4_window7_224.pth swinv2_small_patch4_window8_256.pth
 
-Makes what is missing or older than what it is made from (exports, FP16 and patched graphs, data, plugin library,
+Makes what is missing or older than what it is made from (exports, FP16, INT8 and patched graphs, data, plugin library,
 engines), measures each runner with the script that measures it, and draws. All rows go to Results/latency.csv under one
 run_id; Results/latency.png and Results/speedup.md come of them. TensorRT is run by $TRT_PYTHON (default: this Python),
 and $BUILD_FLAGS go to TensorRT/build.sh.
@@ -14,7 +14,8 @@ FP32.
     python race.py --cfg models/swin_micro.yaml models/swinv2_micro.yaml --runner torch-eager,ort-cpu --batch 1,8
 
 trt-timm is TensorRT on timm's model, exported and built for one batch at a time; its rows stand in the table under the
-runner trt, and their notes tell them apart.
+runner trt, and their notes tell them apart. INT8 is trt-plugins' alone, calibrated as TensorRT/INT8/quant.py does it by
+default, and compared with FP16.
 
 On a host with several GPUs of one kind, races with different --runner, --mode, --cfg, --precision or --batch and the
 same --run-id may run at once, each with its own $CUDA_VISIBLE_DEVICES. With --prepare a race measures nothing: it makes
@@ -88,7 +89,7 @@ MODES = tuple(entrant.mode for entrant in ENTRANTS if entrant.runner == "torch-c
 CPU_RUNNERS = ("ort-cpu", "torch-eager", "torch-script")
 # An engine of timm's export has one batch, and a CUDA error in onnxruntime takes with it all that its process would do.
 ONE_BATCH_A_PROCESS = ("trt-timm", "ort-cuda")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 # Under load a GPU at its power limit lowers its clock within this time: what is compared is what each does for long.
 WARMUP_S = 5.0
 # Guesses at the seconds that one batch takes, which only the estimate of what is left depends on.
@@ -109,8 +110,8 @@ class Model(NamedTuple):
     def plan(self, suffix: str = "") -> Path:
         return ROOT / "TensorRT" / "TRT_Engine" / f"{self.name}{suffix}.plan"
 
-    def data(self, batch: int) -> Path:
-        return ROOT / "data" / f"{self.name}-b{batch}.npz"
+    def data(self, batch: int, suffix: str = "") -> Path:
+        return ROOT / "data" / f"{self.name}{suffix}-b{batch}.npz"
 
 
 class Step(NamedTuple):
@@ -156,22 +157,28 @@ def file_steps(model: Model, batches: list[int]) -> dict[Path, Step]:
     surgery = folder("onnx/graphsurgeon", "*.py")
     makes(model.onnx(), [PYTHON, "onnx/export_onnx.py", "--cfg", model.cfg, "--resume", model.checkpoint],
           [model.cfg, model.checkpoint, ROOT / "onnx/export_onnx.py", *folder("models", "*.py")], 30)
-    for batch in batches:
-        makes(model.data(batch), [PYTHON, "data/batch_data_gen.py", "--model", model.onnx(), "--batches", str(batch)],
-              [model.onnx()], 10 + batch / 4)
+    makes(model.onnx("_int8"), [PYTHON, "TensorRT/INT8/quant.py", "--onnx", model.onnx(), "--recalibrate"],
+          [model.onnx(), *folder("TensorRT/INT8", "*.py")], 120)
+    for suffix, batch in itertools.product(("", "_int8"), batches):
+        makes(model.data(batch, suffix),
+              [PYTHON, "data/batch_data_gen.py", "--model", model.onnx(suffix), "--batches", str(batch)],
+              [model.onnx(suffix)], 10 + batch / 4)
     makes(model.onnx("_fp16"), [PYTHON, "onnx/graphsurgeon/to_fp16.py", "--onnx", model.onnx()],
           [model.onnx(), *surgery], 30)
     for suffix, flags in (("_attention", []), ("_attention_fp16", ["--fp16"])):
         makes(model.onnx(suffix), [PYTHON, "onnx/graphsurgeon/add_all.py", "--onnx", model.onnx(), *flags],
               [model.onnx(), *surgery], 60)
+    makes(model.onnx("_attention_int8"), [PYTHON, "onnx/graphsurgeon/add_int8.py", "--onnx", model.onnx("_int8")],
+          [model.onnx("_int8"), *surgery], 60)
 
     def builds(suffix: str, graph: Path, flags: list[str], library: list[Path]) -> None:
         makes(model.plan(suffix),
-              ["bash", "TensorRT/build.sh", graph, *flags, "--fp16" if suffix.endswith("_fp16") else "--noTF32",
+              ["bash", "TensorRT/build.sh", graph, *flags,
+               "--fp16" if suffix.endswith(("_fp16", "_int8")) else "--noTF32",
                *(f"--plugins={path}" for path in library), *shlex.split(os.environ.get("BUILD_FLAGS", ""))],
               [graph, *library], 150)
 
-    for suffix in ("", "_fp16", "_attention", "_attention_fp16"):
+    for suffix in ("", "_fp16", "_attention", "_attention_fp16", "_attention_int8"):
         builds(suffix, model.onnx(suffix), ["--size", str(model.img_size)], [LIBRARY] if "_attention" in suffix else [])
     for batch in batches:
         graph = model.onnx(f"_timm_b{batch}")
@@ -229,6 +236,8 @@ def left_out(on_gpu: bool, runners: list[str], precisions: list[str]) -> dict[st
             missing["trt-timm"] = f"{PYTHON} has no timm; pip install -r requirements-test.txt"
         if not onnxruntime_has_cuda():
             missing["ort-cuda"] = f"{PYTHON} has no onnxruntime with CUDA; pip install onnxruntime-gpu"
+    if "trt-plugins" in missing or "trt-plugins" not in runners:
+        missing["int8"] = "trt-plugins alone runs it"
     return {name: why for name, why in missing.items() if name in (*runners, *precisions)}
 
 
@@ -263,7 +272,8 @@ def unmeasured(rows: list[dict[str, str]], model: Model, entrant: Entrant, preci
 def measuring_step(model: Model, entrant: Entrant, precision: str, batches: tuple[int, ...],
                    flags: list[str]) -> Step:
     """The step that measures these batches by the script that measures the entrant; `flags` go to each script."""
-    suffix = ("_attention" if entrant.runner == "trt-plugins" else "") + ("" if precision == "fp32" else "_fp16")
+    suffix = "_attention" if entrant.runner == "trt-plugins" else ""
+    suffix += "" if precision == "fp32" else f"_{precision}"
     if entrant.runner.startswith("torch"):
         file = model.onnx()
         command = [*torch_command(model, entrant, precision), "--onnx", file]
@@ -275,8 +285,9 @@ def measuring_step(model: Model, entrant: Entrant, precision: str, batches: tupl
     else:
         file = model.plan(f"_timm_b{batches[0]}{suffix}" if entrant == TIMM else suffix)
         command = [TRT_PYTHON, "TRT_test.py", "--plan", file]
-    return Step([*command, "--batch", ",".join(map(str, batches)), *flags],
-                [model.onnx(), file, *map(model.data, batches)],
+    graphs = ("", "_int8") if precision == "int8" else ("",)  # the Q/DQ graph says how far off INT8 may be
+    data = [model.data(batch, graph) for graph, batch in itertools.product(graphs, batches)]
+    return Step([*command, "--batch", ",".join(map(str, batches)), *flags], [model.onnx(), file, *data],
                 15 + SECONDS_A_BATCH.get(entrant.mode, 8) * len(batches), measures=(model, entrant, precision, batches))
 
 
@@ -316,6 +327,8 @@ def plan_race(models: list[Model], args: argparse.Namespace, on_gpu: bool) -> li
     entrants = [entrant for entrant in ENTRANTS if entrant.name in args.runner
                 and (entrant.runner != "torch-compile" or entrant.mode in args.mode)]
     for entrant, model, precision in itertools.product(entrants, models, args.precision):
+        if precision == "int8" and entrant.runner != "trt-plugins":
+            continue
         left = unmeasured(rows, model, entrant, precision, args.batch, on_gpu)
         if left and args.prepare and entrant.runner == "torch-compile":
             planned.append(compiling_step(model, entrant, precision, left))
@@ -411,7 +424,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--mode", type=lambda text: choices(text, MODES), default=MODES, metavar="M,M",
                         help=f"of torch.compile, any of {','.join(MODES)} (default: both)")
     parser.add_argument("--precision", type=lambda text: choices(text, PRECISIONS), default=PRECISIONS,
-                        metavar="P,P", help="fp32, fp16 or both (default: both)")
+                        metavar="P,P",
+                        help=f"any of {','.join(PRECISIONS)} (default: all); int8 is trt-plugins' alone")
     parser.add_argument("--batch", type=batch_sizes, default=[1, 8, 32, 128], metavar="N,N",
                         help="batch sizes, up to 128 (default: 1,8,32,128)")
     parser.add_argument("--run-id", metavar="RUN_ID", help="go on with this run (default: a new one)")

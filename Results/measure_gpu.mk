@@ -126,7 +126,7 @@ TIMM := $(foreach model,$(MODELS),$(foreach batch,$(call each,$(TIMM_BATCHES)),$
 
 # --- the timed GPU: one step at a time -----------------------------------------------------------------------------------
 
-STEPS := race-plugins-fp16 int8 race-compile-fp16 race-timm-fp16 race-trt-fp16 race-autotune-fp16 profile profile-unpatched \
+STEPS := race-plugins-fp16 race-plugins-int8 race-compile-fp16 race-timm-fp16 race-trt-fp16 race-autotune-fp16 profile profile-unpatched \
     kernels race-eager-fp16 race-script-fp16 race-ort-fp16 race-trt-fp32 race-compile-fp32 race-torch-fp32 race-ort-fp32 \
     race-autotune-fp32
 race = python3 race.py --take-files --resume $(V1) $(V2) --run-id $(RUN_ID) --batch $(or $(3),$(BATCHES)) --runner $(1) \
@@ -137,9 +137,8 @@ $(STEPS:%=$(RUN)/%): $(STATE)/data1 $(STATE)/data2
 $(filter %-fp32,$(STEPS:%=$(RUN)/%)): | $(filter %-fp16,$(STEPS:%=$(RUN)/%))  # FP16 counts more
 $(RUN)/race-plugins-fp16: $(call plans,1_attention_fp16 2_attention_fp16)
 	$(call timed,$(call race,trt-plugins,fp16))
-$(RUN)/int8: $(call plans,1_attention_int8 2_attention_int8) $(STATE)/data1_int8 $(STATE)/data2_int8
-	$(call timed,$(TRT_PYTHON) TRT_test.py --batch $(BATCHES) --warmup-seconds 5 \
-	    --plan $(call plans,1_attention_int8 2_attention_int8))
+$(RUN)/race-plugins-int8: $(call plans,1_attention_int8 2_attention_int8) $(STATE)/data1_int8 $(STATE)/data2_int8
+	$(call timed,$(call race,trt-plugins,int8))
 $(RUN)/race-compile-fp16: $(RUN)/compiled-reduce-overhead-fp16
 	$(call timed,$(call race,torch-compile,fp16) --mode reduce-overhead)
 $(RUN)/race-timm-fp16: $(call plans,$(TIMM))

@@ -70,9 +70,7 @@ def speed(results: Path) -> list[str]:
             f"Median of a batch. {what_counts(rows)}; input and output stay on the device.", ""]
     for precision in ("fp16", "fp32", "int8"):
         if any(cell[1] == precision for cell in best):
-            again = (", by `$TRT_PYTHON TRT_test.py --batch 1,8,32,128 --warmup-seconds 5 --plan "
-                     "TensorRT/TRT_Engine/swinv*_attention_int8.plan`" if precision == "int8" else "")
-            text += [f"{precision.upper()}{again}:", "", *markdown_table(runner_table(best, precision, RUNNERS)), ""]
+            text += [f"{precision.upper()}:", "", *markdown_table(runner_table(best, precision, RUNNERS)), ""]
     text += ["The same with the largest error of a logit, against the FP32 ONNX model on the same images:", "",
              *markdown_table(speedup_table(best)), ""]
     if (results / "latency.png").exists():

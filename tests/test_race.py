@@ -116,6 +116,23 @@ def test_what_is_measured_is_left_out_and_the_rest_goes_to_its_script(root):
     assert "m_fp16.onnx --runner ort-cuda" in commands["ort-cuda"]
 
 
+def test_int8_is_calibrated_built_and_measured_with_the_plugins_alone(root):
+    assert plan(root, runner=["trt-plugins", "trt", "torch-eager"], precision=["int8"], batch=[8]) == [
+        "onnx/m.onnx", "onnx/m_int8.onnx", "onnx/m_attention_int8.onnx", "TensorRT/Plugins/build/libswin_plugins.so",
+        "TensorRT/TRT_Engine/m_attention_int8.plan", "data/m-b8.npz", "data/m_int8-b8.npz", "m int8 trt-plugins b8"]
+    model = Model(root / "m.yaml", root / "m.pth", "m", 224)
+    steps = race.file_steps(model, [8])
+    commands = {path: " ".join(map(str, step.command[1:])).replace(f"{root}/", "") for path, step in steps.items()}
+    assert commands[model.onnx("_int8")] == "TensorRT/INT8/quant.py --onnx onnx/m.onnx --recalibrate"
+    assert commands[model.onnx("_attention_int8")] == "onnx/graphsurgeon/add_int8.py --onnx onnx/m_int8.onnx"
+    assert commands[model.data(8, "_int8")].endswith("--model onnx/m_int8.onnx --batches 8")
+    done = subprocess.run([*map(str, steps[model.plan("_attention_int8")].command), "--dry-run"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert "m_attention_int8.plan" in done.stdout and "--fp16" in done.stdout, done.stderr
+    measuring = race.measuring_step(model, Entrant("trt-plugins"), "int8", (8,), [])
+    assert measuring.command[1:] == ["TRT_test.py", "--plan", model.plan("_attention_int8"), "--batch", "8"]
+
+
 def test_an_engine_of_timms_export_is_made_and_measured_for_each_batch_and_precision(root):
     (root / "onnx/export_timm.py").touch()
     assert plan(root, runner=["trt-timm"], precision=["fp32", "fp16"]) == [
@@ -257,6 +274,7 @@ def test_no_gpu_leaves_a_cpu_subset_and_says_why():
     assert set(race.RUNNERS) - set(out) == {"ort-cpu", "torch-eager", "torch-script"}
     assert "GPU" in out["trt"] and "fp16" in out and "fp32" not in out
     assert race.left_out(False, ["ort-cpu"], ["fp32"]) == {}
+    assert "trt-plugins alone" in race.left_out(False, ["ort-cpu"], list(race.PRECISIONS))["int8"]
 
 
 def test_trt_test_takes_some_of_the_batches(monkeypatch):

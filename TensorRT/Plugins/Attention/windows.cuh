@@ -108,7 +108,7 @@ __device__ unsigned column_flags(const Windows& windows, int first_column) {
 __device__ inline int swizzled(int row, int chunk) { return row * kHeadDim + ((chunk ^ (row >> 1 & 3)) << 3); }
 
 // Reductions over the four lanes that share a row of an accumulator.
-__device__ inline float quad_sum(float x) {
+template <class T> __device__ T quad_sum(T x) {
     x += __shfl_xor_sync(~0U, x, 1);
     return x + __shfl_xor_sync(~0U, x, 2);
 }
@@ -117,7 +117,8 @@ __device__ inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(~0U, x, 2));
 }
 
-// The squares of four INT8, on top of a sum.
+// Four INT8, and their squares, on top of a sum.
+__device__ inline int add_numbers(int sum, uint32_t four) { return __dp4a(static_cast<int>(four), 0x01010101, sum); }
 __device__ inline int add_squares(int sum, uint32_t four) {
     return __dp4a(static_cast<int>(four), static_cast<int>(four), sum);
 }

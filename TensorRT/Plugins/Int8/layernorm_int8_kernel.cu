@@ -1,18 +1,9 @@
 #include "layernorm_int8_kernel.h"
 
-#include <algorithm>
-#include <cfloat>
-
 #include "common/layer_norm.cuh"
 
 namespace swin {
 namespace {
-
-// The LayerNorm of x_scale * q with an epsilon is that of q, exact in FP32, with epsilon / x_scale^2. Never zero nor
-// infinite, so that a row of equal numbers gives zeros.
-float epsilon_in_steps(float epsilon, double x_scale) {
-    return static_cast<float>(std::clamp<double>(epsilon / x_scale / x_scale, FLT_MIN, FLT_MAX));
-}
 
 template <Form FORM, class X> int launch_quantized(LayerNormArguments a, float y_scale, cudaStream_t stream) {
     if (a.rows == 0) return cudaSuccess;

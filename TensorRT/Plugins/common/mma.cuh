@@ -37,6 +37,15 @@ __device__ __forceinline__ void copy_async_8(void* shared, const void* global, b
 #endif
 }
 
+// One element of 4 bytes.
+__device__ __forceinline__ void copy_async_4(float* shared, const float* global) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+#else
+    *shared = *global;
+#endif
+}
+
 // What was started before a commit is one group; wait<N> until at most N groups are under way.
 __device__ __forceinline__ void copy_async_commit()
 {

@@ -1,6 +1,8 @@
 // FP32 to INT8 as QuantizeLinear with zero point 0 does it: saturate(round_half_even(value / scale)).
 #pragma once
 
+#include <algorithm>
+#include <cfloat>
 #include <cstdint>
 
 #include <cuda_fp16.h>
@@ -68,6 +70,12 @@ __device__ __forceinline__ void store_quantized_but_for_ties(int8_t* y, const __
     }
     *reinterpret_cast<uint2*>(y)
         = make_uint2(__byte_perm(pair[0], pair[1], 0x6420), __byte_perm(pair[2], pair[3], 0x6420));
+}
+
+// The LayerNorm of x_scale * q with an epsilon is that of q, exact in FP32, with epsilon / x_scale^2. Never zero nor
+// infinite, so that a row of equal numbers gives zeros.
+inline float epsilon_in_steps(float epsilon, double x_scale) {
+    return static_cast<float>(std::clamp<double>(epsilon / x_scale / x_scale, FLT_MIN, FLT_MAX));
 }
 
 }  // namespace swin

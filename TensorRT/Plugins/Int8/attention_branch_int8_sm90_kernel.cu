@@ -1,0 +1,709 @@
+// The attention branch of a Swin block in INT8 on Hopper, one kernel for sm_90a alone: qkv, window attention, proj, LayerNorm
+// and the residual.
+//
+// A block takes a window at a time, whose tokens are the 64 rows of a warpgroup's product (8 to each row of the window, the last
+// one empty with window 7), and each
+// of its three warpgroups four of the 12 heads. Of a head a warpgroup multiplies the window's rows with the 96 rows of qkv's
+// weight, quantises the sums, keeps q in registers, as operand, and passes k and v to its other warps by way of shared memory;
+// scores and softmax are as in tensor_core_attention (Attention/attention_kernel.cu). One warpgroup's softmax runs beside the
+// others' products. Attention's results of all heads meet in shared memory, where each warpgroup multiplies them with a third
+// of proj's weight; LayerNorm needs the sums of all three. So between x_q and y nothing is in memory.
+//
+// Three warps copy weights, each for a warpgroup, through a ring of stages; they come from the L2 cache for each window anew.
+// One more warp gathers the window's rows.
+#include <algorithm>
+#include <cfloat>
+
+#include "Attention/windows.cuh"
+#include "Int8/attention_branch_int8_kernel.h"
+#include "common/product_sm90.cuh"
+
+namespace swin {
+namespace {
+
+constexpr int kWidth = 384, kHeads = kWidth / kHeadDim;
+constexpr int kRows = 64, kPitch = 8;  // of a product; from one row of the window to the next
+constexpr int kWarpgroups = 3, kHeadsEach = kHeads / kWarpgroups, kFeaturesEach = kWidth / kWarpgroups;
+constexpr int kConsumers = 128 * kWarpgroups, kThreads = kConsumers + 128;
+constexpr int kSteps = kWidth / kTileBytes;  // of K
+constexpr int kBlockBytes = kRows * kTileBytes, kRowsBytes = kSteps * kBlockBytes;
+
+// qkv's weight of a head, and proj's of a warpgroup, a step of K at a time.
+constexpr int kGroupBytes = kFeatureGroup * kTileBytes, kQkvBytes = 3 * kGroupBytes;
+constexpr int kProjBytes = kFeaturesEach * kTileBytes, kStageBytes = kProjBytes, kStages = 3;
+constexpr int kStepsOfWindow = (kHeadsEach + 1) * kSteps;
+
+// Of a row, or of a part of it: mean, and squares of the differences to it; or the sums of INT8 numbers and their squares.
+struct FloatMoments {
+    float mean, squares;
+};
+struct Int8Moments {
+    int sum, squares;
+};
+
+// kCosine: V2, whose LayerNorm comes before the residual; V1 has a scaled dot product, and LayerNorm after the residual.
+template <int kWindow_, bool kCosine_> struct Branch {
+    static constexpr int kWindow = kWindow_;
+    static constexpr bool kCosine = kCosine_;
+    static constexpr int kPositions = kWindow * kWindow;
+    static constexpr int kDistances = 2 * kWindow - 1, kTable = kDistances * kDistances;  // relative positions
+    static_assert(kWindow <= kPitch);
+
+    // A row of the product: where in the window it lies, if it does, and as which side of the wrap (mask_flags).
+    static __device__ __forceinline__ Position position(int row) { return {row / kPitch, row % kPitch}; }
+    static __device__ __forceinline__ bool live(int row) { return row / kPitch < kWindow && row % kPitch < kWindow; }
+    static __device__ __forceinline__ unsigned mask_flags(const Windows& windows, int row) {
+        const int wrap = kWindow - windows.shift;
+        return static_cast<unsigned>(row / kPitch >= wrap) | static_cast<unsigned>(row % kPitch >= wrap) << 1;
+    }
+    // In a head's table: the key in the window's first corner, seen from a position; others lie as much before that as they
+    // are away from the corner.
+    static __device__ __forceinline__ int table_place(int row, int column) {
+        return (row + kWindow - 1) * kDistances + column + kWindow - 1;
+    }
+    using Moments = std::conditional_t<kCosine, Int8Moments, FloatMoments>;
+};
+
+struct BranchMaps {
+    CUtensorMap qkv, proj;
+};
+
+struct BranchArguments {
+    Windows windows;
+    const int8_t* x_q;
+    const __half* x;
+    const float *qkv_factor, *qkv_bias, *proj_factor, *proj_bias, *bias, *gamma, *beta, *logit_scale;
+    __half* y;
+    int8_t* y_q;
+    int bias_stride;
+    float scale, mask_value;                             // scale: of the products of INT8 q and k, V1
+    float inverse_qkv_scale, out_scale;                 // out_scale takes p v to INT8
+    float inverse_proj_scale, epsilon, inverse_y_scale;  // epsilon: in V2 in steps of proj
+};
+
+// What becomes of the sums of a head's q, k and v, and of proj's sums of a warpgroup's features.
+struct QkvParameters {
+    float factor[3 * kHeadDim], bias[3 * kHeadDim];
+};
+struct RowParameters {
+    float factor[kFeaturesEach], bias[kFeaturesEach], gamma[kFeaturesEach], beta[kFeaturesEach];
+};
+
+template <class B> struct Shared {
+    alignas(1024) uint8_t stages[kWarpgroups][kStages][kStageBytes];
+    uint8_t x[kRowsBytes], attention[kRowsBytes];
+    __half values[kWarpgroups][kRows * kHeadDim];
+    union {  // of a warpgroup
+        uint8_t keys[kRows * kHeadDim];
+        RowParameters row_parameters;  // when all heads are done with
+    } own[kWarpgroups];
+    // The bias by relative position. Rows of a product that are not in the window look up to two rows past a head's table.
+    float table[kHeads * B::kTable + 2 * B::kDistances];
+    alignas(8) float key_scale[kWarpgroups][kRows];
+    typename B::Moments moments[kWarpgroups][kRows];
+    QkvParameters qkv_parameters[kWarpgroups];  // of a head
+    int token[kRows];                           // of the window's rows
+    unsigned axes;                              // of its mask
+    alignas(8) uint64_t full[kWarpgroups][kStages], empty[kWarpgroups][kStages], x_full, x_empty, turn[kWarpgroups];
+};
+
+// A place in a warpgroup's ring of stages.
+struct Place {
+    int stage = 0, parity = 0;
+
+    __device__ __forceinline__ void advance() {
+        if (++stage == kStages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+__device__ __forceinline__ int windows_of_block(const Windows& windows) {
+    return (windows.windows - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+}
+
+// For all threads of a warpgroup, and for those of all three.
+__device__ __forceinline__ void warpgroup_sync(int warpgroup) {
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + warpgroup) : "memory");
+}
+__device__ __forceinline__ void consumers_sync() {
+    asm volatile("bar.sync %0, %1;" ::"n"(1 + kWarpgroups), "n"(kConsumers) : "memory");
+}
+
+// What the warp does that copies a warpgroup's weights. They are constants: it does not wait for the kernel before.
+template <class B>
+__device__ __forceinline__ void copy_weights(
+    const BranchMaps& maps, Shared<B>& shared, int warpgroup, int windows) {
+    Place place;
+    for (int number = 0; number < windows; ++number) {
+        for (int step = 0; step < kStepsOfWindow; ++step, place.advance()) {
+            uint64_t* const full = &shared.full[warpgroup][place.stage];
+            uint8_t* const stage = shared.stages[warpgroup][place.stage];
+            const int k = step % kSteps * kTileBytes, head = warpgroup * kHeadsEach + step / kSteps;
+            barrier_wait(&shared.empty[warpgroup][place.stage], place.parity ^ 1);
+            if (!elected()) continue;
+            if (step < kHeadsEach * kSteps) {
+                barrier_arrive_and_expect(full, kQkvBytes);
+#pragma unroll
+                for (int part = 0; part < 3; ++part) {
+                    copy_tile(stage + part * kGroupBytes, maps.qkv, full, k, 0, 0, 0, part * kHeads + head);
+                }
+            } else {
+                barrier_arrive_and_expect(full, kProjBytes);
+                copy_tile(stage, maps.proj, full, k, 0, 0, 0, warpgroup * (kFeaturesEach / kFeatureGroup));
+            }
+        }
+    }
+}
+
+// Starts the copies of a window's rows, from where they lie in the image. kCopiers threads do that, which `sync` lets wait for
+// each other.
+template <int kCopiers, class B, class Sync>
+__device__ __forceinline__ void gather_rows(
+    const BranchArguments& a, Shared<B>& shared, int number, int thread, const Sync& sync) {
+    constexpr int kChunks = kWidth / 16;  // of a row
+    const Window window = window_at(a.windows, static_cast<int>(blockIdx.x + number * gridDim.x));
+    if (thread == 0) shared.axes = mask_axes(a.windows, window);
+#pragma unroll
+    for (int row = thread; row < kRows; row += kCopiers) {
+        shared.token[row] = B::live(row) ? token_of(a.windows, window, B::position(row)) : 0;
+    }
+    sync();
+#pragma unroll 6
+    for (int i = thread; i < kRows * kChunks; i += kCopiers) {
+        const int row = i / kChunks, chunk = i % kChunks;
+        copy_async(shared.x + chunk / 8 * kBlockBytes + swizzled_offset(row, chunk % 8),
+            a.x_q + static_cast<long long>(shared.token[row]) * kWidth + chunk * 16, B::live(row));
+    }
+    copy_async_commit();
+}
+
+// What the warp does that gathers the rows of all windows but the first.
+template <class B>
+__device__ __forceinline__ void gather_all(const BranchArguments& a, Shared<B>& shared, int windows) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    for (int number = 1; number < windows; ++number) {
+        barrier_wait(&shared.x_empty, (number - 1) & 1);
+        gather_rows<32>(a, shared, number, static_cast<int>(threadIdx.x) % 32, [] { __syncwarp(); });
+        copy_async_wait<0>();
+        shared_memory_fence();
+        barrier_arrive(&shared.x_full);
+    }
+}
+
+// The rows of 64 that a thread has sums of: row_of_thread() and the one 8 below, in the window's next row.
+template <class B> struct ThreadRows {
+    int token[2];  // of the window at hand
+
+    static __device__ __forceinline__ int row(int r) { return row_of_thread() + kPitch * r; }
+    static __device__ __forceinline__ bool live(int r) { return B::live(row(r)); }
+    // Where its features begin in x and y.
+    __device__ __forceinline__ long long start(int r) const { return static_cast<long long>(token[r]) * kWidth; }
+};
+
+// 8 neighbouring features from their sums, quantised as product_sm90.cuh does it: whole numbers in FP32, and the number
+// whose low bytes they are.
+struct Quantized {
+    uint32_t bits[8];
+
+    __device__ __forceinline__ Quantized(const float (&value)[8], float inverse_scale) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) bits[i] = quantize_but_for_ties(value[i], inverse_scale);
+    }
+    __device__ __forceinline__ float number(int i) const { return __uint_as_float(bits[i]) - kRoundToInteger; }
+    __device__ __forceinline__ uint2 bytes() const {
+        return make_uint2(low_bytes(bits[0], bits[1], bits[2], bits[3]), low_bytes(bits[4], bits[5], bits[6], bits[7]));
+    }
+};
+
+// 8 INT8 as floats. With its sign bit flipped a byte is x + 128, and as the low byte of 0x4B0000.. the number 2^23 + x + 128.
+__device__ __forceinline__ void unpack_numbers(float (&to)[8], const uint2& bytes) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const uint32_t four = (i < 4 ? bytes.x : bytes.y) ^ 0x80808080;
+        to[i] = __uint_as_float(__byte_perm(four, 0x4B000000, 0x7440 + i % 4)) - (8388608.0F + 128.0F);
+    }
+}
+
+// Copies of parameters to shared memory, 16 bytes a thread, where memory's latency would stand between sums and their use.
+template <class B>
+__device__ __forceinline__ void copy_qkv_parameters(
+    const BranchArguments& a, Shared<B>& shared, int warpgroup, int head) {
+    constexpr int kChunks = kHeadDim / 4;  // of q, k or v
+    const int chunk = static_cast<int>(threadIdx.x) % 128;
+    if (chunk < 6 * kChunks) {
+        const int part = chunk / kChunks % 3;
+        copy_async(shared.qkv_parameters[warpgroup].factor + chunk * 4,
+            (chunk < 3 * kChunks ? a.qkv_factor : a.qkv_bias) + (part * kHeads + head) * kHeadDim + chunk % kChunks * 4, true);
+    }
+    copy_async_commit();
+}
+template <class B>
+__device__ __forceinline__ void copy_row_parameters(const BranchArguments& a, Shared<B>& shared, int warpgroup) {
+    constexpr int kChunks = kFeaturesEach / 4;
+    const int chunk = static_cast<int>(threadIdx.x) % 128, array = chunk / kChunks;
+    const float* const from = array == 0 ? a.proj_factor : array == 1 ? a.proj_bias : array == 2 ? a.gamma : a.beta;
+    copy_async(shared.own[warpgroup].row_parameters.factor + chunk * 4,
+        from + warpgroup * kFeaturesEach + chunk % kChunks * 4, true);
+    copy_async_commit();
+}
+__device__ __forceinline__ void read_floats(float (&to)[8], const float* from) {
+    const float4 low = *reinterpret_cast<const float4*>(from), high = *reinterpret_cast<const float4*>(from + 4);
+    to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
+    to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+}
+
+// What a thread has of a head's queries: an A fragment, whose columns are in an order of its own, in which k's rows are read
+// too; and what its rows' products with k are multiplied with.
+struct Queries {
+    uint32_t fragment[4];
+    float scale[2];
+};
+
+// Of a head of a warpgroup's window qkv's sums become INT8: q in registers, k and v, as FP16, in shared memory.
+template <class B>
+__device__ __forceinline__ Queries quantise_qkv(
+    const BranchArguments& a, Shared<B>& shared, const int (&sums)[48], const ThreadRows<B>& rows, int warpgroup, int head) {
+    using P = Packed<__half>;
+    const int quarter = static_cast<int>(threadIdx.x) % 4;
+    uint8_t* const keys = shared.own[warpgroup].keys;
+    __half* const values = shared.values[warpgroup];
+    Queries q{{}, {a.scale, a.scale}};
+    const float head_scale = B::kCosine ? __ldg(a.logit_scale + head) : 0.0F;
+#pragma unroll
+    for (int part = 0; part < 3; ++part) {
+        float factor[8], bias[8];
+        read_floats(factor, shared.qkv_parameters[warpgroup].factor + part * kHeadDim + quarter * 8);
+        read_floats(bias, shared.qkv_parameters[warpgroup].bias + part * kHeadDim + quarter * 8);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float value[8];
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                value[i] = fmaf(static_cast<float>(sums[index_of(part, r, i)]), factor[i], bias[i]);
+            }
+            const Quantized quantized(value, a.inverse_qkv_scale);
+            const int row = rows.row(r);
+            if (part == 2) {
+                *reinterpret_cast<uint4*>(values + swizzled(row, quarter)) = make_uint4(
+                    P::pack(quantized.number(0), quantized.number(1)), P::pack(quantized.number(2), quantized.number(3)),
+                    P::pack(quantized.number(4), quantized.number(5)), P::pack(quantized.number(6), quantized.number(7)));
+                continue;
+            }
+            const uint2 bytes = quantized.bytes();
+            float norm = 0.0F;
+            if constexpr (B::kCosine) {
+                norm = reciprocal_norm(quad_sum(static_cast<float>(add_squares(add_squares(0, bytes.x), bytes.y))));
+            }
+            if (part == 0) {
+                q.fragment[r] = bytes.x;
+                q.fragment[r + 2] = bytes.y;
+                if (B::kCosine) q.scale[r] = norm;
+            } else {
+                *reinterpret_cast<uint2*>(keys + row * kHeadDim + quarter * 8) = bytes;
+                if (B::kCosine && quarter == 0) shared.key_scale[warpgroup][row] = head_scale * norm;
+            }
+        }
+    }
+    return q;
+}
+
+// An integer below 2^22 on top of this is a float, kRoundToInteger and that integer: no conversion, of which there are half
+// as many a clock as additions.
+constexpr int kRoundBits = 0x4B400000;
+
+// Attention of a head, from q, k and v to shared memory.
+template <class B>
+__device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shared, const Queries& q, const ThreadRows<B>& rows,
+    unsigned axes, int warpgroup, int head) {
+    using P = Packed<__half>;
+    constexpr int kBlocks = B::kWindow;  // of 8 keys, a row of the window
+    const int lane = static_cast<int>(threadIdx.x) % 32, quarter = lane % 4;
+    const uint8_t* const keys = shared.own[warpgroup].keys;
+    const __half* const values = shared.values[warpgroup];
+
+    // Scores: q k^T, scaled, with bias and mask.
+    float scores[kBlocks][4];
+    const Position position = B::position(rows.row(0));
+    // For a lane's two columns. Of window 7 the last is padding, and stands for the one before.
+    const bool padding = 2 * quarter + 1 >= B::kWindow;
+    const float* const table = shared.table + head * B::kTable + B::table_place(position.row, position.column) - 2 * quarter;
+    const float* const tables[2] = {table, table - !padding};
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n) {
+        const uint2 k = *reinterpret_cast<const uint2*>(keys + (8 * n + lane / 4) * kHeadDim + quarter * 8);
+        int products[4] = {kRoundBits, kRoundBits, kRoundBits, kRoundBits};
+        multiply_int8(products, q.fragment, k.x, k.y);
+        float2 column_scale = make_float2(1.0F, 1.0F);
+        if constexpr (B::kCosine) {
+            column_scale = *reinterpret_cast<const float2*>(&shared.key_scale[warpgroup][8 * n + 2 * quarter]);
+        }
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const float score = fmaf(__int_as_float(products[2 * r + e]) - kRoundToInteger,
+                    q.scale[r] * (e ? column_scale.y : column_scale.x), tables[e][(r - n) * B::kDistances]);
+                scores[n][2 * r + e] = e == 1 && padding ? -INFINITY : score;
+            }
+        }
+    }
+    if (axes) {
+#pragma unroll
+        for (int c = 0; c < 2 * kBlocks; ++c) {
+            const unsigned flags = B::mask_flags(a.windows, c / 2 * kPitch + 2 * quarter + (c & 1));
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                if ((flags ^ B::mask_flags(a.windows, rows.row(r))) & axes) {
+                    scores[c / 2][2 * r + (c & 1)] += a.mask_value;
+                }
+            }
+        }
+    }
+
+    // Softmax numerators.
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        float maximum = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < kBlocks; ++n) maximum = fmaxf(maximum, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+        maximum = quad_max(maximum) * kLog2e;
+#pragma unroll
+        for (int n = 0; n < kBlocks; ++n) {
+            scores[n][2 * r] = exp2_approximate(fmaf(scores[n][2 * r], kLog2e, -maximum));
+            scores[n][2 * r + 1] = exp2_approximate(fmaf(scores[n][2 * r + 1], kLog2e, -maximum));
+        }
+    }
+
+    // p v, and the row sums of the rounded p.
+    float out[4][4] = {}, sum[4] = {};
+#pragma unroll
+    for (int k = 0; k < (kBlocks + 1) / 2; ++k) {
+        uint32_t p[4] = {P::pack(scores[2 * k][0], scores[2 * k][1]), P::pack(scores[2 * k][2], scores[2 * k][3]), 0, 0};
+        if (2 * k + 1 < kBlocks) {
+            p[2] = P::pack(scores[(2 * k + 1) % kBlocks][0], scores[(2 * k + 1) % kBlocks][1]);
+            p[3] = P::pack(scores[(2 * k + 1) % kBlocks][2], scores[(2 * k + 1) % kBlocks][3]);
+        }
+        P::multiply(sum, p, P::kOnes, P::kOnes, sum);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            uint32_t v[4];
+            load_matrix_transposed(v, values + swizzled(k * 16 + (lane & 15), 2 * half + lane / 16));
+            P::multiply(out[2 * half], p, v[0], v[1], out[2 * half]);
+            P::multiply(out[2 * half + 1], p, v[2], v[3], out[2 * half + 1]);
+        }
+    }
+    uint8_t* const block = shared.attention + head / 4 * kBlockBytes;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const float normaliser = reciprocal_approximate(sum[2 * r]);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            uint8_t* const to = block + swizzled_offset(rows.row(r), head % 4 * 2 + n / 2) + n % 2 * 8 + quarter * 2;
+            *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(
+                __byte_perm(quantize_but_for_ties(out[n][2 * r] * normaliser, a.out_scale),
+                    quantize_but_for_ties(out[n][2 * r + 1] * normaliser, a.out_scale), 0x0040));
+        }
+    }
+}
+
+// At once, not where they are used.
+__device__ __forceinline__ uint4 load_eight(const __half* from) {
+    uint4 x;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from) : "memory");
+    return x;
+}
+// As one store, which the compiler would make four of here.
+__device__ __forceinline__ void store_eight(__half* to, const uint4& eight) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(eight.x), "r"(eight.y), "r"(eight.z), "r"(eight.w)
+                 : "memory");
+}
+
+// y and y_q of a warpgroup's third of the features, from proj's sums.
+template <class B>
+__device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& shared, const int (&sums)[kFeaturesEach / 2],
+    const uint4 (&x)[kFeaturesEach / kFeatureGroup][2], const ThreadRows<B>& rows, int warpgroup) {
+    constexpr int kGroups = kFeaturesEach / kFeatureGroup;
+    const RowParameters& parameters = shared.own[warpgroup].row_parameters;
+    const int first_feature = static_cast<int>(threadIdx.x) % 4 * 8;  // of the warpgroup's
+    __half* const y = a.y + warpgroup * kFeaturesEach;
+    int8_t* const y_q = a.y_q + warpgroup * kFeaturesEach;
+    // What LayerNorm takes, and its moments: of INT8 (V2) sums of numbers and of squares, which are exact; of FP16 (V1) the
+    // mean of this warpgroup's features, and differences to it.
+    float normed[B::kCosine ? 1 : kFeaturesEach / 2];
+    uint2 numbers[kGroups][2];
+    typename B::Moments moments[2] = {};
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+        const int feature = first_feature + group * kFeatureGroup;
+        float factor[8], bias[8];
+        read_floats(factor, parameters.factor + feature);
+        read_floats(bias, parameters.bias + feature);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float value[8];
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                value[i] = fmaf(static_cast<float>(sums[index_of(group, r, i)]), factor[i], bias[i]);
+            }
+            if constexpr (B::kCosine) {
+                const uint2 bytes = numbers[group][r] = Quantized(value, a.inverse_proj_scale).bytes();
+                moments[r].sum = add_numbers(add_numbers(moments[r].sum, bytes.x), bytes.y);
+                moments[r].squares = add_squares(add_squares(moments[r].squares, bytes.x), bytes.y);
+            } else {
+                float addend[8];
+                unpack_halves(addend, x[group][r]);
+#pragma unroll
+                for (int i = 0; i < 8; ++i) value[i] += addend[i];
+                const uint4 rounded = packed_halves(value);
+                if (rows.live(r)) store_eight(y + rows.start(r) + feature, rounded);
+                unpack_halves(value, rounded);
+#pragma unroll
+                for (int i = 0; i < 8; ++i) moments[r].mean += normed[index_of(group, r, i)] = value[i];
+            }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        if constexpr (B::kCosine) {
+            moments[r].sum = quad_sum(moments[r].sum);
+        } else {
+            moments[r].mean = quad_sum(moments[r].mean) * (1.0F / kFeaturesEach);
+#pragma unroll
+            for (int i = 0; i < kFeaturesEach / 4; ++i) {
+                float& value = normed[i / 2 * 4 + 2 * r + i % 2];
+                value -= moments[r].mean;
+                moments[r].squares = fmaf(value, value, moments[r].squares);
+            }
+        }
+        moments[r].squares = quad_sum(moments[r].squares);
+        if (threadIdx.x % 4 == 0) shared.moments[warpgroup][rows.row(r)] = moments[r];
+    }
+    consumers_sync();  // all have multiplied attention's results by now, too
+
+    // LayerNorm is normed * deviation + offset.
+    float deviation[2], offset[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        typename B::Moments all{}, parts[kWarpgroups];
+#pragma unroll
+        for (int i = 0; i < kWarpgroups; ++i) parts[i] = shared.moments[i][rows.row(r)];
+        if constexpr (B::kCosine) {
+#pragma unroll
+            for (int i = 0; i < kWarpgroups; ++i) {
+                all.sum += parts[i].sum;
+                all.squares += parts[i].squares;
+            }
+            // 384 times the squares, and the sum's square, are below 2^32.
+            const unsigned variance
+                = kWidth * static_cast<unsigned>(all.squares) - static_cast<unsigned>(all.sum) * static_cast<unsigned>(all.sum);
+            deviation[r] = rsqrtf(fmaf(static_cast<float>(variance), 1.0F / (kWidth * kWidth), a.epsilon));
+            offset[r] = static_cast<float>(all.sum) * (-1.0F / kWidth) * deviation[r];
+        } else {
+#pragma unroll
+            for (int i = 0; i < kWarpgroups; ++i) all.mean += parts[i].mean * (1.0F / kWarpgroups);
+#pragma unroll
+            for (int i = 0; i < kWarpgroups; ++i) {
+                const float difference = parts[i].mean - all.mean;
+                all.squares += fmaf(difference * difference, static_cast<float>(kFeaturesEach), parts[i].squares);
+            }
+            deviation[r] = rsqrtf(fmaf(all.squares, 1.0F / kWidth, a.epsilon));
+            offset[r] = (moments[r].mean - all.mean) * deviation[r];
+        }
+    }
+
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+        const int feature = first_feature + group * kFeatureGroup;
+        float gamma[8], beta[8];
+        read_floats(gamma, parameters.gamma + feature);
+        read_floats(beta, parameters.beta + feature);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float value[8] = {}, addend[8] = {};
+            if constexpr (B::kCosine) {
+                unpack_numbers(value, numbers[group][r]);
+                unpack_halves(addend, x[group][r]);
+            } else {
+                eight_of(value, normed, group, r);
+            }
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                value[i] = addend[i] + fmaf(fmaf(value[i], deviation[r], offset[r]), gamma[i], beta[i]);
+            }
+            if (!rows.live(r)) continue;
+            if constexpr (B::kCosine) store_eight(y + rows.start(r) + feature, packed_halves(value));
+            store_quantized_but_for_ties(y_q + rows.start(r) + feature, value, a.inverse_y_scale);
+        }
+    }
+}
+
+template <class B>
+__global__ void __launch_bounds__(kThreads, 1)
+    attention_branch_kernel(const __grid_constant__ BranchMaps maps, const BranchArguments a) {
+    extern __shared__ __align__(1024) uint8_t memory[];
+    Shared<B>& shared = *reinterpret_cast<Shared<B>*>(memory);
+    if (threadIdx.x == kConsumers) {
+        prefetch(maps.qkv);
+        prefetch(maps.proj);
+        for (int i = 0; i < kWarpgroups * kStages; ++i) {
+            barrier_init(&shared.full[0][i], 1);
+            barrier_init(&shared.empty[0][i], 4);
+        }
+        for (int i = 0; i < kWarpgroups; ++i) barrier_init(&shared.turn[i], 4);
+        barrier_init(&shared.x_full, 32);
+        barrier_init(&shared.x_empty, kConsumers / 32);
+        barrier_init_fence();
+    }
+    __syncthreads();
+
+    const int windows = windows_of_block(a.windows);
+    const int warpgroup = warp_index() / 4;
+    if (warpgroup == kWarpgroups) {  // of 128 registers a thread
+        fewer_registers<32>();
+        if (warp_index() % 4 < kWarpgroups) {
+            copy_weights(maps, shared, warp_index() % 4, windows);
+        } else {
+            gather_all(a, shared, windows);
+        }
+        return;
+    }
+    more_registers<160>();
+
+    // Seen from the four corners of a window, its keys are at all distances that there are.
+#pragma unroll
+    for (int i = static_cast<int>(threadIdx.x); i < 4 * kHeads * B::kPositions; i += kConsumers) {
+        const int key = i % B::kPositions, corner = i / B::kPositions % 4, head = i / B::kPositions / 4;
+        const int row = corner / 2 * (B::kWindow - 1), column = corner % 2 * (B::kWindow - 1);
+        copy_async_4(
+            shared.table + head * B::kTable + B::table_place(row - key / B::kWindow, column - key % B::kWindow),
+            a.bias + (head * B::kPositions + row * B::kWindow + column) * a.bias_stride + key);
+    }
+    ThreadRows<B> rows;
+    const bool first_lane = threadIdx.x % 32 == 0;
+    wait_for_previous_kernel();
+    gather_rows<kConsumers>(a, shared, 0, static_cast<int>(threadIdx.x), consumers_sync);
+
+    Place place;
+    int turn_parity = warpgroup == 0;
+    for (int number = 0; number < windows; ++number) {
+        // The products of a head or of proj, and then their stages are free.
+        auto multiply = [&](auto& sums, const uint8_t* tile) {
+            constexpr int kFeatures = sizeof(sums) / sizeof(int) * 2;
+            Place at = place;
+            barrier_wait(&shared.turn[warpgroup], turn_parity);
+            turn_parity ^= 1;
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step, at.advance()) {
+                barrier_wait(&shared.full[warpgroup][at.stage], at.parity);
+                product_fence();
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    WarpgroupProduct<int, kFeatures>::add(sums, tile_descriptor(tile + step * kBlockBytes) + 2 * k,
+                        tile_descriptor(shared.stages[warpgroup][at.stage]) + 2 * k, step > 0 || k > 0);
+                }
+                product_commit();
+            }
+            if (first_lane) barrier_arrive(&shared.turn[(warpgroup + 1) % kWarpgroups]);
+        };
+        auto release = [&] {
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step, place.advance()) {
+                if (first_lane) barrier_arrive(&shared.empty[warpgroup][place.stage]);
+            }
+        };
+
+        copy_qkv_parameters(a, shared, warpgroup, warpgroup * kHeadsEach);
+        if (number == 0) {
+            copy_async_wait<0>();
+            shared_memory_fence();
+            consumers_sync();
+        } else {
+            barrier_wait(&shared.x_full, (number - 1) & 1);
+        }
+        const unsigned axes = shared.axes;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) rows.token[r] = shared.token[rows.row(r)];
+#pragma unroll 1
+        for (int i = 0; i < kHeadsEach; ++i) {
+            const int head = warpgroup * kHeadsEach + i;
+            int sums[48];
+            multiply(sums, shared.x);
+            product_wait<0>();
+            keep(sums);
+            release();
+            copy_async_wait<0>();
+            warpgroup_sync(warpgroup);  // parameters are there, and all are done with the keys and values before
+            const Queries q = quantise_qkv<B>(a, shared, sums, rows, warpgroup, head);
+            warpgroup_sync(warpgroup);
+            if (i + 1 < kHeadsEach) copy_qkv_parameters(a, shared, warpgroup, head + 1);
+            attend<B>(a, shared, q, rows, axes, warpgroup, head);
+        }
+        if (first_lane) barrier_arrive(&shared.x_empty);
+        shared_memory_fence();
+        consumers_sync();
+
+        copy_row_parameters(a, shared, warpgroup);
+        int sums[kFeaturesEach / 2];
+        multiply(sums, shared.attention);
+        uint4 x[kFeaturesEach / kFeatureGroup][2];
+#pragma unroll
+        for (int group = 0; group < kFeaturesEach / kFeatureGroup; ++group) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                x[group][r] = load_eight(a.x + rows.start(r) + warpgroup * kFeaturesEach + group * kFeatureGroup
+                    + static_cast<int>(threadIdx.x) % 4 * 8);
+            }
+        }
+        product_wait<0>();
+        keep(sums);
+        release();
+        copy_async_wait<0>();
+        warpgroup_sync(warpgroup);
+        store_rows<B>(a, shared, sums, x, rows, warpgroup);
+    }
+}
+
+template <class B> int launch_branch(const AttentionBranchInt8& a, const Windows& windows, int multiprocessors) {
+    BranchMaps maps{};
+    if (!make_weight_map<int8_t>(maps.qkv, a.qkv_weight, 3 * kWidth, kWidth, kFeatureGroup)
+        || !make_weight_map<int8_t>(maps.proj, a.proj_weight, kWidth, kWidth, kFeaturesEach)) {
+        return cudaErrorInvalidValue;
+    }
+    constexpr auto kKernel = attention_branch_kernel<B>;
+    const cudaError_t error = allow_shared_memory<kKernel>(sizeof(Shared<B>));
+    if (error != cudaSuccess) return error;
+    float epsilon = a.epsilon;
+    if (B::kCosine) epsilon = epsilon_in_steps(epsilon, a.proj_scale);
+    const BranchArguments arguments{windows, a.x_q, static_cast<const __half*>(a.x), a.qkv_factor, a.qkv_bias,
+        a.proj_factor, a.proj_bias, a.bias, a.gamma, a.beta, a.logit_scale, static_cast<__half*>(a.y), a.y_q,
+        (B::kPositions + 7) / 8 * 8, a.scale * a.qkv_scale * a.qkv_scale, a.mask_value,
+        1.0F / a.qkv_scale, a.qkv_scale / a.attention_scale, B::kCosine ? 1.0F / a.proj_scale : 0.0F, epsilon,
+        1.0F / a.y_scale};
+    return launch<kKernel>(
+        std::min(windows.windows, multiprocessors), kThreads, sizeof(Shared<B>), a.stream, maps, arguments);
+}
+
+// Fewer windows than this leave so many multiprocessors idle that the kernels of the parts, which spread over all, are
+// faster.
+constexpr int kFewWindows = 64;
+
+}  // namespace
+
+bool fits_attention_branch_sm90(const AttentionBranchInt8& a, int multiprocessors) {
+    (void)multiprocessors;
+    const int window = a.norm_first ? 7 : 8;
+    return a.num_heads == kHeads && a.window_size == window && (a.logit_scale == nullptr) == a.norm_first
+        && static_cast<long long>(a.batch) * a.height * a.width >= static_cast<long long>(kFewWindows) * window * window;
+}
+
+int attention_branch_int8_sm90(const AttentionBranchInt8& a, int multiprocessors) {
+    Windows windows{};
+    if (!describe(windows, a.batch, a.height, a.width, a.window_size, a.shift_size)) return cudaErrorInvalidValue;
+    return a.norm_first ? launch_branch<Branch<7, false>>(a, windows, multiprocessors)
+                        : launch_branch<Branch<8, true>>(a, windows, multiprocessors);
+}
+
+}  // namespace swin

@@ -366,7 +366,7 @@ Attributes but(Attributes attributes, const std::string& name, float value) {
     return attributes;
 }
 
-// Inputs of a SwinAttentionBranchInt8 on 14 x 21 tokens of 96 channels with windows of 7, input `changed` being `shape`.
+// Inputs of a SwinAttentionBranchInt8 on 14 x 21 tokens of 96 channels, windows of 7; input `changed` is `shape`.
 std::vector<Shape> branch_inputs(int changed = -1, const Shape& shape = {}) {
     std::vector<Shape> inputs{{-1, 294, 24}, {-1, 294, 96}, {288, 24}, {288}, {288}, {96, 24}, {96}, {96}, {3, 49, 56},
         {96}, {96}, {3}};
@@ -610,8 +610,8 @@ int main() {
         {"SwinAttentionBranchInt8", attention_int8(14, 21, 3, 7, 3, 1), branch_inputs_v1(),
             "attribute norm_first is missing"},
         {"SwinAttentionBranchInt8", branch_int8(14, 21, 3, 7, 3, 2, 0), branch_inputs_v1(), "norm_first is 2 instead"},
-        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs(), "12 inputs; norm_first 1 takes 11, without logit_scale"},
-        {"SwinAttentionBranchInt8", kBranchV2, branch_inputs_v1(), "11 inputs; norm_first 0 takes 12, with logit_scale"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs(), "12 inputs; norm_first 1 takes 11, without"},
+        {"SwinAttentionBranchInt8", kBranchV2, branch_inputs_v1(), "11 inputs; norm_first 0 takes 12, with"},
         {"SwinAttentionBranchInt8", kBranchV1, {{-1, 294, 24}, {-1, 294, 96}}, "2 inputs instead of 11 to 12"},
         {"SwinAttentionBranchInt8", but(kBranchV1, "proj_scale", 0.1F), branch_inputs_v1(), "norm_first 1, which adds"},
         {"SwinAttentionBranchInt8", but(kBranchV2, "proj_scale", 0), branch_inputs(), "proj_scale is 0"},
@@ -620,7 +620,7 @@ int main() {
         {"SwinAttentionBranchInt8", but(kBranchV1, "attention_scale", 0), branch_inputs_v1(), "attention_scale is 0"},
         {"SwinAttentionBranchInt8", but(kBranchV1, "y_scale", 0), branch_inputs_v1(), "y_scale is 0"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 293, 24}), "x_q has 293 tokens instead of"},
-        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 24}), "x_q is [?, 96] instead of 3-dimensional"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 24}), "x_q is [?, 96] instead of 3"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 294, 32}), "head dimension must be 32"},
         {"SwinAttentionBranchInt8", but(kBranchV1, "window_size!", 5), branch_inputs_v1(), "does not divide"},
         {"SwinAttentionBranchInt8", but(kBranchV1, "shift_size!", 7), branch_inputs_v1(), "shift_size 7"},

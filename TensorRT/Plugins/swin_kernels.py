@@ -170,8 +170,8 @@ def attention_branch_int8(x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight,
                           workspace_bytes: int = ATTENTION_BRANCH_WORKSPACE_BYTES) -> None:
     """y = x + proj(attention(qkv(x_q))) and y_q = LN(y) where `norm_first`, else y = x + LN(proj(...)) and y_q = y.
 
-    x_q [B, height*width, C] and weights INT8, x and y FP16, y_q INT8; `linear_int8`, `attention_int8` and the LayerNorms
-    say how. proj_scale is 0 and logit_scale None where `norm_first`.
+    x_q [B, height*width, C] and weights INT8, x and y FP16, y_q INT8; as `linear_int8`, `attention_int8` and the
+    LayerNorms. proj_scale is 0 and logit_scale None where `norm_first`.
     """
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
     call("swin_attention_branch_int8", x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias,

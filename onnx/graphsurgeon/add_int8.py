@@ -5,9 +5,9 @@
 The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it, but for products that
 have scales, which no SwinMlp takes in, and converted to FP16; then the plugin nodes that read a tensor with a scale
 become INT8 ones, and what quantises a tensor becomes part of the node that makes it (of LayerNorm, of attention, of a
-linear layer), SwinQuantize where there is none. Where all of an attention branch is INT8 and has 384 channels, one node,
-SwinAttentionBranchInt8, takes the place of its four. A tensor without a scale stays FP16, as what attention writes
-for a proj that is not quantised. What quant.py left out is an FP16 plugin node, as in swinv1_attention_fp16.onnx.
+linear layer), SwinQuantize where there is none. Of 384 channels, an attention branch that is all INT8 becomes one node,
+SwinAttentionBranchInt8. A tensor without a scale stays FP16, as what attention writes for a proj that is not quantised.
+What quant.py left out is an FP16 plugin node, as in swinv1_attention_fp16.onnx.
 """
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from patterns import Unmatched, made_by, only_reader
 from surgeon import Report, plugin_node
 from tidy import values
 
-# The kernel keeps all rows of a window, its qkv and its result, and the stages in which the weights come, in shared
-# memory, and is made for these numbers of channels and of tokens along a window's side. A wider block has no room there;
-# of a narrower one quant.py leaves parts in FP16.
+# The kernel keeps the rows of a window, their qkv and their result in shared memory, beside the stages through which
+# the weights come. It is made for these numbers of channels, and of tokens along a window's side; more have no room
+# there.
 WIDTHS = (384,)
 WINDOWS = (7, 8)
 

@@ -180,7 +180,7 @@ def test_a_kernel_from_attention_to_the_mlps_end_reads_and_writes_the_tokens_onc
 
 @pytest.mark.parametrize("kind", ["swinv1", "swinv2"])
 def test_an_attention_branch_in_one_kernel_reads_and_writes_the_tokens_once(kind):
-    """Two stages of 2 and 3 blocks; the branches of two of the second are whole, and the first's MLPs with proj. FP16."""
+    """Two stages of 2 and 3 blocks; two branches of the second are whole, and the first's MLPs with proj. FP16."""
     swin, v1 = Swin(kind, 8, (2, 3), 4, 32, 10), kind == "swinv1"
     apart = swin_work.work_of(swin, 2, 2, v1, {0: 2}, {0: 2})
     whole = swin_work.work_of(swin, 2, 2, v1, {0: 2}, {0: 2}, {1: 2})

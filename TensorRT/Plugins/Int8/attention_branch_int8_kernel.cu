@@ -81,11 +81,11 @@ int run_groups(const AttentionBranchInt8& a, int most, char* workspace) {
 }  // namespace swin
 
 int swin_attention_branch_int8(const void* x_q, const void* x, const void* qkv_weight, const float* qkv_factor,
-    const float* qkv_bias, const void* proj_weight, const float* proj_factor, const float* proj_bias, const float* bias,
-    const float* gamma, const float* beta, const float* logit_scale, void* y, void* y_q, int batch, int height,
-    int width, int num_heads, int window_size, int shift_size, int norm_first, float scale, float mask_value,
-    float qkv_scale, float attention_scale, float proj_scale, float epsilon, float y_scale, void* workspace,
-    size_t workspace_bytes, cudaStream_t stream) {
+    const float* qkv_bias, const void* proj_weight, const float* proj_factor, const float* proj_bias,
+    const float* bias, const float* gamma, const float* beta, const float* logit_scale, void* y, void* y_q, int batch,
+    int height, int width, int num_heads, int window_size, int shift_size, int norm_first, float scale,
+    float mask_value, float qkv_scale, float attention_scale, float proj_scale, float epsilon, float y_scale,
+    void* workspace, size_t workspace_bytes, cudaStream_t stream) {
     using namespace swin;
     if (batch == 0) return cudaSuccess;
     const AttentionBranchInt8 a{static_cast<const int8_t*>(x_q), x, static_cast<const int8_t*>(qkv_weight), qkv_factor,

@@ -28,8 +28,9 @@ constexpr long long attention_branch_bytes_per_image(long long tokens, long long
 //   x             [batch, height * width, C] FP16, the residual
 //   qkv_weight    [3C, C] INT8; qkv_factor, qkv_bias [3C] FP32: qkv = (x_q qkv_weight^T) * qkv_factor + qkv_bias
 //   proj_weight   [C, C] INT8; proj_factor, proj_bias [C] FP32, the same of attention's result
-//   bias          [num_heads, N, Np] FP32 as swin_attention's; where the image is larger than a window and the branch is one
-//                 kernel, that takes it for a function of the relative position, as it is in all Swin Transformers
+//   bias          [num_heads, N, Np] FP32 as swin_attention's; where the image is larger than a window and the branch
+//                 is one kernel, that takes it for a function of the relative position, as it is in all Swin
+//                 Transformers
 //   logit_scale   [num_heads] FP32 (V2), or null (V1)
 //   gamma, beta   [C] FP32
 //   y             [batch, height * width, C] FP16; y_q the same in INT8. Neither overlaps an input.
@@ -39,12 +40,12 @@ constexpr long long attention_branch_bytes_per_image(long long tokens, long long
 // image at least: attention_branch_bytes_per_image. Weights, factors, biases, logit_scale, gamma and beta are
 // constants: the kernel just before does not write them. Pointers are multiples of 16 bytes.
 // Returns a cudaError_t: see swin_types.h.
-extern "C" int swin_attention_branch_int8(const void* x_q, const void* x, const void* qkv_weight, const float* qkv_factor,
-    const float* qkv_bias, const void* proj_weight, const float* proj_factor, const float* proj_bias, const float* bias,
-    const float* gamma, const float* beta, const float* logit_scale, void* y, void* y_q, int batch, int height, int width,
-    int num_heads, int window_size, int shift_size, int norm_first, float scale, float mask_value, float qkv_scale,
-    float attention_scale, float proj_scale, float epsilon, float y_scale, void* workspace, size_t workspace_bytes,
-    cudaStream_t stream);
+extern "C" int swin_attention_branch_int8(const void* x_q, const void* x, const void* qkv_weight,
+    const float* qkv_factor, const float* qkv_bias, const void* proj_weight, const float* proj_factor,
+    const float* proj_bias, const float* bias, const float* gamma, const float* beta, const float* logit_scale,
+    void* y, void* y_q, int batch, int height, int width, int num_heads, int window_size, int shift_size,
+    int norm_first, float scale, float mask_value, float qkv_scale, float attention_scale, float proj_scale,
+    float epsilon, float y_scale, void* workspace, size_t workspace_bytes, cudaStream_t stream);
 
 namespace swin {
 
@@ -69,8 +70,8 @@ struct AttentionBranchInt8 {
 
 // Whether attention_branch_int8_sm90 takes the branch, and is faster at it than the kernels of its parts.
 __attribute__((weak)) bool fits_attention_branch_sm90(const AttentionBranchInt8& a, int multiprocessors);
-// All of it in one kernel, which keeps qkv, scores and attention's result on the chip, on compute capability 9.0. A library
-// for other GPUs is built without it, and its address is null there. Returns a cudaError_t.
+// All of it in one kernel, which keeps qkv, scores and attention's result on the chip, on compute capability 9.0. A
+// library for other GPUs is built without it, and its address is null there. Returns a cudaError_t.
 __attribute__((weak)) int attention_branch_int8_sm90(const AttentionBranchInt8& a, int multiprocessors);
 
 }  // namespace swin

@@ -20,10 +20,10 @@
 
 #include "attention_kernel.h"
 
-#include <climits>
 #include <cstdint>
 #include <type_traits>
 
+#include "Attention/windows.cuh"
 #include "common/gpu.h"
 #include "common/launch.cuh"
 #include "common/mma.cuh"
@@ -33,69 +33,15 @@
 
 namespace {
 
-using swin::from_float;
-using swin::to_float;
+using namespace swin;
 
-constexpr int kHeadDim = 32;
-constexpr int kMaxWindow = 32;
-constexpr float kNormEpsilon = 1e-12F;  // F.normalize's, on the norm and not on its square
-
-struct Window {
-    int y, x;    // in units of windows
-    int tokens;  // tokens of the images before this one
-};
-
-struct Shape {
-    int height, width, channels, num_heads, window, shift;
-    int positions;            // N = window^2
+struct Shape : Windows {
+    int channels, num_heads;
     int bias_stride;          // Np
-    int windows_x, windows_y, windows;  // windows along an image's sides; in the whole batch
     Window stride;            // tensor_core_attention: from one window of a walk to the next
-    int reciprocal;           // position / window == position * reciprocal >> 16, exact for window <= 32
     float scale, mask_value;
     float out_scale;          // qkv is INT8: what takes p v to y
 };
-
-__host__ __device__ Window window_at(const Shape& shape, int index) {
-    int const row = index / shape.windows_x;
-    int const image = row / shape.windows_y;
-    return {row - image * shape.windows_y, index - row * shape.windows_x, image * shape.height * shape.width};
-}
-
-struct Position {
-    int row, column;  // in a window
-};
-
-__device__ Position position_at(const Shape& shape, int index) {
-    int const row = index * shape.reciprocal >> 16;
-    return {row, index - row * shape.window};
-}
-
-// The token that a position of a window holds: window partition of the image rolled by -shift. Window reverse and the
-// roll back write to the same token.
-__device__ int token_of(const Shape& shape, const Window& window, const Position& position) {
-    int y = window.y * shape.window + position.row + shape.shift;
-    int x = window.x * shape.window + position.column + shape.shift;
-    y -= y >= shape.height ? shape.height : 0;
-    x -= x >= shape.width ? shape.width : 0;
-    return window.tokens + y * shape.width + x;
-}
-
-// Which side of the wrap a position lies on: bit 0 below it, bit 1 right of it. In a window of the last row (column) of
-// the rolled image, tokens with different bits come from opposite ends of the image and must not see each other:
-//   masked(i, j) = ((mask_flags(i) ^ mask_flags(j)) & mask_axes(window)) != 0
-__device__ unsigned mask_flags(const Shape& shape, int index) {
-    Position const position = position_at(shape, index);
-    int const wrap = shape.window - shape.shift;
-    return static_cast<unsigned>(position.row >= wrap) | static_cast<unsigned>(position.column >= wrap) << 1;
-}
-__device__ unsigned mask_axes(const Shape& shape, const Window& window) {
-    if (shape.shift == 0) {
-        return 0;
-    }
-    bool const last_row = window.y + 1 == shape.windows_y, last_column = window.x + 1 == shape.windows_x;
-    return static_cast<unsigned>(last_row) | static_cast<unsigned>(last_column) << 1;
-}
 
 // --- the plain kernel --------------------------------------------------------------------------------------------
 
@@ -217,8 +163,6 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
 
 // --- the tensor-core kernel --------------------------------------------------------------------------------------
 
-constexpr float kLog2e = 1.4426950408889634F;
-
 // The next window of a walk, which goes backwards.
 __device__ void step_back(Window& window, const Shape& shape) {
     window.x -= shape.stride.x;
@@ -230,10 +174,7 @@ __device__ void step_back(Window& window, const Shape& shape) {
     window.tokens -= shape.stride.tokens + (image_before ? shape.height * shape.width : 0);
 }
 
-// A tile in shared memory is [rows][32] of 2-byte elements: 4 chunks of 16 bytes a row. Chunks are swizzled so that
-// the 8 rows that ldmatrix reads at once, or the 8 rows of an accumulator, lie in different banks.
-__device__ int swizzled(int row, int chunk) { return row * kHeadDim + ((chunk ^ (row >> 1 & 3)) << 3); }
-// The same of a tile of bytes, whose rows are 2 chunks of 16.
+// The place of a 16-byte chunk in a tile of bytes, whose rows are 2 chunks of 16.
 __device__ int swizzled_bytes(int row, int chunk) { return row * kHeadDim + ((chunk ^ (row >> 2 & 1)) << 4); }
 
 // Blocks of tensor_core_attention that a multiprocessor is to hold: 128 registers a thread. With 5 it spills, with 3
@@ -260,29 +201,11 @@ __device__ uint2 halves_of(uint32_t bytes) {
     return {*reinterpret_cast<const uint32_t*>(&first), *reinterpret_cast<const uint32_t*>(&second)};
 }
 
-// Reductions over the four lanes that share a row of an accumulator.
-__device__ float quad_sum(float x) {
-    x += __shfl_xor_sync(~0U, x, 1);
-    return x + __shfl_xor_sync(~0U, x, 2);
-}
-__device__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0U, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0U, x, 2));
-}
-
 template <typename T>
 __device__ float sum_of_squares(float sum, uint32_t pair) {
     float2 const x = swin::Packed<T>::unpack(pair);
     return fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
 }
-// Of four INT8.
-__device__ int sum_of_squares(int sum, uint32_t four) {
-    return __dp4a(static_cast<int>(four), static_cast<int>(four), sum);
-}
-
-// 1 / max(|x|, kNormEpsilon), from |x|^2.
-__device__ float reciprocal_norm(float squares) { return fminf(swin::rsqrt_approximate(squares), 1.F / kNormEpsilon); }
-
 // The bias of query row i, key columns j and j + 1, in log2 units; -inf in padded columns, which then take part in
 // nothing, and 0 in padded rows, which are not written.
 __device__ float2 bias_pair(const float* head_bias, const Shape& shape, int i, int j) {
@@ -293,17 +216,6 @@ __device__ float2 bias_pair(const float* head_bias, const Shape& shape, int i, i
     pair.x = j < shape.positions ? pair.x * kLog2e : -INFINITY;
     pair.y = j + 1 < shape.positions ? pair.y * kLog2e : -INFINITY;
     return pair;
-}
-
-// Mask flags of the two key columns that a lane holds of each accumulator of a tile, 2 bits a column.
-template <int kBlocks>
-__device__ unsigned column_flags(const Shape& shape, int first_column) {
-    unsigned flags = 0;
-#pragma unroll
-    for (int c = 0; c < 2 * kBlocks; ++c) {
-        flags |= mask_flags(shape, first_column + c / 2 * 8 + (c & 1)) << (2 * c);
-    }
-    return flags;
 }
 
 // Grid: (num_heads, query tiles, walks through the windows). All walks go side by side from the last window to the first
@@ -466,7 +378,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             float squares = 0.F;
             if constexpr (kInt8) {
                 uint4 const x = *reinterpret_cast<const uint4*>(&keys[stage][swizzled_bytes(key, half)]);
-                squares = sum_of_squares(sum_of_squares(sum_of_squares(sum_of_squares(0, x.x), x.y), x.z), x.w);
+                squares = add_squares(add_squares(add_squares(add_squares(0, x.x), x.y), x.z), x.w);
             } else {
 #pragma unroll
                 for (int c = 0; c < 2; ++c) {
@@ -498,7 +410,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
                 if (kCosine) {  // fragments 0, 2 hold row 0 and fragments 1, 3 row 1
                     float squares;
                     if constexpr (kInt8) {
-                        squares = sum_of_squares(sum_of_squares(0, q[0][r]), q[0][r + 2]);
+                        squares = add_squares(add_squares(0, q[0][r]), q[0][r + 2]);
                     } else {
                         squares = sum_of_squares<F>(sum_of_squares<F>(0.F, q[0][r]), q[0][r + 2]);
                         squares = sum_of_squares<F>(sum_of_squares<F>(squares, q[1][r]), q[1][r + 2]);
@@ -716,25 +628,13 @@ void launch_int8(const Tensors& t, const Shape& shape, cudaStream_t stream) {
 
 // Whether this is a shape of the contract, and then that shape.
 bool describe(Shape& shape, int batch, int height, int width, int channels, int num_heads, int window_size, int shift_size) {
-    bool const valid = batch > 0 && num_heads > 0 && channels == num_heads * kHeadDim && window_size > 0 &&
-                       window_size <= kMaxWindow && height > 0 && width > 0 && height % window_size == 0 &&
-                       width % window_size == 0 && shift_size >= 0 && shift_size < window_size &&
-                       static_cast<long long>(batch) * height * width <= INT_MAX;
-    if (!valid) {
+    if (num_heads <= 0 || channels != num_heads * kHeadDim ||
+        !swin::describe(shape, batch, height, width, window_size, shift_size)) {
         return false;
     }
-    shape.height = height;
-    shape.width = width;
     shape.channels = channels;
     shape.num_heads = num_heads;
-    shape.window = window_size;
-    shape.shift = shift_size;
-    shape.positions = window_size * window_size;
     shape.bias_stride = (shape.positions + 7) / 8 * 8;
-    shape.windows_x = width / window_size;
-    shape.windows_y = height / window_size;
-    shape.windows = shape.windows_x * shape.windows_y * batch;
-    shape.reciprocal = 65536 / window_size + 1;
     return true;
 }
 

@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from swin_work import WHOLE_MLP, Work, read_swin, work_of, yaml_of
+from swin_work import WHOLE_BRANCH, WHOLE_MLP, Work, read_swin, work_of, yaml_of
 
 from utils import (
     RESULTS,
@@ -52,6 +52,7 @@ GROUPS = (
     (FUSED, r"^\{?ForeignNode|^__my"),
     ("copies and reformats", r"^Reformatting CopyNode|^reshape_|_cast_to_|_cast\d+|SwinQuantize"),
     (WHOLE_MLP, r"SwinMlp"),
+    (WHOLE_BRANCH, r"SwinAttentionBranch"),
     ("patch embed", r"patch_embed"),
     ("patch merging", r"downsample|PatchMerge"),
     ("qkv", r"attn/qkv"),
@@ -89,11 +90,12 @@ def work_of_groups(plan: Path, layers: list[str], batch: int, img_size: int, cla
     swin = read_swin(path)._replace(img_size=img_size, classes=classes)
     element = 2 if re.search("_(fp16|bf16|int8)", plan.stem) else 4
     joined = " ".join(layers)
-    whole = blocks_of(WHOLE_MLP, layers)
-    with_proj = whole - blocks_of("proj", layers)  # its name does not tell; a proj without a layer of its own is in it
+    whole, branches = (blocks_of(group, layers) for group in (WHOLE_MLP, WHOLE_BRANCH))
+    # The MLP's name does not tell; a proj that has no layer of its own, and is not in the attention branch's, is in it.
+    with_proj = whole - blocks_of("proj", layers) - branches
     work = work_of(swin, batch, element,
                    swin.type == "swinv1" and "SwinLinear" in joined and "SwinAddLayerNorm" not in joined,
-                   *(Counter(stage for stage, _ in blocks) for blocks in (whole, with_proj)))
+                   *(Counter(stage for stage, _ in blocks) for blocks in (whole, with_proj, branches)))
     total = Work(*map(sum, zip(*work.values())))
     present = {group_of(layer) for layer in layers}
     fused = [work[group] for group in work if group not in present]
@@ -185,7 +187,7 @@ def print_rows(plan: Path, rows: list[dict]) -> None:
                                                ("gb_per_s", "GB/s", "bandwidth_fraction"))]
         print(f"  {row['time_ms_median']:>8} ms  {float(row['share']):6.1%}  {row['layers']:4} layers, "
               f"{row['int8_layers']:3} in INT8  "
-              f"{row['group']:<23} {'  '.join(figures)}")
+              f"{row['group']:<30} {'  '.join(figures)}")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from utils import ROOT, UserError, existing_file, run_script
 
 PATCH, CHANNELS_IN, MLP_RATIO = 4, 3, 4  # of every variant
 WHOLE_MLP = "MLP in one kernel"  # the group
+WHOLE_BRANCH = "attention branch in one kernel"  # likewise
 FP32_BYTES = 4  # the input image, and the head, which stays in FP32
 
 
@@ -69,7 +70,8 @@ def yaml_of(plan: Path) -> Path | None:
 
 
 def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = False,
-            whole_mlps: Mapping[int, int] | None = None, with_proj: Mapping[int, int] | None = None) -> dict[str, Work]:
+            whole_mlps: Mapping[int, int] | None = None, with_proj: Mapping[int, int] | None = None,
+            whole_branches: Mapping[int, int] | None = None) -> dict[str, Work]:
     """The work of each group for one batch.
 
     Args:
@@ -79,6 +81,8 @@ def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = F
             kernel; none where a stage is not there. In V1 linear_adds_residual holds then.
         with_proj: of a stage, in how many of these blocks that kernel does proj, too, in V2 with its LayerNorm, and the
             residual.
+        whole_branches: of a stage, in how many blocks qkv, attention, proj, the LayerNorm after it and the residual are
+            one kernel; in V1 linear_adds_residual holds then. None of these is in with_proj.
     """
     totals: dict[str, list[float]] = {}
 
@@ -97,13 +101,20 @@ def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = F
     tokens = batch * side**2
     add("patch embed", 2 * tokens * pixels * width, tokens * width + pixels * width, FP32_BYTES * tokens * pixels)
     for stage, depth in enumerate(swin.depths):
-        whole, projected = ((blocks or {}).get(stage, 0) for blocks in (whole_mlps, with_proj))
+        whole, projected, branches = ((blocks or {}).get(stage, 0)
+                                      for blocks in (whole_mlps, with_proj, whole_branches))
         size = tokens * width  # elements of one activation
         window = min(swin.window, side)
-        linear("qkv", tokens, width, 3 * width, depth)
-        add("attention", depth * 4 * tokens * window**2 * width, depth * 4 * size)
-        if projected < depth:
-            linear("proj", tokens, width, width, depth - projected, residual=linear_adds_residual)
+        attention, apart = 4 * tokens * window**2 * width, depth - branches  # operations of one block
+        if branches:  # x -> y; in V1 LayerNorm of x -> that of y besides
+            weights = branches * 4 * width * width
+            add(WHOLE_BRANCH, branches * attention + 2 * tokens * weights,
+                branches * (4 if v1 else 2) * size + weights)
+        if apart:
+            linear("qkv", tokens, width, 3 * width, apart)
+            add("attention", apart * attention, apart * 4 * size)
+        if projected < apart:
+            linear("proj", tokens, width, width, apart - projected, residual=linear_adds_residual)
         if whole:  # x -> y; with proj it reads attention's output besides
             weights = whole * 2 * MLP_RATIO * width * width + projected * width * width
             add(WHOLE_MLP, 2 * tokens * weights, (2 * whole + projected) * size + weights)
@@ -112,9 +123,9 @@ def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = F
             linear("fc2", tokens, MLP_RATIO * width, width, depth - whole, residual=linear_adds_residual)
         last = stage == stages - 1
         if not v1:  # x, residual -> y after attention and after the MLP; the last norm alone
-            tensors = 6 * depth - 3 * (whole + projected) + 2 * last
+            tensors = 6 * depth - 3 * (whole + projected + branches) + 2 * last
         elif linear_adds_residual:  # x -> y twice a block, and the last norm
-            tensors = 4 * depth - 2 * whole + 2 * last
+            tensors = 4 * depth - 2 * (whole + branches) + 2 * last
         else:
             # First norm1: x -> y. Then x, residual -> sum, y, but for the stage's last Add, which writes one of them:
             # the sum for patch merging, or what the last norm makes of it.

@@ -352,6 +352,35 @@ Attributes attention_int8(
     return attributes;
 }
 
+// proj_scale: 0 for V1, positive for V2.
+Attributes branch_int8(int height, int width, int heads, int window, int shift, int norm_first, float proj_scale) {
+    Attributes attributes = attention_int8(height, width, heads, window, shift, 0.03F);
+    attributes.insert({{"epsilon", 1e-5F}, {"norm_first!", norm_first}, {"attention_scale", 0.04F},
+        {"proj_scale", proj_scale}});
+    return attributes;
+}
+
+// With one attribute changed.
+Attributes but(Attributes attributes, const std::string& name, float value) {
+    attributes[name] = value;
+    return attributes;
+}
+
+// Inputs of a SwinAttentionBranchInt8 on 14 x 21 tokens of 96 channels, windows of 7; input `changed` is `shape`.
+std::vector<Shape> branch_inputs(int changed = -1, const Shape& shape = {}) {
+    std::vector<Shape> inputs{{-1, 294, 24}, {-1, 294, 96}, {288, 24}, {288}, {288}, {96, 24}, {96}, {96}, {3, 49, 56},
+        {96}, {96}, {3}};
+    if (changed >= 0) inputs[changed] = shape;
+    return inputs;
+}
+
+// The same without logit_scale, as V1 takes them.
+std::vector<Shape> branch_inputs_v1(int changed = -1, const Shape& shape = {}) {
+    std::vector<Shape> inputs = branch_inputs(changed, shape);
+    inputs.pop_back();
+    return inputs;
+}
+
 void check_valid(const Valid& valid) {
     logged.clear();
     Plugin plugin(valid.op, valid.attributes);
@@ -423,6 +452,7 @@ void check_invalid(const Invalid& invalid) {
 }
 
 int main() {
+    const Attributes kBranchV1 = branch_int8(14, 21, 3, 7, 3, 1, 0), kBranchV2 = branch_int8(14, 21, 3, 7, 3, 0, 0.02F);
     const Valid valid[] = {
         {"SwinLayerNorm", kEpsilon, "aa", {{-1, 49, 96}}, {{-1, 49, 96}}},
         {"SwinLayerNorm", kEpsilon, "aa", {{-1, 96}}, {{-1, 96}}},
@@ -465,6 +495,12 @@ int main() {
             {{-1, 294, 96}}},
         {"SwinAttentionInt8", attention_int8(16, 16, 3, 8, 0, 0.03F, 0), "qffh", {{-1, 256, 72}, {3, 64, 64}, {3}},
             {{-1, 256, 96}}},
+        {"SwinAttentionBranchInt8", kBranchV1, "qhqffqfffffhq", branch_inputs_v1(), {{-1, 294, 96}, {-1, 294, 24}}},
+        {"SwinAttentionBranchInt8", kBranchV2, "qhqffqffffffhq", branch_inputs(), {{-1, 294, 96}, {-1, 294, 24}}},
+        {"SwinAttentionBranchInt8", branch_int8(16, 16, 12, 8, 4, 0, 0.02F), "qhqffqffffffhq",
+            {{-1, 256, 96}, {-1, 256, 384}, {1152, 96}, {1152}, {1152}, {384, 96}, {384}, {384}, {12, 64, 64}, {384},
+                {384}, {12}},
+            {{-1, 256, 384}, {-1, 256, 96}}},
     };
     const Invalid invalid[] = {
         {"SwinLayerNorm", {}, {{2, 96}}, "attribute epsilon is missing"},
@@ -571,10 +607,45 @@ int main() {
             "attribute qkv_scale is missing"},
         {"SwinAttentionInt8", attention_int8(14, 14, 4, 7, 3, 1), {{-1, 196, 72}, {4, 49, 56}}, "must be 32"},
         {"SwinAttentionInt8", attention_int8(14, 14, 4, 7, 3, 1, 0), {{-1, 196, 72}, {4, 49, 56}}, "must be 32"},
+        {"SwinAttentionBranchInt8", attention_int8(14, 21, 3, 7, 3, 1), branch_inputs_v1(),
+            "attribute norm_first is missing"},
+        {"SwinAttentionBranchInt8", branch_int8(14, 21, 3, 7, 3, 2, 0), branch_inputs_v1(), "norm_first is 2 instead"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs(), "12 inputs; norm_first 1 takes 11, without"},
+        {"SwinAttentionBranchInt8", kBranchV2, branch_inputs_v1(), "11 inputs; norm_first 0 takes 12, with"},
+        {"SwinAttentionBranchInt8", kBranchV1, {{-1, 294, 24}, {-1, 294, 96}}, "2 inputs instead of 11 to 12"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "proj_scale", 0.1F), branch_inputs_v1(), "norm_first 1, which adds"},
+        {"SwinAttentionBranchInt8", but(kBranchV2, "proj_scale", 0), branch_inputs(), "proj_scale is 0"},
+        {"SwinAttentionBranchInt8", but(kBranchV2, "proj_scale", -1), branch_inputs(), "proj_scale is -1"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "qkv_scale", 0), branch_inputs_v1(), "qkv_scale is 0"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "attention_scale", 0), branch_inputs_v1(), "attention_scale is 0"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "y_scale", 0), branch_inputs_v1(), "y_scale is 0"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 293, 24}), "x_q has 293 tokens instead of"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 24}), "x_q is [?, 96] instead of 3"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 294, 32}), "head dimension must be 32"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "window_size!", 5), branch_inputs_v1(), "does not divide"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "shift_size!", 7), branch_inputs_v1(), "shift_size 7"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(1, {-1, 294, 24}), "x is [?, 294, 24] instead of"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(2, {288, 96}), "qkv_weight is [288, 384] instead of"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(3, {96}), "qkv_factor is [96] instead of [288]"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(4, {96}), "qkv_bias is [96] instead of [288]"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(5, {288, 24}), "proj_weight is [288, 96] instead of"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(6, {1}), "proj_factor is [1] instead of [96]"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(7, {1}), "proj_bias is [1] instead of [96]"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(8, {3, 49, 49}), "bias is [3, 49, 49] instead of"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(9, {95}), "gamma is [95] instead of [96]"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(10, {95}), "beta is [95] instead of [96]"},
+        {"SwinAttentionBranchInt8", kBranchV2, branch_inputs(11, {3, 1}), "logit_scale is [3, 1] instead of [3]"},
+        {"SwinAttentionBranchInt8", branch_int8(7, 7, 257, 7, 0, 1, 0),
+            {{-1, 49, 2056}, {-1, 49, 8224}, {24672, 2056}, {24672}, {24672}, {8224, 2056}, {8224}, {8224},
+                {257, 49, 56}, {8224}, {8224}}, "wider than 8192"},
+        {"SwinAttentionBranchInt8", branch_int8(490, 490, 3, 7, 3, 1, 0), branch_inputs_v1(0, {-1, 240100, 24}),
+            "more than the workspace's 67108864"},
     };
     for (const Valid& one : valid) check_valid(one);
     expect(Plugin("SwinLinear", linear(0)).workspace_bytes() == 32 << 20, "SwinLinear asks for workspace");
     expect(Plugin("SwinMlp", mlp(1)).workspace_bytes() == 96 << 20, "SwinMlp asks for workspace");
+    expect(Plugin("SwinAttentionBranchInt8", kBranchV1).workspace_bytes() == 64 << 20,
+        "SwinAttentionBranchInt8 asks for workspace");
     expect(Plugin("SwinFNorm", kEpsilon).workspace_bytes() == 0, "SwinFNorm asks for none");
     for (const Invalid& one : invalid) check_invalid(one);
     std::printf("%zu plugins, %zu shapes accepted, %zu refused, %d checks failed\n", registry().creators.size(),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -389,6 +390,289 @@ def test_attention_past_2_to_the_31_elements():
     assert torch.equal(y[-2:], alone)
 
 
+# --- the attention branch --------------------------------------------------------------------------------------------
+
+# Images of a stage of 384 channels: with one kernel on Hopper where the batch is large enough, and one image of more
+# windows. One that no such kernel takes is the last.
+BRANCH_IMAGES = {
+    1: [(14, 14, 12, 7, 0), (14, 14, 12, 7, 3), (7, 21, 3, 7, 2)],
+    2: [(16, 16, 12, 8, 0), (16, 16, 12, 8, 4), (32, 32, 12, 8, 4), (16, 8, 3, 8, 3)],
+}
+BRANCH_BATCHES = (1, 2, 9, 70)
+WORSE_THAN_PARTS = 1.02  # rms error of one kernel, in that of the kernels of the parts
+
+
+@dataclass
+class Branch:
+    """One call: the tensors and the numbers of kernels.attention_branch_int8, in its order, but for y and y_q."""
+
+    case: Attention
+    norm_first: bool
+    tensors: list[torch.Tensor | None]
+    qkv_scale: float = 0.03
+    attention_scale: float = 0.0
+    proj_scale: float = 0.0
+    y_scale: float = 0.0
+
+    @property
+    def scale(self) -> float:
+        return 32**-0.5 if self.norm_first else 1.0
+
+    @property
+    def outputs(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        shape = self.tensors[0].shape
+        return (tuple(shape), torch.float16), (tuple(shape), torch.int8)
+
+    def run(self, y: torch.Tensor, y_q: torch.Tensor, **workspace: int) -> None:
+        c = self.case
+        kernels.attention_branch_int8(*self.tensors, y, y_q, c.height, c.width, c.num_heads, c.window_size,
+                                      c.shift_size, self.norm_first, self.scale, -100.0, self.qkv_scale,
+                                      self.attention_scale, self.proj_scale, EPSILON, self.y_scale, **workspace)
+
+    def run_parts(self, y: torch.Tensor, y_q: torch.Tensor) -> torch.Tensor:
+        """The same by the kernels of the parts, one after the other; gives back attention's result in INT8."""
+        c = self.case
+        (x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias, bias, gamma, beta,
+         logit_scale) = self.tensors
+        qkv = torch.empty(*x.shape[:2], 3 * x.shape[2], dtype=torch.int8, device=DEVICE)
+        attention = torch.empty_like(x_q)
+        kernels.linear_int8(x_q, qkv_weight, qkv_factor, qkv_bias, None, qkv, 0, self.qkv_scale)
+        kernels.attention_int8(qkv, bias, logit_scale, attention, c.height, c.width, c.num_heads, c.window_size,
+                               c.shift_size, self.scale, -100.0, self.qkv_scale, self.attention_scale)
+        if self.norm_first:
+            kernels.linear_int8(attention, proj_weight, proj_factor, proj_bias, x, y, 0, 0.0)
+            kernels.layernorm_int8(y, gamma, beta, y_q, EPSILON, self.y_scale)
+        else:
+            proj = torch.empty_like(x_q)
+            kernels.linear_int8(attention, proj_weight, proj_factor, proj_bias, None, proj, 0, self.proj_scale)
+            kernels.layernorm_add_int8(proj, x, gamma, beta, y, y_q, EPSILON, self.proj_scale, self.y_scale)
+        return attention
+
+
+def relative_bias(heads: int, window: int, seed: int) -> torch.Tensor:
+    """[nH, N, N], of the relative position alone."""
+    row = torch.arange(window**2, device=DEVICE) // window
+    column = torch.arange(window**2, device=DEVICE) % window
+    place = (row[:, None] - row + window - 1) * (2 * window - 1) + column[:, None] - column + window - 1
+    return random_float((heads, (2 * window - 1)**2), seed)[:, place]
+
+
+def steps_of(exact: torch.Tensor, scale: float) -> torch.Tensor:
+    """FP64 -> the whole numbers of INT8, FP64."""
+    scale = torch.tensor(scale, dtype=torch.float32, device=DEVICE).double()  # as the kernel gets it
+    return (exact / scale).round().clamp(-128, 127)
+
+
+def branch_of(case: Attention, version: int, seed: int = 1) -> tuple[Branch, dict[str, torch.Tensor]]:
+    """A call with scales that its numbers ask for, and what it gives in FP64 with the roundings of the contract:
+    "attention" and "y_q" in steps, "y".
+    """
+    channels = 32 * case.num_heads
+    shape = (case.batch, case.height * case.width, channels)
+
+    def product(out_features: int, offset: int) -> list[torch.Tensor]:
+        weight = random_int8((out_features, channels), seed + offset)
+        factor = (0.5 + random_float((out_features,), seed + offset + 1).abs()) / (6e3 * channels**0.5)
+        return [weight, factor, 0.5 * random_float((out_features,), seed + offset + 2)]
+
+    x_q, x = random_int8(shape, seed), random_float(shape, seed + 1).half()
+    qkv, proj = product(3 * channels, 10), product(channels, 20)
+    bias = relative_bias(case.num_heads, case.window_size, seed + 30)
+    gamma, beta = parameters(channels, torch.float16, seed + 31)
+    logit_scale = None if version == 1 else random_float((case.num_heads,), seed + 32).abs() * 20 + 1
+    branch = Branch(case, version == 1, [x_q, x, *qkv, *proj, padded_bias(bias), gamma, beta, logit_scale])
+
+    def fp32(scale: float) -> torch.Tensor:
+        return torch.tensor(scale, dtype=torch.float32, device=DEVICE).double()
+
+    def linear(steps: torch.Tensor, weight: torch.Tensor, factor: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+        return (steps @ weight.double().T) * factor.double() + of.double()
+
+    found = steps_of(linear(x_q.double(), *qkv), branch.qkv_scale) * fp32(branch.qkv_scale)
+    found = window_attention(found, bias.double(), None if version == 1 else logit_scale.double(), case)
+    branch.attention_scale = found.abs().max().item() / 110
+    attention = steps_of(found, branch.attention_scale)
+    found = linear(attention, *proj)
+    if version == 1:
+        y = (x.double() + found).half().double()
+        normalised = exact_layer_norm(y, gamma, beta)[0]
+    else:
+        branch.proj_scale = found.abs().max().item() / 110
+        steps = steps_of(found, branch.proj_scale)
+        y = normalised = x.double() + exact_layer_norm(steps * fp32(branch.proj_scale), gamma, beta)[0]
+    branch.y_scale = normalised.abs().max().item() / 110
+    return branch, {"attention": attention, "y": y, "y_q": steps_of(normalised, branch.y_scale)}
+
+
+def rms(x: torch.Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
+def check_branch(case: Attention, version: int) -> None:
+    """Not further from FP64 than the kernels of the parts, and hardly anywhere away from them.
+
+    Where a number lies next to a tie, whoever adds in another order may round it to the other step, and so may FP16's
+    probabilities take attention's result over one. Each such place moves all numbers of its row, by little: that is all
+    the error there is, the parts' as well. Its square adds up over these places, `ties` of them, which are others for
+    either: the rms error varies by 1 / (2 sqrt(ties)) of itself for each, and differs by sqrt(2) of that; four such are
+    let pass. Of y_q a step may differ, in V2 another where proj's differs by one.
+    """
+    branch, exact = branch_of(case, version)
+    y, y_q = outputs_of(branch.run, *branch.outputs)
+    parts_y, parts_y_q = (torch.empty_like(output) for output in (y, y_q))
+    attention = branch.run_parts(parts_y, parts_y_q)
+    ties = (attention != exact["attention"]).sum().item()
+    worst = WORSE_THAN_PARTS + 4 * 2**0.5 / (2 * max(ties, 8)**0.5)
+    for name, actual, parts in (("y", y, parts_y), ("y_q", y_q, parts_y_q)):
+        error, of_parts = rms(actual.double() - exact[name]), rms(parts.double() - exact[name])
+        slack = FP16 / 100 * rms(exact[name])  # where there are hardly any ties
+        assert error <= worst * of_parts + slack, f"{case}: {name} {error:.4g} off, the parts {of_parts:.4g}"
+    most = 1 if version == 1 else 2
+    differ = (y_q.int() - parts_y_q.int()).abs()
+    assert differ.max() <= most, f"{case}: {differ.max()} steps from the parts' y_q"
+    off = (parts_y_q.double() != exact["y_q"]).double().mean().item()
+    assert (differ > 0).double().mean() <= (1 + worst**2) * off + 1e-4, f"{case}: y_q differs in too many places"
+    assert (y.double() - parts_y.double()).abs().max() <= most * branch.y_scale, f"{case}: y is too far from the parts'"
+    if case.num_heads == 3:  # it is the parts
+        assert torch.equal(y, parts_y) and torch.equal(y_q, parts_y_q)
+
+
+@pytest.mark.parametrize("batch", BRANCH_BATCHES)
+@pytest.mark.parametrize("version", [1, 2])
+def test_attention_branch(version, batch):
+    for image in BRANCH_IMAGES[version]:
+        check_branch(Attention(batch, *image), version)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_attention_branch_in_groups_of_images(version):
+    """With room for two images and a half, 7 of them are 2, 2, 2 and 1; the bits do not depend on that."""
+    image = BRANCH_IMAGES[version][-1]
+    branch, _ = branch_of(Attention(7, *image), version)
+    y, y_q = outputs_of(branch.run, *branch.outputs)
+    height, width, heads = image[:3]
+    of_image = 3 * height * width * 32 * heads
+    again = outputs_of(lambda *outputs: branch.run(*outputs, workspace_bytes=5 * of_image // 2), *branch.outputs)
+    assert torch.equal(again[0], y) and torch.equal(again[1], y_q)
+    with pytest.raises(RuntimeError, match="CUDA error 1"):
+        branch.run(y, y_q, workspace_bytes=of_image - 1)
+
+
+@pytest.mark.parametrize("batch", BRANCH_BATCHES)
+@pytest.mark.parametrize("version", [1, 2])
+def test_attention_branch_leaves_other_images_alone(version, batch):
+    """Outputs for more images than x has, and x for more than it is told of."""
+    for image in BRANCH_IMAGES[version]:
+        more, _ = branch_of(Attention(batch + 2, *image), version)
+        fewer = Branch(Attention(batch, *image), more.norm_first,
+                       [tensor[:batch] for tensor in more.tensors[:2]] + more.tensors[2:], more.qkv_scale,
+                       more.attention_scale, more.proj_scale, more.y_scale)
+        y, y_q = (torch.full(shape, 77, dtype=dtype, device=DEVICE) for shape, dtype in more.outputs)
+        fewer.run(y, y_q)
+        assert (y[batch:] == 77).all() and (y_q[batch:] == 77).all()
+        alone = outputs_of(fewer.run, *fewer.outputs)
+        assert torch.equal(y[:batch], alone[0]) and torch.equal(y_q[:batch], alone[1])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_attention_branch_takes_each_image_by_itself(version):
+    """The same image gives the same bits, wherever in a batch it stands."""
+    for image in BRANCH_IMAGES[version]:
+        branch, _ = branch_of(Attention(70, *image), version)
+        for tensor in branch.tensors[:2]:
+            tensor[1:] = tensor[0].clone()
+        y, y_q = outputs_of(branch.run, *branch.outputs)
+        assert (y == y[:1]).all() and (y_q == y_q[:1]).all()
+
+
+@pytest.mark.parametrize("batch", [2, 70])
+@pytest.mark.parametrize("version", [1, 2])
+def test_attention_branches_one_after_the_other(version, batch):
+    """Each reads what the one before wrote, with fc1 between that reads it, too: bits of calls with a pause."""
+    image, layers = BRANCH_IMAGES[version][1], 6
+    branches = [branch_of(Attention(batch, *image), version, 100 * i + 1)[0] for i in range(layers)]
+    channels = 32 * image[2]
+    weight = random_int8((4 * channels, channels), 7)
+    scale, bias = torch.full((4 * channels,), 1e-5, device=DEVICE), torch.zeros(4 * channels, device=DEVICE)
+    inputs = branches[0].tensors[:2]
+
+    def run(pause: bool) -> list[torch.Tensor]:
+        outputs = [torch.zeros(shape, dtype=dtype, device=DEVICE) for branch in branches
+                   for shape, dtype in branch.outputs]
+        hidden = [torch.zeros(*inputs[0].shape[:2], 4 * channels, dtype=torch.int8, device=DEVICE) for _ in branches]
+        torch.cuda.synchronize()
+        done = torch.cuda.synchronize if pause else lambda: None
+        x_q, x = inputs
+        for i, branch in enumerate(branches):
+            y, y_q = outputs[2 * i:2 * i + 2]
+            branch.tensors[:2] = [x_q, x]
+            branch.run(y, y_q)
+            done()
+            kernels.linear_int8(y_q, weight, scale, bias, None, hidden[i], 1, 0.05)
+            done()
+            x_q, x = y_q, y
+        return outputs + hidden
+
+    expected = run(True)
+    assert all(output.any() for output in expected)
+    for _ in range(10):
+        assert all(torch.equal(a, b) for a, b in zip(run(False), expected, strict=True))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_attention_branch_on_two_streams_at_once(version):
+    """Two threads, a stream each: the bits of calls one by one."""
+    def branches(stream: torch.cuda.Stream, calls: list, outputs: list) -> None:
+        with torch.cuda.stream(stream):
+            for _ in range(20):
+                for branch, tensors in zip(calls, outputs, strict=True):
+                    branch.run(*tensors)
+
+    image = BRANCH_IMAGES[version][1]
+    calls = [[branch_of(Attention(batch, *image), version, seed)[0] for batch in (2, 70)] for seed in (1, 100)]
+    outputs = [[[torch.full(shape, 77, dtype=dtype, device=DEVICE) for shape, dtype in branch.outputs]
+                for branch in both] for both in calls]
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(branches, torch.cuda.Stream(), *both) for both in zip(calls, outputs, strict=True)]:
+            future.result()
+    torch.cuda.synchronize()
+    for branch, tensors in zip([*calls[0], *calls[1]], [*outputs[0], *outputs[1]], strict=True):
+        alone = outputs_of(branch.run, *branch.outputs)
+        assert all(torch.equal(a, b) for a, b in zip(tensors, alone, strict=True))
+
+
+def test_attention_branch_arguments_outside_the_contract_are_refused():
+    v1, v2 = (branch_of(Attention(2, *BRANCH_IMAGES[version][1]), version)[0] for version in (1, 2))
+
+    def refused(branch: Branch, tensors: dict | None = None, case: Attention | None = None, **numbers: float) -> None:
+        changed = list(branch.tensors)
+        for i, tensor in (tensors or {}).items():
+            changed[i] = tensor
+        kwargs = {name: getattr(branch, name) for name in ("norm_first", "qkv_scale", "attention_scale", "proj_scale",
+                                                           "y_scale")}
+        y, y_q = (torch.empty(shape, dtype=dtype, device=DEVICE) for shape, dtype in branch.outputs)
+        call = Branch(case or branch.case, tensors=changed, **{**kwargs, **numbers})
+        with pytest.raises(RuntimeError, match="CUDA error 1"):
+            call.run(y, y_q)
+
+    for branch in (v1, v2):
+        for i in (0, *range(2, 11)):  # the batch is x's
+            refused(branch, {i: None})
+        for i in (2, 5):
+            refused(branch, {i: misalign(branch.tensors[i])})
+        for name in ("qkv_scale", "attention_scale", "y_scale"):
+            for number in (0.0, -0.1, math.nan):
+                refused(branch, **{name: number})
+    refused(v1, proj_scale=0.1)
+    refused(v1, {11: v2.tensors[11]})
+    refused(v2, proj_scale=0.0)
+    refused(v2, {11: None})
+    refused(v1, norm_first=2)
+    for image in ((14, 14, 0, 7, 3), (14, 14, 12, 5, 0), (14, 14, 12, 7, 7), (14, 14, 12, 7, -1), (0, 14, 12, 7, 3)):
+        refused(v1, case=Attention(2, *image))
+
+
 # --- the contract's edges --------------------------------------------------------------------------------------------
 
 def test_empty_input_is_nothing_to_do():
@@ -396,6 +680,9 @@ def test_empty_input_is_nothing_to_do():
     weight, y = random_int8((96, 96), 1), torch.empty(16, dtype=torch.int8, device=DEVICE)
     kernels.linear_int8(nothing.char(), weight, parameter, parameter, None, y, 0, 0.1)
     kernels.layernorm_int8(torch.empty(0, 96, device=DEVICE).half(), parameter, parameter, y, EPSILON, 0.1)
+    none = torch.empty(0, 49, 96, device=DEVICE)
+    kernels.attention_branch_int8(none.char(), none.half(), *[parameter] * 9, None, y, y, 7, 7, 3, 7, 0, True, 1.0,
+                                  -100.0, 0.1, 0.1, 0.0, EPSILON, 0.1)
 
 
 def test_arguments_outside_the_contract_are_refused():

@@ -19,7 +19,8 @@ BUILD = PLUGINS / "build" / "tests"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 C_FUNCTIONS = ["swin_layernorm", "swin_add_layernorm", "swin_layernorm_add", "swin_patch_merge", "swin_fnorm",
                "swin_attention", "swin_linear", "swin_mlp", "swin_linear_int8", "swin_layernorm_int8",
-               "swin_layernorm_add_int8", "swin_quantize", "swin_attention_int8"]
+               "swin_layernorm_add_int8", "swin_quantize", "swin_attention_int8",
+               "swin_attention_branch_int8"]
 
 pytestmark = pytest.mark.skipif(NVCC is None or shutil.which("make") is None, reason="no nvcc or no make here")
 

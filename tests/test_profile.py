@@ -54,6 +54,7 @@ CONFIGS = sorted((ROOT / "models").glob("*.yaml"))
     ("/layers.2/blocks.3/mlp/fc2/MatMul/SwinLinear", "fc2"),
     ("/layers.0/blocks.1/mlp/fc1/MatMul/SwinMlp", "MLP in one kernel"),
     ("Reformatting CopyNode for Input Tensor 0 to /layers.0/blocks.1/mlp/fc1/MatMul/SwinMlp", "copies and reformats"),
+    ("/layers.2/blocks.1/attn/qkv/MatMul/SwinAttentionBranchInt8", "attention branch in one kernel"),
     ("/layers.2/downsample/reduction/MatMul/SwinLinear", "patch merging"),
     ("/layers.2/downsample/reduction/MatMul/SwinPatchMerge", "patch merging"),
     ("/layers.1/downsample/norm/LayerNormalization/SwinLayerNormWithParams", "patch merging"),
@@ -177,6 +178,28 @@ def test_a_kernel_from_attention_to_the_mlps_end_reads_and_writes_the_tokens_onc
     assert set(all_whole) == {*others, mlp, norm} - {"fc1 + GELU", "fc2"}
 
 
+@pytest.mark.parametrize("kind", ["swinv1", "swinv2"])
+def test_an_attention_branch_in_one_kernel_reads_and_writes_the_tokens_once(kind):
+    """Two stages of 2 and 3 blocks; two branches of the second are whole, and the first's MLPs with proj. FP16."""
+    swin, v1 = Swin(kind, 8, (2, 3), 4, 32, 10), kind == "swinv1"
+    apart = swin_work.work_of(swin, 2, 2, v1, {0: 2}, {0: 2})
+    whole = swin_work.work_of(swin, 2, 2, v1, {0: 2}, {0: 2}, {1: 2})
+    tokens, width = 2 * 16, 16
+    size, branch, norm = tokens * width, "attention branch in one kernel", "LayerNorm and residual"
+    # x -> y, and in V1, where qkv reads LayerNorm of x, that and LayerNorm of y
+    assert whole[branch].bytes == 2 * 2 * ((4 if v1 else 2) * size + 4 * width * width)
+    parts = ("qkv", "attention", "proj")
+    assert sum(whole[group].operations for group in (*parts, branch)) == sum(apart[group].operations for group in parts)
+    assert whole[branch].operations == 2 * 2 * tokens * (4 * width * width + 2 * 16 * width)
+    for group, moved in (("qkv", 4 * size + 3 * width * width), ("attention", 4 * size),
+                         ("proj", (3 if v1 else 2) * size + width * width), (norm, (2 if v1 else 3) * size)):
+        assert apart[group].bytes - whole[group].bytes == 2 * 2 * moved
+    others = set(apart) - {*parts, norm}
+    assert {group: whole[group] for group in others} == {group: apart[group] for group in others}
+    all_whole = swin_work.work_of(swin, 2, 2, v1, {}, {}, {0: 2, 1: 3})
+    assert set(all_whole) == {*others, norm, branch, "fc1 + GELU", "fc2"} - {"MLP in one kernel"}
+
+
 def test_an_engine_says_how_many_mlps_are_whole():
     def work(*layers: str) -> dict[str, Work]:
         return profile_engine.work_of_groups(Path("swinv1_attention_fp16.plan"), list(layers), 1, 224, 1000)
@@ -214,6 +237,31 @@ def test_an_int8_engine_of_v1_has_proj_of_narrow_blocks_in_the_mlps_kernel():
     assert found == {"attention": (24, 24), "qkv": (24, 24), "proj": (20, 20), "fc1 + GELU": (20, 20),
                      "fc2": (20, 20), "LayerNorm and residual": (44, 44), "MLP in one kernel": (4, 0),
                      "all": (156, 152)}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_int8_engine_has_wide_attention_branches_in_one_kernel(version):
+    """The third stage's of Small; V2's first two stages are FP16. Such a layer counts as one in INT8."""
+    swin = swin_work.read_swin(ROOT / "models" / {1: "swin.yaml", 2: "swinv2.yaml"}[version])
+    layers = []
+    for stage, depth in enumerate(swin.depths):
+        if stage < 2:
+            parts = ["attn/qkv/MatMul/SwinLinear", "attn/Softmax/SwinAttention", "mlp/fc1/MatMul/SwinMlp"]
+        else:
+            parts = ["attn/qkv/MatMul/SwinAttentionBranchInt8"] if stage == 2 else [
+                "attn/qkv/MatMul/SwinLinearInt8", "attn/Softmax/SwinAttentionInt8", "attn/proj/MatMul/SwinLinearInt8",
+                "norm/LayerNormalization/SwinLayerNormInt8"]
+            parts += ["mlp/fc1/MatMul/SwinLinearInt8", "mlp/fc2/MatMul/SwinLinearInt8"]
+        layers += [f"/layers.{stage}/blocks.{number}/{part}" for number in range(depth) for part in parts]
+    plan, narrow, wide = Path(f"swinv{version}_attention_int8.plan"), {0: 2, 1: 2}, {2: 18}
+    work = profile_engine.work_of_groups(plan, layers, 8, swin.img_size, 1000)
+    del work["all"]
+    assert work == swin_work.work_of(swin, 8, 2, version == 1, narrow, narrow, wide)
+    rows = profile_engine.group_rows(plan, 8, dict.fromkeys(layers, 0.1), swin.img_size, 1000, None, None)
+    found = {row["group"]: (row["layers"], row["int8_layers"]) for row in rows}
+    assert found == {"qkv": (6, 2), "attention": (6, 2), "proj": (2, 2), "attention branch in one kernel": (18, 18),
+                     "fc1 + GELU": (20, 20), "fc2": (20, 20), "LayerNorm and residual": (2, 2),
+                     "MLP in one kernel": (4, 0), "all": (78, 66)}
 
 
 def test_patch_merging_moves_what_its_parts_do():

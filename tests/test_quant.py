@@ -29,6 +29,7 @@ import quant  # noqa: E402
 import sensitivity  # noqa: E402
 import smooth  # noqa: E402
 from add_all import STEPS  # noqa: E402
+from attention_branch_int8 import add_attention_branch  # noqa: E402
 from calibration import collect, session_with_outputs  # noqa: E402
 from calibration_cache import Cache, cache_text, read_cache, write_cache  # noqa: E402
 from export_onnx import export  # noqa: E402
@@ -36,7 +37,8 @@ from patterns import made_by  # noqa: E402
 from qdq import all_parts, blocks_of, faster_in_fp16, quantised, quantised_tensors  # noqa: E402
 from reference_int8 import packed, unpacked  # noqa: E402
 from surgeon import patch, plugin_counts  # noqa: E402
-from tidy import producer, session, tidy, values  # noqa: E402
+from tidy import exported, producer, session, tidy, values  # noqa: E402
+from to_fp16 import to_fp16  # noqa: E402
 
 CPU = "CPUExecutionProvider"
 BATCHES, BATCH_SIZE = 2, 8
@@ -372,16 +374,19 @@ def test_what_is_faster_in_fp16_is_kept(version, narrow, widening, tmp_path, mon
 
     model = run_add_int8(tmp_path, tmp_path / "patched.onnx")
     counts = plugin_counts(model)
-    expected = {(1, False): (2, 6, 1, 3, 0, 0), (2, False): (2, 4, 3, 1, 2, 1),
-                (1, True): (0, 12, 1, 3, 0, 0), (2, True): (0, 12, 1, 3, 0, 2)}[version, narrow]
+    expected = {(1, False): (2, 4, 1, 2, 0, 0), (2, False): (2, 2, 3, 0, 2, 1),
+                (1, True): (0, 10, 1, 2, 0, 0), (2, True): (0, 10, 1, 2, 0, 2)}[version, narrow]
     assert tuple(counts[op] for op in ("SwinMlp", "SwinLinearInt8", "SwinLinear", "SwinAttentionInt8", "SwinAttention",
                                        "SwinQuantize")) == expected
+    # The attention branch of the block of 384 channels: two of SwinLinearInt8, one of SwinAttentionInt8 less.
+    assert counts["SwinAttentionBranchInt8"] == 1
+    assert "replaced 1 of 1 attention branch\n" in capsys.readouterr().out
     # SwinMlp reads what attention wrote, INT8 attention in V1.
     mlps = [item for item in model.graph.node if item.op_type == "SwinMlp"]
     assert [len(item.input) for item in mlps] == ([] if narrow else [{1: 10, 2: 12}[version]] * 2)
     makers = {name: item for item in model.graph.node for name in item.output}
     assert {makers[item.input[7]].op_type for item in mlps} <= {{1: "SwinAttentionInt8", 2: "SwinAttention"}[version]}
-    assert fp16_outputs(model) == ([True, True, False] if (version, narrow) == (1, False) else
+    assert fp16_outputs(model) == ([True, True] if (version, narrow) == (1, False) else
                                    [False] * counts["SwinAttentionInt8"])
 
     old, new = (faster_in_fp16(blocks_of(tidy(onnx.load(folder / name)))) for name in ("old.onnx", "m.onnx"))
@@ -534,7 +539,7 @@ def test_the_patched_graph_equals_the_quantised_one(version, micro, tmp_path, mo
     bare, scales = add_int8.without_pairs(pairs)
     fp32 = patch(bare, add_int8.steps_for(scales))[0]
     images = held_out_batch(4, pairs.graph.input[0].type.tensor_type.shape.dim[2].dim_value)[0]
-    int8 = add_int8.to_int8(fp32, scales, fp32)
+    int8, _ = add_int8.to_int8(fp32, scales, fp32)
     attention = next(item for item in int8.graph.node if item.op_type == "SwinAttentionInt8")
     quantizers = {item.input[0]: item.output[0] for item in pairs.graph.node if item.op_type == "QuantizeLinear"}
     qkv = quantizers[attention.input[0].removesuffix("/int8")]
@@ -587,7 +592,7 @@ def test_attention_before_a_kept_proj_writes_what_the_quantised_graph_has_there(
 
     bare, scales = add_int8.without_pairs(pairs)
     fp32 = patch(bare, add_int8.steps_for(scales))[0]
-    int8 = add_int8.to_int8(fp32, scales, fp32)
+    int8, _ = add_int8.to_int8(fp32, scales, fp32)
     images = held_out_batch(4, pairs.graph.input[0].type.tensor_type.shape.dim[2].dim_value)[0]
     attention = next(item for item in int8.graph.node if item.op_type == "SwinAttentionInt8")
     proj = next(item for item in gs.import_onnx(pairs).toposort().nodes
@@ -614,6 +619,113 @@ def test_kept_parts_are_fp16_nodes(version, small, tmp_path, monkeypatch):
     assert fp16_outputs(model) == [False, False, True]
     # Before proj and fc2 of block 0, which FP16 nodes make the input of; in V2 also where the second stage begins.
     assert counts["SwinQuantize"] == {1: 2, 2: 3}[version]
+
+
+# --- the attention branch as one node ------------------------------------------------------------------------
+
+
+SMALL_WIDTHS = (32, 64)
+
+
+def int8_graph(folder: Path, fp16: bool = True) -> onnx.ModelProto:
+    """The INT8 form of a folder's m_int8.onnx, whose widths are none of the attention branch's."""
+    bare, scales = add_int8.without_pairs(onnx.load(folder / "m_int8.onnx"))
+    fp32 = patch(bare, add_int8.steps_for(scales))[0]
+    model, report = add_int8.to_int8(to_fp16(fp32, add_int8.FP32_ISLANDS) if fp16 else fp32, scales, fp32)
+    assert report.found == 0
+    return model
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_attention_branch_of_one_node_computes_what_its_four_do(version, fp16, small):
+    """Bit for bit, shifted or not, in images of several windows and of one; y and y_q of each block, and the logits."""
+    model = int8_graph(small(version), fp16)
+    graph = gs.import_onnx(model)
+    assert add_attention_branch(graph, SMALL_WIDTHS).lines() == ["replaced 4 of 4 attention branch"]
+    whole = exported(graph.cleanup().toposort())
+    before, after = plugin_counts(model), plugin_counts(whole)
+    norm = {1: "SwinLayerNormInt8", 2: "SwinLayerNormAddInt8"}[version]
+    assert before - after == Counter({"SwinLinearInt8": 8, "SwinAttentionInt8": 4, norm: 4})
+    assert after - before == Counter(SwinAttentionBranchInt8=4)
+    branches = [item for item in whole.graph.node if item.op_type == "SwinAttentionBranchInt8"]
+    assert [re.sub(r".*layers.(\d)/blocks.(\d)/(.*)", r"\1 \2 \3", item.name) for item in branches] == [
+        f"{stage} {block} attn/qkv/MatMul/SwinAttentionBranchInt8" for stage in (0, 1) for block in (0, 1)]
+    shifts = [attribute.i for item in branches for attribute in item.attribute if attribute.name == "shift_size"]
+    assert shifts == [0, {1: 3, 2: 4}[version], 0, 0]
+    declared = {value.name: value.type.tensor_type.elem_type for value in whole.graph.value_info}
+    real = TensorProto.FLOAT16 if fp16 else TensorProto.FLOAT
+    images = held_out_batch(3, model.graph.input[0].type.tensor_type.shape.dim[2].dim_value)[0]
+    for item in branches:
+        y, y_q = item.output
+        assert len(item.input) == {1: 11, 2: 12}[version] and declared[y] == declared[item.input[1]] == real
+        assert declared.keys().isdisjoint({y_q, item.input[0]})
+        for name, kind in ((y, real), (y_q, TensorProto.INT8)):
+            expected, actual = (probed(either, name, kind, images) for either in (model, whole))
+            assert expected.astype(np.float32).std() > 0.1
+            np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_array_equal(logits(whole, images), logits(model, images))
+
+
+def shifted_blocks_attention(graph: gs.Graph) -> gs.Node:
+    """That of block 1."""
+    return [item for item in graph.nodes if item.op == "SwinAttentionInt8"][1]
+
+
+def another_bias(graph: gs.Graph) -> None:
+    shifted_blocks_attention(graph).inputs[1].values[0, 3, 5] += 1e-4
+
+
+def a_bias_that_is_computed(graph: gs.Graph) -> None:
+    attention = shifted_blocks_attention(graph)
+    constant, attention.inputs[1] = attention.inputs[1], gs.Variable("bias")
+    graph.nodes.append(gs.Node("Identity", "bias", inputs=[constant], outputs=[attention.inputs[1]]))
+
+
+def a_reader_of_qkv(graph: gs.Graph) -> None:
+    qkv = shifted_blocks_attention(graph).inputs[0]
+    graph.nodes.append(gs.Node("Identity", "reader", inputs=[qkv], outputs=[gs.Variable("read")]))
+
+
+def attention_as_an_output(graph: gs.Graph) -> None:
+    graph.outputs.append(shifted_blocks_attention(graph).outputs[0])
+
+
+def a_quantiser_before_attention(graph: gs.Graph) -> None:
+    shifted_blocks_attention(graph).inputs[0].inputs[0].op = "SwinQuantize"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("spoil", "words"), [
+    (another_bias, "its bias is not one of the relative position alone"),
+    (a_bias_that_is_computed, "its bias is not one of the relative position alone"),
+    (a_reader_of_qkv, "inside it, is read elsewhere"),
+    (attention_as_an_output, "inside it, is read elsewhere"),
+    (a_quantiser_before_attention, "no SwinLinearInt8 makes its input"),
+])
+def test_an_attention_branch_that_the_node_does_not_compute_stays_four(version, spoil, words, small):
+    graph = gs.import_onnx(int8_graph(small(version)))
+    spoil(graph)
+    report = add_attention_branch(graph, SMALL_WIDTHS)
+    assert (report.replaced, len(report.left)) == (3, 1)
+    assert "blocks.1/attn" in report.left[0] and report.left[0].endswith(words)
+
+
+def test_other_widths_and_windows_keep_their_nodes(small):
+    model = int8_graph(small(1))
+    for widths, window, found in (((384,), 7, 0), ((64,), 7, 2), ((32, 64), 14, 3)):
+        graph = gs.import_onnx(model)
+        shifted_blocks_attention(graph).attrs["window_size"] = window
+        report = add_attention_branch(graph, widths)
+        assert (report.replaced, report.found) == (found, found)
+
+
+def test_padding_of_the_bias_is_not_looked_at_and_outputs_may_be_read(small):
+    graph = gs.import_onnx(int8_graph(small(1)))
+    attention = shifted_blocks_attention(graph)
+    attention.inputs[1].values[:, :, 49:] = np.arange(7)
+    graph.outputs.append(attention.outputs[0].outputs[0].outputs[0])  # what proj writes, the branch's y
+    assert add_attention_branch(graph, SMALL_WIDTHS).replaced == 4
 
 
 @pytest.mark.parametrize("proj", [False, True])

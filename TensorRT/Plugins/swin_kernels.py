@@ -18,6 +18,7 @@ TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 LINEAR_WORKSPACE_BYTES = 32 << 20  # SWIN_LINEAR_WORKSPACE_BYTES
 MLP_WORKSPACE_BYTES = LINEAR_WORKSPACE_BYTES + (64 << 20)  # SWIN_MLP_WORKSPACE_BYTES
+ATTENTION_BRANCH_WORKSPACE_BYTES = 64 << 20  # SWIN_ATTENTION_BRANCH_WORKSPACE_BYTES
 
 _pointer, _int, _long, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_float
 ARGUMENTS = {
@@ -35,6 +36,7 @@ ARGUMENTS = {
     "swin_layernorm_add_int8": [_pointer] * 6 + [_long, _int, _float, _float, _float, _pointer],
     "swin_quantize": [_pointer] * 2 + [_long, _float, _pointer],
     "swin_attention_int8": [_pointer] * 4 + [_int] * 7 + [_float] * 4 + [_pointer],
+    "swin_attention_branch_int8": [_pointer] * 14 + [_int] * 7 + [_float] * 7 + [_pointer, ctypes.c_size_t, _pointer],
 }
 
 
@@ -159,3 +161,20 @@ def attention_int8(qkv, bias, logit_scale, y, height: int, width: int, num_heads
     """`attention` of qkv * qkv_scale; qkv INT8; y FP16 with y_scale 0, else INT8."""
     call("swin_attention_int8", qkv, bias, logit_scale, y, qkv.shape[0], height, width, qkv.shape[-1] // 3, num_heads,
          window_size, shift_size, scale, mask_value, qkv_scale, y_scale)
+
+
+def attention_branch_int8(x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias, bias, gamma,
+                          beta, logit_scale, y, y_q, height: int, width: int, num_heads: int, window_size: int,
+                          shift_size: int, norm_first: bool, scale: float, mask_value: float, qkv_scale: float,
+                          attention_scale: float, proj_scale: float, epsilon: float, y_scale: float,
+                          workspace_bytes: int = ATTENTION_BRANCH_WORKSPACE_BYTES) -> None:
+    """y = x + proj(attention(qkv(x_q))) and y_q = LN(y) where `norm_first`, else y = x + LN(proj(...)) and y_q = y.
+
+    x_q [B, height*width, C] and weights INT8, x and y FP16, y_q INT8; as `linear_int8`, `attention_int8` and the
+    LayerNorms. proj_scale is 0 and logit_scale None where `norm_first`.
+    """
+    workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
+    call("swin_attention_branch_int8", x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias,
+         bias, gamma, beta, logit_scale, y, y_q, x.shape[0], height, width, num_heads, window_size, shift_size,
+         int(norm_first), scale, mask_value, qkv_scale, attention_scale, proj_scale, epsilon, y_scale, workspace,
+         workspace_bytes)

@@ -5,8 +5,9 @@
 The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it, but for products that
 have scales, which no SwinMlp takes in, and converted to FP16; then the plugin nodes that read a tensor with a scale
 become INT8 ones, and what quantises a tensor becomes part of the node that makes it (of LayerNorm, of attention, of a
-linear layer), SwinQuantize where there is none. A tensor without a scale stays FP16, as what attention writes
-for a proj that is not quantised. What quant.py left out is an FP16 plugin node, as in swinv1_attention_fp16.onnx.
+linear layer), SwinQuantize where there is none. Of 384 channels, an attention branch that is all INT8 becomes one node,
+SwinAttentionBranchInt8. A tensor without a scale stays FP16, as what attention writes for a proj that is not quantised.
+What quant.py left out is an FP16 plugin node, as in swinv1_attention_fp16.onnx.
 """
 from __future__ import annotations
 
@@ -24,9 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
 from add_all import STEPS  # noqa: E402
 from add_mlp import add_mlp, product_of  # noqa: E402
+from attention_branch_int8 import add_attention_branch  # noqa: E402
 from patterns import reader  # noqa: E402
 from reference_int8 import packed  # noqa: E402
-from surgeon import Step, add_file_arguments, patch, read, save, target_of  # noqa: E402
+from surgeon import Report, Step, add_file_arguments, patch, read, save, target_of  # noqa: E402
 from tidy import drop_idle, exported, image_input, imported, producer, replace_uses, session, values  # noqa: E402
 from to_fp16 import to_fp16  # noqa: E402
 
@@ -99,8 +101,8 @@ def steps_for(scales: Scales) -> list[Step]:
     return [partial(add_mlp, kept=scales.inputs) if step is add_mlp else step for step in STEPS]
 
 
-def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> onnx.ModelProto:
-    """The INT8 form of a patched graph.
+def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> tuple[onnx.ModelProto, Report]:
+    """The INT8 form of a patched graph, and which attention branches are one node in it.
 
     Args:
         model: patched with `steps_for`, in FP16; FP32 gives a graph to check with, not one for the plugins.
@@ -145,10 +147,10 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> on
     for node in graph.nodes:
         if node.op == "SwinLayerNormAdd" and "x_scale" in node.attrs:
             raise UserError(f"the LayerNorm at {node.inputs[0].name} reads INT8 and writes none, which no plugin does")
-    graph.cleanup().toposort()
-    result = exported(graph)
+    report = add_attention_branch(graph.cleanup().toposort())
+    result = exported(graph.cleanup().toposort())
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
-    return result
+    return result, report
 
 
 def _rename(node: gs.Node, op: str) -> None:
@@ -220,11 +222,10 @@ def main() -> None:
     try:
         bare, scales = without_pairs(model)
         patched, reports = patch(bare, steps_for(scales))
-        print("\n".join(line for report in reports for line in report.lines()))
+        int8, branches = to_int8(to_fp16(patched, FP32_ISLANDS), scales, patched)
+        print("\n".join(line for report in (*reports, branches) for line in report.lines()))
         if not args.no_check:
-            print(check(model, bare, to_int8(patched, scales, patched), "in FP32"), flush=True)
-        int8 = to_int8(to_fp16(patched, FP32_ISLANDS), scales, patched)
-        if not args.no_check:
+            print(check(model, bare, to_int8(patched, scales, patched)[0], "in FP32"), flush=True)
             print(check(model, bare, int8, "in FP16"))
     except UserError as error:
         raise UserError(f"{shown(args.onnx)}: {error}") from error

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
-from patterns import Unmatched, made_by, reader  # noqa: E402
+from patterns import Unmatched, made_by, only_reader, reader  # noqa: E402
 from surgeon import Report, plugin_node, run_surgery  # noqa: E402
 from tidy import is_output  # noqa: E402
 
@@ -86,7 +86,7 @@ def find(graph: gs.Graph, fc1: gs.Node) -> Mlp:
     Raises:
         Unmatched: something else stands around it, or reads what lies inside.
     """
-    fc2 = _only_reader(graph, fc1.outputs[0], "SwinLinear")
+    fc2 = only_reader(graph, fc1.outputs[0], "SwinLinear")
     if fc2.attrs["gelu"] or fc2.inputs[1].shape != fc1.inputs[1].shape[::-1]:
         raise Unmatched(f"{fc2.name} after it is not the second product of an MLP")
     y, residual = fc2.outputs[0], fc2.inputs[3:]
@@ -94,10 +94,10 @@ def find(graph: gs.Graph, fc1: gs.Node) -> Mlp:
         norm = made_by(fc1.inputs[0], "SwinLayerNormWithParams")
         if norm is None:
             raise Unmatched("no SwinLayerNormWithParams makes its input")
-        _only_reader(graph, norm.outputs[0], "SwinLinear")
+        only_reader(graph, norm.outputs[0], "SwinLinear")
         mlp = Mlp(fc1, fc2, norm, norm.inputs[0], y, True)
     else:
-        norm = _only_reader(graph, y, "SwinLayerNormAdd")
+        norm = only_reader(graph, y, "SwinLayerNormAdd")
         if norm.inputs[0] is not y:
             raise Unmatched(f"{norm.name} does not normalise it")
         residual = norm.inputs[1:2]
@@ -130,16 +130,6 @@ def attention_end(graph: gs.Graph, mlp: Mlp, kept: Collection[str]) -> list[gs.T
     if features != channels or len(residual) != 1:  # in V1 it is proj's, in V2 the LayerNorm's
         return []
     return [*residual, *proj.inputs[:3], *parameters]
-
-
-def _only_reader(graph: gs.Graph, tensor: gs.Tensor, op: str) -> gs.Node:
-    """The node of this type that alone reads a tensor."""
-    node = reader(tensor)
-    if is_output(graph, tensor) or len(tensor.outputs) > 1:
-        raise Unmatched(f"{tensor.name}, inside it, is read elsewhere")
-    if node is None or node.op != op:
-        raise Unmatched(f"no {op} reads {tensor.name}")
-    return node
 
 
 def add_mlp_alone(graph: gs.Graph) -> Report:

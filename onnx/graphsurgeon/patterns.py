@@ -26,6 +26,20 @@ def reader(tensor: gs.Tensor) -> gs.Node | None:
     return tensor.outputs[0] if len(tensor.outputs) == 1 else None
 
 
+def only_reader(graph: gs.Graph, tensor: gs.Tensor, op: str) -> gs.Node:
+    """The node of this type that alone reads a tensor.
+
+    Raises:
+        Unmatched: there is none, or something else reads it, too.
+    """
+    node = reader(tensor)
+    if is_output(graph, tensor) or len(tensor.outputs) > 1:
+        raise Unmatched(f"{tensor.name}, inside it, is read elsewhere")
+    if node is None or node.op != op:
+        raise Unmatched(f"no {op} reads {tensor.name}")
+    return node
+
+
 def made_by(tensor: gs.Tensor, op: str) -> gs.Node | None:
     """The node that makes a tensor, if it is of this type."""
     node = producer(tensor)

@@ -4,7 +4,7 @@ INT8 activations are ONNX INT8 tensors, made by QuantizeLinear: saturate(round_h
 Products of INT8 numbers are added in FP32, exactly up to 2^24 and rounded to one part in 2^24 above. Other activations
 have the type that the model declares for a node's output, FP16 where it declares none.
 
-Weights of SwinLinearInt8 lie in the file as INT32 [N, K/4], four INT8 in each, column 4j in the lowest byte.
+Weights of products lie in the file as INT32 [N, K/4], four INT8 in each, column 4j in the lowest byte.
 """
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ def _linear(ops: Operators, a: dict, x: str, weight: str, scale: str, bias: str,
     return [quantise(ops, y, a["y_scale"]) if a["y_scale"] else y]
 
 
+def _layer_norm(ops: Operators, a: dict, x: str, gamma: str, beta: str) -> list:
+    return [quantise(ops, ops.layer_norm(x, gamma, beta, a["epsilon"]), a["y_scale"])]
+
+
 def _layer_norm_add(ops: Operators, a: dict, x: str, residual: str, gamma: str, beta: str) -> list:
     x = ops.op("Mul", x, ops.constant(a["x_scale"])) if a["x_scale"] else x
     y = ops.op("Add", residual, ops.layer_norm(x, gamma, beta, a["epsilon"]))
@@ -54,15 +58,35 @@ def _attention(ops: Operators, a: dict, qkv: str, *parameters: str) -> list:
     return [quantise(ops, y, a["y_scale"]) if a["y_scale"] else y]
 
 
-# From the names of a node's inputs, all FP32, to those of its outputs, FP32 or INT8.
+def _attention_branch(ops: Operators, a: dict, x_q: str, x: str, qkv_weight: str, qkv_factor: str, qkv_bias: str,
+                      proj_weight: str, proj_factor: str, proj_bias: str, bias: str, gamma: str, beta: str,
+                      *logit_scale: str) -> list:
+    """What the four nodes are that it stands for, one after the other."""
+    def fp32(tensor: str) -> str:
+        return ops.op("Cast", tensor, to=TensorProto.FLOAT)
+
+    (qkv,) = _linear(ops, {"gelu": 0, "y_scale": a["qkv_scale"]}, x_q, qkv_weight, qkv_factor, qkv_bias)
+    (y,) = _attention(ops, {**a, "y_scale": a["attention_scale"]}, fp32(qkv), bias, *logit_scale)
+    (y,) = _linear(ops, {"gelu": 0, "y_scale": a["proj_scale"]}, fp32(y), proj_weight, proj_factor, proj_bias,
+                   *([x] if a["norm_first"] else []))
+    if a["norm_first"]:
+        y = ops.op("Cast", y, to=a["y_type"])  # LayerNorm reads the sum rounded
+        return [y, *_layer_norm(ops, a, fp32(y), gamma, beta)]
+    return _layer_norm_add(ops, {**a, "x_scale": a["proj_scale"]}, fp32(y), x, gamma, beta)
+
+
+# From the names of a node's inputs, all FP32, to those of its outputs, INT8 or of another type, FP32 but for y_type.
 EXPANSIONS = {
     "SwinLinearInt8": _linear,
-    "SwinLayerNormInt8": lambda ops, a, x, gamma, beta: [
-        quantise(ops, ops.layer_norm(x, gamma, beta, a["epsilon"]), a["y_scale"])],
+    "SwinLayerNormInt8": _layer_norm,
     "SwinLayerNormAddInt8": _layer_norm_add,
     "SwinQuantize": lambda ops, a, x: [quantise(ops, x, a["y_scale"])],
     "SwinAttentionInt8": _attention,
+    "SwinAttentionBranchInt8": _attention_branch,
 }
+
+# Which inputs are weights, packed in the file.
+WEIGHTS = {"SwinLinearInt8": (1,), "SwinAttentionBranchInt8": (2, 5)}
 
 
 def expand_node(ops: Operators, node: onnx.NodeProto, types: dict[str, int],
@@ -76,9 +100,10 @@ def expand_node(ops: Operators, node: onnx.NodeProto, types: dict[str, int],
         weights: the model's constants by name.
     """
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    attributes["y_type"] = types.get(node.output[0], TensorProto.FLOAT16)  # of a first output that is not INT8
     inputs = []
     for i, name in enumerate(node.input):
-        if node.op_type == "SwinLinearInt8" and i == 1:
+        if i in WEIGHTS.get(node.op_type, ()):
             inputs.append(ops.constant(unpacked(numpy_helper.to_array(weights[name]))))
         elif types.get(name) == TensorProto.FLOAT:
             inputs.append(name)

@@ -1,0 +1,90 @@
+// SwinAttentionBranchInt8: the attention branch of a Swin block on INT8 tensors, with its residual and its LayerNorm.
+// README.md beside this file is the contract.
+#include "Attention/attention_op.h"
+#include "Int8/attention_branch_int8_kernel.h"
+#include "Int8/int8_op.h"
+#include "common/registration.h"
+
+namespace {
+
+using namespace swin;
+
+struct AttentionBranchInt8Op : Operator {
+    static constexpr const char* kName = "SwinAttentionBranchInt8";
+    static constexpr Input kInputs[] = {{"x_q", Type::kInt8}, {"x", Type::kFp16}, {"qkv_weight", Type::kInt8},
+        {"qkv_factor", Type::kFp32}, {"qkv_bias", Type::kFp32}, {"proj_weight", Type::kInt8},
+        {"proj_factor", Type::kFp32}, {"proj_bias", Type::kFp32}, {"bias", Type::kFp32}, {"gamma", Type::kFp32},
+        {"beta", Type::kFp32}, {"logit_scale", Type::kFp32}};
+    static constexpr int kRequired = 11;
+    static constexpr int kOutputs = 2;
+    static constexpr size_t kWorkspaceBytes = SWIN_ATTENTION_BRANCH_WORKSPACE_BYTES;
+
+    struct Attributes {
+        int32_t height, width, num_heads, window_size, shift_size, norm_first;
+        float scale, mask_value, qkv_scale, attention_scale, proj_scale, epsilon, y_scale;
+    };
+    static constexpr Field<Attributes> kFields[] = {{"height", &Attributes::height}, {"width", &Attributes::width},
+        {"num_heads", &Attributes::num_heads}, {"window_size", &Attributes::window_size},
+        {"shift_size", &Attributes::shift_size}, {"norm_first", &Attributes::norm_first},
+        {"scale", &Attributes::scale}, {"mask_value", &Attributes::mask_value}, {"qkv_scale", &Attributes::qkv_scale},
+        {"attention_scale", &Attributes::attention_scale}, {"proj_scale", &Attributes::proj_scale},
+        {"epsilon", &Attributes::epsilon}, {"y_scale", &Attributes::y_scale}};
+
+    static Type output_type(const Attributes&, int output) { return output == 0 ? Type::kFp16 : Type::kInt8; }
+
+    static void check(const Attributes& a, const Inputs& inputs) {
+        if (a.norm_first != 0 && a.norm_first != 1) {
+            throw Refusal("norm_first is " + std::to_string(a.norm_first) + " instead of 0 or 1");
+        }
+        const size_t expected = a.norm_first == 1 ? kRequired : kRequired + 1;
+        if (inputs.size() != expected) {
+            throw Refusal("has " + std::to_string(inputs.size()) + " inputs; norm_first "
+                + std::to_string(a.norm_first) + " takes " + std::to_string(expected)
+                + (a.norm_first == 1 ? ", without logit_scale" : ", with logit_scale"));
+        }
+        check_scale("qkv_scale", a.qkv_scale);
+        check_scale("attention_scale", a.attention_scale);
+        check_scale("y_scale", a.y_scale);
+        if (a.norm_first == 0) check_scale("proj_scale", a.proj_scale);
+        if (a.norm_first == 1 && a.proj_scale != 0) {
+            throw Refusal("proj_scale is " + std::to_string(a.proj_scale)
+                + "; norm_first 1, which adds proj to x before it is rounded, takes 0");
+        }
+        const Shape& x = inputs[0];
+        check_image("x_q", x, a.height, a.width);
+        Inputs of_attention{x, inputs[8]};
+        if (x.last() != kUnknown) of_attention[0].sizes.back() *= 3;
+        of_attention.insert(of_attention.end(), inputs.begin() + kRequired, inputs.end());
+        check_attention(
+            {a.height, a.width, a.num_heads, a.window_size, a.shift_size, a.scale, a.mask_value}, of_attention);
+        const int64_t channels = int64_t{32} * a.num_heads;
+        check_rows(x, channels);
+        const int64_t image = attention_branch_bytes_per_image(int64_t{a.height} * a.width, channels);
+        if (image > static_cast<int64_t>(kWorkspaceBytes)) {
+            throw Refusal("qkv of an image is " + std::to_string(image) + " bytes, more than the workspace's "
+                + std::to_string(kWorkspaceBytes));
+        }
+        expect_shape("x", inputs[1], x);
+        expect_shape("qkv_weight", inputs[2], {{3 * channels, channels}});
+        expect_shape("qkv_factor", inputs[3], {{3 * channels}});
+        expect_shape("qkv_bias", inputs[4], {{3 * channels}});
+        expect_shape("proj_weight", inputs[5], {{channels, channels}});
+        expect_shape("proj_factor", inputs[6], {{channels}});
+        expect_shape("proj_bias", inputs[7], {{channels}});
+        expect_shape("gamma", inputs[9], {{channels}});
+        expect_shape("beta", inputs[10], {{channels}});
+    }
+
+    static int launch(const Attributes& a, const Call& call) {
+        return swin_attention_branch_int8(call.input(0), call.input(1), call.input(2), call.parameter(3),
+            call.parameter(4), call.input(5), call.parameter(6), call.parameter(7), call.parameter(8),
+            call.parameter(9), call.parameter(10), call.parameter(11), call.outputs[0], call.outputs[1],
+            static_cast<int>(call.shapes[0].sizes[0]), a.height, a.width, a.num_heads, a.window_size, a.shift_size,
+            a.norm_first, a.scale, a.mask_value, a.qkv_scale, a.attention_scale, a.proj_scale, a.epsilon, a.y_scale,
+            call.workspace, kWorkspaceBytes, call.stream);
+    }
+};
+
+SWIN_REGISTER(AttentionBranchInt8Op)
+
+}  // namespace

@@ -1,0 +1,119 @@
+"""The attention branch of a block whose parts are INT8 nodes, as one node: add_int8.py's last step.
+
+SwinAttentionBranchInt8 stands for qkv, attention, proj with the residual, and the LayerNorm after it:
+
+    V1    SwinLinearInt8, SwinAttentionInt8, SwinLinearInt8, SwinLayerNormInt8        y = x + proj, y_q = LayerNorm(y)
+    V2    SwinLinearInt8, SwinAttentionInt8, SwinLinearInt8, SwinLayerNormAddInt8     y = y_q = x + LayerNorm(proj)
+
+so that qkv, its largest tensor, and attention's result need not be written to memory.
+"""
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from patterns import Unmatched, made_by, only_reader
+from surgeon import Report, plugin_node
+from tidy import values
+
+# The kernel keeps the rows of a window, their qkv and their result in shared memory, beside the stages through which
+# the weights come. It is made for these numbers of channels, and of tokens along a window's side; more have no room
+# there.
+WIDTHS = (384,)
+WINDOWS = (7, 8)
+
+HEAD_DIM = 32  # of every SwinAttention
+
+
+@dataclass
+class Branch:
+    """What a SwinAttentionBranchInt8 node needs to stand for the four."""
+
+    qkv: gs.Node
+    attention: gs.Node
+    proj: gs.Node
+    norm: gs.Node
+    x: gs.Tensor
+    y: gs.Variable
+    norm_first: bool
+
+    def inputs(self) -> list[gs.Tensor]:
+        bias, *logit_scale = self.attention.inputs[1:]
+        gamma_and_beta = self.norm.inputs[-2:]
+        return [self.qkv.inputs[0], self.x, *self.qkv.inputs[1:4], *self.proj.inputs[1:4], bias, *gamma_and_beta,
+                *logit_scale]
+
+    def attributes(self) -> dict[str, float | int]:
+        of_attention = {name: self.attention.attrs[name] for name in (
+            "height", "width", "num_heads", "window_size", "shift_size", "scale", "mask_value", "qkv_scale")}
+        return {**of_attention, "norm_first": int(self.norm_first), "attention_scale": self.attention.attrs["y_scale"],
+                "proj_scale": self.proj.attrs["y_scale"], "epsilon": self.norm.attrs["epsilon"],
+                "y_scale": self.norm.attrs["y_scale"]}
+
+
+def add_attention_branch(graph: gs.Graph, widths: Collection[int] = WIDTHS) -> Report:
+    """Replace in place each attention branch of INT8 nodes that has one of these widths and a window of WINDOWS.
+
+    Args:
+        graph: of INT8 nodes whose quantisers are part of the nodes before them.
+        widths: numbers of channels.
+    """
+    report = Report("attention branch")
+    for attention in [node for node in graph.nodes if node.op == "SwinAttentionInt8"]:
+        width = HEAD_DIM * attention.attrs["num_heads"]
+        if width not in widths or attention.attrs["window_size"] not in WINDOWS:
+            continue
+        try:
+            branch = find(graph, attention)
+        except Unmatched as reason:
+            report.left.append(f"{attention.name}: {reason}")
+            continue
+        plugin_node(graph, "SwinAttentionBranchInt8", branch.qkv.name.removesuffix("/SwinLinearInt8"), branch.inputs(),
+                    [branch.y, branch.norm.outputs[-1]], **branch.attributes())
+        report.replaced += 1
+    return report
+
+
+def find(graph: gs.Graph, attention: gs.Node) -> Branch:
+    """The branch around a SwinAttentionInt8.
+
+    Raises:
+        Unmatched: other nodes stand around it, something else reads what lies inside, or its bias is not one of the
+            relative position, which is all that the kernel keeps of it.
+    """
+    qkv = made_by(attention.inputs[0], "SwinLinearInt8")
+    if qkv is None:
+        raise Unmatched("no SwinLinearInt8 makes its input")
+    only_reader(graph, qkv.outputs[0], "SwinAttentionInt8")
+    proj = only_reader(graph, attention.outputs[0], "SwinLinearInt8")
+    cosine, residual = len(attention.inputs) > 2, proj.inputs[4:]
+    if qkv.attrs["gelu"] or qkv.inputs[4:] or proj.attrs["gelu"]:
+        raise Unmatched("the products around it are not qkv and proj")
+    y = proj.outputs[0]
+    if residual:
+        norms = [node for node in y.outputs if node.op == "SwinLayerNormInt8"]
+        if len(norms) != 1 or cosine or proj.attrs["y_scale"]:
+            raise Unmatched(f"{proj.name} and what reads it are not a V1 block's")
+        branch = Branch(qkv, attention, proj, norms[0], residual[0], y, True)
+    else:
+        norm = only_reader(graph, y, "SwinLayerNormAddInt8")
+        if norm.inputs[0] is not y or not cosine or not proj.attrs["y_scale"]:
+            raise Unmatched(f"{proj.name} and {norm.name} are not a V2 block's")
+        branch = Branch(qkv, attention, proj, norm, norm.inputs[1], norm.outputs[0], False)
+    bias = values(attention.inputs[1])
+    if bias is None or not is_relative(bias, attention.attrs["window_size"]):
+        raise Unmatched("its bias is not one of the relative position alone")
+    return branch
+
+
+def is_relative(bias: np.ndarray, window: int) -> bool:
+    """Whether bias [nH, N, Np] between tokens of a window, but for its padding, is that of their relative position."""
+    row, column = np.divmod(np.arange(window**2), window)
+    side = 2 * window - 1
+    place = (row[:, None] - row + window - 1) * side + column[:, None] - column + window - 1  # [N, N]
+    of_tokens = bias[:, :, :window**2]
+    table = np.zeros((len(bias), side**2), bias.dtype)
+    table[:, place] = of_tokens  # of tokens that differ, one stays
+    return np.array_equal(table[:, place], of_tokens)

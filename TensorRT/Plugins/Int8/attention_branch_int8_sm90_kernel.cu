@@ -82,10 +82,10 @@ struct BranchArguments {
 };
 
 // What becomes of the sums of a head's q, k and v, and of proj's sums of a warpgroup's features.
-struct QkvParameters {
+struct alignas(16) QkvParameters {
     float factor[3 * kHeadDim], bias[3 * kHeadDim];
 };
-struct RowParameters {
+struct alignas(16) RowParameters {
     float factor[kFeaturesEach], bias[kFeaturesEach], gamma[kFeaturesEach], beta[kFeaturesEach];
 };
 

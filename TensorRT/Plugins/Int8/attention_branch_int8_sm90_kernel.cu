@@ -554,7 +554,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         for (int i = 0; i < kWarpgroups; ++i) barrier_init(&shared.turn[i], 4);
         barrier_init(&shared.x_full, 32);
-        barrier_init(&shared.x_empty, kConsumers / 32);
+        barrier_init(&shared.x_empty, kConsumers);
         barrier_init_fence();
     }
     __syncthreads();
@@ -572,13 +572,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     more_registers<160>();
 
-    // Seen from the four corners of a window, its keys are at all distances that there are.
+    // Seen from the four corners of a window, its keys are at all distances that there are; those at distance 0 along an axis
+    // count from the first corner.
 #pragma unroll
     for (int i = static_cast<int>(threadIdx.x); i < 4 * kHeads * B::kPositions; i += kConsumers) {
         const int key = i % B::kPositions, corner = i / B::kPositions % 4, head = i / B::kPositions / 4;
         const int row = corner / 2 * (B::kWindow - 1), column = corner % 2 * (B::kWindow - 1);
-        copy_async_4(
-            shared.table + head * B::kTable + B::table_place(row - key / B::kWindow, column - key % B::kWindow),
+        const int key_row = key / B::kWindow, key_column = key % B::kWindow;
+        if ((row > 0 && key_row == row) || (column > 0 && key_column == column)) continue;
+        copy_async_4(shared.table + head * B::kTable + B::table_place(row - key_row, column - key_column),
             a.bias + (head * B::kPositions + row * B::kWindow + column) * a.bias_stride + key);
     }
     ThreadRows<B> rows;
@@ -641,7 +643,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             if (i + 1 < kHeadsEach) copy_qkv_parameters(a, shared, warpgroup, head + 1);
             attend<B>(a, shared, q, rows, axes, warpgroup, head);
         }
-        if (first_lane) barrier_arrive(&shared.x_empty);
+        barrier_arrive(&shared.x_empty);  // each has read the rows' tokens itself
         shared_memory_fence();
         consumers_sync();
 

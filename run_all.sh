@@ -169,7 +169,7 @@ run_model() {  # the options that choose it
     step "check against PyTorch" "" python3 onnx/onnx_test.py --onnx "$onnx" "${model[@]}"
     step "data" "data/$name-b1.npz data/$name-b16.npz" python3 data/batch_data_gen.py --model "$onnx" "${image_options[@]}"
     step "LayerNorm plugin" "onnx/${name}_layernorm.onnx" \
-        python3 onnx/graphsurgeon/add_layernorm_with_params.py --onnx "$onnx"
+        python3 onnx/graphsurgeon/add_every_layernorm.py --onnx "$onnx"
     step "all plugins" "onnx/${name}_attention.onnx" python3 onnx/graphsurgeon/add_all.py --onnx "$onnx"
     # By itself quant.py leaves narrow blocks in FP16. The micro models have hardly others, and show every INT8 node.
     if [[ $name == *_micro ]]; then narrow=(--narrow); fi

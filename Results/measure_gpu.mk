@@ -86,7 +86,7 @@ onnx/swinv$(1)_attention.onnx: onnx/swinv$(1).onnx
 onnx/swinv$(1)_fp16.onnx: onnx/swinv$(1).onnx
 	$$(call run,,python3 onnx/graphsurgeon/to_fp16.py --onnx $$<)
 onnx/swinv$(1)_layernorm.onnx: onnx/swinv$(1).onnx
-	$$(call run,,python3 onnx/graphsurgeon/add_layernorm_with_params.py --onnx $$< --output $$@)
+	$$(call run,,python3 onnx/graphsurgeon/add_every_layernorm.py --onnx $$<)
 onnx/swinv$(1)_layernorm_fp16.onnx: onnx/swinv$(1)_layernorm.onnx
 	$$(call run,,python3 onnx/graphsurgeon/to_fp16.py --onnx $$<)
 onnx/swinv$(1)_int8.onnx: onnx/swinv$(1).onnx

@@ -24,6 +24,7 @@ usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
   --dry-run           print the command instead of running it
 
 Builder options, --flag=value, go to the builder as they are: --noTF32, --memPoolSize=workspace:MIB (default 4096),
+--maxAuxStreams=N (default 0: what runs side by side needs memory side by side),
 --builderOptimizationLevel=0-5, --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN (where those libraries are missing),
 --timingCacheFile=FILE (default none: 8.6.0 could not read those that it had saved),
 --profilingVerbosity=..., --verbose.
@@ -44,7 +45,7 @@ how_to_make() {
         *_attention_fp16) echo "python onnx/graphsurgeon/add_all.py --onnx onnx/$base.onnx --fp16" ;;
         *_attention)      echo "python onnx/graphsurgeon/add_all.py --onnx onnx/$base.onnx" ;;
         *_fp16)           echo "python onnx/graphsurgeon/to_fp16.py --onnx onnx/${model%_fp16}.onnx" ;;
-        *_layernorm)      echo "python onnx/graphsurgeon/add_layernorm_with_params.py --onnx onnx/$base.onnx" ;;
+        *_layernorm)      echo "python onnx/graphsurgeon/add_every_layernorm.py --onnx onnx/$base.onnx" ;;
         swinv1 | swinv2)  echo "python onnx/export_onnx.py --type $model" ;;
         *)                echo "python onnx/export_onnx.py --output onnx/$model.onnx (see its --help)" ;;
     esac
@@ -90,7 +91,7 @@ image=3x${size}x$size
 flags=(--onnx="$onnx")
 [[ $fixed == yes ]] || flags+=(--minShapes="input:${min}x$image" --optShapes="input:${opt}x$image" --maxShapes="input:${max}x$image")
 [[ -z $plugins ]] || flags+=(--staticPlugins="$plugins")
-for default in --memPoolSize=workspace:4096 --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json"; do
+for default in --memPoolSize=workspace:4096 --maxAuxStreams=0 --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json"; do
     [[ " ${passed[*]-} " == *" ${default%%=*}="* ]] || flags+=("$default")  # trtexec refuses a flag given twice
 done
 

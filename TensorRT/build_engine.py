@@ -58,6 +58,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--memPoolSize", metavar="workspace:MIB", type=workspace_mib, default="workspace:4096",
                         help="limit of the scratch memory in MiB; default 4096")
     parser.add_argument("--workspace", metavar="MIB", type=float, dest="memPoolSize", help="the same, by its old flag")
+    parser.add_argument("--maxAuxStreams", metavar="N", type=int,
+                        help="streams beside the main one, at most; default: TensorRT's own choice")
     parser.add_argument("--timingCacheFile", metavar="FILE", help="kernel timings to reuse and extend")
     parser.add_argument("--builderOptimizationLevel", metavar="0-5", type=int, choices=range(6),
                         help="how long to search; default: TensorRT's own, 3")

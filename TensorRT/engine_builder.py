@@ -83,6 +83,8 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     if arguments.builderOptimizationLevel is not None:
         config.builder_optimization_level = arguments.builderOptimizationLevel
+    if arguments.maxAuxStreams is not None:
+        config.max_aux_streams = arguments.maxAuxStreams
     if arguments.tacticSources:
         config.set_tactic_sources(_tactic_mask(config.get_tactic_sources(), arguments.tacticSources))
     if arguments.noTF32:

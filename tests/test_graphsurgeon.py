@@ -1182,12 +1182,26 @@ def test_a_script_counts_checks_and_saves(exported, tmp_path):
     assert "replaced 11 of 11 LayerNorm" in done.stdout
     checks = [line for line in done.stdout.splitlines() if line.startswith("check, batch")]
     assert [line.split(":")[0] for line in checks] == ["check, batch 1", "check, batch 3"]
-    patched = onnx.load(tmp_path / "swin_layernorm.onnx")
+    patched = onnx.load(tmp_path / "swin_layernorm_params.onnx")
     assert plugin_counts(patched) == Counter(SwinLayerNormWithParams=11)
 
-    again = run_script("add_layernorm_with_params.py", "--onnx", tmp_path / "swin_layernorm.onnx")
+    again = run_script("add_layernorm_with_params.py", "--onnx", tmp_path / "swin_layernorm_params.onnx")
     assert_refused(again, "already patched: it holds 11 SwinLayerNormWithParams and no LayerNorm besides")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["swin.onnx", "swin_layernorm.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["swin.onnx", "swin_layernorm_params.onnx"]
+
+
+@pytest.mark.parametrize(("kind", "counts"), [
+    ("v1-17", Counter(SwinAddLayerNorm=7, SwinLayerNormWithParams=4)),
+    ("v2-17", Counter(SwinLayerNormAdd=8, SwinLayerNormWithParams=3)),
+])
+def test_every_layernorm_takes_the_adds_beside_it(exported, tmp_path, kind, counts):
+    onnx.save(exported(kind).onnx, tmp_path / "swin.onnx")
+    done = run_script("add_every_layernorm.py", "--onnx", tmp_path / "swin.onnx")
+    assert done.returncode == 0, done.stderr
+    patched = onnx.load(tmp_path / "swin_layernorm.onnx")
+    assert plugin_counts(patched) == counts
+    again = run_script("add_every_layernorm.py", "--onnx", tmp_path / "swin_layernorm.onnx")
+    assert_refused(again, "already patched: it holds")
 
 
 @pytest.mark.parametrize(("script", "suffix", "printed", "refused"), [
@@ -1270,7 +1284,7 @@ def test_a_wrong_patch_is_not_written(exported, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["swin.onnx"]
     monkeypatch.setattr(sys, "argv", ["script", "--onnx", str(tmp_path / "swin.onnx"), "--no-check"])
     script.main()
-    assert (tmp_path / "swin_layernorm.onnx").exists()
+    assert (tmp_path / "swin_layernorm_params.onnx").exists()
 
 
 @pytest.mark.parametrize(("share", "refused"), [(0.9e-5, False), (1.2e-5, True), (np.nan, True)])

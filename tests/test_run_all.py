@@ -78,7 +78,7 @@ def plan() -> list[list[str]]:
 def test_plan_takes_both_models_through_every_script(plan):
     scripts = [words[1] for words in plan]
     for script in ("onnx/export_onnx.py", "onnx/onnx_test.py", "data/batch_data_gen.py", "test_swinV2.py",
-                   "onnx/graphsurgeon/add_all.py", "onnx/graphsurgeon/add_layernorm_with_params.py",
+                   "onnx/graphsurgeon/add_all.py", "onnx/graphsurgeon/add_every_layernorm.py",
                    "onnx/graphsurgeon/to_fp16.py", "Torch_Latency.py", "Onnx_Latency.py", "Results/draw.py"):
         assert scripts.count(script) >= 2, script
     assert all((ROOT / script).is_file() for script in scripts)
@@ -91,7 +91,7 @@ def test_plan_reads_only_graphs_that_an_earlier_step_writes(plan):
         if words[1].endswith("export_onnx.py"):
             written.add("swinv2_micro" if "models/swinv2_micro.yaml" in words else "swinv1_micro")
         assert {Path(graph).stem for graph in graphs} <= written, words
-        suffix = {"add_all.py": "_attention", "add_layernorm_with_params.py": "_layernorm", "to_fp16.py": "_fp16",
+        suffix = {"add_all.py": "_attention", "add_every_layernorm.py": "_layernorm", "to_fp16.py": "_fp16",
                   "quant.py": "_int8", "add_int8.py": "_attention_int8"}.get(Path(words[1]).name)
         if suffix:
             written |= {Path(graph).stem.removesuffix("_int8") + suffix for graph in graphs}

@@ -61,6 +61,7 @@ def test_wrapper_name_precision_and_flags_agree(wrapper):
     assert flags["--exportLayerInfo"] == f"TensorRT/TRT_Engine/{name}.layers.json"
     assert [flags[f"--{which}Shapes"] for which in ("min", "opt", "max")] == [
         f"input:{batch}x3x{size}x{size}" for batch in (1, 32, 128)]
+    assert flags["--maxAuxStreams"] == "0"
     assert ("--fp16" in flags) == name.endswith(("_fp16", "_int8"))
     assert ("--noTF32" in flags) == (not name.endswith(("_fp16", "_int8")))
     assert ("--staticPlugins" in flags) == ("layernorm" in name or "attention" in name)
@@ -75,12 +76,13 @@ def test_wrappers_are_one_line():
 
 def test_build_flags_of_any_model():
     done = shell(ROOT / "TensorRT/build.sh", "onnx/swinv2_micro.onnx", "--fp16", "--size", "192", "--max", "16",
-                 "--plugins=/some where/lib.so", "--memPoolSize=workspace:100", "--dry-run")
+                 "--plugins=/some where/lib.so", "--memPoolSize=workspace:100", "--maxAuxStreams=2", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "--saveEngine=TensorRT/TRT_Engine/swinv2_micro_fp16.plan" in done.stdout
     assert "--optShapes=input:16x3x192x192 --maxShapes=input:16x3x192x192" in done.stdout
     assert r"--staticPlugins=/some\ where/lib.so" in done.stdout
-    assert done.stdout.count("--memPoolSize") == 1  # trtexec refuses a flag that comes twice
+    for flag in ("--memPoolSize", "--maxAuxStreams"):
+        assert done.stdout.count(flag) == 1  # trtexec refuses a flag that comes twice
 
 
 def test_a_graph_of_a_fixed_batch_gets_no_profile():
@@ -98,7 +100,7 @@ def test_a_graph_of_a_fixed_batch_gets_no_profile():
     (["onnx/absent_attention_int8.onnx", "--fp16"], "add_int8.py --onnx onnx/absent_int8.onnx"),
     (["onnx/absent_attention_int8.onnx"], "what is not INT8 in it is FP16; add --fp16"),
     (["onnx/absent_int8.onnx"], "TensorRT/INT8/quant.py --onnx onnx/absent.onnx"),
-    (["onnx/absent_layernorm.onnx"], "add_layernorm_with_params.py --onnx onnx/absent.onnx"),
+    (["onnx/absent_layernorm.onnx"], "add_every_layernorm.py --onnx onnx/absent.onnx"),
     (["onnx/absent_fp16.onnx"], "its name says FP16; add --fp16"),
     (["a.onnx", "b.onnx"], "two graphs"),
     (["a.onnx", "--max", "0"], "--max needs a positive whole number, not '0'"),

@@ -1,7 +1,7 @@
 """Replace each LayerNorm, with its weight and bias, by the plugin node SwinLayerNormWithParams.
 
     python onnx/graphsurgeon/add_layernorm_with_params.py --onnx onnx/swinv1.onnx \
-        --output onnx/swinv1_layernorm.onnx
+        --output onnx/swinv1_layernorm_params.onnx
 
 Takes the same LayerNorms as add_layernorm.py, and also those that it has replaced already.
 """
@@ -21,7 +21,7 @@ from utils import run_script  # noqa: E402
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"
-SUFFIX = "_layernorm"
+SUFFIX = "_layernorm_params"
 
 
 def add_layernorm_with_params(graph: gs.Graph) -> Report:

@@ -1,0 +1,32 @@
+"""Replace every LayerNorm by a plugin node, with the residual Add beside it where there is one: what the engines
+build_*_layernorm*.sh are built from.
+
+    python onnx/graphsurgeon/add_every_layernorm.py --onnx onnx/swinv2.onnx      writes onnx/swinv2_layernorm.onnx
+
+add_residual_layernorm.py, and add_layernorm_with_params.py for those that are left. An Add by itself between plugin
+nodes would cost its result's memory once more.
+"""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(1, str(ROOT))
+from add_layernorm_with_params import add_layernorm_with_params  # noqa: E402
+from add_residual_layernorm import add_residual_layernorm  # noqa: E402
+from surgeon import run_surgery  # noqa: E402
+
+from utils import run_script  # noqa: E402
+
+# Edit here, or give --onnx and --output.
+ONNX_FILE = "onnx/swinv1.onnx"
+SUFFIX = "_layernorm"
+
+
+def main() -> None:
+    run_surgery([add_residual_layernorm, add_layernorm_with_params], ONNX_FILE, SUFFIX, __doc__)
+
+
+if __name__ == "__main__":
+    run_script(main)

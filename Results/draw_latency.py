@@ -1,6 +1,7 @@
-"""Draw throughput over batch for every runner of one measuring run, and write how much faster the plugins are.
+"""Draw throughput over batch for every runner of a measuring run, and write how much faster the plugins are.
 
-    python Results/draw_latency.py --run 20261122-220232
+    python Results/draw_latency.py --run 20261122-220232       one run
+    python Results/draw_latency.py                             the newest race on a GPU, INT8 of the newest run that has it
 
 Reads Results/latency.csv alone; writes Results/latency.png, a panel for each model and precision, and
 Results/speedup.md, which it prints too. A runner has several rows for a batch: launched kernel by kernel, as a CUDA
@@ -21,7 +22,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
 sys.path.insert(1, str(Path(__file__).resolve().parent))
-from latency_tables import OURS, Row, best_rows, markdown_table, speedup_table, what_counts  # noqa: E402
+from latency_tables import (  # noqa: E402
+    OURS,
+    OURS_FP16,
+    Row,
+    best_of_both,
+    markdown_table,
+    race_and_int8,
+    speedup_table,
+    what_counts,
+)
 
 from utils import RESULTS, UserError, latency_rows, on_gpu, row_problem, run_script, shown, whole_file  # noqa: E402
 
@@ -37,14 +47,16 @@ STYLES = {
 }
 PANEL = 4.2, 3.3  # inches
 
-def markdown(run_id: str, rows: list[Row]) -> str:
+def markdown(rows: list[Row], int8: list[Row]) -> str:
     """Results/speedup.md: what was measured where, the table, and the rows that do not count."""
     def all_of(column: str) -> str:
         return ", ".join(dict.fromkeys(row[column] for row in rows))
 
-    text = [f"Run {run_id} on {all_of('gpu')}, commit {all_of('commit')}. Median latency of a batch; errors are those "
-            f"of the same run, against the FP32 ONNX output. {what_counts(rows)}.", ""]
-    text += markdown_table(speedup_table(best_rows(rows)))
+    best = best_of_both(rows, int8)
+    rows = rows + [row for row in int8 if row not in rows]
+    text = [f"Run {all_of('run_id')} on {all_of('gpu')}, commit {all_of('commit')}. Median latency of a batch; errors "
+            f"are those of the same run, against the FP32 ONNX output. {what_counts(rows)}.", ""]
+    text += markdown_table(speedup_table(best))
     dropped = [f"- {row['model']} {row['precision']} {row['runner']} b{row['batch']} ({row['notes']}): "
                f"{row_problem(row)}" for row in rows if row_problem(row)]
     if dropped:
@@ -52,12 +64,12 @@ def markdown(run_id: str, rows: list[Row]) -> str:
     return "\n".join(text) + "\n"
 
 
-def draw(rows: list[Row], title: str) -> plt.Figure:
+def draw(rows: list[Row], int8: list[Row], title: str) -> plt.Figure:
     """Images per second over batch: a row of panels for each model, a column for each precision, a line a runner.
 
     Beside INT8 stands ours in FP16.
     """
-    best = best_rows(rows)
+    best = best_of_both(rows, int8)
     models = list(dict.fromkeys(model for model, _, _ in best))
     precisions = sorted({precision for _, precision, _ in best}, key=["fp32", "bf16", "fp16", "int8"].index)
     batches = sorted({batch for _, _, batch in best})
@@ -72,7 +84,7 @@ def draw(rows: list[Row], title: str) -> plt.Figure:
                 if runner in best.get((model, precision, batch), {})]
 
     for axis, (model, precision) in zip(axes.flat, itertools.product(models, precisions)):
-        if precision == "int8" and (points := throughput(model, "fp16", OURS)):
+        if precision == "int8" and (points := throughput(model, "int8", OURS_FP16)):
             (handles["fp16"],) = axis.plot(*zip(*points), color=STYLES[OURS][1], linestyle="--", linewidth=1.4,
                                            label="these plugins in FP16")
         for runner, (label, colour, marker) in reversed(STYLES.items()):  # ours last, on top
@@ -102,29 +114,31 @@ def draw(rows: list[Row], title: str) -> plt.Figure:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", metavar="RUN_ID", help="default: that of the last row measured on a GPU, if there is "
-                        "one, else of the last")
+    parser.add_argument("--run", metavar="RUN_ID", help="default: of what was measured on a GPU, if there is that, the "
+                        "newest run that has other runners beside ours; INT8 of the newest that has it")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
                         help="of latency.csv, and where the picture and the table go (default: Results/)")
     args = parser.parse_args(arguments)
     rows = latency_rows(args.results)
-    newest = sorted(rows, key=on_gpu)[-1:]  # keeps the order otherwise
-    run_id = args.run or (newest[0]["run_id"] if newest else None)
-    rows = [row for row in rows if row["run_id"] == run_id]
+    if args.run:
+        rows = [row for row in rows if row["run_id"] == args.run]
+    elif any(map(on_gpu, rows)):
+        rows = list(filter(on_gpu, rows))
     if not rows:
-        raise UserError(f"{shown(args.results / 'latency.csv')}: no rows of {f'run {run_id}' if run_id else 'any run'}"
+        raise UserError(f"{shown(args.results / 'latency.csv')}: no rows of {f'run {args.run}' if args.run else 'any run'}"
                         "; race.py measures them")
-    table = markdown(run_id, rows)
+    rows, int8 = race_and_int8(rows)
+    table = markdown(rows, int8)
     print(table)
     with whole_file(args.results / "speedup.md") as partial:
         partial.write_text(table)
     gpus = ", ".join(dict.fromkeys(row["gpu"] for row in rows)).removeprefix("none ").strip("()")
-    figure = draw(rows, f"Throughput on {gpus}")
+    figure = draw(rows, int8, f"Throughput on {gpus}")
     with whole_file(args.results / "latency.png") as partial:
         # Without the version of matplotlib in it, the same rows give the same file.
         figure.savefig(partial, dpi=110, metadata={"Software": None})
     print(f"wrote {shown(args.results / 'latency.png')} and {shown(args.results / 'speedup.md')}: "
-          f"{len(rows)} rows of run {run_id}")
+          f"{len(rows)} rows of run {rows[0]['run_id']}" + (f", INT8 of run {int8[0]['run_id']}" if int8 else ""))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,47 @@
-"""The tables that are made of one measuring run of latency.csv, as draw_latency.py and report.py use them."""
+"""The tables that are made of latency.csv, as draw_latency.py and report.py use them."""
 from __future__ import annotations
 
 from utils import row_problem
 
 OURS = "trt-plugins"
+OURS_FP16 = "trt-plugins fp16"  # what INT8 has for another runner: ours in FP16, which is there to be picked
 
 Row = dict[str, str]  # of latency.csv
 Cell = tuple[str, str, int]  # model, precision, batch
 
 
 def best_rows(rows: list[Row]) -> dict[Cell, dict[str, Row]]:
-    """The fastest row of each runner, among those whose output is right, for every cell in the order of the table."""
+    """Of one run, the fastest row of each runner, among those whose output is right, for every cell in the order of the
+    table.
+    """
     best: dict[Cell, dict[str, Row]] = {}
     for row in rows:
         runners = best.setdefault((row["model"], row["precision"], int(row["batch"])), {})
         if not row_problem(row) and (row["runner"] not in runners or latency_ms(row) < latency_ms(
                 runners[row["runner"]])):
             runners[row["runner"]] = row
+    for (model, precision, batch), runners in best.items():
+        fp16 = best.get((model, "fp16", batch), {})
+        if precision == "int8" and OURS in fp16:
+            runners[OURS_FP16] = fp16[OURS]
     return dict(sorted(best.items()))
+
+
+def race_and_int8(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of two runs: the race, which is the newest run that has other runners beside ours (the newest of ours,
+    where there is none), but for INT8; and the newest run that has INT8, with ours in FP16. They may be the same.
+    """
+    others = [row["run_id"] for row in rows if row["runner"] != OURS]
+    ours = [row["run_id"] for row in rows if row["runner"] == OURS]
+    race = next((run for run in reversed(ours) if run in others), (ours or others or [""])[-1])
+    int8 = [row["run_id"] for row in rows if row["precision"] == "int8"]
+    return ([row for row in rows if row["run_id"] == race and row["precision"] != "int8"],
+            [row for row in rows if row["run_id"] in int8[-1:]])
+
+
+def best_of_both(race: list[Row], int8: list[Row]) -> dict[Cell, dict[str, Row]]:
+    """`best_rows` of the race, and of INT8 those of its own run, as ours in FP16 beside them is."""
+    return {**best_rows(race), **{cell: row for cell, row in best_rows(int8).items() if cell[1] == "int8"}}
 
 
 def latency_ms(row: Row) -> float:
@@ -35,22 +59,13 @@ def what_counts(rows: list[Row]) -> str:
     return f"The fastest row of each runner counts: with or without a CUDA graph, any mode of torch.compile{timm}"
 
 
-def others(best: dict[Cell, dict[str, Row]], cell: Cell) -> list[Row]:
-    """What ours is compared with: the other runners, and in INT8 also ours in FP16, which is there to be picked."""
-    model, precision, batch = cell
-    rows = [row for runner, row in best[cell].items() if runner != OURS]
-    if precision == "int8":
-        rows += [row for runner, row in best.get((model, "fp16", batch), {}).items() if runner == OURS]
-    return rows
-
-
 def speedup_table(best: dict[Cell, dict[str, Row]]) -> list[list[str]]:
     """Heading and a line for each cell: ours, the fastest of the others, and the ratio of their medians."""
     table = [["model", "precision", "batch", "ours, ms", "max abs err", "best other", "ms", "max abs err",
               "times as fast"]]
     for (model, precision, batch), runners in best.items():
         ours = runners.get(OURS)
-        other = min(others(best, (model, precision, batch)), key=latency_ms, default=None)
+        other = min((row for runner, row in runners.items() if runner != OURS), key=latency_ms, default=None)
         line = [model, precision, str(batch)]
         line += [f"{latency_ms(ours):.3f}", ours["max_abs_err"]] if ours else ["-", "-"]
         if other:

@@ -18,14 +18,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
 sys.path.insert(1, str(Path(__file__).resolve().parent))
-from latency_tables import OURS, best_rows, markdown_table, runner_table, speedup_table, what_counts  # noqa: E402
+from latency_tables import (  # noqa: E402
+    OURS,
+    OURS_FP16,
+    best_of_both,
+    markdown_table,
+    race_and_int8,
+    runner_table,
+    speedup_table,
+    what_counts,
+)
 
 from utils import RESULTS, UserError, on_gpu, run_script, shown, whole_file  # noqa: E402
 
 BEGIN, END = "<!-- GPU results, by Results/report.py: begin -->", "<!-- GPU results: end -->"
 MODELS = {"swinv1": "V1", "swinv2": "V2"}  # the Small ones
 SUFFIXES = r"(_layernorm|_attention)?(_fp16|_int8)?"
-RUNNERS = {OURS: "TensorRT with plugins", "trt": "TensorRT", "torch-compile": "torch.compile",
+RUNNERS = {OURS: "TensorRT with plugins", OURS_FP16: "TensorRT with plugins, FP16", "trt": "TensorRT", "torch-compile": "torch.compile",
            "torch-script": "TorchScript", "torch-eager": "PyTorch eager", "ort-cuda": "onnxruntime CUDA"}
 
 Row = dict[str, str]
@@ -60,17 +69,21 @@ def measured_by(rows: list[Row], command: str) -> list[str]:
 
 def speed(results: Path) -> list[str]:
     """Latency of every runner, the speed-up with the errors, and the plot."""
-    rows = [row for row in last_gpu_rows(results / "latency.csv") if row["model"] in MODELS]
-    runs = [row["run_id"] for row in rows if row["runner"] == OURS]
-    rows = [row for row in rows if row["run_id"] in runs[-1:]]
-    if not rows:
+    rows = [{**row, "model": MODELS[row["model"]]} for row in last_gpu_rows(results / "latency.csv")
+            if row["model"] in MODELS]
+    race, int8 = race_and_int8(rows)
+    if not race:
         return []
-    best = best_rows([{**row, "model": MODELS[row["model"]]} for row in rows])
-    text = ["### Speed", "", *measured_by(rows, "python race.py --resume V1.pth V2.pth"),
-            f"Median of a batch. {what_counts(rows)}; input and output stay on the device.", ""]
+    best = best_of_both(race, int8)
+    again = "python race.py --resume V1.pth V2.pth"
+    text = ["### Speed", "", *measured_by(race, again),
+            f"Median of a batch. {what_counts(race)}; input and output stay on the device.", ""]
     for precision in ("fp16", "fp32", "int8"):
         if any(cell[1] == precision for cell in best):
-            text += [f"{precision.upper()}:", "", *markdown_table(runner_table(best, precision, RUNNERS)), ""]
+            of_its_own = precision == "int8" and int8[0]["run_id"] != race[0]["run_id"]
+            text += [f"{precision.upper()}:", "",
+                     *(measured_by(int8, f"{again} --runner {OURS} --precision fp16,int8") if of_its_own else []),
+                     *markdown_table(runner_table(best, precision, RUNNERS)), ""]
     text += ["The same with the largest error of a logit, against the FP32 ONNX model on the same images:", "",
              *markdown_table(speedup_table(best)), ""]
     if (results / "latency.png").exists():

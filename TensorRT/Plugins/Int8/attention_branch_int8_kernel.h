@@ -28,9 +28,8 @@ constexpr long long attention_branch_bytes_per_image(long long tokens, long long
 //   x             [batch, height * width, C] FP16, the residual
 //   qkv_weight    [3C, C] INT8; qkv_factor, qkv_bias [3C] FP32: qkv = (x_q qkv_weight^T) * qkv_factor + qkv_bias
 //   proj_weight   [C, C] INT8; proj_factor, proj_bias [C] FP32, the same of attention's result
-//   bias          [num_heads, N, Np] FP32 as swin_attention's; where the image is larger than a window and the branch
-//                 is one kernel, that takes it for a function of the relative position, as it is in all Swin
-//                 Transformers
+//   bias          [num_heads, N, Np] FP32 as swin_attention's; where the branch is one kernel, that takes it for a
+//                 function of the relative position, as it is in all Swin Transformers
 //   logit_scale   [num_heads] FP32 (V2), or null (V1)
 //   gamma, beta   [C] FP32
 //   y             [batch, height * width, C] FP16; y_q the same in INT8. Neither overlaps an input.

@@ -1,16 +1,17 @@
-// The attention branch of a Swin block in INT8 on Hopper, one kernel for sm_90a alone: qkv, window attention, proj, LayerNorm
-// and the residual.
+// The attention branch of a Swin block in INT8 on Hopper, one kernel for sm_90a alone: qkv, window attention, proj,
+// LayerNorm and the residual, and nothing between x_q and y in memory.
 //
-// A block takes a window at a time, whose tokens are the 64 rows of a warpgroup's product (8 to each row of the window, the last
-// one empty with window 7), and each
-// of its three warpgroups four of the 12 heads. Of a head a warpgroup multiplies the window's rows with the 96 rows of qkv's
-// weight, quantises the sums, keeps q in registers, as operand, and passes k and v to its other warps by way of shared memory;
-// scores and softmax are as in tensor_core_attention (Attention/attention_kernel.cu). One warpgroup's softmax runs beside the
-// others' products. Attention's results of all heads meet in shared memory, where each warpgroup multiplies them with a third
-// of proj's weight; LayerNorm needs the sums of all three. So between x_q and y nothing is in memory.
+// A block takes a window at a time. Its tokens are the 64 rows of a warpgroup's product, 8 for each row of the window;
+// with window 7 the last of the 8, and the last 8, are zeros. Each of three warpgroups does four of the 12 heads:
+//   qkv        its 96 features of the head. The sums are quantised; q stays in registers, as an operand, k and v go to
+//              the warpgroup's other warps by way of shared memory.
+//   attention  scores and softmax as in tensor_core_attention (Attention/attention_kernel.cu), one warpgroup's beside
+//              the products of the others, which take turns at the tensor cores. The result goes to shared memory.
+// There the heads meet, and each warpgroup multiplies all of them with a third of proj's weight. LayerNorm is of the
+// sums of all three.
 //
-// Three warps copy weights, each for a warpgroup, through a ring of stages; they come from the L2 cache for each window anew.
-// One more warp gathers the window's rows.
+// Three more warps copy weights, each for a warpgroup, through a ring of stages: for each window anew, from the L2
+// cache. Another gathers the rows of the next window.
 #include <algorithm>
 #include <cfloat>
 
@@ -76,9 +77,10 @@ struct BranchArguments {
     __half* y;
     int8_t* y_q;
     int bias_stride;
-    float scale, mask_value;                             // scale: of the products of INT8 q and k, V1
-    float inverse_qkv_scale, out_scale;                 // out_scale takes p v to INT8
-    float inverse_proj_scale, epsilon, inverse_y_scale;  // epsilon: in V2 in steps of proj
+    float scale, mask_value;             // scale: V1, of the products of INT8 q and k
+    float inverse_qkv_scale, out_scale;  // out_scale: what takes p v to INT8
+    float inverse_proj_scale, epsilon;   // V2: epsilon is in steps of proj
+    float inverse_y_scale;
 };
 
 // What becomes of the sums of a head's q, k and v, and of proj's sums of a warpgroup's features.
@@ -93,18 +95,19 @@ template <class B> struct Shared {
     alignas(1024) uint8_t stages[kWarpgroups][kStages][kStageBytes];
     uint8_t x[kRowsBytes], attention[kRowsBytes];
     __half values[kWarpgroups][kRows * kHeadDim];
-    union {  // of a warpgroup
+    union {
         uint8_t keys[kRows * kHeadDim];
-        RowParameters row_parameters;  // when all heads are done with
+        RowParameters row_parameters;  // of proj and LayerNorm, which come when all heads are done with
     } own[kWarpgroups];
-    // The bias by relative position. Rows of a product that are not in the window look up to two rows past a head's table.
+    // The bias by relative position. Rows of a product that are not in the window look up to two rows past a head's.
     float table[kHeads * B::kTable + 2 * B::kDistances];
     alignas(8) float key_scale[kWarpgroups][kRows];
     typename B::Moments moments[kWarpgroups][kRows];
     QkvParameters qkv_parameters[kWarpgroups];  // of a head
     int token[kRows];                           // of the window's rows
     unsigned axes;                              // of its mask
-    alignas(8) uint64_t full[kWarpgroups][kStages], empty[kWarpgroups][kStages], x_full, x_empty, turn[kWarpgroups];
+    alignas(8) uint64_t full[kWarpgroups][kStages], empty[kWarpgroups][kStages], x_full, x_empty;
+    uint64_t turn[kWarpgroups];  // to multiply: the warpgroup before has its products under way
 };
 
 // A place in a warpgroup's ring of stages.
@@ -123,7 +126,7 @@ __device__ __forceinline__ int windows_of_block(const Windows& windows) {
     return (windows.windows - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
 }
 
-// For all threads of a warpgroup, and for those of all three.
+// For all threads of a warpgroup, and for all that multiply.
 __device__ __forceinline__ void warpgroup_sync(int warpgroup) {
     asm volatile("bar.sync %0, 128;" ::"r"(1 + warpgroup) : "memory");
 }
@@ -157,8 +160,8 @@ __device__ __forceinline__ void copy_weights(
     }
 }
 
-// Starts the copies of a window's rows, from where they lie in the image. kCopiers threads do that, which `sync` lets wait for
-// each other.
+// Starts the copies of a window's rows, from where they lie in the image. kCopiers threads do that, which `sync` lets
+// wait for each other.
 template <int kCopiers, class B, class Sync>
 __device__ __forceinline__ void gather_rows(
     const BranchArguments& a, Shared<B>& shared, int number, int thread, const Sync& sync) {
@@ -218,7 +221,8 @@ struct Quantized {
     }
 };
 
-// 8 INT8 as floats. With its sign bit flipped a byte is x + 128, and as the low byte of 0x4B0000.. the number 2^23 + x + 128.
+// 8 INT8 as floats. With its sign bit flipped a byte is x + 128, and as the low byte of 0x4B0000.. the number
+// 2^23 + x + 128.
 __device__ __forceinline__ void unpack_numbers(float (&to)[8], const uint2& bytes) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -227,7 +231,8 @@ __device__ __forceinline__ void unpack_numbers(float (&to)[8], const uint2& byte
     }
 }
 
-// Copies of parameters to shared memory, 16 bytes a thread, where memory's latency would stand between sums and their use.
+// Parameters go to shared memory, 16 bytes a thread, while products are under way: memory's latency would stand between
+// the sums and what becomes of them.
 template <class B>
 __device__ __forceinline__ void copy_qkv_parameters(
     const BranchArguments& a, Shared<B>& shared, int warpgroup, int head) {
@@ -255,8 +260,8 @@ __device__ __forceinline__ void read_floats(float (&to)[8], const float* from) {
     to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
 }
 
-// What a thread has of a head's queries: an A fragment, whose columns are in an order of its own, in which k's rows are read
-// too; and what its rows' products with k are multiplied with.
+// What a thread has of a head's queries: an A fragment, whose columns are in an order of their own, in which k's rows are
+// read too; and what its rows' products with k are multiplied with.
 struct Queries {
     uint32_t fragment[4];
     float scale[2];
@@ -310,8 +315,8 @@ __device__ __forceinline__ Queries quantise_qkv(
     return q;
 }
 
-// An integer below 2^22 on top of this is a float, kRoundToInteger and that integer: no conversion, of which there are half
-// as many a clock as additions.
+// An integer below 2^22 on top of this is a float, kRoundToInteger and that integer: no conversion, of which there are
+// half as many a clock as additions.
 constexpr int kRoundBits = 0x4B400000;
 
 // Attention of a head, from q, k and v to shared memory.
@@ -327,7 +332,8 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
     // Scores: q k^T, scaled, with bias and mask.
     float scores[kBlocks][4];
     const Position position = B::position(rows.row(0));
-    // For a lane's two columns. Of window 7 the last is padding, and stands for the one before.
+    // A lane's two columns are two keys of the window's row n. Of window 7 the last is padding, and looks where the one
+    // before it does.
     const bool padding = 2 * quarter + 1 >= B::kWindow;
     const float* const table = shared.table + head * B::kTable + B::table_place(position.row, position.column) - 2 * quarter;
     const float* const tables[2] = {table, table - !padding};
@@ -409,7 +415,7 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
     }
 }
 
-// At once, not where they are used.
+// Loaded here, not where it is used.
 __device__ __forceinline__ uint4 load_eight(const __half* from) {
     uint4 x;
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from) : "memory");
@@ -591,7 +597,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     Place place;
     int turn_parity = warpgroup == 0;
     for (int number = 0; number < windows; ++number) {
-        // The products of a head or of proj, and then their stages are free.
         auto multiply = [&](auto& sums, const uint8_t* tile) {
             constexpr int kFeatures = sizeof(sums) / sizeof(int) * 2;
             Place at = place;
@@ -610,7 +615,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             }
             if (first_lane) barrier_arrive(&shared.turn[(warpgroup + 1) % kWarpgroups]);
         };
-        auto release = [&] {
+        auto release = [&] {  // the stages of products that are done
 #pragma unroll
             for (int step = 0; step < kSteps; ++step, place.advance()) {
                 if (first_lane) barrier_arrive(&shared.empty[warpgroup][place.stage]);

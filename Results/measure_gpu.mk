@@ -16,6 +16,7 @@
 #   BATCHES     of the race; default 1,8,32,128
 #   TIMM_BATCHES  of timm's export, an engine for each; default BATCHES
 #   ORT_PATH    a folder with onnxruntime-gpu, where python3 has another onnxruntime
+#   SANITIZER   compute-sanitizer; that of CUDA 13.0 fails at PyTorch's own products under racecheck, 2026.4 does not
 #   TRT_PYTHON, BUILD_FLAGS, SWIN_KERNELS   as everywhere
 #
 # TensorRT/Plugins/build/libswin_plugins.so is built before (make -C TensorRT/Plugins). Graphs and engines that are there
@@ -31,6 +32,7 @@ BATCHES ?= 1,8,32,128
 ORT_PATH ?=
 TRT_PYTHON ?= python3
 BUILD_FLAGS ?=
+SANITIZER ?= compute-sanitizer
 comma := ,
 
 ifndef RUN_ID
@@ -217,7 +219,7 @@ $(RUN)/memory-tests: $(RUN)/memory
 # A sanitizer holds on to memory as long as a process runs: each test has one of its own. PyTorch would keep memory for itself,
 # where a sanitizer sees no border, and without that no CUDA graph can be captured.
 sanitized = $(KERNEL_TESTS) --collect-only -k "not 2_to_the_31 and not cuda_graph" | grep :: | xargs -d '\n' -n 1 -P 3 \
-    env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(1) --error-exitcode 1 --kernel-name kns=swin \
+    env PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $(1) --error-exitcode 1 --kernel-name kns=swin \
     python3 -m pytest -m gpu -q
 $(RUN)/memcheck: $(RUN)/memory-tests
 	$(call run,$(OTHER),$(call sanitized,memcheck))

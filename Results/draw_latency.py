@@ -1,7 +1,7 @@
 """Draw throughput over batch for every runner of a measuring run, and write how much faster the plugins are.
 
-    python Results/draw_latency.py --run 20261122-220232       one run
-    python Results/draw_latency.py                             the newest race on a GPU, INT8 of the newest run that has it
+    python Results/draw_latency.py                         the newest race on a GPU, INT8 of the newest run that has it
+    python Results/draw_latency.py --run 20261122-220232   that run
 
 Reads Results/latency.csv alone; writes Results/latency.png, a panel for each model and precision, and
 Results/speedup.md, which it prints too. A runner has several rows for a batch: launched kernel by kernel, as a CUDA
@@ -125,8 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
     elif any(map(on_gpu, rows)):
         rows = list(filter(on_gpu, rows))
     if not rows:
-        raise UserError(f"{shown(args.results / 'latency.csv')}: no rows of {f'run {args.run}' if args.run else 'any run'}"
-                        "; race.py measures them")
+        of_run = f"run {args.run}" if args.run else "any run"
+        raise UserError(f"{shown(args.results / 'latency.csv')}: no rows of {of_run}; race.py measures them")
     rows, int8 = race_and_int8(rows)
     table = markdown(rows, int8)
     print(table)

@@ -34,8 +34,9 @@ from utils import RESULTS, UserError, on_gpu, run_script, shown, whole_file  # n
 BEGIN, END = "<!-- GPU results, by Results/report.py: begin -->", "<!-- GPU results: end -->"
 MODELS = {"swinv1": "V1", "swinv2": "V2"}  # the Small ones
 SUFFIXES = r"(_layernorm|_attention)?(_fp16|_int8)?"
-RUNNERS = {OURS: "TensorRT with plugins", OURS_FP16: "TensorRT with plugins, FP16", "trt": "TensorRT", "torch-compile": "torch.compile",
-           "torch-script": "TorchScript", "torch-eager": "PyTorch eager", "ort-cuda": "onnxruntime CUDA"}
+RUNNERS = {OURS: "TensorRT with plugins", OURS_FP16: "TensorRT with plugins, FP16", "trt": "TensorRT",
+           "torch-compile": "torch.compile", "torch-script": "TorchScript", "torch-eager": "PyTorch eager",
+           "ort-cuda": "onnxruntime CUDA"}
 
 Row = dict[str, str]
 

@@ -53,7 +53,7 @@ def markdown(rows: list[Row], int8: list[Row]) -> str:
         return ", ".join(dict.fromkeys(row[column] for row in rows))
 
     best = best_of_both(rows, int8)
-    rows = rows + [row for row in int8 if row not in rows]
+    rows = [*rows, *(row for row in int8 if row not in rows)]
     text = [f"Run {all_of('run_id')} on {all_of('gpu')}, commit {all_of('commit')}. Median latency of a batch; errors "
             f"are those of the same run, against the FP32 ONNX output. {what_counts(rows)}.", ""]
     text += markdown_table(speedup_table(best))
@@ -108,7 +108,7 @@ def draw(rows: list[Row], int8: list[Row], title: str) -> plt.Figure:
         axis.set_ylabel("images per second")
     figure.legend(handles=[handles[line] for line in (*STYLES, "fp16") if line in handles], loc="outside lower center",
                   ncols=3, fontsize=9, frameon=False,
-                  title=textwrap.fill(what_counts(rows), 100), title_fontsize=9)
+                  title=textwrap.fill(what_counts(rows or int8), 100), title_fontsize=9)
     return figure
 
 
@@ -127,18 +127,19 @@ def main(arguments: list[str] | None = None) -> None:
     if not rows:
         of_run = f"run {args.run}" if args.run else "any run"
         raise UserError(f"{shown(args.results / 'latency.csv')}: no rows of {of_run}; race.py measures them")
-    rows, int8 = race_and_int8(rows)
-    table = markdown(rows, int8)
+    race, int8 = race_and_int8(rows)
+    rows = race or int8
+    table = markdown(race, int8)
     print(table)
     with whole_file(args.results / "speedup.md") as partial:
         partial.write_text(table)
     gpus = ", ".join(dict.fromkeys(row["gpu"] for row in rows)).removeprefix("none ").strip("()")
-    figure = draw(rows, int8, f"Throughput on {gpus}")
+    figure = draw(race, int8, f"Throughput on {gpus}")
     with whole_file(args.results / "latency.png") as partial:
         # Without the version of matplotlib in it, the same rows give the same file.
         figure.savefig(partial, dpi=110, metadata={"Software": None})
     print(f"wrote {shown(args.results / 'latency.png')} and {shown(args.results / 'speedup.md')}: "
-          f"{len(rows)} rows of run {rows[0]['run_id']}" + (f", INT8 of run {int8[0]['run_id']}" if int8 else ""))
+          f"{len(rows)} rows of run {rows[0]['run_id']}")
 
 
 if __name__ == "__main__":

@@ -28,15 +28,23 @@ def best_rows(rows: list[Row]) -> dict[Cell, dict[str, Row]]:
 
 
 def race_and_int8(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """The rows of two runs: the race, which is the newest run that has other runners beside ours (the newest of ours,
-    where there is none), but for INT8; and the newest run that has INT8, with ours in FP16. They may be the same.
+    """What is shown together: the race and INT8, which may be of another run.
+
+    Returns:
+        The rows, but for INT8, of the newest run that has other runners beside ours (of the newest of ours, where none
+        has). The INT8 rows, and ours in FP16 of the same run, of the newest run that has INT8 of each of those models
+        on that GPU. Either may be empty.
     """
-    others = [row["run_id"] for row in rows if row["runner"] != OURS]
+    others = {row["run_id"] for row in rows if row["runner"] != OURS}
     ours = [row["run_id"] for row in rows if row["runner"] == OURS]
-    race = next((run for run in reversed(ours) if run in others), (ours or others or [""])[-1])
-    int8 = [row["run_id"] for row in rows if row["precision"] == "int8"]
-    return ([row for row in rows if row["run_id"] == race and row["precision"] != "int8"],
-            [row for row in rows if row["run_id"] in int8[-1:]])
+    run = next((run for run in reversed(ours) if run in others), ours[-1] if ours else max(others, default=None))
+    race = [row for row in rows if row["run_id"] == run and row["precision"] != "int8"]
+    race = [row for row in race if row["gpu"] == race[-1]["gpu"]]
+    places = {(row["model"], row["gpu"]) for row in race}
+    int8_runs = {row["model"]: row["run_id"] for row in rows
+                 if row["precision"] == "int8" and (not race or (row["model"], row["gpu"]) in places)}
+    return race, [row for row in rows if int8_runs.get(row["model"]) == row["run_id"]
+                  and (row["precision"] == "int8" or (row["precision"], row["runner"]) == ("fp16", OURS))]
 
 
 def best_of_both(race: list[Row], int8: list[Row]) -> dict[Cell, dict[str, Row]]:

@@ -67,7 +67,7 @@ all: report
 	@! cat $(RUN)/failed 2> /dev/null
 report: all-timed other
 	python3 Results/draw_profile.py --run $(RUN_ID)
-	python3 race.py --draw-only --run-id $(RUN_ID)
+	python3 Results/draw_latency.py
 	python3 Results/report.py --write
 
 # --- what is trained and made on the CPU -------------------------------------------------------------------------------

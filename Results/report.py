@@ -4,7 +4,8 @@
     python Results/report.py --write    puts them between the two marks in README.md
 
 Reads latency.csv, accuracy.csv, memory.csv and kernels.csv, of rows measured on a GPU the newest: of latency.csv one
-run, of the others the last row of everything measured, of accuracy.csv on whatever GPU that was. No figure of README's
+run, and of INT8 one more where it was measured by itself later, of the others the last row of everything measured, of
+accuracy.csv on whatever GPU that was. No figure of README's
 section is typed by hand, and tests/test_results.py compares it with what this makes of the tables.
 """
 from __future__ import annotations
@@ -70,21 +71,22 @@ def measured_by(rows: list[Row], command: str) -> list[str]:
 
 def speed(results: Path) -> list[str]:
     """Latency of every runner, the speed-up with the errors, and the plot."""
-    rows = [{**row, "model": MODELS[row["model"]]} for row in last_gpu_rows(results / "latency.csv")
+    rows = [{**row, "model": MODELS[row["model"]]} for row in gpu_rows(results / "latency.csv")
             if row["model"] in MODELS]
     race, int8 = race_and_int8(rows)
-    if not race:
+    if not rows:
         return []
     best = best_of_both(race, int8)
     again = "python race.py --resume V1.pth V2.pth"
-    text = ["### Speed", "", *measured_by(race, again),
-            f"Median of a batch. {what_counts(race)}; input and output stay on the device.", ""]
+    text = ["### Speed", "", *measured_by(race or int8, again),
+            f"Median of a batch. {what_counts(race or int8)}; input and output stay on the device.", ""]
     for precision in ("fp16", "fp32", "int8"):
         if any(cell[1] == precision for cell in best):
-            of_its_own = precision == "int8" and int8[0]["run_id"] != race[0]["run_id"]
-            text += [f"{precision.upper()}:", "",
-                     *(measured_by(int8, f"{again} --runner {OURS} --precision fp16,int8") if of_its_own else []),
-                     *markdown_table(runner_table(best, precision, RUNNERS)), ""]
+            text += [f"{precision.upper()}:", ""]
+            if precision == "int8" and race and {row["run_id"] for row in int8} != {race[0]["run_id"]}:
+                text += measured_by(int8, f"{again} --runner {OURS} --precision fp16,int8 && "
+                                          "python Results/draw_latency.py")
+            text += [*markdown_table(runner_table(best, precision, RUNNERS)), ""]
     text += ["The same with the largest error of a logit, against the FP32 ONNX model on the same images:", "",
              *markdown_table(speedup_table(best)), ""]
     if (results / "latency.png").exists():

@@ -24,7 +24,7 @@ usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
   --dry-run           print the command instead of running it
 
 Builder options, --flag=value, go to the builder as they are: --noTF32, --memPoolSize=workspace:MIB (default 4096),
---maxAuxStreams=N (default 0: what runs side by side needs memory side by side),
+--maxAuxStreams=N (default 0 with --plugins, else TensorRT's own),
 --builderOptimizationLevel=0-5, --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN (where those libraries are missing),
 --timingCacheFile=FILE (default none: 8.6.0 could not read those that it had saved),
 --profilingVerbosity=..., --verbose.
@@ -91,7 +91,10 @@ image=3x${size}x$size
 flags=(--onnx="$onnx")
 [[ $fixed == yes ]] || flags+=(--minShapes="input:${min}x$image" --optShapes="input:${opt}x$image" --maxShapes="input:${max}x$image")
 [[ -z $plugins ]] || flags+=(--staticPlugins="$plugins")
-for default in --memPoolSize=workspace:4096 --maxAuxStreams=0 --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json"; do
+defaults=(--memPoolSize=workspace:4096 --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json")
+# Between plugin nodes TensorRT runs what it can side by side, which needs memory side by side. Without, it does not.
+[[ -z $plugins ]] || defaults+=(--maxAuxStreams=0)
+for default in "${defaults[@]}"; do
     [[ " ${passed[*]-} " == *" ${default%%=*}="* ]] || flags+=("$default")  # trtexec refuses a flag given twice
 done
 

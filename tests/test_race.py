@@ -21,7 +21,7 @@ from utils import LATENCY_COLUMNS, ROOT, UserError, append_rows, cpu_name, laten
 
 sys.path.insert(1, str(ROOT / "Results"))
 import draw_latency
-from latency_tables import best_of_both, best_rows, runner_table
+from latency_tables import best_of_both, best_rows, race_and_int8, runner_table
 
 
 def row(runner: str, batch: int, ms: float, notes: str = "", **values: str) -> dict[str, str]:
@@ -474,7 +474,25 @@ def test_int8_has_the_last_panel_with_our_fp16_beside_it():
         "these plugins in FP16": [[8, 4000]], "TensorRT with this project's plugins": [[8, 5000]]}
 
 
-def test_int8_of_a_later_run_is_compared_with_fp16_of_that_run(tmp_path):
+def test_a_run_of_int8_alone_is_drawn(tmp_path):
+    append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [
+        row("trt-plugins", 8, 1.2, "m_attention_int8; CUDA graph; good", precision="int8", run_id="2")])
+    draw_latency.main(["--run", "2", "--results", str(tmp_path)])
+    assert "| m | int8 | 8 | 1.200 | 1.000e-03 | - | - | - | - |" in (tmp_path / "speedup.md").read_text()
+    (panel,) = draw_latency.draw([], [row("trt-plugins", 8, 1.2, "good", precision="int8")], "title").axes[:1]
+    assert panel.get_title() == "m, INT8"
+
+
+def test_int8_is_shown_of_the_models_and_the_gpu_of_the_race():
+    def int8(run: str, **values: str) -> dict[str, str]:
+        return row("trt-plugins", 8, 1.0, "good", precision="int8", run_id=run, **values)
+
+    fp16 = row("trt-plugins", 8, 2.0, "good", run_id="3")
+    race, shown = race_and_int8([*ROWS, int8("2"), int8("3"), fp16, int8("4", gpu="Another GPU"), int8("5", model="n")])
+    assert race == ROWS and shown == [int8("3"), fp16]
+
+
+def test_int8_of_a_later_run_is_compared_with_fp16_of_that_run(tmp_path, capsys):
     """The race is not run anew for INT8; what INT8 is compared with is."""
     later = [row("trt-plugins", 8, 1.8, "m_attention_fp16; CUDA graph; good", run_id="2"),
              row("trt-plugins", 8, 1.2, "m_attention_int8; CUDA graph; good", precision="int8", run_id="2")]
@@ -485,4 +503,5 @@ def test_int8_of_a_later_run_is_compared_with_fp16_of_that_run(tmp_path):
     assert "Run 1, 2 on A GPU" in table
     assert "| m | fp16 | 8 | 2.000 | 1.000e-03 | torch-compile, mode max-autotune | 2.500 | 1.000e-03 | 1.25 |" in table
     assert "| m | int8 | 8 | 1.200 | 1.000e-03 | trt-plugins fp16, CUDA graph | 1.800 | 1.000e-03 | 1.50 |" in table
+    assert "wrote" in capsys.readouterr().out
     assert list(best_of_both(ROWS, later)) == [("m", "fp16", 1), ("m", "fp16", 8), ("m", "fp32", 1), ("m", "int8", 8)]

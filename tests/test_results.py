@@ -152,6 +152,21 @@ def test_section_is_made_of_the_newest_rows(measured):
     assert text.count("Again: `") == 4 and "run 2, commit abc" in text
 
 
+def test_int8_of_another_run_says_of_which(measured):
+    """And the race before it stays."""
+    def row_of(precision: str, ms: str) -> dict[str, str]:
+        return row(gpu="A GPU", run_id="7", commit="abd", model="swinv1", precision=precision, runner="trt-plugins",
+                   batch="32", latency_ms_median=ms, max_abs_err="1e-2", notes="x; CUDA graph; good")
+
+    append_rows(measured / "latency.csv", LATENCY_COLUMNS, [row_of("fp16", "2.1"), row_of("int8", "1.4")])
+    text = report.section(measured)
+    assert "run 2, commit abc" in text and "run 7, commit abd" in text
+    assert cells_of(text, "TensorRT with plugins", "4.000") == ["TensorRT with plugins", "2.000", "4.000"]
+    assert cells_of(text, "TensorRT with plugins, FP16") == ["TensorRT with plugins, FP16", "2.100"]
+    assert cells_of(text, "V1", "int8")[2:] == [
+        "32", "1.400", "1e-2", "trt-plugins fp16, CUDA graph", "2.100", "1e-2", "1.50"]
+
+
 def test_section_goes_between_the_marks_and_nowhere_else(measured, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")

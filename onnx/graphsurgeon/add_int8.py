@@ -222,8 +222,9 @@ def main() -> None:
     try:
         bare, scales = without_pairs(model)
         patched, reports = patch(bare, steps_for(scales))
+        print("\n".join(line for report in reports for line in report.lines()))
         int8, branches = to_int8(to_fp16(patched, FP32_ISLANDS), scales, patched)
-        print("\n".join(line for report in (*reports, branches) for line in report.lines()))
+        print("\n".join(branches.lines()))
         if not args.no_check:
             print(check(model, bare, to_int8(patched, scales, patched)[0], "in FP32"), flush=True)
             print(check(model, bare, int8, "in FP16"))

@@ -99,7 +99,7 @@ def find(graph: gs.Graph, attention: gs.Node) -> Branch:
         branch = Branch(qkv, attention, proj, norms[0], residual[0], y, True)
     else:
         norm = only_reader(graph, y, "SwinLayerNormAddInt8")
-        if norm.inputs[0] is not y or not cosine or not proj.attrs["y_scale"]:
+        if norm.inputs[0] is not y or not cosine or not proj.attrs["y_scale"] == norm.attrs["x_scale"] > 0:
             raise Unmatched(f"{proj.name} and {norm.name} are not a V2 block's")
         branch = Branch(qkv, attention, proj, norm, norm.inputs[1], norm.outputs[0], False)
     bias = values(attention.inputs[1])

@@ -698,10 +698,13 @@ template <class B> int launch_branch(const AttentionBranchInt8& a, const Windows
 bool fits_attention_branch_sm90(const AttentionBranchInt8& a, int multiprocessors) {
     const int window = a.norm_first ? 7 : 8;
     if (a.num_heads != kHeads || a.window_size != window || (a.logit_scale == nullptr) != a.norm_first) return false;
-    // Few windows leave multiprocessors idle, over all of which the kernels of the parts spread: on an H100 those are faster
-    // up to some 40 windows (V2) and 60 (V1).
+    // Each multiprocessor takes a window in a round; the kernels of the parts spread over all of them, whatever the number
+    // of windows. On an H100 a round takes as long as they take for the windows of 0.8 of a round, and they begin with what
+    // takes as long as 0.45 of it (V1 0.9 and 0.55, V2 0.75 and 0.35): so one kernel from 0.35 of a round on, from 1.15 in
+    // two rounds, and always in three.
     const long long windows = static_cast<long long>(a.batch) * a.height * a.width / (window * window);
-    return 5 * windows >= 2 * multiprocessors;
+    const long long rounds = (windows + multiprocessors - 1) / multiprocessors;
+    return 20 * windows >= multiprocessors * (16 * rounds - 9);
 }
 
 int attention_branch_int8_sm90(const AttentionBranchInt8& a, int multiprocessors) {

@@ -430,8 +430,8 @@ def main(arguments: list[str] | None = None) -> None:
                         help="batch sizes, up to 128 (default: 1,8,32,128)")
     parser.add_argument("--run-id", metavar="RUN_ID", help="go on with this run (default: a new one)")
     parser.add_argument("--draw-only", action="store_true",
-                        help="measure nothing; draw the run of --run-id (default: the newest race on a GPU, and INT8 of "
-                        "the newest run that has it, as README shows them)")
+                        help="measure nothing; draw the run of --run-id (default: as README has it, the newest race on "
+                        "a GPU and INT8 of the newest run that has that)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that are left, and run none")
     parser.add_argument("--prepare", action="store_true",
                         help="measure nothing: make the files that the chosen runners need, and of torch-compile "

@@ -392,11 +392,11 @@ def test_attention_past_2_to_the_31_elements():
 
 # --- the attention branch --------------------------------------------------------------------------------------------
 
-# Images of a stage of 384 channels: with one kernel on Hopper where the batch is large enough, and one image of more
-# windows. One that no such kernel takes is the last.
+# Images of a stage of 384 channels, which one kernel takes on Hopper where the batch is large enough, and others of
+# more windows. One that no such kernel takes is the last.
 BRANCH_IMAGES = {
-    1: [(14, 14, 12, 7, 0), (14, 14, 12, 7, 3), (7, 21, 3, 7, 2)],
-    2: [(16, 16, 12, 8, 0), (16, 16, 12, 8, 4), (32, 32, 12, 8, 4), (16, 8, 3, 8, 3)],
+    1: [(14, 14, 12, 7, 0), (14, 14, 12, 7, 3), (14, 35, 12, 7, 2), (7, 21, 3, 7, 2)],
+    2: [(16, 16, 12, 8, 0), (16, 16, 12, 8, 4), (32, 32, 12, 8, 4), (24, 8, 12, 8, 3), (16, 8, 3, 8, 3)],
 }
 BRANCH_BATCHES = (1, 2, 9, 70)
 WORSE_THAN_PARTS = 1.02  # rms error of one kernel, in that of the kernels of the parts
@@ -463,9 +463,10 @@ def steps_of(exact: torch.Tensor, scale: float) -> torch.Tensor:
     return (exact / scale).round().clamp(-128, 127)
 
 
-def branch_of(case: Attention, version: int, seed: int = 1) -> tuple[Branch, dict[str, torch.Tensor]]:
+def branch_of(case: Attention, version: int, seed: int = 1,
+              largest_logit: float = 0.0) -> tuple[Branch, dict[str, torch.Tensor]]:
     """A call with scales that its numbers ask for, and what it gives in FP64 with the roundings of the contract:
-    "attention" and "y_q" in steps, "y".
+    "attention" and "y_q" in steps, "y". largest_logit: of all heads in V2, instead of random ones.
     """
     channels = 32 * case.num_heads
     shape = (case.batch, case.height * case.width, channels)
@@ -480,6 +481,8 @@ def branch_of(case: Attention, version: int, seed: int = 1) -> tuple[Branch, dic
     bias = relative_bias(case.num_heads, case.window_size, seed + 30)
     gamma, beta = parameters(channels, torch.float16, seed + 31)
     logit_scale = None if version == 1 else random_float((case.num_heads,), seed + 32).abs() * 20 + 1
+    if largest_logit:
+        logit_scale = torch.full_like(logit_scale, largest_logit)
     branch = Branch(case, version == 1, [x_q, x, *qkv, *proj, padded_bias(bias), gamma, beta, logit_scale])
 
     def fp32(scale: float) -> torch.Tensor:
@@ -508,7 +511,7 @@ def rms(x: torch.Tensor) -> float:
     return x.double().square().mean().sqrt().item()
 
 
-def check_branch(case: Attention, version: int) -> None:
+def check_branch(case: Attention, version: int, largest_logit: float = 0.0) -> None:
     """Not further from FP64 than the kernels of the parts, and hardly anywhere away from them.
 
     Where a number lies next to a tie, whoever adds in another order may round it to the other step, and so may FP16's
@@ -517,7 +520,7 @@ def check_branch(case: Attention, version: int) -> None:
     either: the rms error varies by 1 / (2 sqrt(ties)) of itself for each, and differs by sqrt(2) of that; four such are
     let pass. Of y_q a step may differ, in V2 another where proj's differs by one.
     """
-    branch, exact = branch_of(case, version)
+    branch, exact = branch_of(case, version, largest_logit=largest_logit)
     y, y_q = outputs_of(branch.run, *branch.outputs)
     parts_y, parts_y_q = (torch.empty_like(output) for output in (y, y_q))
     attention = branch.run_parts(parts_y, parts_y_q)
@@ -542,6 +545,50 @@ def check_branch(case: Attention, version: int) -> None:
 def test_attention_branch(version, batch):
     for image in BRANCH_IMAGES[version]:
         check_branch(Attention(batch, *image), version)
+
+
+def test_attention_branch_at_the_clamp_of_logit_scale():
+    check_branch(Attention(70, *BRANCH_IMAGES[2][1]), 2, largest_logit=100.0)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_attention_branch_is_one_kernel_where_it_says_so(version):
+    """That needs no workspace, and is what the other tests test at batch 70. A few windows are left to the parts."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the kernel is for compute capability 9.0")
+    for image in BRANCH_IMAGES[version][:-1]:
+        branch, _ = branch_of(Attention(70, *image), version)
+        outputs_of(lambda *outputs, branch=branch: branch.run(*outputs, workspace_bytes=0), *branch.outputs)
+    branch, _ = branch_of(Attention(1, *BRANCH_IMAGES[version][0]), version)
+    with pytest.raises(RuntimeError, match="CUDA error 1"):
+        branch.run(*(torch.empty(shape, dtype=dtype, device=DEVICE) for shape, dtype in branch.outputs),
+                   workspace_bytes=0)
+
+
+@pytest.mark.parametrize(("proj_bias", "proj_scale"), [(None, None), (0.25, None), (2500.0, 100.0)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_attention_branch_of_zeros(version, proj_bias, proj_scale):
+    """q, k and v are zero, and so are their norms; with one bias for all of proj, its rows have no variance, beside
+    which V2's epsilon is 1e-9 in steps of 100. x has a mean of 1000, which V1 normalises. Attention's result is exact
+    then: what differs from the parts lies next to a tie, as two orders of adding in FP32 are some 1e-6 steps apart.
+    """
+    branch, _ = branch_of(Attention(70, *BRANCH_IMAGES[version][1]), version)
+    branch.tensors[0].zero_()  # x_q
+    branch.tensors[1] += 1000  # x
+    branch.tensors[4].zero_()  # qkv_bias
+    if proj_bias is not None:
+        branch.tensors[7].fill_(proj_bias)
+    if proj_scale is not None and version == 2:
+        branch.proj_scale = proj_scale
+    y, y_q = outputs_of(branch.run, *branch.outputs)
+    parts_y, parts_y_q = (torch.empty_like(output) for output in (y, y_q))
+    assert not branch.run_parts(parts_y, parts_y_q).any()
+    if version == 2:  # its y, too, is a sum of what LayerNorm gives
+        assert (y.double() - parts_y.double()).abs().max() <= 1.0 and (y != parts_y).double().mean() <= 1e-3
+    else:
+        assert torch.equal(y, parts_y)
+    differ = (y_q.int() - parts_y_q.int()).abs()
+    assert differ.max() <= 1 and (differ > 0).double().mean() <= 1e-3
 
 
 @pytest.mark.parametrize("version", [1, 2])

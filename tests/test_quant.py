@@ -695,8 +695,35 @@ def a_quantiser_before_attention(graph: gs.Graph) -> None:
     shifted_blocks_attention(graph).inputs[0].inputs[0].op = "SwinQuantize"
 
 
+def gelu_after_proj(graph: gs.Graph) -> None:
+    shifted_blocks_attention(graph).outputs[0].outputs[0].attrs["gelu"] = 1
+
+
+def a_residual_of_qkv(graph: gs.Graph) -> None:
+    qkv = shifted_blocks_attention(graph).inputs[0].inputs[0]
+    qkv.inputs.append(gs.Variable("residual"))
+
+
+def another_models_logit_scale(graph: gs.Graph) -> None:
+    """V1 with one, V2 without."""
+    attention = shifted_blocks_attention(graph)
+    if len(attention.inputs) == 2:
+        attention.inputs.append(gs.Constant("logit_scale", np.ones(attention.attrs["num_heads"], np.float32)))
+    else:
+        attention.inputs.pop()
+
+
+def another_scale_of_proj(graph: gs.Graph) -> None:
+    """V1's proj is FP16; V2's LayerNorm reads it with the scale that it was quantised with."""
+    shifted_blocks_attention(graph).outputs[0].outputs[0].attrs["y_scale"] += 0.5
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(("spoil", "words"), [
+    (gelu_after_proj, "the products around it are not qkv and proj"),
+    (a_residual_of_qkv, "the products around it are not qkv and proj"),
+    (another_models_logit_scale, "block's"),
+    (another_scale_of_proj, "block's"),
     (another_bias, "its bias is not one of the relative position alone"),
     (a_bias_that_is_computed, "its bias is not one of the relative position alone"),
     (a_reader_of_qkv, "inside it, is read elsewhere"),

@@ -221,13 +221,13 @@ struct Quantized {
     }
 };
 
-// 8 INT8 as floats. With its sign bit flipped a byte is x + 128, and as the low byte of 0x4B0000.. the number
-// 2^23 + x + 128.
-__device__ __forceinline__ void unpack_numbers(float (&to)[8], const uint2& bytes) {
+// 8 INT8 less `centre`, a whole number, as floats. With its sign bit flipped a byte is x + 128, and as the low byte of
+// 0x4B0000.. the number 2^23 + x + 128.
+__device__ __forceinline__ void unpack_numbers(float (&to)[8], const uint2& bytes, float centre) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const uint32_t four = (i < 4 ? bytes.x : bytes.y) ^ 0x80808080;
-        to[i] = __uint_as_float(__byte_perm(four, 0x4B000000, 0x7440 + i % 4)) - (8388608.0F + 128.0F);
+        to[i] = __uint_as_float(__byte_perm(four, 0x4B000000, 0x7440 + i % 4)) - (8388608.0F + 128.0F + centre);
     }
 }
 
@@ -489,8 +489,9 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
     }
     consumers_sync();  // all have multiplied attention's results by now, too
 
-    // LayerNorm is normed * deviation + offset.
-    float deviation[2], offset[2];
+    // LayerNorm is normed * deviation + offset; of INT8 normed is the difference to a whole number near the mean, so that
+    // equal numbers give zeros, however small epsilon is in their steps.
+    float deviation[2], offset[2], centre[2] = {};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         typename B::Moments all{}, parts[kWarpgroups];
@@ -506,7 +507,9 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
             const unsigned variance
                 = kWidth * static_cast<unsigned>(all.squares) - static_cast<unsigned>(all.sum) * static_cast<unsigned>(all.sum);
             deviation[r] = rsqrtf(fmaf(static_cast<float>(variance), 1.0F / (kWidth * kWidth), a.epsilon));
-            offset[r] = static_cast<float>(all.sum) * (-1.0F / kWidth) * deviation[r];
+            const float sum = static_cast<float>(all.sum);
+            centre[r] = rintf(sum * (1.0F / kWidth));
+            offset[r] = fmaf(centre[r], static_cast<float>(kWidth), -sum) * (1.0F / kWidth) * deviation[r];
         } else {
 #pragma unroll
             for (int i = 0; i < kWarpgroups; ++i) all.mean += parts[i].mean * (1.0F / kWarpgroups);
@@ -530,7 +533,7 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
         for (int r = 0; r < 2; ++r) {
             float value[8] = {}, addend[8] = {};
             if constexpr (B::kCosine) {
-                unpack_numbers(value, numbers[group][r]);
+                unpack_numbers(value, numbers[group][r], centre[r]);
                 unpack_halves(addend, x[group][r]);
             } else {
                 eight_of(value, normed, group, r);

@@ -23,11 +23,11 @@ from utils import RESULTS, UserError, run_script, shown, whole_file  # noqa: E40
 # group of profile.csv: colour. In the order in which they are stacked, products below, what moves data above.
 COLOURS = {
     "qkv": "#0072B2", "proj": "#56B4E9", "fc1 + GELU": "#D55E00", "fc2": "#E69F00", "MLP in one kernel": "#8c4a00",
-    "attention": "#009E73", "attention branch in one kernel": "#005c44", "LayerNorm and residual": "#CC79A7",
+    "attention": "#009E73", "attention branch in one node": "#005c44", "LayerNorm and residual": "#CC79A7",
     "patch embed": "#8c6bb1", "patch merging": "#b8a1d9", "head": "#7f7f7f", "copies and reformats": "#1f2328",
     "fused by TensorRT": "#d0d7de", "other": "#a8a29e",
 }
-DARK = {"copies and reformats", "qkv", "MLP in one kernel", "attention branch in one kernel"}  # white text on these
+DARK = {"copies and reformats", "qkv", "MLP in one kernel", "attention branch in one node"}  # white text on these
 LEAST_SHARE = 0.035  # of the tallest bar in a panel: a segment below it has no room for its percentage
 PANEL = 3.6, 4.4  # inches
 

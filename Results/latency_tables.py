@@ -32,8 +32,8 @@ def race_and_int8(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 
     Returns:
         The rows, but for INT8, of the newest run that has other runners beside ours (of the newest of ours, where none
-        has). The INT8 rows, and ours in FP16 of the same run, of the newest run that has INT8 of each of those models
-        on that GPU. Either may be empty.
+        has). The INT8 rows, and ours in FP16 of the same run, for each of those models of the newest run that has its
+        INT8 on that GPU. Either may be empty.
     """
     others = {row["run_id"] for row in rows if row["runner"] != OURS}
     ours = [row["run_id"] for row in rows if row["runner"] == OURS]
@@ -49,7 +49,8 @@ def race_and_int8(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 
 def best_of_both(race: list[Row], int8: list[Row]) -> dict[Cell, dict[str, Row]]:
     """`best_rows` of the race, and of INT8 those of its own run, as ours in FP16 beside them is."""
-    return {**best_rows(race), **{cell: row for cell, row in best_rows(int8).items() if cell[1] == "int8"}}
+    of_int8 = {cell: runners for cell, runners in best_rows(int8).items() if cell[1] == "int8"}
+    return dict(sorted({**best_rows(race), **of_int8}.items()))
 
 
 def latency_ms(row: Row) -> float:

@@ -25,7 +25,7 @@ from utils import ROOT, UserError, existing_file, run_script
 
 PATCH, CHANNELS_IN, MLP_RATIO = 4, 3, 4  # of every variant
 WHOLE_MLP = "MLP in one kernel"  # the group
-WHOLE_BRANCH = "attention branch in one kernel"  # likewise
+WHOLE_BRANCH = "attention branch in one node"  # likewise; of a small batch that node is several kernels
 FP32_BYTES = 4  # the input image, and the head, which stays in FP32
 
 

@@ -75,6 +75,17 @@ def outputs_of(kernel: Callable, *shapes_and_types: tuple[tuple[int, ...], torch
     return runs[0]
 
 
+def judge_without_pauses(run: Callable[[Callable[[], None]], list[torch.Tensor]]) -> None:
+    """Kernels that read what the one before wrote: each time the bits that they give with a pause after each.
+
+    run(done) calls done() after each kernel and gives all that they wrote.
+    """
+    expected = run(torch.cuda.synchronize)
+    assert all(output.any() for output in expected)
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(run(lambda: None), expected, strict=True))
+
+
 def judge_int8(case: object, y: torch.Tensor, exact: torch.Tensor, scale: float, slack: torch.Tensor | float) -> None:
     """y is saturate(round((exact + e) / scale)) for some |e| <= slack; `exact` is FP64."""
     scale = torch.tensor(scale, dtype=torch.float32, device=DEVICE).double()  # as the kernel gets it
@@ -198,12 +209,11 @@ def test_kernels_one_after_the_other(rows):
 
     products = [(product(width, 4 * width, 10 * i), product(4 * width, width, 10 * i + 5)) for i in range(layers)]
 
-    def run(pause: bool) -> list[torch.Tensor]:
+    def run(done: Callable[[], None]) -> list[torch.Tensor]:
         shapes = [((rows, 4 * width), torch.int8), ((rows, width), torch.int8), ((rows, width), torch.float16),
                   ((rows, width), torch.int8)] * layers
         outputs = [torch.zeros(shape, dtype=dtype, device=DEVICE) for shape, dtype in shapes]
         torch.cuda.synchronize()
-        done = torch.cuda.synchronize if pause else lambda: None
         tokens, stream = x_q, x
         for i, (fc1, fc2) in enumerate(products):
             hidden, sums, y, y_q = outputs[4 * i:4 * i + 4]
@@ -216,10 +226,7 @@ def test_kernels_one_after_the_other(rows):
             tokens, stream = y_q, y
         return outputs
 
-    expected = run(True)
-    assert all(output.any() for output in expected)
-    for _ in range(20):
-        assert all(torch.equal(a, b) for a, b in zip(run(False), expected, strict=True))
+    judge_without_pauses(run)
 
 
 @pytest.mark.parametrize("rows", [49, 6272])
@@ -643,12 +650,11 @@ def test_attention_branches_one_after_the_other(version, batch):
     scale, bias = torch.full((4 * channels,), 1e-5, device=DEVICE), torch.zeros(4 * channels, device=DEVICE)
     inputs = branches[0].tensors[:2]
 
-    def run(pause: bool) -> list[torch.Tensor]:
+    def run(done: Callable[[], None]) -> list[torch.Tensor]:
         outputs = [torch.zeros(shape, dtype=dtype, device=DEVICE) for branch in branches
                    for shape, dtype in branch.outputs]
         hidden = [torch.zeros(*inputs[0].shape[:2], 4 * channels, dtype=torch.int8, device=DEVICE) for _ in branches]
         torch.cuda.synchronize()
-        done = torch.cuda.synchronize if pause else lambda: None
         x_q, x = inputs
         for i, branch in enumerate(branches):
             y, y_q = outputs[2 * i:2 * i + 2]
@@ -660,10 +666,7 @@ def test_attention_branches_one_after_the_other(version, batch):
             x_q, x = y_q, y
         return outputs + hidden
 
-    expected = run(True)
-    assert all(output.any() for output in expected)
-    for _ in range(10):
-        assert all(torch.equal(a, b) for a, b in zip(run(False), expected, strict=True))
+    judge_without_pauses(run)
 
 
 @pytest.mark.parametrize("version", [1, 2])

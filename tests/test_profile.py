@@ -54,7 +54,7 @@ CONFIGS = sorted((ROOT / "models").glob("*.yaml"))
     ("/layers.2/blocks.3/mlp/fc2/MatMul/SwinLinear", "fc2"),
     ("/layers.0/blocks.1/mlp/fc1/MatMul/SwinMlp", "MLP in one kernel"),
     ("Reformatting CopyNode for Input Tensor 0 to /layers.0/blocks.1/mlp/fc1/MatMul/SwinMlp", "copies and reformats"),
-    ("/layers.2/blocks.1/attn/qkv/MatMul/SwinAttentionBranchInt8", "attention branch in one kernel"),
+    ("/layers.2/blocks.1/attn/qkv/MatMul/SwinAttentionBranchInt8", "attention branch in one node"),
     ("/layers.2/downsample/reduction/MatMul/SwinLinear", "patch merging"),
     ("/layers.2/downsample/reduction/MatMul/SwinPatchMerge", "patch merging"),
     ("/layers.1/downsample/norm/LayerNormalization/SwinLayerNormWithParams", "patch merging"),
@@ -185,7 +185,7 @@ def test_an_attention_branch_in_one_kernel_reads_and_writes_the_tokens_once(kind
     apart = swin_work.work_of(swin, 2, 2, v1, {0: 2}, {0: 2})
     whole = swin_work.work_of(swin, 2, 2, v1, {0: 2}, {0: 2}, {1: 2})
     tokens, width = 2 * 16, 16
-    size, branch, norm = tokens * width, "attention branch in one kernel", "LayerNorm and residual"
+    size, branch, norm = tokens * width, "attention branch in one node", "LayerNorm and residual"
     # x -> y, and in V1, where qkv reads LayerNorm of x, that and LayerNorm of y
     assert whole[branch].bytes == 2 * 2 * ((4 if v1 else 2) * size + 4 * width * width)
     parts = ("qkv", "attention", "proj")
@@ -259,7 +259,7 @@ def test_an_int8_engine_has_wide_attention_branches_in_one_kernel(version):
     assert work == swin_work.work_of(swin, 8, 2, version == 1, narrow, narrow, wide)
     rows = profile_engine.group_rows(plan, 8, dict.fromkeys(layers, 0.1), swin.img_size, 1000, None, None)
     found = {row["group"]: (row["layers"], row["int8_layers"]) for row in rows}
-    assert found == {"qkv": (6, 2), "attention": (6, 2), "proj": (2, 2), "attention branch in one kernel": (18, 18),
+    assert found == {"qkv": (6, 2), "attention": (6, 2), "proj": (2, 2), "attention branch in one node": (18, 18),
                      "fc1 + GELU": (20, 20), "fc2": (20, 20), "LayerNorm and residual": (2, 2),
                      "MLP in one kernel": (4, 0), "all": (78, 66)}
 

@@ -206,6 +206,7 @@ __device__ float sum_of_squares(float sum, uint32_t pair) {
     float2 const x = swin::Packed<T>::unpack(pair);
     return fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
 }
+
 // The bias of query row i, key columns j and j + 1, in log2 units; -inf in padded columns, which then take part in
 // nothing, and 0 in padded rows, which are not written.
 __device__ float2 bias_pair(const float* head_bias, const Shape& shape, int i, int j) {
@@ -216,6 +217,17 @@ __device__ float2 bias_pair(const float* head_bias, const Shape& shape, int i, i
     pair.x = j < shape.positions ? pair.x * kLog2e : -INFINITY;
     pair.y = j + 1 < shape.positions ? pair.y * kLog2e : -INFINITY;
     return pair;
+}
+
+// Mask flags of the two key columns that a lane holds of each accumulator of a tile, 2 bits a column.
+template <int kBlocks>
+__device__ unsigned column_flags(const Shape& shape, int first_column) {
+    unsigned flags = 0;
+#pragma unroll
+    for (int c = 0; c < 2 * kBlocks; ++c) {
+        flags |= mask_flags(shape, first_column + c / 2 * 8 + (c & 1)) << (2 * c);
+    }
+    return flags;
 }
 
 // Grid: (num_heads, query tiles, walks through the windows). All walks go side by side from the last window to the first

@@ -90,32 +90,11 @@ __device__ inline unsigned mask_axes(const Windows& windows, const Window& windo
     return static_cast<unsigned>(last_row) | static_cast<unsigned>(last_column) << 1;
 }
 
-// Mask flags of the two key columns that a lane holds of each accumulator of a tile, 2 bits a column.
-template <int kBlocks>
-__device__ unsigned column_flags(const Windows& windows, int first_column) {
-    unsigned flags = 0;
-#pragma unroll
-    for (int c = 0; c < 2 * kBlocks; ++c) {
-        flags |= mask_flags(windows, first_column + c / 2 * 8 + (c & 1)) << (2 * c);
-    }
-    return flags;
-}
-
 // --- scores ------------------------------------------------------------------------------------------------------
 
 // A tile in shared memory is [rows][32] of 2-byte elements: 4 chunks of 16 bytes a row. Chunks are swizzled so that
 // the 8 rows that ldmatrix reads at once, or the 8 rows of an accumulator, lie in different banks.
 __device__ inline int swizzled(int row, int chunk) { return row * kHeadDim + ((chunk ^ (row >> 1 & 3)) << 3); }
-
-// Reductions over the four lanes that share a row of an accumulator.
-template <class T> __device__ T quad_sum(T x) {
-    x += __shfl_xor_sync(~0U, x, 1);
-    return x + __shfl_xor_sync(~0U, x, 2);
-}
-__device__ inline float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0U, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0U, x, 2));
-}
 
 // Four INT8, and their squares, on top of a sum.
 __device__ inline int add_numbers(int sum, uint32_t four) { return __dp4a(static_cast<int>(four), 0x01010101, sum); }

@@ -1,9 +1,9 @@
 #include "attention_branch_int8_kernel.h"
 
 #include <algorithm>
-#include <climits>
 
 #include "Attention/attention_kernel.h"
+#include "Attention/windows.cuh"
 #include "Int8/layernorm_int8_kernel.h"
 #include "Int8/linear_int8_kernel.h"
 #include "common/gpu.h"
@@ -12,15 +12,7 @@
 namespace swin {
 namespace {
 
-constexpr int kHeadDim = 32;
-
 long long tokens_of(const AttentionBranchInt8& a) { return static_cast<long long>(a.height) * a.width; }
-
-bool valid_shape(const AttentionBranchInt8& a) {
-    return a.height > 0 && a.width > 0 && a.num_heads > 0 && a.num_heads <= SWIN_MAX_WIDTH / kHeadDim
-        && a.window_size > 0 && a.height % a.window_size == 0 && a.width % a.window_size == 0 && a.shift_size >= 0
-        && a.shift_size < a.window_size && tokens_of(a) <= INT_MAX / a.batch;
-}
 
 bool valid_attributes(const AttentionBranchInt8& a) {
     const bool scales = a.qkv_scale > 0 && a.attention_scale > 0 && a.y_scale > 0;
@@ -92,7 +84,9 @@ int swin_attention_branch_int8(const void* x_q, const void* x, const void* qkv_w
         qkv_bias, static_cast<const int8_t*>(proj_weight), proj_factor, proj_bias, bias, gamma, beta, logit_scale, y,
         static_cast<int8_t*>(y_q), batch, height, width, num_heads, window_size, shift_size, norm_first == 1, scale,
         mask_value, qkv_scale, attention_scale, proj_scale, epsilon, y_scale, stream};
-    if (batch < 0 || norm_first < 0 || norm_first > 1 || !valid_shape(a) || !valid_attributes(a)
+    Windows windows{};
+    if (!describe(windows, batch, height, width, window_size, shift_size) || num_heads < 1
+        || num_heads > SWIN_MAX_WIDTH / kHeadDim || norm_first < 0 || norm_first > 1 || !valid_attributes(a)
         || !valid_pointers(a)) {
         return cudaErrorInvalidValue;
     }

@@ -241,7 +241,7 @@ template <int kWidth>
 __device__ __forceinline__ void centre(float (&sums)[kWidth / 2], float (&mean)[2], float (&deviation)[2], float epsilon) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        mean[r] = sum_of_quad(mean[r]) * (1.0F / kWidth);
+        mean[r] = quad_sum(mean[r]) * (1.0F / kWidth);
         deviation[r] = 0.0F;
 #pragma unroll
         for (int i = 0; i < kWidth / 4; ++i) {
@@ -249,7 +249,7 @@ __device__ __forceinline__ void centre(float (&sums)[kWidth / 2], float (&mean)[
             value -= mean[r];
             deviation[r] = fmaf(value, value, deviation[r]);
         }
-        deviation[r] = rsqrtf(fmaf(sum_of_quad(deviation[r]), 1.0F / kWidth, epsilon));
+        deviation[r] = rsqrtf(fmaf(quad_sum(deviation[r]), 1.0F / kWidth, epsilon));
     }
 }
 

@@ -175,6 +175,16 @@ __device__ __forceinline__ void multiply_int8(int (&d)[4], const uint32_t (&a)[4
 #endif
 }
 
+// Reductions over the four lanes that share a row of an accumulator.
+template <class T> __device__ __forceinline__ T quad_sum(T x) {
+    x += __shfl_xor_sync(~0U, x, 1);
+    return x + __shfl_xor_sync(~0U, x, 2);
+}
+__device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0U, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0U, x, 2));
+}
+
 // Sum of two pairs, added in FP32 and rounded once.
 template <typename T> __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
     float2 const x = Packed<T>::unpack(a), y = Packed<T>::unpack(b);

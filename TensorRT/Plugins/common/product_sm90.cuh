@@ -318,12 +318,6 @@ __device__ __forceinline__ void eight_of(Sum (&eight)[8], const Sum (&sums)[kSum
     for (int i = 0; i < 8; ++i) eight[i] = sums[index_of(group, r, i)];
 }
 
-// Over the four lanes that share a row of sums.
-__device__ __forceinline__ float sum_of_quad(float x) {
-    x += __shfl_xor_sync(~0U, x, 1);
-    return x + __shfl_xor_sync(~0U, x, 2);
-}
-
 // A warpgroup's sums of a tile to y. Memory answers late: what a pair of groups needs of the residual is asked for at once,
 // and what a group of features needs while the group before is stored; of the first group, before the products.
 // warp_row, tile_feature: the first of this warp's rows and of the tile's features. y: where they go, in memory or, INT8,

@@ -407,6 +407,9 @@ BRANCH_IMAGES = {
 }
 BRANCH_BATCHES = (1, 2, 9, 70)
 WORSE_THAN_PARTS = 1.02  # rms error of one kernel, in that of the kernels of the parts
+# The largest number in steps. Of 110, a v of 32 would be 27.5 where -128 is the largest and one key takes all: an exact
+# tie, which the one kernel and the parts round to different sides (quantize_but_for_ties), in thousands of places.
+LARGEST_STEPS = 109.3
 
 
 @dataclass
@@ -500,17 +503,17 @@ def branch_of(case: Attention, version: int, seed: int = 1,
 
     found = steps_of(linear(x_q.double(), *qkv), branch.qkv_scale) * fp32(branch.qkv_scale)
     found = window_attention(found, bias.double(), None if version == 1 else logit_scale.double(), case)
-    branch.attention_scale = found.abs().max().item() / 110
+    branch.attention_scale = found.abs().max().item() / LARGEST_STEPS
     attention = steps_of(found, branch.attention_scale)
     found = linear(attention, *proj)
     if version == 1:
         y = (x.double() + found).half().double()
         normalised = exact_layer_norm(y, gamma, beta)[0]
     else:
-        branch.proj_scale = found.abs().max().item() / 110
+        branch.proj_scale = found.abs().max().item() / LARGEST_STEPS
         steps = steps_of(found, branch.proj_scale)
         y = normalised = x.double() + exact_layer_norm(steps * fp32(branch.proj_scale), gamma, beta)[0]
-    branch.y_scale = normalised.abs().max().item() / 110
+    branch.y_scale = normalised.abs().max().item() / LARGEST_STEPS
     return branch, {"attention": attention, "y": y, "y_q": steps_of(normalised, branch.y_scale)}
 
 
@@ -576,8 +579,10 @@ def test_attention_branch_is_one_kernel_where_it_says_so(version):
 @pytest.mark.parametrize("version", [1, 2])
 def test_attention_branch_of_zeros(version, proj_bias, proj_scale):
     """q, k and v are zero, and so are their norms; with one bias for all of proj, its rows have no variance, beside
-    which V2's epsilon is 1e-9 in steps of 100. x has a mean of 1000, which V1 normalises. Attention's result is exact
-    then: what differs from the parts lies next to a tie, as two orders of adding in FP32 are some 1e-6 steps apart.
+    which V2's epsilon is 1e-9 in steps of 100. Attention's result is exact then: what differs from the parts lies next
+    to a tie, as two orders of adding in FP32 are some 1e-6 steps apart. In V1 they differ by more: rows of x have a
+    mean of 1000, or with proj's bias 3500, and a standard deviation of about 1. FP32 knows that mean to 2^-23 of it;
+    what LayerNorm gives is off by `shift` steps, and as likely does a tie lie in between.
     """
     branch, _ = branch_of(Attention(70, *BRANCH_IMAGES[version][1]), version)
     branch.tensors[0].zero_()  # x_q
@@ -590,12 +595,15 @@ def test_attention_branch_of_zeros(version, proj_bias, proj_scale):
     y, y_q = outputs_of(branch.run, *branch.outputs)
     parts_y, parts_y_q = (torch.empty_like(output) for output in (y, y_q))
     assert not branch.run_parts(parts_y, parts_y_q).any()
+    shift = 0.0
     if version == 2:  # its y, too, is a sum of what LayerNorm gives
         assert (y.double() - parts_y.double()).abs().max() <= 1.0 and (y != parts_y).double().mean() <= 1e-3
     else:
         assert torch.equal(y, parts_y)
+        rows, gamma = y.double(), branch.tensors[9].double()
+        shift = (2**-23 * rows.mean() / rows.std(-1).mean() * gamma.abs().mean() / branch.y_scale).item()
     differ = (y_q.int() - parts_y_q.int()).abs()
-    assert differ.max() <= 1 and (differ > 0).double().mean() <= 1e-3
+    assert differ.max() <= 1 and (differ > 0).double().mean() <= 1e-3 + shift
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -1,11 +1,12 @@
 """Draw where the time of engines goes, unpatched beside patched, with the fraction of the GPU's peak of every group.
 
-    python Results/draw_profile.py --run 20261122-220232
+    python Results/draw_profile.py
 
-Reads Results/profile.csv alone, which TensorRT/profile_engine.py fills; writes Results/profile.png: a row of panels for
-each model and precision, a panel for each batch, a bar for each engine. The percentage inside a segment is how much of
-the GPU the group uses: the larger of the fractions of its arithmetic peak and of its bandwidth peak, for the operations
-and bytes that the network asks for. What the network does not ask for, such as a copy, has none.
+Reads Results/profile.csv alone, which TensorRT/profile_engine.py fills, of each engine the newest run; writes
+Results/profile.png: a row of panels for each model and precision, a panel for each batch, a bar for each engine. The
+percentage inside a segment is how much of the GPU the group uses: the larger of the fractions of its arithmetic peak
+and of its bandwidth peak, for the operations and bytes that the network asks for. What it does not ask for, such as a
+copy, has none.
 """
 from __future__ import annotations
 
@@ -94,15 +95,18 @@ def draw(rows: list[Row], title: str) -> plt.Figure:
 
 
 def profile_rows(results: Path, run_id: str | None = None) -> list[Row]:
-    """The rows of one run of profile.csv, by default the last one's.
+    """The rows of one run of profile.csv; by default of each engine's newest on the GPU that was profiled last.
 
     Raises:
         UserError: there are none.
     """
     path = results / "profile.csv"
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    run_id = run_id or (rows[-1]["run_id"] if rows else None)
-    rows = [row for row in rows if row["run_id"] == run_id]
+    if run_id:
+        rows = [row for row in rows if row["run_id"] == run_id]
+    rows = [row for row in rows if row["gpu"] == rows[-1]["gpu"]]
+    newest = {row["engine"]: row["run_id"] for row in rows}
+    rows = [row for row in rows if row["run_id"] == newest[row["engine"]]]
     if not rows:
         raise UserError(f"{shown(path)}: no rows of {f'run {run_id}' if run_id else 'any run'}; "
                         "TensorRT/profile_engine.py measures them")
@@ -112,7 +116,7 @@ def profile_rows(results: Path, run_id: str | None = None) -> list[Row]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", metavar="RUN_ID", help="default: that of the last row in profile.csv")
+    parser.add_argument("--run", metavar="RUN_ID", help="default: of each engine the newest")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
                         help="of profile.csv, and where the picture goes (default: Results/)")
     args = parser.parse_args(arguments)
@@ -121,7 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
     with whole_file(args.results / "profile.png") as partial:
         # Without the version of matplotlib in it, the same rows give the same file.
         figure.savefig(partial, dpi=110, metadata={"Software": None})
-    print(f"wrote {shown(args.results / 'profile.png')}: {len(rows)} rows of run {rows[0]['run_id']}")
+    print(f"wrote {shown(args.results / 'profile.png')}: {len(rows)} rows of run "
+          f"{', '.join(dict.fromkeys(row['run_id'] for row in rows))}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python Results/report.py            prints them
     python Results/report.py --write    puts them between the two marks in README.md
 
-Reads latency.csv, accuracy.csv, memory.csv and kernels.csv, of rows measured on a GPU the newest: of latency.csv one
-run, and of INT8 one more where it was measured by itself later, of the others the last row of everything measured, of
-accuracy.csv on whatever GPU that was. No figure of README's
-section is typed by hand, and tests/test_results.py compares it with what this makes of the tables.
+Reads latency.csv, profile.csv, accuracy.csv, memory.csv and kernels.csv, of rows measured on a GPU the newest: of
+latency.csv one run, and of INT8 one more where it was measured by itself later, of the others the last of everything
+measured, in accuracy.csv and memory.csv on whatever GPU that was. No figure of README's section is typed by hand, and
+tests/test_results.py compares it with what this makes of the tables.
 """
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
 sys.path.insert(1, str(Path(__file__).resolve().parent))
+from draw_profile import profile_rows  # noqa: E402
 from latency_tables import (  # noqa: E402
     OURS,
     OURS_FP16,
@@ -63,10 +64,12 @@ def newest(rows: list[Row], *key: str) -> list[Row]:
 
 def measured_by(rows: list[Row], command: str) -> list[str]:
     """A line that tells where the figures come from and what makes them again."""
-    def all_of(column: str) -> str:
-        return ", ".join(dict.fromkeys(row[column] for row in rows))
+    def all_of(column: str, gpu: str) -> str:
+        return ", ".join(dict.fromkeys(row[column] for row in rows if row["gpu"] == gpu))
 
-    return [f"{all_of('gpu')}; run {all_of('run_id')}, commit {all_of('commit')}. Again: `{command}`", ""]
+    where = "; ".join(f"{gpu}, run {all_of('run_id', gpu)}, commit {all_of('commit', gpu)}"
+                      for gpu in dict.fromkeys(row["gpu"] for row in rows))
+    return [f"{where}. Again: `{command}`", ""]
 
 
 def speed(results: Path) -> list[str]:
@@ -96,10 +99,9 @@ def speed(results: Path) -> list[str]:
 
 def profile(results: Path) -> list[str]:
     """The picture of where the time goes."""
-    rows = last_gpu_rows(results / "profile.csv")
-    rows = [row for row in rows if row["run_id"] == rows[-1]["run_id"]]
-    if not rows or not (results / "profile.png").exists():
+    if not (results / "profile.png").exists() or not gpu_rows(results / "profile.csv"):
         return []
+    rows = profile_rows(results)
     patched = {"_attention" in row["engine"] for row in rows}
     beside = ", unpatched beside patched" if len(patched) == 2 else ""
     return ["### Where the time goes", "",
@@ -148,16 +150,17 @@ def shares(rows: list[Row], column: str) -> str:
 
 def memory(results: Path) -> list[str]:
     """Device memory of each engine at each batch."""
-    rows = [row for row in last_gpu_rows(results / "memory.csv")
+    rows = [row for row in gpu_rows(results / "memory.csv")
             if any(re.fullmatch(model + SUFFIXES, row["engine"]) for model in MODELS)]
     rows = newest(rows, "engine", "batch")
     if not rows:
         return []
     batches = sorted({int(row["batch"]) for row in rows})
-    used = {(row["engine"], int(row["batch"])): row["free_memory_used_mib"] for row in rows}
-    table = [["MiB", *(f"b{batch}" for batch in batches)]]
-    table += [[engine, *(used.get((engine, batch), "-") for batch in batches)]
-              for engine in sorted({row["engine"] for row in rows})]
+    table = [["MiB", "run", *(f"b{batch}" for batch in batches)]]
+    for engine in sorted({row["engine"] for row in rows}):
+        own = {int(row["batch"]): row for row in rows if row["engine"] == engine}
+        table.append([engine, ", ".join(dict.fromkeys(row["run_id"] for row in own.values())),
+                      *(own[batch]["free_memory_used_mib"] if batch in own else "-" for batch in batches)])
     return ["### Device memory", "",
             *measured_by(rows, "$TRT_PYTHON TRT_test.py --memory --plan TensorRT/TRT_Engine/swinv*.plan"),
             "Weights, activations, input and output together. TensorRT 8.6 plans the activations for the largest batch "

@@ -9,8 +9,9 @@ TensorRT's own, layer by layer, so the gaps between layers that a CUDA graph clo
 layer reads longer than it is in a graph.
 
 TFLOP/s and GB/s of a group are the work of swin_work.py over its time. The peaks are those that
-TensorRT/Plugins/benchmark.py measures; where they are not given and it ran with the same $RUN_ID, its figures in
-Results/environment/ are taken: FP16's, for an engine in any precision. An INT8 engine's bytes are counted as FP16's.
+TensorRT/Plugins/benchmark.py measures; where they are not given, its figures in Results/environment/ are taken, of the
+same $RUN_ID if it ran with that, else of the last run on such a GPU: FP16's, for an engine in any precision. An INT8
+engine's bytes are counted as FP16's.
 """
 from __future__ import annotations
 
@@ -120,11 +121,17 @@ def work_columns(time_ms: float, work: Work | None, peak_tflops: float | None,
     return columns
 
 
-def measured_peak(results: Path, run_id: str, name: str) -> float | None:
-    """A peak that benchmark.py wrote, last, to the environment of this run; None where it did not."""
-    path = results / "environment" / f"{run_id}.txt"
-    found = re.findall(rf"^{name}: ([\d.]+)$", path.read_text(), re.MULTILINE) if path.exists() else []
-    return float(found[-1]) if found else None
+def measured_peak(results: Path, run_id: str, gpu: str, name: str) -> float | None:
+    """A peak that benchmark.py wrote, last, to the environment of this run, else of the last run on such a GPU; None
+    where it wrote none.
+    """
+    folder = results / "environment"
+    for path in (folder / f"{run_id}.txt", *sorted(folder.glob("*.txt"), reverse=True)):
+        text = path.read_text() if path.exists() else ""
+        found = re.findall(rf"^{name}: ([\d.]+)$", text, re.MULTILINE)
+        if found and f"gpu: {gpu}" in text.splitlines():
+            return float(found[-1])
+    return None
 
 
 def layer_times_ms(context, batch: int) -> dict[str, float]:
@@ -198,8 +205,8 @@ def main() -> None:
     parser.add_argument("--batch", type=batch_sizes, default=[1, 32, 128], metavar="N,N",
                         help="batch sizes (default: 1,32,128)")
     parser.add_argument("--peak-tflops", type=float, metavar="TFLOP/S",
-                        help="of a large FP16 matrix product on this GPU (default: what benchmark.py measured in this "
-                             "run)")
+                        help="of a large FP16 matrix product on this GPU (default: what benchmark.py measured, see "
+                             "above)")
     parser.add_argument("--peak-gbps", type=float, metavar="GB/S",
                         help="of a kernel that copies, read and written together (default: likewise)")
     parser.add_argument("--layers", type=Path, metavar="FILE", help="write the time of every layer to this file")
@@ -211,8 +218,8 @@ def main() -> None:
 
     run_id = new_run_id()
     run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}
-    peaks = (arguments.peak_tflops or measured_peak(arguments.results, run_id, "fp16_product_tflop_per_s"),
-             arguments.peak_gbps or measured_peak(arguments.results, run_id, "copy_gb_per_s"))
+    peaks = (arguments.peak_tflops or measured_peak(arguments.results, run_id, run["gpu"], "fp16_product_tflop_per_s"),
+             arguments.peak_gbps or measured_peak(arguments.results, run_id, run["gpu"], "copy_gb_per_s"))
     rows, lines = [], []
     for plan in plans:
         with Engine(plan, arguments.plugins) as engine:

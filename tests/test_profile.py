@@ -320,12 +320,17 @@ def test_residuals_count_where_the_engine_adds_them():
     assert moved("swinv2_attention_fp16.plan", linear) == moved("swinv2_fp16.plan", "/layers.0/Add")
 
 
-def test_peaks_come_from_the_benchmark_of_the_same_run(tmp_path):
+def test_peaks_come_from_the_benchmark_of_the_same_run_or_the_last_on_such_a_gpu(tmp_path):
+    assert profile_engine.measured_peak(tmp_path, "7", "A", "copy_gb_per_s") is None
     (tmp_path / "environment").mkdir()
-    (tmp_path / "environment/7.txt").write_text("gpu: A\ncopy_gb_per_s: 4312\nfp16_product_tflop_per_s: 790\n")
-    assert profile_engine.measured_peak(tmp_path, "7", "copy_gb_per_s") == 4312
-    assert profile_engine.measured_peak(tmp_path, "7", "no_such_peak") is None
-    assert profile_engine.measured_peak(tmp_path, "8", "copy_gb_per_s") is None
+    for run, gpu, peak in (("5", "A", 1), ("6", "A", 2), ("7", "A", 4312), ("8", "A", 4), ("9", "A B", 5)):
+        (tmp_path / f"environment/{run}.txt").write_text(f"gpu: {gpu}\ncopy_gb_per_s: {peak}\n")
+    (tmp_path / "environment/91.txt").write_text("gpu: A\n")
+    assert profile_engine.measured_peak(tmp_path, "7", "A", "copy_gb_per_s") == 4312
+    assert profile_engine.measured_peak(tmp_path, "7", "A", "no_such_peak") is None
+    assert profile_engine.measured_peak(tmp_path, "91", "A", "copy_gb_per_s") == 4
+    assert profile_engine.measured_peak(tmp_path, "92", "A B", "copy_gb_per_s") == 5
+    assert profile_engine.measured_peak(tmp_path, "92", "B", "copy_gb_per_s") is None
 
 
 # --- picture -------------------------------------------------------------------------------------------------
@@ -346,6 +351,8 @@ def test_picture_has_a_bar_for_each_engine_and_the_fraction_of_the_peak(tmp_path
     first = (tmp_path / "profile.png").read_bytes()
     draw_profile.main(["--results", str(tmp_path), "--run", "1"])
     assert (tmp_path / "profile.png").read_bytes() == first
+    draw_profile.main(["--results", str(tmp_path), "--run", "0"])
+    assert (tmp_path / "profile.png").read_bytes() != first
     with (tmp_path / "profile.csv").open() as file:
         assert "run_id" in next(csv.reader(file))
     figure = draw_profile.draw(draw_profile.profile_rows(tmp_path), "title")
@@ -365,6 +372,17 @@ def test_picture_has_a_bar_for_each_engine_and_the_fraction_of_the_peak(tmp_path
 def test_every_group_has_a_colour():
     groups = {group for group, _ in profile_engine.GROUPS} | {"other"}
     assert set(draw_profile.COLOURS) == groups and len(set(draw_profile.COLOURS.values())) == len(groups)
+
+
+def test_each_engine_is_drawn_of_its_newest_run_on_the_last_gpu(tmp_path):
+    old, new = profiled("swinv1_fp16", 32, 2, "0"), profiled("swinv1_attention_fp16", 32, 1, "2")
+    again = profiled("swinv1_attention_fp16", 32, 3, "1")
+    elsewhere = [{**row, "gpu": "another"} for row in profiled("swinv1_attention_int8", 32, 1, "1")]
+    gone = {**again[0], "group": "a group that the newest run has not"}
+    append_rows(tmp_path / "profile.csv", profile_engine.COLUMNS, [*old, *again, gone, *elsewhere, *new])
+    rows = draw_profile.profile_rows(tmp_path)
+    assert [(row["run_id"], row["engine"], row["group"]) for row in rows] == [
+        (row["run_id"], row["engine"], row["group"]) for row in (*old, *new)]
 
 
 def test_no_rows_to_draw_is_one_line(tmp_path):

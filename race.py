@@ -158,7 +158,7 @@ def file_steps(model: Model, batches: list[int]) -> dict[Path, Step]:
     makes(model.onnx(), [PYTHON, "onnx/export_onnx.py", "--cfg", model.cfg, "--resume", model.checkpoint],
           [model.cfg, model.checkpoint, ROOT / "onnx/export_onnx.py", *folder("models", "*.py")], 30)
     makes(model.onnx("_int8"), [PYTHON, "TensorRT/INT8/quant.py", "--onnx", model.onnx(), "--recalibrate"],
-          [model.onnx(), *folder("TensorRT/INT8", "*.py")], 120)
+          [model.onnx(), *folder("TensorRT/INT8", "*.py"), *surgery], 120)
     for suffix, batch in itertools.product(("", "_int8"), batches):
         makes(model.data(batch, suffix),
               [PYTHON, "data/batch_data_gen.py", "--model", model.onnx(suffix), "--batches", str(batch)],

@@ -15,8 +15,9 @@ usage: bash run_all.sh [model options] [--images FOLDER] [--labels FILE] [--coun
                    the model and its weights, as every script takes them; default: both micro models
   --images FOLDER  real images, one folder per class or flat; default: crops of the packaged photographs
   --labels FILE    of --images: lines `path-in-the-folder class-index`
-  --count N        images that accuracy is measured on; default 180, of an engine 1800
-  --dry-run        print the commands of all steps instead of running them
+  --count N        images that accuracy is measured on; default 180, of an engine 1800, or all of fewer --images
+  --dry-run        print the commands of all steps instead of running them; .venv and the weights must be there for
+                   that, and are fetched where they are not
 
 environment:
   PYTHON       makes .venv; default python3.11    VENV=none    no .venv: the python3 on the PATH as it is
@@ -121,6 +122,17 @@ has_gpu || { engines=no; lacks+=("an NVIDIA GPU: nvidia-smi finds none; run this
 # What keeps make from building the plugins, in its own words; nothing where it can.
 plugins_problem=$(make -s -n -C TensorRT/Plugins 2>&1 > /dev/null | sed -n 's/.*\*\*\* \(.*\)\.  Stop\.$/\1/p; /not found/p' || true)
 [[ -z $plugins_problem || -f $plugins ]] || lacks+=("what builds the plugins: $plugins_problem")
+# at_most N: N, or as many as --images holds, if that is fewer.
+at_most() { if [[ -n $images_there ]] && ((images_there < $1)); then echo "$images_there"; else echo "$1"; fi; }
+images_there=''
+if ((${#image_options[@]})); then
+    images_there=$(python3 -c '
+import sys
+from utils import list_images, run_script
+sys.argv[0] = "run_all.sh"
+run_script(lambda: print(len(list_images(sys.argv[1]))))' "${image_options[1]}")
+    ((images_there >= 16)) || fail "${image_options[1]}: holds $images_there images; INT8 is calibrated on 16 or more"
+fi
 short=()  # on a CPU, measure for a second, not until it is certain
 # shellcheck disable=SC2054  # the commas are meant
 has_gpu || short=(--batch 1,8 --min-seconds 1 --min-runs 10)
@@ -129,34 +141,9 @@ has_gpu || short=(--batch 1,8 --min-seconds 1 --min-runs 10)
 
 code=(requirements.txt config.py utils.py models/*.py data/photo_crops.py onnx/graphsurgeon/*.py TensorRT/INT8/*.py)  # shared by scripts
 
-# One line: MODEL.NAME, MODEL.TYPE, image size, weights (last, because a path may have spaces).
-model_facts() {
-    python3 - "$@" <<'X'
-import argparse
-import sys
-
-from config import add_model_arguments, get_config
-from models.build import checkpoint_path
-from utils import run_script, shown
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    add_model_arguments(parser)
-    args = parser.parse_args()
-    config = get_config(args.cfg, args.opts, args.type)
-    weights = checkpoint_path(config, args.resume, args.pretrained)
-    print(config.MODEL.NAME, config.MODEL.TYPE, config.DATA.IMG_SIZE, shown(weights))
-
-
-sys.argv[0] = "run_all.sh"
-run_script(main)
-X
-}
-
 run_model() {  # the options that choose it
-    local facts type size weights model onnx layernorm suffix narrow=() plans=()
-    facts=$(model_facts "$@")
+    local facts type size weights model onnx layernorm suffix calibration narrow=() plans=()
+    facts=$(python3 models/facts.py "$@")
     read -r name type size weights <<< "$facts"
     onnx=onnx/$name.onnx key=$(fingerprint "${code[@]}")
     model=("$@")
@@ -173,9 +160,9 @@ run_model() {  # the options that choose it
     step "all plugins" "onnx/${name}_attention.onnx" python3 onnx/graphsurgeon/add_all.py --onnx "$onnx"
     # By itself quant.py leaves narrow blocks in FP16. The micro models have hardly others, and show every INT8 node.
     if [[ $name == *_micro ]]; then narrow=(--narrow); fi
-    # shellcheck disable=SC2046  # words
+    calibration=$(at_most "$(has_gpu && echo 512 || echo 64)")
     step "INT8" "onnx/${name}_int8.onnx TensorRT/INT8/$name.cache" python3 TensorRT/INT8/quant.py --onnx "$onnx" \
-        --recalibrate "${narrow[@]}" $(has_gpu || echo --batches 4) "${image_options[@]}"
+        --recalibrate "${narrow[@]}" --batches $((calibration / 16)) "${image_options[@]}"
     step "INT8 data" "data/${name}_int8-b1.npz data/${name}_int8-b16.npz" \
         python3 data/batch_data_gen.py --model "onnx/${name}_int8.onnx" "${image_options[@]}"
     step "INT8 attention" "onnx/${name}_attention_int8.onnx" \
@@ -186,7 +173,7 @@ run_model() {  # the options that choose it
     done
     step "accuracy" Results/accuracy.csv python3 test_swinV2.py "${model[@]}" --device cpu --runner torch-fp32,onnx \
         --onnx "$onnx" "onnx/${name}_attention.onnx" "onnx/${name}_attention_fp16.onnx" \
-        "onnx/${name}_attention_int8.onnx" --count "${count:-180}" \
+        "onnx/${name}_attention_int8.onnx" --count "${count:-$(at_most 180)}" \
         "${image_options[@]}" "${label_options[@]}"
     if has_gpu; then
         step "latency of PyTorch" Results/latency.csv python3 Torch_Latency.py "${model[@]}"
@@ -206,7 +193,7 @@ run_model() {  # the options that choose it
         build_engine "$name$suffix" "$size"
     done
     step "accuracy of the engines" Results/accuracy.csv python3 test_swinV2.py "${model[@]}" --batch 32 \
-        --runner torch-fp32,torch-fp16,engine --plan "${plans[@]}" --count "${count:-1800}" \
+        --runner torch-fp32,torch-fp16,engine --plan "${plans[@]}" --count "${count:-$(at_most 1800)}" \
         "${image_options[@]}" "${label_options[@]}"
     all_plans+=("${plans[@]}")
 }

@@ -39,11 +39,11 @@ U
 fail() { echo "swinv2_question.sh: error: $*" >&2; exit 1; }
 
 fp16_engines=opset12_fp16,opset17_fp16,fp16,attention_fp16
-model=() weights='' engines=fp32,$fp16_engines batches=1,16 layers=$fp16_engines every=1 match='' emulate=no dry_run=no
+cfg='' resume='' weights='' engines=fp32,$fp16_engines batches=1,16 layers=$fp16_engines every=1 match='' emulate=no dry_run=no
 jobs=$((($(nproc) + 1) / 2))
 while (($#)); do
     case $1 in
-        --cfg | --resume) [[ -f ${2:-} ]] || fail "$1 ${2:-}: no such file"; model+=("$1" "$2"); shift ;;
+        --cfg | --resume) [[ -f ${2:-} ]] || fail "$1 ${2:-}: no such file"; printf -v "${1#--}" %s "$2"; shift ;;
         --weights | --engines | --batches | --layers | --every | --match | --jobs)
             [[ -n ${2:-} ]] || fail "$1 needs a value"; printf -v "${1#--}" %s "$2"; shift ;;
         --emulate) emulate=yes ;;
@@ -53,38 +53,18 @@ while (($#)); do
     esac
     shift
 done
-((${#model[@]})) || { usage >&2; exit 2; }
-[[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "--jobs $jobs: needs a positive whole number"
+[[ -n $cfg ]] || { usage >&2; exit 2; }
+for flag in jobs every; do
+    [[ ${!flag} =~ ^[1-9][0-9]*$ ]] || fail "--$flag ${!flag}: needs a positive whole number"
+done
 [[ $batches =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || fail "--batches $batches: needs positive whole numbers, as in 1,16"
 TRT_PYTHON=${TRT_PYTHON:-python3}
 read -ra build_flags <<< "${BUILD_FLAGS:-}"
 layers_flags=("${build_flags[@]}")  # marked tensors change what is fused anyhow, and there are hundreds of kernels to time
 [[ " ${build_flags[*]} " == *" --builderOptimizationLevel="* ]] || layers_flags+=(--builderOptimizationLevel=1)
 
-# One line: MODEL.NAME, MODEL.TYPE, image size, weights (last, because a path may have spaces).
-facts=$(python3 - "${model[@]}" <<'P'
-import argparse
-import sys
-
-from config import add_model_arguments, get_config
-from models.build import checkpoint_path
-from utils import run_script
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    add_model_arguments(parser)
-    args = parser.parse_args()
-    config = get_config(args.cfg, args.opts, args.type)
-    print(config.MODEL.NAME, config.MODEL.TYPE, config.DATA.IMG_SIZE, checkpoint_path(config, args.resume))
-
-
-sys.argv[0] = "swinv2_question.sh"
-run_script(main)
-P
-)
+facts=$(python3 models/facts.py --cfg "$cfg" ${resume:+--resume "$resume"})
 read -r name type size checkpoint <<< "$facts"
-[[ " ${model[*]} " == *" --resume "* ]] || model+=(--resume "$checkpoint")
 all_weights=trained,overflow
 [[ $type == swinv1 ]] || all_weights+=,underflow,saturated
 weights=${weights:-$all_weights}
@@ -194,7 +174,7 @@ library_of() {  # engine -> the library that it is built with, where there is on
 # --- what the model and the stress are -----------------------------------------------------------------------
 
 make_graphs() {  # weights
-    local g=$work/${name}_$1 w=("${model[@]}") stress=()
+    local g=$work/${name}_$1 source=$checkpoint stress=()
     case $type,$1 in
         *,trained) ;;
         swinv2,overflow) stress=(--qk 1e4 --norm-input 1e4) ;;
@@ -204,14 +184,13 @@ make_graphs() {  # weights
     esac
     if ((${#stress[@]})); then
         make_file "$g.safetensors" "$checkpoint" "${graph_py[@]}" -- \
-            python3 models/stress.py "${model[@]}" "${stress[@]}" --output "$g.safetensors"
-        w=("${model[@]:0:${#model[@]}-2}" --resume "$g.safetensors")
+            python3 models/stress.py --cfg "$cfg" --resume "$checkpoint" "${stress[@]}" --output "$g.safetensors"
+        source=$g.safetensors
     fi
-    local source=${w[-1]}
     beside make_file "$g.onnx" "$source" "${graph_py[@]}" -- \
-        python3 onnx/export_onnx.py "${w[@]}" --output "$g.onnx"
+        python3 onnx/export_onnx.py --cfg "$cfg" --resume "$source" --output "$g.onnx"
     ! has "$engines" opset12_fp16 || beside make_file "${g}_opset12.onnx" "$source" "${graph_py[@]}" -- \
-        python3 onnx/export_onnx.py "${w[@]}" --opset 12 --output "${g}_opset12.onnx"
+        python3 onnx/export_onnx.py --cfg "$cfg" --resume "$source" --opset 12 --output "${g}_opset12.onnx"
     wait
     beside make_file "$g-b$images.npz" "$g.onnx" utils.py data/*.py -- \
         python3 data/batch_data_gen.py --model "$g.onnx" --batches $images --output $work

@@ -64,6 +64,21 @@ def test_a_model_without_weights_is_one_line():
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_few_images_are_all_taken(tmp_path):
+    for i in range(40):
+        (tmp_path / f"{i}.png").touch()
+    (tmp_path / "labels.txt").touch()
+    done = bash("run_all.sh", "--images", tmp_path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [words[words.index("--count") + 1] for words in lines if "--count" in words] == ["40", "40"]
+    assert [words[words.index("--batches") + 1] for words in lines if "TensorRT/INT8/quant.py" in words] == ["2", "2"]
+    for i in range(25):
+        (tmp_path / f"{i}.png").unlink()
+    done = bash("run_all.sh", "--images", tmp_path, "--dry-run")
+    assert done.returncode == 1 and "holds 15 images; INT8 is calibrated on 16 or more" in done.stderr
+
+
 # --- the plan ------------------------------------------------------------------------------------------------
 
 

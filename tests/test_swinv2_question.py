@@ -171,7 +171,7 @@ def test_the_table_refuses_logits_of_other_data(tmp_path, monkeypatch):
 FAKE = """#!/usr/bin/env bash
 set -eu
 if [[ ${1:-} == -c ]]; then echo 8.6.0; exit; fi
-if [[ ${1:-} == - ]]; then cat > /dev/null; echo m swinv2 256 weights.pth; exit; fi
+if [[ ${1:-} == models/facts.py ]]; then echo m swinv2 256 weights.pth; exit; fi
 echo "$(basename "$0") $*" >> calls
 if [[ "$*" == *"$(cat broken)"* ]]; then echo "it is broken"; exit 1; fi
 while (($#)); do
@@ -298,6 +298,13 @@ def test_question_makes_only_the_graphs_that_it_builds(ask):
     assert sum("export_onnx" in call for call in calls) == sum("build.sh" in call for call in calls) == 1
 
 
+def test_question_takes_the_weights_before_the_model(ask):
+    flags = ["--resume", "weights.pth", "--cfg", "m.yaml", "--dry-run", "--weights", "underflow", "--engines", "fp32"]
+    (done, _), (again, _) = ask(*flags), ask(*flags[2:])
+    assert done.returncode == 0 and done.stdout == again.stdout
+    assert "export_onnx.py --cfg m.yaml --resume .cache/swinv2_question/m_underflow.safetensors" in done.stdout
+
+
 def test_question_dry_run_only_prints(ask, tmp_path):
     done, calls = ask("--dry-run", "--weights", "trained", "--engines", "fp32", "--layers", "none")
     assert done.returncode == 0 and not calls
@@ -312,6 +319,7 @@ def test_question_dry_run_only_prints(ask, tmp_path):
     (["--batches", "x", "--dry-run"], "--batches x: needs positive whole numbers"),
     (["--batches", "1,,16"], "--batches 1,,16: needs positive whole numbers"),
     (["--jobs", "0"], "--jobs 0: needs a positive whole number"),
+    (["--every", "0"], "--every 0: needs a positive whole number"),
     (["--resume", "absent.pth"], "--resume absent.pth: no such file"),
     (["--fast"], "--fast: unknown option"),
 ])
@@ -346,7 +354,7 @@ def test_question_ends_its_jobs_when_it_is_ended(ask, tmp_path, how):
     All of them hold the writing end of a pipe: it gives a line as each begins, and its end when the last is gone.
     """
     told, tell = os.pipe()
-    step = "#!/usr/bin/env bash\nif [[ $1 == - ]]; then cat > /dev/null; echo m swinv2 256 weights.pth; exit; fi\n"
+    step = "#!/usr/bin/env bash\nif [[ $1 == models/facts.py ]]; then echo m swinv2 256 weights.pth; exit; fi\n"
     (tmp_path / "bin/python3").write_text(f"{step}echo begun >&{tell}\nsleep 300\n")
     command = ["bash", "TensorRT/swinv2_question.sh", "--cfg", "m.yaml", "--emulate", "--jobs", "8"]
     script = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, pass_fds=[tell],

@@ -29,6 +29,7 @@ from utils import (
     add_timing_arguments,
     append_rows,
     batch_sizes,
+    engine_precision,
     existing_file,
     from_zero,
     git_commit,
@@ -43,6 +44,7 @@ from utils import (
     timed_runs,
     timing_of,
     top1_agreement,
+    unpatched_engine,
     whole_file,
     write_environment,
 )
@@ -149,22 +151,17 @@ def origin(plan: Path) -> str:
     return "timm's export, batch fixed; " if "_timm_b" in plan.stem else ""
 
 
-def precision(plan: Path) -> str:
-    """int8, fp16, bf16 or fp32, by the suffix in the plan's name."""
-    return next((name for name in ("int8", "fp16", "bf16") if f"_{name}" in plan.stem), "fp32")
-
-
 def tolerance(plan: Path, given: float | None, batches: list[Batch]) -> float:
     """Largest absolute error that passes for this plan."""
     if given is not None:
         return given
-    if precision(plan) == "fp32":
+    if engine_precision(plan.stem) == "fp32":
         return FP32_TOLERANCE
-    if precision(plan) == "fp16":
+    if engine_precision(plan.stem) == "fp16":
         return FP16_TOLERANCE_SHARE * max(float(np.abs(batch.logits).max()) for batch in batches)
-    if precision(plan) == "int8":
+    if engine_precision(plan.stem) == "int8":
         return INT8_TOLERANCE_MULTIPLE * int8_error(plan, batches[0].model)
-    raise UserError(f"{shown(plan)}: no default tolerance for {precision(plan)}; give --tolerance")
+    raise UserError(f"{shown(plan)}: no default tolerance for {engine_precision(plan.stem)}; give --tolerance")
 
 
 def int8_error(plan: Path, model: str) -> float:
@@ -221,7 +218,7 @@ def table_line(row: Row) -> str:
 def latency_row(row: Row, plan: Path, model: str, runner: str) -> dict[str, str]:
     """The row's columns of Results/latency.csv, but for those that name the run."""
     return {
-        "runner": runner, "model": model, "precision": precision(plan), "batch": str(row.batch),
+        "runner": runner, "model": model, "precision": engine_precision(plan.stem), "batch": str(row.batch),
         **latency_figures(row.times_ms, row.batch),
         "max_abs_err": f"{max_abs_err(row.output, row.expected):.3e}",
         "median_rel_err": f"{median_rel_err(row.output, row.expected):.3e}",
@@ -244,7 +241,8 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str])
 
     with Engine(plan, arguments.plugins) as engine, engine.context() as context:
         runner = "trt-plugins" if engine.has_plugins() else "trt"
-        say(f"{shown(plan)}: {precision(plan)}, {runner}, batches {engine.batches[0]} to {engine.batches[1]}")
+        smallest, largest = engine.batches
+        say(f"{shown(plan)}: {engine_precision(plan.stem)}, {runner}, batches {smallest} to {largest}")
         say(TABLE_HEAD.format(tolerance=f"{allowed:.1e}"))
         for batch in batches:
             for graph in (False, True):
@@ -287,11 +285,6 @@ def measure_memory(plan: Path, batches: list[int], plugins: str | None) -> list[
                  "free_memory_used_mib": f"{(before - run(engine, batch)) / 2**20:.1f}"} for batch in batches]
 
 
-def unpatched(engine: str) -> str:
-    """The name of the engine that a patched one is compared with; of an unpatched engine, its own name."""
-    return engine.replace("_attention", "").replace("_layernorm", "")
-
-
 def compare_memory(rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:
     """A table of the rows, and for each patched engine a line PASS or FAIL where the unpatched one is there too.
 
@@ -302,14 +295,14 @@ def compare_memory(rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:
     width = max(len(row["engine"]) for row in rows)
     lines = ["device memory, MiB", f"{'engine':<{width}}  batch  activations  all together  unpatched"]
     for row in rows:
-        patched = unpatched(row["engine"]) != row["engine"]
-        other = used.get((unpatched(row["engine"]), row["batch"])) if patched else None
+        patched = unpatched_engine(row["engine"]) != row["engine"]
+        other = used.get((unpatched_engine(row["engine"]), row["batch"])) if patched else None
         lines.append(f"{row['engine']:<{width}}  {row['batch']:>5}  {row['device_memory_mib']:>11}  "
                      f"{row['free_memory_used_mib']:>12}  {'-' if other is None else f'{other:.1f}':>9}")
     verdicts = []
     for engine in dict.fromkeys(row["engine"] for row in rows):
-        pairs = [(batch, mib, used[unpatched(engine), batch]) for (name, batch), mib in used.items()
-                 if name == engine != unpatched(engine) and (unpatched(engine), batch) in used]
+        pairs = [(batch, mib, used[unpatched_engine(engine), batch]) for (name, batch), mib in used.items()
+                 if name == engine != unpatched_engine(engine) and (unpatched_engine(engine), batch) in used]
         if pairs:
             batch, mib, other = max(pairs, key=lambda pair: pair[1] - pair[2])
             verdicts.append(f"{'PASS' if mib <= other else 'FAIL'} {engine}: {mib:.1f} MiB at batch {batch}, unpatched "
@@ -348,10 +341,10 @@ def main() -> None:
     import trt_runtime
 
     run_id = new_run_id()
+    write_environment(run_id, trt_runtime.versions(), arguments.results)  # now: whatever stops it, rows have theirs
     run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}
     if arguments.memory:
         score_memory(plans, arguments, run)
-        write_environment(run_id, trt_runtime.versions(), arguments.results)
         return
     lines, rows = [], []
     for plan in plans:
@@ -360,7 +353,6 @@ def main() -> None:
         lines += [*table, ""]
     with whole_file(arguments.results / "encoderScore.txt") as partial:
         partial.write_text("\n".join(lines))
-    write_environment(run_id, trt_runtime.versions(), arguments.results)
     print(f"wrote {shown(arguments.results)}/encoderScore.txt and {len(rows)} rows of latency.csv there, run {run_id}")
     failed = [row for row in rows if row.check != "good"]
     if failed:

@@ -45,6 +45,7 @@ from utils import (
     check_writable,
     choices,
     cpu_name,
+    engine_precision,
     existing_file,
     git_commit,
     gpu_name,
@@ -169,8 +170,7 @@ class EngineRunner:
     def __init__(self, path: Path, plugins: Path | None) -> None:
         self.path, self.plugins = existing_file(path, "a TensorRT engine (--plan)"), plugins
         self.name = path.name
-        # Build scripts name engines after their precision.
-        self.precision = next((p for p in ("int8", "bf16", "fp16") if path.stem.endswith(f"_{p}")), "fp32")
+        self.precision = engine_precision(path.stem)
 
     def __call__(self, images: np.ndarray, file: Path, batches: list[int]) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:

@@ -51,6 +51,15 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {where}{error.strerror or error}")
 
 
+@contextmanager
+def about(path: str | Path) -> Iterator[None]:
+    """Puts the path of a file in front of a UserError that is raised inside and does not name it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{shown(path)}: {error}") from error
+
+
 def existing_file(path: str | Path, what: str) -> Path:
     """The path, if a file is there; UserError that names `what` was looked for otherwise."""
     path = Path(path)
@@ -174,6 +183,19 @@ def shown(path: str | Path) -> str:
     """The path as it is printed: relative to the repository where it lies inside it."""
     path = Path(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+# --- names of engines ----------------------------------------------------------------------------------------
+
+
+def engine_precision(name: str) -> str:
+    """int8, fp16, bf16 or fp32: what build scripts put into an engine's name."""
+    return next((precision for precision in ("int8", "fp16", "bf16") if f"_{precision}" in name), "fp32")
+
+
+def unpatched_engine(name: str) -> str:
+    """The name of the engine that a patched one is compared with; of an unpatched engine, its own name."""
+    return name.replace("_attention", "").replace("_layernorm", "")
 
 
 # --- images --------------------------------------------------------------------------------------------------

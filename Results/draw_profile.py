@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
-from utils import RESULTS, UserError, run_script, shown, whole_file  # noqa: E402
+from utils import RESULTS, UserError, run_script, shown, unpatched_engine, whole_file  # noqa: E402
 
 # group of profile.csv: colour. In the order in which they are stacked, products below, what moves data above.
 COLOURS = {
@@ -35,11 +35,6 @@ PANEL = 3.6, 4.4  # inches
 Row = dict[str, str]  # of profile.csv
 
 
-def family(engine: str) -> str:
-    """What bars are put side by side: the engine's name without what says that it is patched."""
-    return engine.replace("_attention", "").replace("_layernorm", "")
-
-
 def bar_name(engine: str) -> str:
     return "patched" if "_attention" in engine else "LayerNorm patched" if "_layernorm" in engine else "unpatched"
 
@@ -52,7 +47,7 @@ def used(row: Row) -> float | None:
 
 def draw(rows: list[Row], title: str) -> plt.Figure:
     """Stacked times of every engine: a row of panels for each family, a column for each batch."""
-    families = list(dict.fromkeys(family(row["engine"]) for row in rows))
+    families = list(dict.fromkeys(unpatched_engine(row["engine"]) for row in rows))
     batches = sorted({int(row["batch"]) for row in rows})
     figure, axes = plt.subplots(len(families), len(batches), squeeze=False, layout="constrained",
                                 figsize=(PANEL[0] * max(2, len(batches)), PANEL[1] * len(families) + 1.2))
@@ -61,7 +56,7 @@ def draw(rows: list[Row], title: str) -> plt.Figure:
     for line, name in enumerate(families):
         for column, batch in enumerate(batches):
             axis = axes[line][column]
-            cell = [row for row in rows if family(row["engine"]) == name and int(row["batch"]) == batch]
+            cell = [row for row in rows if unpatched_engine(row["engine"]) == name and int(row["batch"]) == batch]
             engines = sorted({row["engine"] for row in cell}, key=lambda engine: ("_attention" in engine, engine))
             totals = {row["engine"]: row for row in cell if row["group"] == "all"}
             tallest = max((float(row["time_ms_median"]) for row in totals.values()), default=0)

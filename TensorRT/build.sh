@@ -46,6 +46,8 @@ how_to_make() {
         *_attention)      echo "python onnx/graphsurgeon/add_all.py --onnx onnx/$base.onnx" ;;
         *_fp16)           echo "python onnx/graphsurgeon/to_fp16.py --onnx onnx/${model%_fp16}.onnx" ;;
         *_layernorm)      echo "python onnx/graphsurgeon/add_every_layernorm.py --onnx onnx/$base.onnx" ;;
+        *_alone | *_params | *_linear | *_mlp | *_residual | *_fnorm | *_patch_* | *_smooth)
+                          echo "the script that makes it, see onnx/graphsurgeon/README.md and TensorRT/INT8/README.md" ;;
         swinv1 | swinv2)  echo "python onnx/export_onnx.py --type $model" ;;
         *)                echo "python onnx/export_onnx.py --output onnx/$model.onnx (see its --help)" ;;
     esac

@@ -1,7 +1,7 @@
 """Where does the error of an engine start? Compares the tensors inside a graph with those of the FP32 ONNX model.
 
-    python TensorRT/compare_layers.py prepare --onnx onnx/swinv2_fp16.onnx --every 4     (the Python that has torch)
-    TensorRT/build.sh onnx/swinv2_fp16_layers.onnx --fp16 --max 1 --opt 1                (the one that has TensorRT)
+    python TensorRT/compare_layers.py prepare --onnx onnx/swinv2_fp16.onnx --every 4  # the Python that has torch
+    TensorRT/build.sh onnx/swinv2_fp16_layers.onnx --fp16 --max 1 --opt 1             # the one that has TensorRT
     $TRT_PYTHON TensorRT/compare_layers.py run --plan TensorRT/TRT_Engine/swinv2_fp16_layers.plan
     python TensorRT/compare_layers.py plot Results/layers_swinv2_fp16.csv
 
@@ -188,6 +188,13 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"wrote {shown(table)}; compare_layers.py plot draws it")
 
 
+def check_counts(arguments: argparse.Namespace) -> None:
+    """UserError where --every or --images is below 1."""
+    for flag in ("every", "images"):
+        if getattr(arguments, flag, 1) < 1:
+            raise UserError(f"--{flag} {getattr(arguments, flag)}: needs at least 1")
+
+
 def row_of(depth: int, tensor: str, op: str, output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
     """The row of one tensor."""
     return {"depth": str(depth), "tensor": tensor, "op": str(op), "shape": "x".join(map(str, reference.shape)),
@@ -203,9 +210,13 @@ def write_table(table: Path, rows: list[dict[str, str]]) -> None:
 
 def read_table(table: Path) -> list[dict[str, str]]:
     """The rows that `write_table` wrote; UserError if the file is something else."""
-    with existing_file(table, "a table that `compare_layers.py run` wrote").open(newline="") as file:
+    path = existing_file(table, "a table that `compare_layers.py run` wrote")
+    with path.open(newline="", errors="replace") as file:
         reader = csv.DictReader(file)
-        rows = list(reader)
+        try:
+            rows = list(reader)
+        except csv.Error:
+            rows = []
     if tuple(reader.fieldnames or ()) != COLUMNS or not rows:
         raise UserError(f"{shown(table)}: is not a table of compare_layers.py run")
     return rows
@@ -382,9 +393,7 @@ def main() -> None:
     command.set_defaults(command=plot)
 
     arguments = parser.parse_args()
-    for flag in ("every", "images"):
-        if getattr(arguments, flag, 1) < 1:
-            raise UserError(f"--{flag} {getattr(arguments, flag)}: needs at least 1")
+    check_counts(arguments)
     arguments.command(arguments)
 
 

@@ -20,13 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "onnx" / "graphsurgeon"))
 
-from compare_layers import live_tensors, load_input, mark, report, row_of, session_of, write_table
+from compare_layers import check_counts, live_tensors, load_input, mark, report, row_of, session_of, write_table
 from reference import OPERANDS, element_types, expand
 
 from utils import (
     PLUGIN_DOMAIN,
     RESULTS,
     UserError,
+    about,
     first_line,
     from_zero,
     load_onnx,
@@ -151,13 +152,12 @@ def main() -> None:
                         help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
     parser.add_argument("--output", metavar="CSV", help="default Results/layers_<graph>_emulated.csv")
     arguments = parser.parse_args()
+    check_counts(arguments)
     path = Path(arguments.onnx)
     model = load_onnx(path)
     images = load_input(arguments.data, path, model, arguments.images)
-    try:
+    with about(path):
         rows = compare_all(model, images, arguments.every)
-    except UserError as error:
-        raise UserError(f"{shown(path)}: {error}") from error
     table = Path(arguments.output or RESULTS / f"layers_{path.stem}_emulated.csv")
     write_table(table, rows)
     print(report(rows, arguments.tolerance))

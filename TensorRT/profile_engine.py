@@ -32,6 +32,7 @@ from utils import (
     UserError,
     append_rows,
     batch_sizes,
+    engine_precision,
     existing_file,
     git_commit,
     gpu_name,
@@ -89,7 +90,7 @@ def work_of_groups(plan: Path, layers: list[str], batch: int, img_size: int, cla
     if path is None:
         return {}
     swin = read_swin(path)._replace(img_size=img_size, classes=classes)
-    element = 2 if re.search("_(fp16|bf16|int8)", plan.stem) else 4
+    element = 4 if engine_precision(plan.stem) == "fp32" else 2
     joined = " ".join(layers)
     whole, branches = (blocks_of(group, layers) for group in (WHOLE_MLP, WHOLE_BRANCH))
     # The MLP's name does not tell; a proj that has no layer of its own, and is not in the attention branch's, is in it.

@@ -1,6 +1,6 @@
 """How much a Swin Transformer has to compute and to move, by the groups that profile_engine.py tells apart.
 
-    python TensorRT/swin_work.py --cfg models/swin.yaml --batch 32      prints the table
+    python TensorRT/swin_work.py --cfg models/swin.yaml --batch 32      # prints the table
 
 Operations are those of the matrix products, two for a multiply-add. Bytes count every matrix product, attention,
 normalisation and residual Add as if it read its inputs and wrote its outputs once; small vectors (biases, gamma, beta,
@@ -49,7 +49,7 @@ class Work(NamedTuple):
 
 def read_swin(path: Path) -> Swin:
     """The sizes in one of models/*.yaml, which write each key on a line of its own."""
-    values = dict(re.findall(r"^ *([A-Z_]+): +([^#\n]+?) *(?:#.*)?$", path.read_text(), re.MULTILINE))
+    values = dict(re.findall(r"^ *([A-Z_]+): +([^#\n]+?) *(?:#.*)?$", path.read_text(errors="replace"), re.MULTILINE))
     try:
         return Swin(values["TYPE"], int(values["EMBED_DIM"]), tuple(ast.literal_eval(values["DEPTHS"])),
                     int(values["WINDOW_SIZE"]), int(values["IMG_SIZE"]), int(values.get("NUM_CLASSES", 1000)))
@@ -149,6 +149,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp16", help="default: fp16")
     arguments = parser.parse_args()
+    if arguments.batch < 1:
+        raise UserError("--batch must be above zero")
     swin = read_swin(existing_file(arguments.cfg, "a model's yaml (--cfg)"))
     groups = work_of(swin, arguments.batch, {"fp32": 4, "fp16": 2}[arguments.precision])
     for group, work in [*groups.items(), ("all", Work(*map(sum, zip(*groups.values()))))]:

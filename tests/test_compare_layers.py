@@ -111,6 +111,9 @@ def test_prepare_chooses_tensors(small_graph):
             assert list(file["names"]) == [*names, "logits"]
     assert "no tensor to compare" in one_line_error(prepare(folder, "m.onnx", "--match", "nothing"))
     assert "--every 0" in one_line_error(prepare(folder, "m.onnx", "--every", "0"))
+    for flag in ("--every", "--images"):
+        done = shell(sys.executable, ROOT / "TensorRT/emulate_fp16.py", "--onnx", folder / "m.onnx", flag, "0")
+        assert f"{flag} 0: needs at least 1" in one_line_error(done)
     assert "--match '(': is no regular expression" in one_line_error(prepare(folder, "m.onnx", "--match", "("))
 
 
@@ -178,6 +181,7 @@ def test_plot_draws_tables_and_refuses_others(tmp_path):
         assert done.returncode == 0 and not done.stderr, done.stderr
         assert picture.read_bytes()[:4] == b"\x89PNG"
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    error = one_line_error(shell(sys.executable, script, "plot", tmp_path / "other.csv"))
-    assert "is not a table of compare_layers.py run" in error
+    for other in (tmp_path / "other.csv", picture):
+        error = one_line_error(shell(sys.executable, script, "plot", other))
+        assert f"{other.name}: is not a table of compare_layers.py run" in error
     assert "no table" in one_line_error(shell(sys.executable, script, "plot", "--panel", "title"))

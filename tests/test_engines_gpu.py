@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import ROOT, UserError
+from utils import ROOT, UserError, engine_precision
 
 sys.path.insert(1, str(ROOT / "TensorRT"))
 
@@ -45,7 +45,7 @@ def command(*parts: str | Path, **environment: str) -> subprocess.CompletedProce
 
 
 def build(name: str, *flags: str | Path) -> subprocess.CompletedProcess:
-    precision = ["--noTF32"] if TRT_test.precision(Path(name)) == "fp32" else ["--fp16"]
+    precision = ["--noTF32"] if engine_precision(name) == "fp32" else ["--fp16"]
     return command("bash", "TensorRT/build.sh", f"onnx/{name}.onnx", *precision, *flags,
                    *os.environ.get("BUILD_FLAGS", "").split())
 

@@ -88,6 +88,9 @@ def test_an_engine_of_another_model_has_no_yaml(tmp_path):
     (tmp_path / "m.yaml").write_text("MODEL:\n  TYPE: swinv1\n")
     with pytest.raises(UserError, match="has no line EMBED_DIM"):
         swin_work.read_swin(tmp_path / "m.yaml")
+    (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(UserError, match="has no line TYPE"):
+        swin_work.read_swin(tmp_path / "m.png")
 
 
 MODULES = {"qkv": ".attn.qkv", "proj": ".attn.proj", "fc1 + GELU": ".mlp.fc1", "fc2": ".mlp.fc2",

@@ -895,6 +895,16 @@ def test_smoothing_computes_the_same_and_evens_out_the_ranges(small, tmp_path):
         smooth.main(["--onnx", str(small(2) / "m.onnx")])
 
 
+def test_report_and_smoothing_say_which_file_has_no_block(tmp_path):
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 56, 56]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "r.onnx")
+    write_cache(tmp_path / "r.cache", Cache("minmax", 8, "0" * 32, {"x": np.float32(1)}))
+    for script, flags in ((smooth, []), (sensitivity, ["--cache", str(tmp_path / "r.cache")])):
+        with pytest.raises(UserError, match=r"r\.onnx: has no Swin block"):
+            script.main(["--onnx", str(tmp_path / "r.onnx"), *flags])
+
+
 def tidy_input(model: onnx.ModelProto) -> str:
     """Name of the first block's qkv input."""
     return quantised_tensors(blocks_of(tidy(model)))[0]

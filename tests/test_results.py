@@ -136,7 +136,7 @@ def measured(tmp_path):
 
 
 def test_section_is_made_of_the_newest_rows(measured):
-    """Of the last GPU, where rows are compared with each other; of accuracy on any, with the run beside it."""
+    """Of the last GPU, where rows are compared with each other; of accuracy and memory on any, with the run."""
     text = report.section(measured)
     assert cells_of(text, "TensorRT with plugins") == ["TensorRT with plugins", "2.000", "4.000"]
     assert cells_of(text, "torch.compile") == ["torch.compile", "5.000", "-"]
@@ -145,8 +145,8 @@ def test_section_is_made_of_the_newest_rows(measured):
     assert cells_of(text, "swinv1_attention_fp16", "1, 8") == [
         "swinv1_attention_fp16", "fp16", "3", "1, 8", "3.00e-02", "4.00e-02", "0.80", "90.00%", "91.00%", "99.95%"]
     assert cells_of(text, "swinv1_fp16", "5.00e-02")[2:4] == ["1", "1"]
-    assert cells_of(text, "MiB") == ["MiB", "b1", "b128"]
-    assert cells_of(text, "swinv1_attention_fp16", "500.5")[1:] == ["500.5", "-"]
+    assert cells_of(text, "MiB") == ["MiB", "run", "b1", "b128"]
+    assert cells_of(text, "swinv1_attention_fp16", "500.5")[2:] == ["500.5", "-"]
     assert cells_of(text, "SwinAttention")[3:] == ["8.0", "50%", "25%", "1e-3", "flex", "12.0", "1e-3", "1.50"]
     assert not any(hidden in text for hidden in ("micro", "Old GPU", "0.100", "0.200", "9e-01", "png"))
     assert text.count("Again: `") == 4 and "run 2, commit abc" in text

@@ -101,6 +101,7 @@ def test_a_graph_of_a_fixed_batch_gets_no_profile():
     (["onnx/absent_attention_int8.onnx"], "what is not INT8 in it is FP16; add --fp16"),
     (["onnx/absent_int8.onnx"], "TensorRT/INT8/quant.py --onnx onnx/absent.onnx"),
     (["onnx/absent_layernorm.onnx"], "add_every_layernorm.py --onnx onnx/absent.onnx"),
+    (["onnx/absent_linear_mlp.onnx"], "the script that makes it, see onnx/graphsurgeon/README.md"),
     (["onnx/absent_fp16.onnx"], "its name says FP16; add --fp16"),
     (["a.onnx", "b.onnx"], "two graphs"),
     (["a.onnx", "--max", "0"], "--max needs a positive whole number, not '0'"),

@@ -33,7 +33,6 @@ from tidy import add_node, drop_idle, exported
 from utils import UserError
 
 PARTS = ("qkv", "attention", "proj", "fc1", "fc2")
-PRODUCTS = ("qkv", "proj", "fc1", "fc2")
 OLDEST_OPSET = 13  # of DequantizeLinear with a scale for each channel
 
 

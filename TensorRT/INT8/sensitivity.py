@@ -36,6 +36,7 @@ from data.photo_crops import CLASSES, held_out_batch  # noqa: E402
 from utils import (  # noqa: E402
     RESULTS,
     UserError,
+    about,
     append_rows,
     git_commit,
     max_abs_err,
@@ -133,7 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{shown(args.cache)}: no such file; quant.py --onnx {shown(args.onnx)} writes it")
     cache = read_cache(args.cache)
     graph = tidy(model)
-    blocks = blocks_of(graph)
+    with about(args.onnx):
+        blocks = blocks_of(graph)
     if cache.graph != fingerprint(model) or list(cache.scales) != quantised_tensors(blocks):
         raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}, or without all of "
                         "its scales; give its --cache")
@@ -141,7 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
     report = Report(model, args.count, execution_provider(args.provider))
 
     def measured(name: str, kept: set[str]) -> dict[str, str]:
-        return report.row(name, report.logits(quantised(graph, cache.scales, kept)))
+        with about(args.onnx):
+            model = quantised(graph, cache.scales, kept)
+        return report.row(name, report.logits(model))
 
     rows = [report.row("fp32", report.reference), measured("all", set())]
     progress = Progress("parts", len(parts))

@@ -1,6 +1,6 @@
 """SmoothQuant for Swin V1: move the range of LayerNorm's large channels into the weights of the next linear layer.
 
-    python TensorRT/INT8/smooth.py --onnx onnx/swinv1.onnx --alpha 0.5      writes onnx/swinv1_smooth.onnx
+    python TensorRT/INT8/smooth.py --onnx onnx/swinv1.onnx --alpha 0.5  # writes onnx/swinv1_smooth.onnx
 
 Channel j of what feeds qkv and fc1 is divided by s_j = max|x_j|^alpha / max|w_j|^(1 - alpha), in gamma and beta of the
 LayerNorm before it, and row j of the weight is multiplied by s_j: the FP32 graph computes the same, and quant.py takes
@@ -30,7 +30,7 @@ from quant import fp32_model  # noqa: E402
 from surgeon import check, save, target_of  # noqa: E402
 from tidy import exported, producer, tidy, values  # noqa: E402
 
-from utils import UserError, run_script, shown  # noqa: E402
+from utils import UserError, about, run_script, shown  # noqa: E402
 
 # Edit here, or give the flag of the same name.
 ONNX = "onnx/swinv1.onnx"
@@ -91,7 +91,9 @@ def main(arguments: list[str] | None = None) -> None:
     target = target_of(args, "_smooth")
     model = fp32_model(args.onnx)
     graph = tidy(model)
-    names = [product.inputs[0].name for block in blocks_of(graph) for product in (block.qkv, block.fc1)
+    with about(args.onnx):
+        blocks = blocks_of(graph)
+    names = [product.inputs[0].name for block in blocks for product in (block.qkv, block.fc1)
              if norm_before(product) is not None]
     if not names:
         raise UserError(f"{shown(args.onnx)}: no LayerNormalization feeds qkv or fc1 alone; this is for V1 at opset 17")
@@ -106,10 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
         progress.done()
     print(f"moved the range of {smooth(graph, largest, args.alpha)} LayerNorms, alpha {args.alpha:g}")
     smoothed = exported(graph)
-    try:
+    with about(args.onnx):
         print("\n".join(check(model, smoothed)))
-    except UserError as error:
-        raise UserError(f"{shown(args.onnx)}: {error}") from error
     save(smoothed, target)
 
 

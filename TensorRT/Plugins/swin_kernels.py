@@ -9,11 +9,15 @@ import ctypes
 import functools
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 PLUGINS = Path(__file__).resolve().parent
+sys.path.insert(1, str(PLUGINS.parents[1]))
+from utils import UserError  # noqa: E402
+
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 LINEAR_WORKSPACE_BYTES = 32 << 20  # SWIN_LINEAR_WORKSPACE_BYTES
@@ -42,12 +46,18 @@ ARGUMENTS = {
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """libswin_kernels.so: the file that $SWIN_KERNELS names, else one made here for this machine's GPU."""
+    """libswin_kernels.so: the file that $SWIN_KERNELS names, else one made here for this machine's GPU.
+
+    Raises:
+        UserError: it could not be made.
+    """
     path = os.environ.get("SWIN_KERNELS")
     if not path:
         major, minor = torch.cuda.get_device_capability()
         build = f"build/sm_{major}{minor}"
-        subprocess.run(["make", "-C", str(PLUGINS), "kernels", f"ARCHS={major}{minor}", f"BUILD={build}"], check=True)
+        command = ["make", "-C", str(PLUGINS), "kernels", f"ARCHS={major}{minor}", f"BUILD={build}"]
+        if subprocess.run(command).returncode:
+            raise UserError(f"the kernels were not built, for the reason above; again with: {' '.join(command)}")
         path = str(PLUGINS / build / "libswin_kernels.so")
     lib = ctypes.CDLL(path)
     for name, types in ARGUMENTS.items():

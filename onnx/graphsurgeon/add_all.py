@@ -1,6 +1,6 @@
 """Apply all plugins at once: what the engines build_*_attention_fp16.sh are built from.
 
-    python onnx/graphsurgeon/add_all.py --onnx onnx/swinv1.onnx --fp16      writes onnx/swinv1_attention_fp16.onnx
+    python onnx/graphsurgeon/add_all.py --onnx onnx/swinv1.onnx --fp16  # writes onnx/swinv1_attention_fp16.onnx
 
 Attention, patch embedding, patch merging, linear layers, residual Add + LayerNorm, the LayerNorms that are left, and
 of the nodes so made the MLPs of narrow blocks with all between attention and them; with --fp16 the conversion of
@@ -25,7 +25,7 @@ from add_residual_layernorm import add_residual_layernorm  # noqa: E402
 from surgeon import add_file_arguments, patch_and_check, read, save, target_of  # noqa: E402
 from to_fp16 import add_precision_arguments, convert_and_check, islands  # noqa: E402
 
-from utils import UserError, run_script, shown  # noqa: E402
+from utils import UserError, about, run_script  # noqa: E402
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"
@@ -45,12 +45,10 @@ def main() -> None:
         raise UserError(f"--fp32 {args.fp32}: chooses what stays FP32 in an FP16 graph; add --fp16")
     target, fp32 = target_of(args, f"{SUFFIX}_fp16" if args.fp16 else SUFFIX), islands(args.fp32)
     model = read(args.onnx)
-    try:
+    with about(args.onnx):
         patched = patch_and_check(model, STEPS, not args.no_check)
         if args.fp16:
             patched = convert_and_check(patched, fp32, not args.no_check)
-    except UserError as error:
-        raise UserError(f"{shown(args.onnx)}: {error}") from error
     save(patched, target)
 
 

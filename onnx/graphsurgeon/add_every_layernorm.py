@@ -1,7 +1,7 @@
 """Replace every LayerNorm by a plugin node, with the residual Add beside it where there is one: what the engines
 build_*_layernorm*.sh are built from.
 
-    python onnx/graphsurgeon/add_every_layernorm.py --onnx onnx/swinv2.onnx      writes onnx/swinv2_layernorm.onnx
+    python onnx/graphsurgeon/add_every_layernorm.py --onnx onnx/swinv2.onnx  # writes onnx/swinv2_layernorm.onnx
 
 add_residual_layernorm.py, and add_layernorm_with_params.py for those that are left. V2's engine needs less memory so
 than with its Adds by themselves, and less than the unpatched one (Results/experiments.md).

@@ -1,6 +1,6 @@
 """Make the graph of INT8 plugin nodes from a Q/DQ graph: what build_swinv1_int8.sh and build_swinv2_int8.sh build.
 
-    python onnx/graphsurgeon/add_int8.py --onnx onnx/swinv1_int8.onnx      writes onnx/swinv1_attention_int8.onnx
+    python onnx/graphsurgeon/add_int8.py --onnx onnx/swinv1_int8.onnx  # writes onnx/swinv1_attention_int8.onnx
 
 The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it, but for products that
 have scales, which no SwinMlp takes in, and converted to FP16; then the plugin nodes that read a tensor with a scale
@@ -33,7 +33,7 @@ from tidy import drop_idle, exported, image_input, imported, producer, replace_u
 from to_fp16 import to_fp16  # noqa: E402
 
 from data.photo_crops import held_out_batch  # noqa: E402
-from utils import PLUGIN_DOMAIN, UserError, has_plugins, run_script, shown, top1_agreement  # noqa: E402
+from utils import PLUGIN_DOMAIN, UserError, about, has_plugins, run_script, top1_agreement  # noqa: E402
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1_int8.onnx"
@@ -219,7 +219,7 @@ def main() -> None:
     args = parser.parse_args()
     target = target_of(args, SUFFIX, replaced="_int8")
     model = read(args.onnx)
-    try:
+    with about(args.onnx):
         bare, scales = without_pairs(model)
         patched, reports = patch(bare, steps_for(scales))
         print("\n".join(line for report in reports for line in report.lines()))
@@ -228,8 +228,6 @@ def main() -> None:
         if not args.no_check:
             print(check(model, bare, to_int8(patched, scales, patched)[0], "in FP32"), flush=True)
             print(check(model, bare, int8, "in FP16"))
-    except UserError as error:
-        raise UserError(f"{shown(args.onnx)}: {error}") from error
     save(int8, target)
 
 

@@ -21,6 +21,7 @@ from utils import (
     PLUGIN_DOMAIN,
     ROOT,
     UserError,
+    about,
     first_line,
     load_onnx,
     max_abs_err,
@@ -224,8 +225,6 @@ def run_surgery(steps: list[Step], onnx_file: str, suffix: str, description: str
     args = parser.parse_args()
     target = target_of(args, suffix)
     model = read(args.onnx)
-    try:
+    with about(args.onnx):
         patched = patch_and_check(model, steps, not args.no_check)
-    except UserError as error:
-        raise UserError(f"{shown(args.onnx)}: {error}") from error
     save(patched, target)

@@ -37,7 +37,7 @@ from surgeon import add_file_arguments, check, read, save, target_of  # noqa: E4
 from tidy import exported, image_input, is_output, producer, replace_uses, session, tidy, values  # noqa: E402
 
 from data.photo_crops import held_out_batch  # noqa: E402
-from utils import FP32_LAYER, PLUGIN_DOMAIN, UserError, choices, onnx_precision, run_script, shown  # noqa: E402
+from utils import FP32_LAYER, PLUGIN_DOMAIN, UserError, about, choices, onnx_precision, run_script  # noqa: E402
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"
@@ -212,10 +212,8 @@ def main() -> None:
     args = parser.parse_args()
     target, fp32 = target_of(args, SUFFIX), islands(args.fp32)
     model = read(args.onnx)
-    try:
+    with about(args.onnx):
         converted = convert_and_check(model, fp32, not args.no_check)
-    except UserError as error:
-        raise UserError(f"{shown(args.onnx)}: {error}") from error
     save(converted, target)
 
 

@@ -1,7 +1,7 @@
 """Draw throughput over batch for every runner of a measuring run, and write how much faster the plugins are.
 
-    python Results/draw_latency.py                         the newest race on a GPU, INT8 of the newest run that has it
-    python Results/draw_latency.py --run 20261122-220232   that run
+    python Results/draw_latency.py                         # the newest race on a GPU, INT8 of the newest run with it
+    python Results/draw_latency.py --run 20261122-220232   # that run
 
 Reads Results/latency.csv alone; writes Results/latency.png, a panel for each model and precision, and
 Results/speedup.md, which it prints too. A runner has several rows for a batch: launched kernel by kernel, as a CUDA

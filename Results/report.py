@@ -1,7 +1,7 @@
 """Write the results of the Small models on a GPU as Markdown, from the tables in Results/, and put them into README.
 
-    python Results/report.py            prints them
-    python Results/report.py --write    puts them between the two marks in README.md
+    python Results/report.py            # prints them
+    python Results/report.py --write    # puts them between the two marks in README.md
 
 Reads latency.csv, profile.csv, accuracy.csv, memory.csv and kernels.csv, of rows measured on a GPU the newest: of
 latency.csv one run, and of INT8 one more where it was measured by itself later, of the others the last of everything
@@ -135,7 +135,8 @@ def accuracy(results: Path) -> list[str]:
             shares(own, "agreement")])
     return ["### Accuracy", "",
             *measured_by(rows, "python test_swinV2.py --cfg models/swin.yaml --resume V1.pth --count 2000 "
-                               "--batch 1,4,8,16,32,128 --plan TensorRT/TRT_Engine/swinv1*.plan"),
+                               "--batch 1,4,8,16,32,128 --plan "
+                               "TensorRT/TRT_Engine/swinv1{,_fp16,_layernorm_fp16,_attention_fp16}.plan"),
             "The worst of all batch sizes, against PyTorch in FP32, over all images: Results/environment/ says for "
             "each run how many; of INT8 it is more, `--count 5000`. The worst ratio is the largest error at one batch "
             "size over PyTorch's own in the same precision. V2 likewise, with its yaml, checkpoint and engines.", "",
@@ -162,7 +163,9 @@ def memory(results: Path) -> list[str]:
         table.append([engine, ", ".join(dict.fromkeys(row["run_id"] for row in own.values())),
                       *(own[batch]["free_memory_used_mib"] if batch in own else "-" for batch in batches)])
     return ["### Device memory", "",
-            *measured_by(rows, "$TRT_PYTHON TRT_test.py --memory --plan TensorRT/TRT_Engine/swinv*.plan"),
+            *measured_by(rows, "$TRT_PYTHON TRT_test.py --memory --plan TensorRT/TRT_Engine/"
+                               "swinv1{,_fp16,_layernorm_fp16,_attention_fp16,_attention_int8}.plan "
+                               "TensorRT/TRT_Engine/swinv2{,_fp16,_layernorm,_attention_fp16,_attention_int8}.plan"),
             "Weights, activations, input and output together. TensorRT 8.6 plans the activations for the largest batch "
             "of the profile, 128, whatever the batch.", "", *markdown_table(table), ""]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -227,8 +228,12 @@ def latency_row(row: Row, plan: Path, model: str, runner: str) -> dict[str, str]
     }
 
 
-def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str]) -> tuple[list[str], list[Row]]:
-    """Test one engine: prints its table, adds to Results/latency.csv. Returns the table's lines and its rows."""
+def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str],
+                 versions: Callable[[], dict[str, str]]) -> tuple[list[str], list[Row]]:
+    """Test one engine: prints its table, adds to Results/latency.csv. Returns the table's lines and its rows.
+
+    What `versions` tells goes to the run's environment before the first row, which so has it whatever comes after.
+    """
     from engine import Engine
 
     batches = chosen_batches(plan, arguments)
@@ -244,6 +249,7 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str])
         smallest, largest = engine.batches
         say(f"{shown(plan)}: {engine_precision(plan.stem)}, {runner}, batches {smallest} to {largest}")
         say(TABLE_HEAD.format(tolerance=f"{allowed:.1e}"))
+        write_environment(run["run_id"], versions(), arguments.results)
         for batch in batches:
             for graph in (False, True):
                 rows.append(measure(context, batch, allowed, graph, **timing_of(arguments)))
@@ -310,12 +316,14 @@ def compare_memory(rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:
     return [*lines, *verdicts], [line for line in verdicts if line.startswith("FAIL")]
 
 
-def score_memory(plans: list[Path], arguments: argparse.Namespace, run: dict[str, str]) -> None:
+def score_memory(plans: list[Path], arguments: argparse.Namespace, run: dict[str, str],
+                 versions: Callable[[], dict[str, str]]) -> None:
     """Measure the memory of all engines, print it, add it to memory.csv; UserError if a patched one needs more."""
     rows = [row for plan in plans for row in measure_memory(plan, arguments.memory, arguments.plugins)]
     lines, failed = compare_memory(rows)
     print("\n".join(lines))
     append_rows(arguments.results / "memory.csv", MEMORY_COLUMNS, [{**run, **row} for row in rows])
+    write_environment(run["run_id"], versions(), arguments.results)
     print(f"added {len(rows)} rows to {shown(arguments.results / 'memory.csv')}, run {run['run_id']}")
     if failed:
         raise UserError("; ".join(failed))
@@ -341,14 +349,13 @@ def main() -> None:
     import trt_runtime
 
     run_id = new_run_id()
-    write_environment(run_id, trt_runtime.versions(), arguments.results)  # now: whatever stops it, rows have theirs
     run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}
     if arguments.memory:
-        score_memory(plans, arguments, run)
+        score_memory(plans, arguments, run, trt_runtime.versions)
         return
     lines, rows = [], []
     for plan in plans:
-        table, measured = score_engine(plan, arguments, run)
+        table, measured = score_engine(plan, arguments, run, trt_runtime.versions)
         rows += measured
         lines += [*table, ""]
     with whole_file(arguments.results / "encoderScore.txt") as partial:

@@ -373,7 +373,9 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
     given = SimpleNamespace(data=None, batch=None, tolerance=None, plugins=None, min_seconds=0, min_runs=1,
                             warmup_seconds=None, results=tmp_path)
     with pytest.raises(UserError, match="out of memory"):
-        TRT_test.score_engine(tmp_path / "m.plan", given, {"run_id": "1", "commit": "c", "gpu": "A GPU"})
+        TRT_test.score_engine(tmp_path / "m.plan", given, {"run_id": "1", "commit": "c", "gpu": "A GPU"},
+                              lambda: {"tensorrt": "9"})
+    assert "tensorrt: 9" in (tmp_path / "environment/1.txt").read_text()
     assert [(row["batch"], row["notes"]) for row in latency_rows(tmp_path)] == [
         ("1", "m; no CUDA graph; good"), ("1", "m; CUDA graph; good"), ("8", "m; no CUDA graph; good")]
 
@@ -449,7 +451,8 @@ def test_more_memory_fails_the_script(tmp_path, monkeypatch):
     given = SimpleNamespace(memory=[1], plugins=None, results=tmp_path)
     with pytest.raises(UserError, match=r"^FAIL m_attention_fp16: 101\.0 MiB at batch 1, unpatched 100\.0"):
         TRT_test.score_memory([Path(f"{name}.plan") for name in mib], given,
-                              {"run_id": "1", "commit": "c", "gpu": "A GPU"})
+                              {"run_id": "1", "commit": "c", "gpu": "A GPU"}, lambda: {"tensorrt": "9"})
+    assert "tensorrt: 9" in (tmp_path / "environment/1.txt").read_text()
     assert len((tmp_path / "memory.csv").read_text().splitlines()) == 3
 
 

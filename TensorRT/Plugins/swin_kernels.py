@@ -35,7 +35,7 @@ ARGUMENTS = {
     "swin_attention": [_pointer] * 4 + [_int] * 8 + [_float, _float, _pointer],
     "swin_linear": [_pointer] * 5 + [_int, _long, _int, _int, _int, _pointer, ctypes.c_size_t, _pointer],
     "swin_mlp": [_pointer] * 13 + [_int, _long, _int, _int, _int, _float, _pointer, ctypes.c_size_t, _pointer],
-    "swin_linear_int8": [_pointer] * 6 + [_long, _int, _int, _int, _float, _pointer, ctypes.c_size_t, _pointer],
+    "swin_linear_int8": [_pointer] * 6 + [_long, _int, _int, _int, _float, _pointer],
     "swin_layernorm_int8": [_pointer] * 4 + [_long, _int, _float, _float, _pointer],
     "swin_layernorm_add_int8": [_pointer] * 6 + [_long, _int, _float, _float, _float, _pointer],
     "swin_quantize": [_pointer] * 2 + [_long, _float, _pointer],
@@ -146,7 +146,7 @@ def linear_int8(x, weight, scale, bias, residual, y, gelu: int, y_scale: float) 
     """y = act((x weight^T) * scale + bias) [+ residual]; x and weight INT8; y FP16 with y_scale 0, else INT8."""
     out_features, in_features = weight.shape
     call("swin_linear_int8", x, weight, scale, bias, residual, y, x.numel() // in_features, in_features, out_features,
-         gelu, y_scale, None, 0)
+         gelu, y_scale)
 
 
 def layernorm_int8(x, gamma, beta, y_q, epsilon: float, y_scale: float) -> None:

@@ -42,7 +42,7 @@ int run_group(const AttentionBranchInt8& a, long long first, int images, char* w
     char* y = static_cast<char*>(a.y) + 2 * offset;
     int8_t* y_q = a.y_q + offset;
     int status = swin_linear_int8(x_q, a.qkv_weight, a.qkv_factor, a.qkv_bias, nullptr, workspace, rows, channels,
-        3 * channels, 0, a.qkv_scale, nullptr, 0, a.stream);
+        3 * channels, 0, a.qkv_scale, a.stream);
     if (status != cudaSuccess) return status;
     status = swin_attention_int8(workspace, a.bias, a.logit_scale, y_q, images, a.height, a.width, channels,
         a.num_heads, a.window_size, a.shift_size, a.scale, a.mask_value, a.qkv_scale, a.attention_scale, a.stream);
@@ -50,7 +50,7 @@ int run_group(const AttentionBranchInt8& a, long long first, int images, char* w
     const void* residual = a.norm_first ? x : nullptr;
     char* proj = a.norm_first ? y : workspace;
     status = swin_linear_int8(y_q, a.proj_weight, a.proj_factor, a.proj_bias, residual, proj, rows, channels, channels,
-        0, a.proj_scale, nullptr, 0, a.stream);
+        0, a.proj_scale, a.stream);
     if (status != cudaSuccess) return status;
     return a.norm_first
         ? swin_layernorm_int8(y, a.gamma, a.beta, y_q, rows, channels, a.epsilon, a.y_scale, a.stream)

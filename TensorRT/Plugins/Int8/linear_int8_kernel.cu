@@ -119,8 +119,7 @@ bool aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer
 }  // namespace swin
 
 int swin_linear_int8(const void* x, const void* weight, const float* scale, const float* bias, const void* residual,
-    void* y, long long rows, int in_features, int out_features, int gelu, float y_scale, void*, size_t,
-    cudaStream_t stream) {
+    void* y, long long rows, int in_features, int out_features, int gelu, float y_scale, cudaStream_t stream) {
     using namespace swin;
     const bool shape = rows >= 0 && rows <= INT_MAX - 128 && in_features > 0 && in_features <= SWIN_MAX_INT8_FEATURES
         && in_features % 16 == 0 && out_features > 0 && out_features <= SWIN_MAX_INT8_FEATURES

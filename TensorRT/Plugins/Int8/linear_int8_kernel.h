@@ -1,7 +1,6 @@
 // Linear layers on INT8 tensors: C interface. README.md beside this file is the contract.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "common/swin_types.h"
@@ -14,12 +13,12 @@
 //   residual    FP16 or null
 //   gelu        1: act is GELU, not its tanh form, and residual is null; 0: act is the identity
 //   y_scale     0: y is FP16; else y is INT8, quantised with it
-// K and N are multiples of 16 up to SWIN_MAX_INT8_FEATURES; pointers are multiples of 16 bytes. No workspace is used.
+// K and N are multiples of 16 up to SWIN_MAX_INT8_FEATURES; pointers are multiples of 16 bytes.
 // weight, scale and bias are constants: the kernel just before does not write them.
 // Returns a cudaError_t: see swin_types.h.
 extern "C" int swin_linear_int8(const void* x, const void* weight, const float* scale, const float* bias,
     const void* residual, void* y, long long rows, int in_features, int out_features, int gelu, float y_scale,
-    void* workspace, size_t workspace_bytes, cudaStream_t stream);
+    cudaStream_t stream);
 
 namespace swin {
 

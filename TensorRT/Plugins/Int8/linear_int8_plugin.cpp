@@ -58,7 +58,7 @@ struct LinearInt8Op : Operator {
         const Shape &x = call.shapes[0], &weight = call.shapes[1];
         return swin_linear_int8(call.input(0), call.input(1), call.parameter(2), call.parameter(3), call.input(4),
             call.outputs[0], x.rows(), static_cast<int>(weight.last()), static_cast<int>(weight.sizes[0]),
-            attributes.gelu, attributes.y_scale, nullptr, 0, call.stream);
+            attributes.gelu, attributes.y_scale, call.stream);
     }
 };
 

@@ -432,7 +432,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--draw-only", action="store_true",
                         help="measure nothing; draw the run of --run-id (default: as README has it, the newest race on "
                         "a GPU and INT8 of the newest run that has that)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands that are left, and run none")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print the commands that are left, and run none (what --pretrained names is fetched)")
     parser.add_argument("--prepare", action="store_true",
                         help="measure nothing: make the files that the chosen runners need, and of torch-compile "
                              "compile what it measures")

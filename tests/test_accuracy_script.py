@@ -174,6 +174,15 @@ def test_reference_is_computed_once_at_the_largest_batch(results, tiny, monkeypa
     assert [row["batch"] for row in rows_of(results)] == ["1", "4", "8"]
 
 
+def test_an_error_stands_beside_pytorchs_at_the_same_batch_size(results, tiny, monkeypatch):
+    collect = script.collect_logits
+    monkeypatch.setattr(script, "collect_logits", lambda *given: {
+        (runner, batch): logits + (runner.precision == "fp16") * batch
+        for (runner, batch), logits in collect(*given).items()})
+    script.main([*tiny()[1], "--count", "4", "--batch", "1,4", "--runner", "torch-fp16"])
+    assert [round(float(row["torch_max_abs_err"])) for row in rows_of(results)] == [1, 4]
+
+
 def test_chunks_join_to_the_whole():
     """Seven images in chunks of four, by two runners that tell which image and batch they were given."""
     class Echo:

@@ -93,6 +93,12 @@ def test_an_engine_of_another_model_has_no_yaml(tmp_path):
         swin_work.read_swin(tmp_path / "m.png")
 
 
+def test_a_window_is_no_larger_than_the_tokens_there_are():
+    """4 x 4 tokens of 8 channels, two images, and a window of 8: scores and their product with v are over 16 tokens."""
+    work = swin_work.work_of(Swin("swinv2", 8, (1,), 8, 16, 10), 2, 2)["attention"]
+    assert work == Work(2 * (2 * 16) * 2 * 16 * 8, 2 * 4 * (2 * 16) * 8)
+
+
 MODULES = {"qkv": ".attn.qkv", "proj": ".attn.proj", "fc1 + GELU": ".mlp.fc1", "fc2": ".mlp.fc2",
            "patch merging": ".downsample", "patch embed": ".patch_embed", "head": ".head"}
 

@@ -895,6 +895,17 @@ def test_smoothing_computes_the_same_and_evens_out_the_ranges(small, tmp_path):
         smooth.main(["--onnx", str(small(2) / "m.onnx")])
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_ranges_are_of_all_batches(method):
+    batches = np.float32([[1, 2], [-9, 3], [4, 0]]).reshape(3, 2, 1, 1, 1)
+    assert collect(passed_on(), ["y"], iter(batches), len(batches), method, 100, CPU) == {"y": 9}
+
+
+def test_a_tensor_of_zeros_has_a_scale():
+    """Not 0, which a cache cannot hold."""
+    assert calibration.scale_of(np.float32(0)) == 1 and calibration.scale_of(np.float32(254)) == 2
+
+
 def test_report_and_smoothing_say_which_file_has_no_block(tmp_path):
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 56, 56]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])

@@ -156,6 +156,52 @@ def test_an_engine_of_timms_export_is_made_and_measured_for_each_batch_and_preci
     assert plan(root, runner=["trt-timm"])[-1] == "m fp16 trt-timm b8" and len(plan(root, runner=["trt-timm"])) == 5
 
 
+@pytest.mark.parametrize(("source", "outdated"), [
+    ("m.yaml", "onnx/m.onnx onnx/m_timm_b8.onnx"),
+    ("models/swin.py", "onnx/m.onnx onnx/m_timm_b8.onnx"),
+    ("onnx/export_timm.py", "onnx/m_timm_b8.onnx"),
+    ("onnx/graphsurgeon/tidy.py", "onnx/m_int8.onnx onnx/m_fp16.onnx onnx/m_attention.onnx onnx/m_attention_fp16.onnx "
+                                  "onnx/m_attention_int8.onnx"),
+    ("TensorRT/INT8/qdq.py", "onnx/m_int8.onnx"),
+    ("onnx/m_int8.onnx", "onnx/m_attention_int8.onnx data/m_int8-b8.npz"),
+    *((f"TensorRT/Plugins/Linear/kernel.{suffix}", "TensorRT/Plugins/build/libswin_plugins.so")
+      for suffix in ("cu", "cuh", "cpp", "h")),
+    ("TensorRT/Plugins/build/libswin_plugins.so", "TensorRT/TRT_Engine/m_attention.plan "
+     "TensorRT/TRT_Engine/m_attention_fp16.plan TensorRT/TRT_Engine/m_attention_int8.plan"),
+])
+def test_a_newer_source_makes_outdated_what_is_made_of_it(source, outdated, root):
+    for path in (root / source, root / "onnx/export_timm.py"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    steps = race.file_steps(Model(root / "m.yaml", root / "m.pth", "m", 224), [8])
+    for made in steps:
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.touch()
+    for path in filter(Path.is_file, root.rglob("*")):
+        os.utime(path, (1, 1))
+    os.utime(root / source, (2, 2))
+    found = {str(made.relative_to(root)) for made, step in steps.items() if race.is_outdated(step)}
+    assert found == set(outdated.split())
+
+
+def test_what_make_finds_up_to_date_is_not_outdated_again(root):
+    """make looks at fewer sources, and writes nothing where these are older."""
+    made, source = root / "library.so", root / "kernel.cu"
+    for age, path in enumerate((made, source)):
+        path.touch()
+        os.utime(path, (age, age))
+    step = Step(script("pass"), [source], 1, makes=made)
+    assert race.is_outdated(step) and race.run_steps([step], arguments(root), on_gpu=True) == []
+    assert not race.is_outdated(step)
+
+
+@pytest.mark.parametrize("suffix", ["", "_fp16", "_attention", "_attention_fp16", "_attention_int8"])
+def test_an_engine_takes_images_of_the_models_size(suffix, root):
+    command = race.file_steps(M._replace(img_size=192), [8])[M.plan(suffix)].command
+    done = subprocess.run([*map(str, command), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert "--optShapes=input:32x3x192x192" in done.stdout, done.stderr
+
+
 def test_onnxruntime_gets_a_process_for_each_batch_and_variant(root):
     assert [step for step in plan(root, runner=["ort-cuda"]) if " " in step] == [
         "m fp16 ort-cuda no CUDA graph b1", "m fp16 ort-cuda no CUDA graph b8", "m fp16 ort-cuda CUDA graph b1",
@@ -505,3 +551,8 @@ def test_int8_of_a_later_run_is_compared_with_fp16_of_that_run(tmp_path, capsys)
     assert "| m | int8 | 8 | 1.200 | 1.000e-03 | trt-plugins fp16, CUDA graph | 1.800 | 1.000e-03 | 1.50 |" in table
     assert "wrote" in capsys.readouterr().out
     assert list(best_of_both(ROWS, later)) == [("m", "fp16", 1), ("m", "fp16", 8), ("m", "fp32", 1), ("m", "int8", 8)]
+
+
+def test_without_other_runners_the_newest_run_of_ours_is_shown():
+    older, newer = (row("trt-plugins", 8, 2.0, "good", run_id=run) for run in ("1", "2"))
+    assert race_and_int8([older, newer]) == ([newer], [])

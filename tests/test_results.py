@@ -1,6 +1,7 @@
 """The table and the picture that are made of results."""
 from __future__ import annotations
 
+import csv
 import sys
 
 import numpy as np
@@ -165,6 +166,16 @@ def test_int8_of_another_run_says_of_which(measured):
     assert cells_of(text, "TensorRT with plugins, FP16") == ["TensorRT with plugins, FP16", "2.100"]
     assert cells_of(text, "V1", "int8")[2:] == [
         "32", "1.400", "1e-2", "trt-plugins fp16, CUDA graph", "2.100", "1e-2", "1.50"]
+
+
+def test_kernels_are_compared_on_one_gpu(measured):
+    """What only another GPU has a figure of is no rival, however fast."""
+    with (measured / "kernels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    (measured / "kernels.csv").unlink()
+    elsewhere = {**rows[0], "gpu": "Another GPU", "runner": "flash", "time_us_median": "0.1"}
+    append_rows(measured / "kernels.csv", tuple(rows[0]), [elsewhere, *rows])
+    assert cells_of(report.section(measured), "SwinAttention")[7:] == ["flex", "12.0", "1e-3", "1.50"]
 
 
 def test_section_goes_between_the_marks_and_nowhere_else(measured, tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +94,24 @@ def test_a_graph_of_a_fixed_batch_gets_no_profile():
     assert "TRT_Engine/swinv1_timm_b8_fp16.plan" in done.stdout and "Shapes" not in done.stdout
 
 
+@pytest.mark.parametrize(("flags", "batches"), [
+    ([], (1, 32, 128)), (["--max", "16"], (1, 16, 16)), (["--min", "64"], (64, 64, 128)),
+    (["--min", "2", "--opt", "4", "--max", "8"], (2, 4, 8))])
+def test_the_usual_batch_lies_between_the_smallest_and_the_largest(flags, batches):
+    done = shell(ROOT / "TensorRT/build.sh", "onnx/m.onnx", *flags, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert [part for part in done.stdout.split() if "Shapes=" in part] == [
+        f"--{which}Shapes=input:{batch}x3x224x224" for which, batch in zip(("min", "opt", "max"), batches)]
+
+
+def test_builders_have_the_memory_that_the_help_says(monkeypatch):
+    script = ROOT / "TensorRT/build.sh"
+    (mib,) = re.findall(r"--memPoolSize=workspace:MIB \(default (\d+)\)", shell(script, "--help").stdout)
+    assert f"--memPoolSize=workspace:{mib}" in shell(script, "onnx/m.onnx", "--dry-run").stdout.split()
+    monkeypatch.setattr(sys, "argv", ["build_engine.py", "--onnx=m.onnx", "--saveEngine=m.plan"])
+    assert build_engine.parse_arguments().memPoolSize == float(mib)
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     (["onnx/absent_timm_b8.onnx", "--fp16"], "python onnx/export_timm.py --batch 8 --output onnx/absent_timm_b8.onnx"),
     (["onnx/absent.onnx"], "onnx/absent.onnx: no such file; make it with: python onnx/export_onnx.py --output"),
@@ -103,6 +123,7 @@ def test_a_graph_of_a_fixed_batch_gets_no_profile():
     (["onnx/absent_layernorm.onnx"], "add_every_layernorm.py --onnx onnx/absent.onnx"),
     (["onnx/absent_linear_mlp.onnx"], "the script that makes it, see onnx/graphsurgeon/README.md"),
     (["onnx/absent_fp16.onnx"], "its name says FP16; add --fp16"),
+    (["onnx/absent_fp16_layers.onnx"], "its name says FP16; add --fp16"),
     (["a.onnx", "b.onnx"], "two graphs"),
     (["a.onnx", "--max", "0"], "--max needs a positive whole number, not '0'"),
     (["a.onnx", "--min", "8", "--opt", "4"], "not in this order"),
@@ -110,6 +131,17 @@ def test_a_graph_of_a_fixed_batch_gets_no_profile():
 ])
 def test_build_refuses(arguments, words):
     assert words in one_line_error(shell(ROOT / "TensorRT/build.sh", *arguments))
+
+
+def test_a_library_that_is_missing_is_said_before_the_build(tmp_path):
+    (tmp_path / "m.onnx").touch()
+    done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m.onnx", f"--plugins={tmp_path}/absent.so")
+    assert "absent.so: no such file; make it with: make -C TensorRT/Plugins" in one_line_error(done)
+
+
+def test_the_builder_runs_in_the_python_that_has_tensorrt():
+    words = shell(ROOT / "TensorRT/build.sh", "onnx/m.onnx", "--dry-run").stdout.split()  # TRT_PYTHON is this one here
+    assert words[:2] == [sys.executable, "TensorRT/build_engine.py"]
 
 
 def fake_trtexec(folder: Path, version: int, status: int) -> None:
@@ -123,8 +155,20 @@ def fake_trtexec(folder: Path, version: int, status: int) -> None:
     script.chmod(0o755)
 
 
+def test_a_preview_that_was_asked_for_stands_alone(tmp_path):
+    """trtexec refuses a flag that comes twice."""
+    fake_trtexec(tmp_path, 8600, status=0)
+    (tmp_path / "m.onnx").touch()
+    done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m.onnx", "--preview=-profileSharing0806", "--output",
+                 tmp_path / "m.plan", path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    flags = (tmp_path / "m.plan").read_text().split()
+    assert [flag for flag in flags if flag.startswith("--preview")] == ["--preview=-profileSharing0806"]
+
+
 @pytest.mark.parametrize(("version", "wanted", "unwanted"), [
     (8600, ["--fp16", "--preview=+profileSharing0806"], ["--stronglyTyped"]),
+    (100000, ["--stronglyTyped"], ["--fp16", "--preview=+profileSharing0806"]),
     (101600, ["--stronglyTyped"], ["--fp16", "--preview=+profileSharing0806"]),
     (110100, ["--stronglyTyped"], ["--fp16", "--preview=+profileSharing0806"])])
 def test_trtexec_is_preferred_and_gets_the_flags_of_its_version(tmp_path, version, wanted, unwanted):
@@ -246,6 +290,37 @@ def test_a_cache_of_another_graph_is_refused(engine_builder, tmp_path):
         engine_builder._calibrator(tmp_path / "m.cache", fake_network("a"))
 
 
+def test_tactic_sources_are_switched_on_and_off(engine_builder, monkeypatch):
+    """One that is off already stays off; one that this TensorRT does not know cannot be switched on."""
+    monkeypatch.setattr(engine_builder.trt, "TacticSource", SimpleNamespace(CUBLAS=0, CUBLAS_LT=1, CUDNN=2),
+                        raising=False)
+    for before, changes, after in ((0b111, "-CUBLAS,-CUDNN", 0b010), (0b010, "-CUBLAS,+CUDNN", 0b110),
+                                   (0b001, "-EDGE_MASK,+CUBLAS", 0b001)):
+        assert engine_builder._tactic_mask(before, build_engine.tactic_sources(changes)) == after
+    with pytest.raises(UserError, match=r"\+EDGE_MASK: TensorRT 8\.6\.1 has no such source"):
+        engine_builder._tactic_mask(0, [(True, "EDGE_MASK")])
+
+
+@pytest.mark.parametrize(("shapes", "found"), [
+    ({}, [(1, 3, 64, 64), (32, 3, 64, 64), (128, 3, 64, 64)]),
+    ({"optShapes": ("input", (8, 3, 64, 64)), "maxShapes": ("input", (8, 3, 64, 64))}, [
+        (1, 3, 64, 64), (8, 3, 64, 64), (8, 3, 64, 64)]),
+    ({"maxShapes": ("input", (16, 3, 64, 64))}, r"batch \[1, 32, 16\] are not in this order"),
+    ({"minShapes": ("input", (0, 3, 64, 64))}, r"batch \[0, 32, 128\] are not in this order"),
+    ({"minShapes": ("input", (1, 3, 64, 32))}, "--minShapes=input:1x3x64x32: the input of m.onnx is input"),
+    ({"minShapes": ("input", (1, 3, 64))}, "--minShapes=input:1x3x64: the input of m.onnx is input"),
+    ({"minShapes": ("image", (1, 3, 64, 64))}, "--minShapes=image:1x3x64x64: the input of m.onnx is input"),
+])
+def test_a_profile_has_the_graphs_shape_and_batches_in_order(engine_builder, shapes, found):
+    told = []
+    builder = SimpleNamespace(create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda *a: told.extend(a)))
+    arguments = SimpleNamespace(onnx="m.onnx", **{**dict.fromkeys(engine_builder.DEFAULT_BATCHES), **shapes})
+    refused = pytest.raises(UserError, match=found) if isinstance(found, str) else nullcontext()
+    with refused:
+        engine_builder._optimization_profile(builder, SimpleNamespace(name="input", shape=(-1, 3, 64, 64)), arguments)
+    assert told == ([] if isinstance(found, str) else ["input", *found])
+
+
 # --- TRT_test.py ---------------------------------------------------------------------------------------------
 
 
@@ -300,15 +375,16 @@ def test_measure_judges_what_the_graph_gave():
             for graph in (False, True, False)] == ["good", "bad", "good"]
 
 
-def test_a_failing_engine_fails_the_script(tmp_path, monkeypatch):
+@pytest.mark.parametrize("problem", ["bad", "NaN in output"])
+def test_a_failing_engine_fails_the_script(problem, tmp_path, monkeypatch):
     batch = batch_of()
     rows = [TRT_test.Row(4, graph, np.ones(3), batch.logits, batch.logits, check)
-            for graph, check in ((False, "good"), (True, "bad"))]
+            for graph, check in ((False, "good"), (True, problem))]
     monkeypatch.setitem(sys.modules, "trt_runtime", SimpleNamespace(versions=dict))
     monkeypatch.setattr(TRT_test, "score_engine", lambda *_: (["the table"], rows))
     (tmp_path / "m.plan").touch()
     monkeypatch.setattr(sys, "argv", ["TRT_test.py", "--plan", str(tmp_path / "m.plan"), "--results", str(tmp_path)])
-    with pytest.raises(UserError, match="1 of 2 checks failed, first at batch 4: bad"):
+    with pytest.raises(UserError, match=f"1 of 2 checks failed, first at batch 4: {problem}"):
         TRT_test.main()
     assert "the table" in (tmp_path / "encoderScore.txt").read_text()
 
@@ -376,6 +452,7 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
         TRT_test.score_engine(tmp_path / "m.plan", given, {"run_id": "1", "commit": "c", "gpu": "A GPU"},
                               lambda: {"tensorrt": "9"})
     assert "tensorrt: 9" in (tmp_path / "environment/1.txt").read_text()
+    assert {row["runner"] for row in latency_rows(tmp_path)} == {"trt"}
     assert [(row["batch"], row["notes"]) for row in latency_rows(tmp_path)] == [
         ("1", "m; no CUDA graph; good"), ("1", "m; CUDA graph; good"), ("8", "m; no CUDA graph; good")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
@@ -247,3 +248,41 @@ def test_add_all_writes_the_fp16_graph(graphs, tmp_path, monkeypatch, capsys):
     types = {tensor.data_type for tensor in fp16.graph.initializer if list(tensor.dims) == [128, 32]}
     assert types == {TensorProto.FLOAT16}
     assert helper.get_attribute_value(fp16.graph.node[0].attribute[0]) is not None
+
+
+@pytest.mark.parametrize(("magnitude", "refused"), [(65504.0, False), (65536.0, True), (np.inf, True), (np.nan, True)])
+def test_an_activation_beyond_fp16_is_refused(magnitude, refused, graphs, monkeypatch):
+    monkeypatch.setattr(script, "largest_activation", lambda *_: ("x", magnitude))
+    with pytest.raises(UserError, match=r"x reaches .* on a held-out image") if refused else nullcontext():
+        script.convert_and_check(graphs(1, 17, False), ["head"], True)
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.04, False), (0.06, True)])
+def test_the_check_allows_5_percent_of_the_largest_logit(share, refused, graphs, monkeypatch):
+    def off(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+        graph = gs.import_onnx(to_fp16(model, names))
+        (logits,) = graph.outputs
+        exact, factor = gs.Variable("exact", np.float32), gs.Constant("factor", np.array(1 + share, np.float32))
+        logits.inputs[0].outputs = [exact]
+        graph.nodes.append(gs.Node("Mul", "off", inputs=[exact, factor], outputs=[logits]))
+        return gs.export_onnx(graph)
+
+    monkeypatch.setattr(script, "to_fp16", off)
+    with pytest.raises(UserError, match="the patched graph differs at") if refused else nullcontext():
+        script.convert_and_check(graphs(1, 17, False), ["head"], True)
+
+
+@pytest.mark.parametrize(("types", "left"), [
+    ((np.float32, np.float16, np.float32), 0),  # the second undoes the first
+    ((np.int64, np.float32, np.float16), 2),  # it does not
+    ((np.float32, np.int64, np.float32), 2),  # nor here, where the first truncates
+])
+def test_casts_that_undo_each_other_go(types, left):
+    x, middle, z = (gs.Variable(name, dtype, [4]) for name, dtype in zip("xmz", types))
+    y = gs.Variable("y", types[-1])
+    to = [int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype))) for dtype in types]
+    nodes = [gs.Node("Cast", "a", {"to": to[1]}, [x], [middle]), gs.Node("Cast", "b", {"to": to[2]}, [middle], [z]),
+             gs.Node("Neg", "c", {}, [z], [y])]
+    graph = gs.Graph(nodes, [x], [y])
+    script._drop_casts(graph)
+    assert [node.op for node in graph.nodes] == ["Cast"] * left + ["Neg"]

@@ -135,7 +135,7 @@ def _drop_casts(graph: gs.Graph) -> None:
     """Remove a Cast that undoes the Cast before it, which the converter leaves between two nodes that stay FP32."""
     for node in [node for node in graph.nodes if node.op == "Cast"]:
         before = producer(node.inputs[0])
-        if before is None or before.op != "Cast":
+        if before is None or before.op != "Cast" or before.attrs["to"] not in (TensorProto.FLOAT, TensorProto.FLOAT16):
             continue
         original, output = before.inputs[0], node.outputs[0]
         if original.dtype is None or helper.np_dtype_to_tensor_dtype(np.dtype(original.dtype)) != node.attrs["to"]:

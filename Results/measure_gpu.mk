@@ -189,23 +189,25 @@ $(RUN)/compiled-reduce-overhead-fp32: $(RUN)/compiled-max-autotune-fp16
 COMPILED_BEFORE := $(filter-out %max-autotune-fp32,$(COMPILED))
 $(RUN)/compiled-max-autotune-fp32: $(RUN)/racecheck
 
+ACCURACY_BATCHES := 1$(comma)4$(comma)8$(comma)16$(comma)32$(comma)128
 ENGINES1 := 1 1_fp16 1_layernorm_fp16 1_attention_fp16
 ENGINES2 := 2 2_fp16 2_layernorm 2_attention_fp16
 $(RUN)/accuracy1 $(RUN)/accuracy2: $(RUN)/accuracy%:
 	$(call run,$(OTHER),python3 test_swinV2.py --cfg $(cfg$*) --resume $(V$*) --count 2000 \
-	    --batch 1$(comma)4$(comma)8$(comma)16$(comma)32$(comma)128 --runner torch-fp32$(comma)torch-fp16$(comma)engine \
+	    --batch $(ACCURACY_BATCHES) --runner torch-fp32$(comma)torch-fp16$(comma)engine \
 	    --plan $(call plans,$(ENGINES$*)))
 $(RUN)/accuracy1: $(call plans,$(ENGINES1))
 $(RUN)/accuracy2: $(call plans,$(ENGINES2))
 $(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8: $(RUN)/accuracy%_int8: $(PLANS)/swinv%_attention_int8.plan $(RUN)/accuracy%
-	$(call run,$(OTHER),python3 test_swinV2.py --cfg $(cfg$*) --resume $(V$*) --count 5000 --batch 32$(comma)128 \
+	$(call run,$(OTHER),python3 test_swinV2.py --cfg $(cfg$*) --resume $(V$*) --count 5000 --batch $(ACCURACY_BATCHES) \
 	    --runner torch-fp32$(comma)engine --plan $<)
 KERNEL_TESTS := python3 -m pytest -m gpu -q tests/test_kernels_gpu.py tests/test_int8_kernels_gpu.py
 ENGINE_TESTS := $(TRT_PYTHON) -m pytest --noconftest -m gpu -rs -v tests/test_engines_gpu.py tests/test_int8_cache_gpu.py
 $(RUN)/kernel-tests: $(V1) $(V2)
 	$(call run,$(OTHER),$(KERNEL_TESTS))
 $(RUN)/question: $(RUN)/kernel-tests $(ALL_PLANS)
-	$(call run,$(OTHER),bash TensorRT/swinv2_question.sh --cfg models/swinv2_micro.yaml)
+	$(call run,$(OTHER),status=0; for cfg in models/swinv2_micro.yaml models/swin_micro.yaml; do \
+	    bash TensorRT/swinv2_question.sh --cfg $$cfg || status=1; done; exit $$status)
 $(RUN)/micro: $(RUN)/question
 	$(call run,$(OTHER),env VENV=none RUN_ID=$(RUN_ID)-micro bash run_all.sh)
 $(RUN)/engine-tests: $(RUN)/micro

@@ -6,7 +6,7 @@
 //   qkv        its 96 features of the head. The sums are quantised; q stays in registers, as an operand, k and v go to
 //              the warpgroup's other warps by way of shared memory.
 //   attention  scores and softmax as in tensor_core_attention (Attention/attention_kernel.cu), one warpgroup's beside
-//              the products of the others. The result goes to shared memory.
+//              the products of the others, which take turns at the tensor cores. The result goes to shared memory.
 // There the heads meet, and each warpgroup multiplies all of them with a third of proj's weight. LayerNorm is of the
 // sums of all three.
 //
@@ -107,6 +107,7 @@ template <class B> struct Shared {
     int token[kRows];                           // of the window's rows
     unsigned axes;                              // of its mask
     alignas(8) uint64_t full[kWarpgroups][kStages], empty[kWarpgroups][kStages], x_full, x_empty;
+    uint64_t turn[kWarpgroups];  // to multiply: the warpgroup before has its products under way
 };
 
 // A place in a warpgroup's ring of stages.
@@ -560,6 +561,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             barrier_init(&shared.full[0][i], 1);
             barrier_init(&shared.empty[0][i], 4);
         }
+        for (int i = 0; i < kWarpgroups; ++i) barrier_init(&shared.turn[i], 4);
         barrier_init(&shared.x_full, 32);
         barrier_init(&shared.x_empty, kConsumers);
         barrier_init_fence();
@@ -596,10 +598,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     gather_rows<kConsumers>(a, shared, 0, static_cast<int>(threadIdx.x), consumers_sync);
 
     Place place;
+    int turn_parity = warpgroup == 0;
     for (int number = 0; number < windows; ++number) {
         auto multiply = [&](auto& sums, const uint8_t* tile) {
             constexpr int kFeatures = sizeof(sums) / sizeof(int) * 2;
             Place at = place;
+            barrier_wait(&shared.turn[warpgroup], turn_parity);
+            turn_parity ^= 1;
 #pragma unroll
             for (int step = 0; step < kSteps; ++step, at.advance()) {
                 barrier_wait(&shared.full[warpgroup][at.stage], at.parity);
@@ -611,6 +616,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                 }
                 product_commit();
             }
+            if (first_lane) barrier_arrive(&shared.turn[(warpgroup + 1) % kWarpgroups]);
         };
         auto release = [&] {  // the stages of products that are done
 #pragma unroll

@@ -237,7 +237,12 @@ def test_two_contexts_on_two_streams_equal_one(load, name, graph):
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("name", PATCHED)
 def test_many_runs_leave_device_memory_where_it_was(load, runtime, name, graph):
-    """Device memory of the whole GPU: nothing else may use it meanwhile."""
+    """Free memory of the whole GPU: nothing else may use it meanwhile.
+
+    cudaMalloc aligns to 256 bytes (CUDA C++ Programming Guide, Device Memory Accesses) and takes 2 MiB from the GPU at
+    a time: one allocation a run that stays takes 2.4 MiB, so at least one time 2 MiB. An nvidia-smi beside moves some
+    64 KiB.
+    """
     engine = load(name)
     data = batches(engine)[0]
     with engine.context() as context:
@@ -250,7 +255,7 @@ def test_many_runs_leave_device_memory_where_it_was(load, runtime, name, graph):
         for _ in range(RUNS):
             context.run()
         context.synchronize()
-        assert runtime.free_memory() == before
+        assert before - runtime.free_memory() < 2 * 2**20
 
 
 @pytest.mark.parametrize("name", PATCHED)

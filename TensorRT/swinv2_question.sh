@@ -9,7 +9,7 @@
 # same files and scripts is not made again. All else lies in .cache/swinv2_question/, its logs in logs/ there. Two calls
 # for two models may run at once, each on its own GPU (CUDA_VISIBLE_DEVICES).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 usage() {
     cat <<'U'
@@ -23,12 +23,13 @@ usage: bash TensorRT/swinv2_question.sh --cfg YAML [--resume FILE] [options]
                       fp16          the FP16 graph of to_fp16.py, unpatched
                       attention_fp16  the FP16 graph with all plugins
                    default all
-  --batches LIST   the batches that 16 held-out crops are run in; default 1,16
-  --layers LIST    of the engines, those whose tensors are compared one by one; default all but fp32; none for none
+  --batches LIST   the batches that 16 held-out crops are run in, 1 to 16; default 1,16
+  --layers LIST    of the engines, those whose tensors are compared one by one; default opset12_fp16,attention_fp16, as
+                   TensorRT 8.6.0 builds no other in FP16 with its tensors marked; none for none
   --every N        of these, every n-th tensor; default 1
   --match REGEX    and only those whose name matches: fewer borders, where marking changes what an engine computes
   --jobs N         steps at the same time; default half as many as there are processors
-  --emulate        no engines: every tensor rounded to FP16 on the CPU (TensorRT/emulate_fp16.py)
+  --emulate        no engines: every tensor rounded to FP16 on the CPU (TensorRT/emulate_fp16.py), of one crop
   --dry-run        print the commands instead of running them
 
 environment: TRT_PYTHON imports tensorrt; BUILD_FLAGS go to TensorRT/build.sh; engines with marked tensors are built at
@@ -39,11 +40,13 @@ U
 fail() { echo "swinv2_question.sh: error: $*" >&2; exit 1; }
 
 fp16_engines=opset12_fp16,opset17_fp16,fp16,attention_fp16
-cfg='' resume='' weights='' engines=fp32,$fp16_engines batches=1,16 layers=$fp16_engines every=1 match='' emulate=no dry_run=no
+cfg='' resume='' weights='' engines=fp32,$fp16_engines batches='' layers='' every=1 match='' emulate=no dry_run=no
 jobs=$((($(nproc) + 1) / 2))
 while (($#)); do
     case $1 in
-        --cfg | --resume) [[ -f ${2:-} ]] || fail "$1 ${2:-}: no such file"; printf -v "${1#--}" %s "$2"; shift ;;
+        --cfg | --resume)
+            [[ -f ${2:-} ]] || fail "$1 ${2:-}: no such file"
+            printf -v "${1#--}" %s "$(realpath --relative-base="$root" "$2")"; shift ;;
         --weights | --engines | --batches | --layers | --every | --match | --jobs)
             [[ -n ${2:-} ]] || fail "$1 needs a value"; printf -v "${1#--}" %s "$2"; shift ;;
         --emulate) emulate=yes ;;
@@ -54,10 +57,18 @@ while (($#)); do
     shift
 done
 [[ -n $cfg ]] || { usage >&2; exit 2; }
+cd "$root"
+images=16  # of the data; as in swinv2_table.py
+if [[ $emulate == yes ]]; then
+    for flag in batches layers match; do [[ -z ${!flag} ]] || fail "--$flag is of engines; --emulate takes none"; done
+fi
+batches=${batches:-1,$images} layers=${layers:-opset12_fp16,attention_fp16}
 for flag in jobs every; do
     [[ ${!flag} =~ ^[1-9][0-9]*$ ]] || fail "--$flag ${!flag}: needs a positive whole number"
 done
 [[ $batches =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || fail "--batches $batches: needs positive whole numbers, as in 1,16"
+largest=$(printf '%s\n' ${batches//,/ } | sort -n | tail -n 1)
+((largest <= images)) || fail "--batches $batches: there are $images images"
 TRT_PYTHON=${TRT_PYTHON:-python3}
 read -ra build_flags <<< "${BUILD_FLAGS:-}"
 layers_flags=("${build_flags[@]}")  # marked tensors change what is fused anyhow, and there are hundreds of kernels to time
@@ -78,7 +89,7 @@ check --engines "$engines" "fp32,$fp16_engines"
 check --layers "$layers" "$fp16_engines,none"
 
 work=.cache/swinv2_question plugins=TensorRT/Plugins/build/libswin_plugins.so
-version=''
+version='' gpus=''  # that engines are for
 if [[ $emulate == no && $dry_run == no ]]; then  # said now, not after minutes of making graphs
     missing=()
     nvidia-smi > /dev/null 2>&1 || missing+=("a GPU that nvidia-smi knows")
@@ -87,11 +98,19 @@ if [[ $emulate == no && $dry_run == no ]]; then  # said now, not after minutes o
     ! has "$engines" attention_fp16 || [[ -f $plugins ]] || missing+=("$plugins (make -C TensorRT/Plugins)")
     ((${#missing[@]} == 0)) || fail "engines need what is missing here: $(printf '%s; ' "${missing[@]}")--emulate" \
         "asks a CPU"
+    gpus=$(nvidia-smi -L)
 fi
-images=16  # of the data; as in swinv2_table.py
-largest=$(printf '%s\n' ${batches//,/ } | sort -n | tail -n 1)
 failed=$work/failed_$name
-[[ $dry_run == yes ]] || { mkdir -p $work/logs $work/stamps; rm -f "$failed"; }
+if [[ $dry_run == no ]]; then
+    mkdir -p $work/logs $work/stamps
+    rm -f "$failed"
+    # Files have the model's name: what is there of another checkpoint would be taken for this one's.
+    hash=$(sha256sum < "$checkpoint")
+    if [[ -e $work/stamps/$name && $(< "$work/stamps/$name") != "$hash" ]]; then
+        rm -f "$work/$name"_{trained,overflow,underflow,saturated}* "$work/layers_$name"_{trained,overflow,underflow,saturated}*
+    fi
+    echo "$hash" > "$work/stamps/$name"
+fi
 
 # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -106,15 +125,20 @@ for ((i = 0; i < jobs; i++)); do echo >&8; done
 # The scripts that make FILE are among the FROM: what older surgery made is made again.
 # A failure is noted, and the steps that do not need FILE go on: that an engine cannot be built is an answer too.
 make_file() {
-    local file=$1 from=() input begun log key stamp
+    local file=$1 from=() input machine begun log key stamp
     shift
     while [[ $1 != -- ]]; do from+=("$1"); shift; done
     shift
     if [[ $dry_run == yes ]]; then printf '%q ' "$@"; echo; return; fi
     for input in "${from[@]}"; do
-        if [[ ! -e $input ]]; then echo "  left   $file: there is no $input"; return; fi
+        if [[ ! -e $input ]]; then
+            echo "  left   $file: there is no $input"
+            rm -f "$file"
+            return
+        fi
     done
-    key=$({ printf '%s\n' "$@"; sha256sum "${from[@]}"; } | sha256sum | cut -c1-64)
+    case $file in *.plan | *.npy | *.csv) machine="$version $gpus" ;; *) machine='' ;; esac
+    key=$({ printf '%s\n' "$machine" "$@"; sha256sum "${from[@]}"; } | sha256sum | cut -c1-64)
     stamp=$work/stamps/$(basename "$file")
     if [[ -e $file && -e $stamp && $(< "$stamp") == "$key" ]]; then echo "  kept   $file"; return; fi
     rm -f "$stamp"
@@ -249,6 +273,9 @@ run_engines() {  # weights
     local g=$work/${name}_$1 engine output table
     for engine in ${engines//,/ }; do
         output=${g}_$engine-b$batches.npy
+        if [[ $dry_run == no ]]; then  # of an earlier call: the table would take them too
+            find $work -maxdepth 1 -name "$(basename "$g")_$engine-b*.npy" ! -path "$output" -delete
+        fi
         beside make_file "$output" "${g}_$engine.plan" "$g-b$images.npz" "${runner[@]}" -- \
             "$TRT_PYTHON" TensorRT/run_engine.py --plan "${g}_$engine.plan" \
             --input "$g-b$images.npz" --batch "$batches" --output "$output"

@@ -223,9 +223,9 @@ def ask(tmp_path):
 def test_question_makes_all_once(ask, tmp_path):
     done, calls = ask("--jobs", "3")
     assert done.returncode == 0, done.stdout + done.stderr
-    # 4 weights, of them 3 stressed; 5 engines each, and 4 with marked tensors.
-    expected = {"stress.py": 3, "export_onnx": 8, "batch_data_gen": 4, "to_fp16.py": 4, "add_all": 4, "build.sh": 36,
-                "run_engine": 20, " run --plan": 16, " prepare ": 16}
+    # 4 weights, of them 3 stressed; 5 engines each, and 2 with marked tensors.
+    expected = {"stress.py": 3, "export_onnx": 8, "batch_data_gen": 4, "to_fp16.py": 4, "add_all": 4, "build.sh": 28,
+                "run_engine": 20, " run --plan": 8, " prepare ": 8}
     assert {word: sum(word in call for call in calls) for word in expected} == expected
     built = next(call for call in calls if "m_underflow_attention_fp16.plan" in call and "build.sh" in call)
     assert "m_underflow_attention_fp16.onnx --fp16 --plugins=TensorRT/Plugins" in built and "--max 16" in built
@@ -251,10 +251,47 @@ def test_question_makes_all_once(ask, tmp_path):
 
     _, calls = ask("--every", "4", "--weights", "trained")
     assert {word: sum(word in call for call in calls) for word in (" prepare ", "build.sh")} == {
-        " prepare ": 4, "build.sh": 0}  # the fake one makes the same of it
+        " prepare ": 2, "build.sh": 0}  # the fake one makes the same of it
+
+
+def test_question_keeps_nothing_of_another_checkpoint(ask, tmp_path):
+    """Files have the model's name alone; the table and the picture read those of all weights and engines."""
+    work = tmp_path / ".cache/swinv2_question"
+    ask()
+    other = work / "m_micro_trained.onnx"  # of a model whose name begins with this one's
+    other.touch()
     (tmp_path / "weights.pth").write_text("trained longer")
-    _, calls = ask("--weights", "overflow")
+    _, calls = ask("--weights", "overflow", "--engines", "fp16", "--layers", "none")
     assert calls[0].split()[1] == "models/stress.py"
+    made = {path.name for path in work.iterdir() if path.is_file() and path.name.startswith(("m_", "layers_"))}
+    assert made == {other.name, *(f"m_overflow{end}" for end in (
+        ".safetensors", ".onnx", "-b16.npz", "_fp16.onnx", "_fp16.plan", "_fp16-b1,16.npy"))}
+
+
+def test_question_keeps_no_result_of_an_engine_that_is_gone_or_of_other_batches(ask, tmp_path):
+    work, flags = tmp_path / ".cache/swinv2_question", ("--weights", "trained", "--engines", "fp16,attention_fp16")
+    ask(*flags)
+    assert (work / "m_trained_fp16-b1,16.npy").exists() and (work / "layers_m_trained_attention_fp16.csv").exists()
+    (tmp_path / "TensorRT/Plugins/build/libswin_plugins.so").write_text("another")
+    ask(*flags, "--batches", "2", broken="_attention_fp16")
+    assert {path.name for path in work.glob("*.npy")} == {"m_trained_fp16-b2.npy"}
+    assert not list(work.glob("layers_*attention*"))
+
+
+def test_question_is_asked_again_of_another_gpu(ask, tmp_path):
+    flags = ("--weights", "trained", "--engines", "fp16", "--layers", "none")
+    ask(*flags)
+    (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\necho GPU 0: another\n")
+    _, calls = ask(*flags)
+    assert [sum(word in call for call in calls) for word in ("export_onnx", "build.sh", "run_engine")] == [0, 1, 1]
+
+
+def test_question_takes_paths_from_where_it_is_called(ask, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(["bash", "../TensorRT/swinv2_question.sh", "--cfg", "../m.yaml", "--resume", "../weights.pth",
+                           "--dry-run", "--weights", "trained"], cwd=tmp_path / "elsewhere", capture_output=True,
+                          text=True, env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    assert done.returncode == 0 and "--cfg m.yaml --resume weights.pth" in done.stdout, done.stderr
 
 
 def test_question_makes_again_what_other_scripts_made(ask, tmp_path):
@@ -318,6 +355,10 @@ def test_question_dry_run_only_prints(ask, tmp_path):
     (["--layers", "fp32"], "--layers fp32: choose from opset12_fp16"),
     (["--batches", "x", "--dry-run"], "--batches x: needs positive whole numbers"),
     (["--batches", "1,,16"], "--batches 1,,16: needs positive whole numbers"),
+    (["--batches", "1,32"], "--batches 1,32: there are 16 images"),
+    (["--emulate", "--batches", "1"], "--batches is of engines"),
+    (["--emulate", "--match", "x"], "--match is of engines"),
+    (["--emulate", "--layers", "none"], "--layers is of engines"),
     (["--jobs", "0"], "--jobs 0: needs a positive whole number"),
     (["--every", "0"], "--every 0: needs a positive whole number"),
     (["--resume", "absent.pth"], "--resume absent.pth: no such file"),

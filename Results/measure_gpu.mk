@@ -74,7 +74,7 @@ report: all-timed other
 
 $(V1) $(V2):
 	$(call run,$(if $(filter $(V1),$@),$(TIMED),$(OTHER)),python3 models/train.py \
-	    --type $(if $(filter $(V1),$@),swinv1,swinv2) --lr 1e-3 --output $@)
+	    --type $(if $(filter $(V1),$@),swinv1,swinv2) --lr 1e-3 --steps 400 --output $@)
 
 define files_of_model
 onnx/swinv$(1).onnx: $$(V$(1))
@@ -183,11 +183,11 @@ $(COMPILED): $(V1) $(V2)
 	    xargs -P 4 -L 1 sh -c 'python3 Torch_Latency.py --runner torch-compile --compile-only \
 	    --mode $(patsubst %-fp32,%,$(patsubst %-fp16,%,$(@F:compiled-%=%))) --precision $(lastword $(subst -, ,$(@F))) \
 	    --cfg $$1 --resume $$2 --batch $$3' _)
-$(RUN)/compiled-max-autotune-fp16: $(RUN)/compiled-reduce-overhead-fp16
-$(RUN)/compiled-reduce-overhead-fp32: $(RUN)/compiled-max-autotune-fp16
+$(RUN)/compiled-max-autotune-fp16: | $(RUN)/compiled-reduce-overhead-fp16
+$(RUN)/compiled-reduce-overhead-fp32: | $(RUN)/compiled-max-autotune-fp16
 # The last of them, which takes longest and counts least, comes after what must be alone on this GPU.
 COMPILED_BEFORE := $(filter-out %max-autotune-fp32,$(COMPILED))
-$(RUN)/compiled-max-autotune-fp32: $(RUN)/racecheck
+$(RUN)/compiled-max-autotune-fp32: | $(RUN)/racecheck
 
 ACCURACY_BATCHES := 1$(comma)4$(comma)8$(comma)16$(comma)32$(comma)128
 ENGINES1 := 1 1_fp16 1_layernorm_fp16 1_attention_fp16
@@ -198,36 +198,37 @@ $(RUN)/accuracy1 $(RUN)/accuracy2: $(RUN)/accuracy%:
 	    --plan $(call plans,$(ENGINES$*)))
 $(RUN)/accuracy1: $(call plans,$(ENGINES1))
 $(RUN)/accuracy2: $(call plans,$(ENGINES2))
-$(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8: $(RUN)/accuracy%_int8: $(PLANS)/swinv%_attention_int8.plan $(RUN)/accuracy%
+$(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8: $(RUN)/accuracy%_int8: $(PLANS)/swinv%_attention_int8.plan | $(RUN)/accuracy%
 	$(call run,$(OTHER),python3 test_swinV2.py --cfg $(cfg$*) --resume $(V$*) --count 5000 --batch $(ACCURACY_BATCHES) \
 	    --runner torch-fp32$(comma)engine --plan $<)
 KERNEL_TESTS := python3 -m pytest -m gpu -q tests/test_kernels_gpu.py tests/test_int8_kernels_gpu.py
 ENGINE_TESTS := $(TRT_PYTHON) -m pytest --noconftest -m gpu -rs -v tests/test_engines_gpu.py tests/test_int8_cache_gpu.py
-$(RUN)/kernel-tests: $(V1) $(V2)
+$(RUN)/kernel-tests: | $(V1) $(V2)
 	$(call run,$(OTHER),$(KERNEL_TESTS))
-$(RUN)/question: $(RUN)/kernel-tests $(ALL_PLANS)
+$(RUN)/question: | $(RUN)/kernel-tests $(ALL_PLANS)
 	$(call run,$(OTHER),status=0; for cfg in models/swinv2_micro.yaml models/swin_micro.yaml; do \
 	    bash TensorRT/swinv2_question.sh --cfg $$cfg || status=1; done; exit $$status)
-$(RUN)/micro: $(RUN)/question
+$(RUN)/micro: | $(RUN)/question
 	$(call run,$(OTHER),env VENV=none RUN_ID=$(RUN_ID)-micro bash run_all.sh)
-$(RUN)/engine-tests: $(RUN)/micro
+$(RUN)/engine-tests: $(RUN)/micro $(RUN)/question
 	$(call run,$(OTHER),$(ENGINE_TESTS) -k "not memory")
 ALONE := memory memory-tests memcheck racecheck
-$(RUN)/memory: $(RUN)/engine-tests $(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8 $(COMPILED_BEFORE) $(ALL_PLANS)
+$(RUN)/memory: $(ALL_PLANS) | $(RUN)/engine-tests $(RUN)/accuracy1_int8 $(RUN)/accuracy2_int8 $(COMPILED_BEFORE)
 	$(call run,$(OTHER),$(TRT_PYTHON) TRT_test.py --memory \
 	    --plan $(call plans,$(ENGINES1) $(ENGINES2) 1_attention_int8 2_attention_int8))
-$(RUN)/memory-tests: $(RUN)/memory
+$(RUN)/memory-tests: | $(RUN)/memory
 	$(call run,$(OTHER),$(ENGINE_TESTS) -k memory)
 # A sanitizer holds on to memory as long as a process runs: each test has one of its own. PyTorch would keep memory for itself,
 # where a sanitizer sees no border, and without that no CUDA graph can be captured.
-sanitized = $(KERNEL_TESTS) --collect-only -k "not 2_to_the_31 and not cuda_graph$(2)" | grep :: | xargs -d '\n' -n 1 -P 3 \
+sanitized = tests=$$($(KERNEL_TESTS) --collect-only -k "not 2_to_the_31 and not cuda_graph$(2)" | grep ::) && \
+    echo "$$tests" | xargs -d '\n' -n 1 -P 3 \
     env PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $(1) --error-exitcode 1 --kernel-name kns=swin \
     python3 -m pytest -m gpu -q
-$(RUN)/memcheck: $(RUN)/memory-tests
+$(RUN)/memcheck: | $(RUN)/memory-tests
 	$(call run,$(OTHER),$(call sanitized,memcheck))
 # racecheck looks at shared memory within one launch. Of hundreds of launches it takes many minutes, and of two streams it
 # may lose track; the tests of these run no kernel that others do not.
-$(RUN)/racecheck: $(RUN)/memcheck
+$(RUN)/racecheck: | $(RUN)/memcheck
 	$(call run,$(OTHER),$(call sanitized,racecheck, and not two_streams and not one_after_the_other))
 
 other: $(ALONE:%=$(RUN)/%)

@@ -30,6 +30,7 @@ from utils import (
     add_timing_arguments,
     append_rows,
     batch_sizes,
+    belongs_to,
     engine_precision,
     existing_file,
     from_zero,
@@ -95,11 +96,6 @@ class Row(NamedTuple):
     check: str
 
 
-def belongs_to(plan: Path, model: str) -> bool:
-    """Whether a plan's name says that it was made from this model: the model's name alone or with suffixes."""
-    return plan.stem == model or plan.stem.startswith(f"{model}_")
-
-
 def load_batch(path: Path) -> Batch:
     """Read a data file; UserError if it is not one."""
     arrays = load_arrays(path, ("model", "input", "logits"), "batch data", "write it with data/batch_data_gen.py")
@@ -119,7 +115,7 @@ def find_batches(plan: Path, pattern: str | None) -> list[Batch]:
     if pattern is None:
         models = {path.stem.rpartition("-b")[0] for path in (ROOT / "data").glob("*-b*.npz")
                   if "_int8-b" not in path.name}  # those are of Q/DQ graphs: int8_error reads them
-        model = max((name for name in models if belongs_to(plan, name)), key=len, default=None)
+        model = max((name for name in models if belongs_to(plan.stem, name)), key=len, default=None)
         if model is None:
             raise UserError(f"{shown(plan)}: no data/<model>-b<N>.npz of its model; "
                             "data/batch_data_gen.py --model onnx/<model>.onnx writes them")
@@ -129,7 +125,7 @@ def find_batches(plan: Path, pattern: str | None) -> list[Batch]:
     if not batches:
         raise UserError(f"{pattern}: no such file; data/batch_data_gen.py writes data/<model>-b<N>.npz")
     for batch in batches:
-        if not belongs_to(plan, batch.model):
+        if not belongs_to(plan.stem, batch.model):
             raise UserError(f"{shown(batch.path)}: was made from {batch.model}.onnx, which {shown(plan)} was not "
                             "built from; give that model's data with --data")
     return sorted(batches, key=lambda batch: len(batch.input))
@@ -319,11 +315,14 @@ def compare_memory(rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:
 def score_memory(plans: list[Path], arguments: argparse.Namespace, run: dict[str, str],
                  versions: Callable[[], dict[str, str]]) -> None:
     """Measure the memory of all engines, print it, add it to memory.csv; UserError if a patched one needs more."""
-    rows = [row for plan in plans for row in measure_memory(plan, arguments.memory, arguments.plugins)]
+    write_environment(run["run_id"], versions(), arguments.results)
+    rows = []
+    for plan in plans:
+        found = measure_memory(plan, arguments.memory, arguments.plugins)
+        append_rows(arguments.results / "memory.csv", MEMORY_COLUMNS, [{**run, **row} for row in found])
+        rows += found
     lines, failed = compare_memory(rows)
     print("\n".join(lines))
-    append_rows(arguments.results / "memory.csv", MEMORY_COLUMNS, [{**run, **row} for row in rows])
-    write_environment(run["run_id"], versions(), arguments.results)
     print(f"added {len(rows)} rows to {shown(arguments.results / 'memory.csv')}, run {run['run_id']}")
     if failed:
         raise UserError("; ".join(failed))
@@ -351,6 +350,9 @@ def main() -> None:
     run_id = new_run_id()
     run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}
     if arguments.memory:
+        if arguments.data or arguments.batch:
+            raise UserError("--memory takes no data, and names its batches itself: --memory 1,128; "
+                            "leave --data and --batch out")
         score_memory(plans, arguments, run, trt_runtime.versions)
         return
     lines, rows = [], []

@@ -474,7 +474,10 @@ def main(arguments: list[str] | None = None) -> None:
     failed += [f"{row['model']} {row['precision']} {row['runner']} b{row['batch']} ({row['notes']}): {row_problem(row)}"
                for row in rows if row_problem(row)]
     if rows and not args.prepare:
-        draw(args)
+        try:
+            draw(args)
+        except UserError as error:
+            failed.append(f"the picture: {error}")
     if failed:
         print("failed:", *failed, sep="\n  ", file=sys.stderr)
         raise UserError(f"{len(failed)} failed; this command with --run-id {args.run_id} tries what has no row again")

@@ -49,6 +49,8 @@ while (($#)); do
     shift
 done
 
+((${#image_options[@]} || ${#label_options[@]} == 0)) || fail "--labels needs --images: they are of its files"
+
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./setup.sh
 use_packages requirements.txt
@@ -132,6 +134,7 @@ from utils import list_images, run_script
 sys.argv[0] = "run_all.sh"
 run_script(lambda: print(len(list_images(sys.argv[1]))))' "${image_options[1]}")
     ((images_there >= 16)) || fail "${image_options[1]}: holds $images_there images; INT8 is calibrated on 16 or more"
+    ((${count:-0} <= images_there)) || fail "--count $count: ${image_options[1]} holds $images_there images"
 fi
 short=()  # on a CPU, measure for a second, not until it is certain
 # shellcheck disable=SC2054  # the commas are meant

@@ -198,6 +198,16 @@ def unpatched_engine(name: str) -> str:
     return name.replace("_attention", "").replace("_layernorm", "")
 
 
+def belongs_to(name: str, model: str) -> bool:
+    """Whether a graph or engine is of a model by its name: MODEL.NAME, or that and what was done to it.
+
+    swinv1_attention_fp16 is of swinv1; swinv1_micro_fp16 and swinv1_base_patch4_window7_224 are other variants' names.
+    """
+    rest = name.removeprefix(model)
+    variants = ("_micro", "_tiny", "_small", "_base", "_large")
+    return name == model or (name.startswith(f"{model}_") and not rest.startswith(variants))
+
+
 # --- images --------------------------------------------------------------------------------------------------
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

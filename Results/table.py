@@ -1,7 +1,7 @@
 """Print the newest figures of each model from accuracy.csv and latency.csv: those of this machine, or of all.
 
     python Results/table.py swinv1_micro swinv2_micro
-    python Results/table.py --run 20261122-214055 --markdown  # of one run, on whatever machine, for README
+    python Results/table.py --run 20261122-220600 --markdown  # of one run, on whatever machine, for README
 
 The files keep every run. Of rows that measured the same, the last one is shown.
 """

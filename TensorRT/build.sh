@@ -103,7 +103,11 @@ done
 if command -v trtexec > /dev/null; then
     # Its --help begins with "... [TensorRT v8600]"; 10.0 is 100000. From 10 on the graph's types are binding.
     [[ $(trtexec --help) =~ \[TensorRT\ v([0-9]+)\] ]] || fail "$(command -v trtexec): does not say its version"
-    if ((BASH_REMATCH[1] >= 100000)); then flags+=(--stronglyTyped); elif [[ $fp16 == yes ]]; then flags+=(--fp16); fi
+    if ((BASH_REMATCH[1] >= 100000)); then
+        [[ $fp16 == no || $model == *_fp16* || $model == *_int8* ]] ||
+            fail "$onnx: --fp16 makes no FP16 of it from TensorRT 10 on; build what this makes: $(how_to_make "${model}_fp16")"
+        flags+=(--stronglyTyped)
+    elif [[ $fp16 == yes ]]; then flags+=(--fp16); fi
     if ((BASH_REMATCH[1] >= 8600 && BASH_REMATCH[1] < 9000)) && [[ " ${passed[*]-} " != *" --preview="* ]]; then
         flags+=(--preview=+profileSharing0806)  # several contexts at once: engine_builder.py says more
     fi

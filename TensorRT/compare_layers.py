@@ -29,6 +29,7 @@ from utils import (
     RESULTS,
     ROOT,
     UserError,
+    belongs_to,
     existing_file,
     from_zero,
     load_arrays,
@@ -100,7 +101,7 @@ def load_input(path: str | None, onnx_path: Path, model, images: int) -> np.ndar
     """
     paths = [Path(path)] if path else [
         file for file in sorted((ROOT / "data").glob("*-b*.npz"), key=lambda file: -len(file.stem))
-        if f"{onnx_path.stem}_".startswith(f"{file.stem.rpartition('-b')[0]}_")]
+        if belongs_to(onnx_path.stem, file.stem.rpartition("-b")[0])]
     if not paths:
         raise UserError(f"{shown(onnx_path)}: no data/<model>-b<N>.npz of its model; give an .npz with --data")
     arrays = load_arrays(paths[0], ("input",), "batch data", "write it with data/batch_data_gen.py")

@@ -38,7 +38,7 @@ class Engine:
         input: name of the input tensor; `input_shape` its shape, (-1, 3, S, S), or (B, 3, S, S) where B was fixed at
             export.
         outputs: names of the output tensors.
-        batches: smallest and largest batch of the optimization profile; twice the one that was fixed.
+        batches: smallest and largest batch of the optimization profile, or, both, the batch that was fixed.
     """
 
     def __init__(self, plan: str | Path, plugins: str | Path | None = None) -> None:

@@ -11,7 +11,7 @@ from build_log import BuildLog
 from calibration_cache import cache_text, read_cache
 from trt_runtime import LOGGER, TRT_MAJOR, load_plugins, require_gpu, trt
 
-from utils import FP32_LAYER, UserError, shown, whole_file
+from utils import FP32_LAYER, UserError, engine_precision, shown, whole_file
 
 # Batches of the optimization profile where no shapes are given. A graph whose batch is fixed needs no profile.
 DEFAULT_BATCHES = {"minShapes": 1, "optShapes": 32, "maxShapes": 128}
@@ -107,6 +107,9 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
     elif arguments.int8:
         raise UserError(f"--int8: networks are strongly typed with TensorRT {trt.__version__}, and a graph with Q/DQ "
                         "pairs or INT8 plugin nodes needs no flag; build that one")
+    elif arguments.fp16 and engine_precision(Path(arguments.onnx).stem) == "fp32":
+        raise UserError(f"{arguments.onnx}: networks are strongly typed with TensorRT {trt.__version__}, and --fp16 "
+                        "makes no FP16 of an FP32 graph; build the one that onnx/graphsurgeon/to_fp16.py makes of it")
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _progress_monitor(log)
     if arguments.timingCacheFile:

@@ -73,6 +73,10 @@ def test_few_images_are_all_taken(tmp_path):
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
     assert [words[words.index("--count") + 1] for words in lines if "--count" in words] == ["40", "40"]
     assert [words[words.index("--batches") + 1] for words in lines if "TensorRT/INT8/quant.py" in words] == ["2", "2"]
+    for flags, words in ((("--images", tmp_path, "--count", "41"), "--count 41: "), (
+            ("--labels", tmp_path / "labels.txt"), "--labels needs --images")):
+        done = bash("run_all.sh", *flags, "--dry-run")
+        assert done.returncode == 1 and words in done.stderr and "python3" not in done.stdout.split()
     for i in range(25):
         (tmp_path / f"{i}.png").unlink()
     done = bash("run_all.sh", "--images", tmp_path, "--dry-run")

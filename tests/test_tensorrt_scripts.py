@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils import LATENCY_COLUMNS, ROOT, UserError, latency_rows
+from utils import LATENCY_COLUMNS, ROOT, UserError, belongs_to, latency_rows
 
 sys.path[1:1] = [str(ROOT / "TensorRT"), str(ROOT / "TensorRT" / "INT8")]
 
@@ -180,6 +180,17 @@ def test_trtexec_is_preferred_and_gets_the_flags_of_its_version(tmp_path, versio
     flags = plan.read_text().split()
     assert {*wanted, "--skipInference"} <= set(flags) and not set(unwanted) & set(flags)
     assert "building" in plan.with_suffix(".log").read_text()
+
+
+def test_from_tensorrt_10_on_fp16_is_refused_of_a_graph_that_has_none(tmp_path):
+    """Its types are binding there: the engine would be FP32, and its name say FP16."""
+    (tmp_path / "m.onnx").touch()
+    for version, status in ((8600, 0), (100000, 1)):
+        fake_trtexec(tmp_path, version, status=0)
+        done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m.onnx", "--fp16", "--output", tmp_path / "m_fp16.plan",
+                     path=tmp_path)
+        assert done.returncode == status, done.stderr
+    assert "python onnx/graphsurgeon/to_fp16.py --onnx onnx/m.onnx" in one_line_error(done)
 
 
 def test_failed_trtexec_leaves_no_plan(tmp_path):
@@ -415,7 +426,15 @@ def test_table_and_csv_rows():
     assert set(columns) | {"run_id", "commit", "gpu"} == set(LATENCY_COLUMNS)
     columns = TRT_test.latency_row(row, Path("m_timm_b4_fp16.plan"), "m", "trt")
     assert columns["notes"] == "m_timm_b4_fp16; timm's export, batch fixed; CUDA graph; bad"
-    assert columns["precision"] == "fp16" and TRT_test.belongs_to(Path("m_timm_b4_fp16.plan"), "m")
+    assert columns["precision"] == "fp16"
+
+
+def test_names_tell_a_model_from_other_variants():
+    of_small = ("swinv2", "swinv2_fp16", "swinv2_attention_int8", "swinv2_timm_b4_fp16", "swinv2_opset12", "swinv2_my")
+    others = ("swinv2_micro", "swinv2_micro_fp16", "swinv2_base_patch4_window8_256_attention_fp16", "swinv2x", "swin")
+    assert [belongs_to(name, "swinv2") for name in of_small] == [True] * len(of_small)
+    assert [belongs_to(name, "swinv2") for name in others] == [False] * len(others)
+    assert belongs_to("swinv2_micro_fp16", "swinv2_micro")
 
 
 def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
@@ -531,6 +550,21 @@ def test_more_memory_fails_the_script(tmp_path, monkeypatch):
                               {"run_id": "1", "commit": "c", "gpu": "A GPU"}, lambda: {"tensorrt": "9"})
     assert "tensorrt: 9" in (tmp_path / "environment/1.txt").read_text()
     assert len((tmp_path / "memory.csv").read_text().splitlines()) == 3
+
+
+def test_memory_of_engines_before_one_that_fails_is_kept(tmp_path, monkeypatch):
+    def measured(plan, batches, plugins):
+        if plan.stem == "broken":
+            raise UserError("broken.plan: is truncated")
+        return [memory_row(plan.stem, batch, 100) for batch in batches]
+
+    monkeypatch.setattr(TRT_test, "measure_memory", measured)
+    given = SimpleNamespace(memory=[1, 4], plugins=None, results=tmp_path)
+    with pytest.raises(UserError, match=r"broken\.plan: is truncated"):
+        TRT_test.score_memory([Path("m.plan"), Path("broken.plan")], given,
+                              {"run_id": "1", "commit": "c", "gpu": "A GPU"}, dict)
+    assert [line.split(",")[3:5] for line in (tmp_path / "memory.csv").read_text().splitlines()[1:]] == [
+        ["m", "1"], ["m", "4"]]
 
 
 def memory_row(engine: str, batch: int, mib: float) -> dict[str, str]:

@@ -89,8 +89,9 @@ def speed(results: Path) -> list[str]:
             if precision == "int8" and race and {row["run_id"] for row in int8} != {race[0]["run_id"]}:
                 text += measured_by(int8, f"{again} --runner {OURS} --precision fp16,int8 && "
                                           "python Results/draw_latency.py")
-                text += ["Calibrated before, by `python TensorRT/INT8/quant.py --onnx onnx/swinv1.onnx --batches 8`, V2 "
-                         "likewise. race.py by itself calibrates on more; with `--take-files` it takes what is there.", ""]
+                text += ["Calibrated before, by `python TensorRT/INT8/quant.py --onnx onnx/swinv1.onnx --batches 8`, "
+                         "V2 likewise. race.py by itself calibrates on more; with `--take-files` it takes what is "
+                         "there.", ""]
             text += [*markdown_table(runner_table(best, precision, RUNNERS)), ""]
     text += ["The same with the largest error of a logit, against the FP32 ONNX model on the same images:", "",
              *markdown_table(speedup_table(best)), ""]

@@ -47,6 +47,7 @@ from utils import (
     cpu_name,
     engine_precision,
     existing_file,
+    from_one,
     git_commit,
     gpu_name,
     list_images,
@@ -444,7 +445,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="images, one folder per class or flat (default: crops of the packaged photographs)")
     parser.add_argument("--labels", type=Path, metavar="FILE",
                         help="text file of lines `path-in-the-folder class-index` for --images")
-    parser.add_argument("--count", type=int, metavar="N",
+    parser.add_argument("--count", type=from_one, metavar="N",
                         help="number of images (default: all of --images, or 1000 crops)")
     parser.add_argument("--batch", type=batch_sizes, default=[8], metavar="N,M",
                         help="images at a time; every size runs over all images and gives its own row (default: 8)")
@@ -453,8 +454,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
                         help="where accuracy.csv and environment/ are (default: Results/)")
     args = parser.parse_args(arguments)
-    if args.count is not None and args.count < 1:
-        parser.error("--count must be above zero")
     if args.labels and not args.images:
         parser.error("--labels needs --images")
     return args

@@ -155,6 +155,17 @@ def batch_sizes(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def from_one(text: str) -> int:
+    """What a flag takes that is a number of things: a whole number above zero.
+
+    Raises:
+        UserError: the text is anything else.
+    """
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise UserError(f"{text!r}: not a whole number above zero; give one such as 8")
+    return int(text)
+
+
 def from_zero(text: str) -> float:
     """What a flag takes that is a limit or a time: a finite number that is not below zero.
 

@@ -89,6 +89,7 @@ def speed(results: Path) -> list[str]:
             if precision == "int8" and race and {row["run_id"] for row in int8} != {race[0]["run_id"]}:
                 text += measured_by(int8, f"{again} --runner {OURS} --precision fp16,int8 && "
                                           "python Results/draw_latency.py")
+            if precision == "int8":
                 text += ["Calibrated before, by `python TensorRT/INT8/quant.py --onnx onnx/swinv1.onnx --batches 8`, "
                          "V2 likewise. race.py by itself calibrates on more; with `--take-files` it takes what is "
                          "there.", ""]

@@ -105,7 +105,7 @@ if command -v trtexec > /dev/null; then
     [[ $(trtexec --help) =~ \[TensorRT\ v([0-9]+)\] ]] || fail "$(command -v trtexec): does not say its version"
     if ((BASH_REMATCH[1] >= 100000)); then
         [[ $fp16 == no || $model == *_fp16* || $model == *_int8* ]] ||
-            fail "$onnx: --fp16 makes no FP16 of it from TensorRT 10 on; build what this makes: $(how_to_make "${model}_fp16")"
+            fail "$onnx: --fp16 makes no FP16 of it from TensorRT 10 on; make it so: python onnx/graphsurgeon/to_fp16.py --onnx $onnx"
         flags+=(--stronglyTyped)
     elif [[ $fp16 == yes ]]; then flags+=(--fp16); fi
     if ((BASH_REMATCH[1] >= 8600 && BASH_REMATCH[1] < 9000)) && [[ " ${passed[*]-} " != *" --preview="* ]]; then

@@ -31,6 +31,7 @@ from utils import (
     UserError,
     belongs_to,
     existing_file,
+    from_one,
     from_zero,
     load_arrays,
     load_onnx,
@@ -187,13 +188,6 @@ def run(arguments: argparse.Namespace) -> None:
     write_table(table, rows)
     print(report(rows, arguments.tolerance))
     print(f"wrote {shown(table)}; compare_layers.py plot draws it")
-
-
-def check_counts(arguments: argparse.Namespace) -> None:
-    """UserError where --every or --images is below 1."""
-    for flag in ("every", "images"):
-        if getattr(arguments, flag, 1) < 1:
-            raise UserError(f"--{flag} {getattr(arguments, flag)}: needs at least 1")
 
 
 def row_of(depth: int, tensor: str, op: str, output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
@@ -369,8 +363,9 @@ def main() -> None:
     command.add_argument("--reference", metavar="FILE",
                          help="FP32 graph; default the graph itself, for *_fp16 the one that it was made from")
     command.add_argument("--data", metavar="NPZ", help="its array `input` is run; default data/<model>-b<N>.npz")
-    command.add_argument("--images", type=int, default=1, metavar="N", help="images of it; default 1")
-    command.add_argument("--every", type=int, default=1, metavar="N", help="mark every n-th tensor; default 1, all")
+    command.add_argument("--images", type=from_one, default=1, metavar="N", help="images of it; default 1")
+    command.add_argument("--every", type=from_one, default=1, metavar="N",
+                         help="mark every n-th tensor; default 1, all")
     command.add_argument("--match", default="", metavar="REGEX", help="of the tensors whose name matches; default all")
     command.add_argument("--output", default=ROOT / "onnx", metavar="FOLDER", help="default onnx/")
     command.set_defaults(command=prepare)
@@ -394,7 +389,6 @@ def main() -> None:
     command.set_defaults(command=plot)
 
     arguments = parser.parse_args()
-    check_counts(arguments)
     arguments.command(arguments)
 
 

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "onnx" / "graphsurgeon"))
 
-from compare_layers import check_counts, live_tensors, load_input, mark, report, row_of, session_of, write_table
+from compare_layers import live_tensors, load_input, mark, report, row_of, session_of, write_table
 from reference import OPERANDS, element_types, expand
 
 from utils import (
@@ -29,6 +29,7 @@ from utils import (
     UserError,
     about,
     first_line,
+    from_one,
     from_zero,
     load_onnx,
     onnx_precision,
@@ -146,13 +147,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--onnx", required=True, metavar="FILE", help="an FP32 graph, patched or not")
     parser.add_argument("--data", metavar="NPZ", help="its array `input` is run; default data/<model>-b<N>.npz")
-    parser.add_argument("--images", type=int, default=1, metavar="N", help="images of it; default 1")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="every n-th tensor; default 1, all")
+    parser.add_argument("--images", type=from_one, default=1, metavar="N", help="images of it; default 1")
+    parser.add_argument("--every", type=from_one, default=1, metavar="N", help="every n-th tensor; default 1, all")
     parser.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
                         help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
     parser.add_argument("--output", metavar="CSV", help="default Results/layers_<graph>_emulated.csv")
     arguments = parser.parse_args()
-    check_counts(arguments)
     path = Path(arguments.onnx)
     model = load_onnx(path)
     images = load_input(arguments.data, path, model, arguments.images)

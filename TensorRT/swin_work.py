@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils import ROOT, UserError, existing_file, run_script
+from utils import ROOT, UserError, existing_file, from_one, run_script
 
 PATCH, CHANNELS_IN, MLP_RATIO = 4, 3, 4  # of every variant
 WHOLE_MLP = "MLP in one kernel"  # the group
@@ -146,11 +146,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cfg", type=Path, default=ROOT / "models" / "swin.yaml", metavar="YAML",
                         help="the variant (default: models/swin.yaml)")
-    parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
+    parser.add_argument("--batch", type=from_one, default=1, help="images (default: 1)")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp16", help="default: fp16")
     arguments = parser.parse_args()
-    if arguments.batch < 1:
-        raise UserError("--batch must be above zero")
     swin = read_swin(existing_file(arguments.cfg, "a model's yaml (--cfg)"))
     groups = work_of(swin, arguments.batch, {"fp32": 4, "fp16": 2}[arguments.precision])
     for group, work in [*groups.items(), ("all", Work(*map(sum, zip(*groups.values()))))]:

@@ -30,6 +30,7 @@ from models.build import checkpoint_path, load_model  # noqa: E402
 from models.swin import SwinTransformer  # noqa: E402
 from utils import (  # noqa: E402
     UserError,
+    from_one,
     load_onnx,
     max_abs_err,
     onnx_logits,
@@ -99,12 +100,10 @@ def export(model: nn.Module, images: torch.Tensor, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="the batch that is fixed (default: 1)")
+    parser.add_argument("--batch", type=from_one, default=1, metavar="N", help="the batch that is fixed (default: 1)")
     parser.add_argument("--output", type=Path, metavar="FILE",
                         help="ONNX file to write (default: onnx/<MODEL.NAME>_timm_b<N>.onnx)")
     args = parser.parse_args(arguments)
-    if args.batch < 1:
-        raise UserError(f"--batch {args.batch}: must be above zero")
     config = get_config(args.cfg, args.opts, args.type)
     output = onnx_target(args.output or ROOT / "onnx" / f"{config.MODEL.NAME}_timm_b{args.batch}.onnx")
 

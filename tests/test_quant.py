@@ -974,7 +974,7 @@ def test_bad_caches(small, tmp_path, spoil, words):
     (["--onnx", "{}/absent.onnx"], r"absent.onnx: no such file"),
     (["--keep", "*.qkv"], r"m.onnx: nothing is left to quantise; --narrow quantises 12 products and 0 attentions of"),
     (["--keep", "block9.qkv"], r"--keep block9.qkv: is none of block0.qkv ... block3.fc2"),
-    (["--batches", "0"], r"--batches and --batch-size must be above zero"),
+    (["--batches", "0"], r"'0': not a whole number above zero"), (["--batch-size", "-1"], "not a whole number above"),
     (["--percentile", "10"], r"--percentile 10: must be above 50"),
     (["--output", "{}/m.onnx"], r"m.onnx: is the graph to change"),
     (["--output", "{}/noext"], r"noext: "),

@@ -190,7 +190,7 @@ def test_from_tensorrt_10_on_fp16_is_refused_of_a_graph_that_has_none(tmp_path):
         done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m.onnx", "--fp16", "--output", tmp_path / "m_fp16.plan",
                      path=tmp_path)
         assert done.returncode == status, done.stderr
-    assert "python onnx/graphsurgeon/to_fp16.py --onnx onnx/m.onnx" in one_line_error(done)
+    assert f"python onnx/graphsurgeon/to_fp16.py --onnx {tmp_path / 'm.onnx'}" in one_line_error(done)
 
 
 def test_failed_trtexec_leaves_no_plan(tmp_path):

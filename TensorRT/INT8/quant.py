@@ -49,6 +49,7 @@ from tidy import exported, session, tidy  # noqa: E402
 from data.photo_crops import held_out_batch  # noqa: E402
 from utils import (  # noqa: E402
     UserError,
+    from_one,
     has_plugins,
     load_onnx,
     max_abs_err,
@@ -170,8 +171,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help=f"how a range is chosen (default: that of the cache if it is there, else {METHOD})")
     parser.add_argument("--percentile", type=float, metavar="P",
                         help=f"share of elements in percent within the range, for that method (default: {PERCENTILE})")
-    parser.add_argument("--batches", type=int, metavar="N", help=f"default: {BATCHES}")
-    parser.add_argument("--batch-size", type=int, metavar="N",
+    parser.add_argument("--batches", type=from_one, metavar="N", help=f"default: {BATCHES}")
+    parser.add_argument("--batch-size", type=from_one, metavar="N",
                         help=f"images at a time; Small needs about 100 MiB for each (default: {BATCH_SIZE})")
     parser.add_argument("--cache", type=Path, metavar="FILE",
                         help="calibration cache, read if it is there, else written "
@@ -188,8 +189,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_provider_argument(parser)
     parser.add_argument("--no-check", action="store_true", help="do not compare the two graphs on held-out crops")
     args = parser.parse_args(arguments)
-    if any(number is not None and number < 1 for number in (args.batches, args.batch_size)):
-        raise UserError("--batches and --batch-size must be above zero")
     if args.percentile is not None and not 50 < args.percentile <= 100:
         raise UserError(f"--percentile {args.percentile:g}: must be above 50 and at most 100")
     args.cache = args.cache or Path(__file__).resolve().parent / f"{args.onnx.stem}.cache"

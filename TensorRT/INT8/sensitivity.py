@@ -38,6 +38,7 @@ from utils import (  # noqa: E402
     UserError,
     about,
     append_rows,
+    from_one,
     git_commit,
     max_abs_err,
     new_run_id,
@@ -114,15 +115,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help=f"unpatched FP32 graph (default: {ONNX})")
     parser.add_argument("--cache", type=Path, metavar="FILE",
                         help="its calibration cache (default: TensorRT/INT8/<model>.cache)")
-    parser.add_argument("--count", type=int, default=COUNT, metavar="N", help="held-out crops (default: %(default)s)")
+    parser.add_argument("--count", type=from_one, default=COUNT, metavar="N",
+                        help="held-out crops (default: %(default)s)")
     parser.add_argument("--agreement", type=float, default=AGREEMENT, metavar="SHARE",
                         help="with FP32, 0 to 1, that the quantised graph is to reach (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="folder of sensitivity.csv and the picture (default: Results/)")
     add_provider_argument(parser)
     args = parser.parse_args(arguments)
-    if args.count < 1 or not 0 <= args.agreement <= 1:
-        raise UserError("--count must be above zero and --agreement from 0 to 1")
+    if not 0 <= args.agreement <= 1:
+        raise UserError(f"--agreement {args.agreement:g}: must be from 0 to 1")
     args.cache = args.cache or Path(__file__).resolve().parent / f"{args.onnx.stem}.cache"
     return args
 

@@ -30,7 +30,7 @@ from quant import fp32_model  # noqa: E402
 from surgeon import check, save, target_of  # noqa: E402
 from tidy import exported, producer, tidy, values  # noqa: E402
 
-from utils import UserError, about, run_script, shown  # noqa: E402
+from utils import UserError, about, from_one, run_script, shown  # noqa: E402
 
 # Edit here, or give the flag of the same name.
 ONNX = "onnx/swinv1.onnx"
@@ -80,14 +80,14 @@ def main(arguments: list[str] | None = None) -> None:
                         help="share of the range that is moved, 0 to 1 (default: %(default)s)")
     parser.add_argument("--images", type=Path, metavar="FOLDER",
                         help="images to find the ranges with (default: training crops of the packaged photographs)")
-    parser.add_argument("--batches", type=int, default=BATCHES, metavar="N",
+    parser.add_argument("--batches", type=from_one, default=BATCHES, metavar="N",
                         help=f"of {BATCH_SIZE} images (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE",
                         help="graph to write (default: beside the first, with _smooth appended to its name)")
     add_provider_argument(parser)
     args = parser.parse_args(arguments)
-    if not 0 <= args.alpha <= 1 or args.batches < 1:
-        raise UserError("--alpha must be from 0 to 1 and --batches above zero")
+    if not 0 <= args.alpha <= 1:
+        raise UserError(f"--alpha {args.alpha:g}: must be from 0 to 1")
     target = target_of(args, "_smooth")
     model = fp32_model(args.onnx)
     graph = tidy(model)

@@ -35,6 +35,7 @@ from utils import (  # noqa: E402
     RESULTS,
     UserError,
     append_rows,
+    from_one,
     git_commit,
     gpu_name,
     new_run_id,
@@ -247,10 +248,8 @@ def benchmark_layernorm(report: Report, batch: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=32, help="images (default: %(default)s)")
+    parser.add_argument("--batch", type=from_one, default=32, help="images (default: %(default)s)")
     batch = parser.parse_args().batch
-    if batch < 1:
-        raise UserError(f"--batch {batch}: needs a positive whole number")
     if not torch.cuda.is_available():
         raise UserError("no GPU that PyTorch can use; run this on a GPU host")
     torch._dynamo.config.cache_size_limit = 64  # one compiled flex_attention for each shape

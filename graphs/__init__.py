@@ -1,0 +1,1 @@
+"""What the scripts of onnx/, data/ and TensorRT/ share about ONNX graphs."""

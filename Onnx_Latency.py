@@ -23,34 +23,21 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import (
-    ROOT,
-    UserError,
-    add_measuring_arguments,
-    choices,
+from data.batches import reference_batch
+from graphs.files import has_plugins, load_onnx, onnx_precision, onnx_refusals
+from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
+from Results.tables import (
     cpu_name,
     error_figures,
-    first_line,
     git_commit,
     gpu_name,
-    has_plugins,
-    latency_figures,
-    load_onnx,
     new_run_id,
-    onnx_img_size,
-    onnx_logits,
-    onnx_precision,
-    onnx_refusals,
-    onnx_session,
     package_versions,
     record_latency,
-    reference_batch,
-    run_script,
-    shown,
-    timed_runs,
-    timing_of,
     write_environment,
 )
+from Results.timing import add_measuring_arguments, latency_figures, timed_runs, timing_of
+from utils import ROOT, UserError, choices, first_line, run_script, shown
 
 # The file to measure; --model overrides it.
 ONNX_FILE = "onnx/swinv1.onnx"

@@ -15,43 +15,18 @@ no more than the unpatched one, else FAIL. Nothing else may run on the GPU meanw
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from utils import (
-    LATENCY_COLUMNS,
-    RESULTS,
-    ROOT,
-    UserError,
-    add_timing_arguments,
-    append_rows,
-    batch_sizes,
-    belongs_to,
-    engine_precision,
-    existing_file,
-    from_zero,
-    git_commit,
-    gpu_name,
-    latency_figures,
-    load_arrays,
-    max_abs_err,
-    median_rel_err,
-    new_run_id,
-    run_script,
-    shown,
-    timed_runs,
-    timing_of,
-    top1_agreement,
-    unpatched_engine,
-    whole_file,
-    write_environment,
-)
-
-sys.path.insert(1, str(ROOT / "TensorRT"))
+from data.batches import load_arrays
+from graphs.compare import max_abs_err, median_rel_err, top1_agreement
+from graphs.names import belongs_to, engine_precision, unpatched_engine
+from Results.tables import LATENCY_COLUMNS, RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
+from Results.timing import add_timing_arguments, latency_figures, timed_runs, timing_of
+from utils import ROOT, UserError, batch_sizes, existing_file, from_zero, run_script, shown, whole_file
 
 # The engine to test; --plan overrides it.
 PLANFILE = "TensorRT/TRT_Engine/swinv1.plan"
@@ -230,7 +205,7 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str],
 
     What `versions` tells goes to the run's environment before the first row, which so has it whatever comes after.
     """
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     batches = chosen_batches(plan, arguments)
     allowed = tolerance(plan, arguments.tolerance, batches)
@@ -266,8 +241,8 @@ def measure_memory(plan: Path, batches: list[int], plugins: str | None) -> list[
     the plan is loaded until after a run: weights, activations, input and output together. Kernels' code, which CUDA
     loads in the first run of a process and keeps, is in neither.
     """
-    from engine import Engine
-    from trt_runtime import free_memory
+    from TensorRT.engine import Engine
+    from TensorRT.trt_runtime import free_memory
 
     def run(engine: Engine, batch: int) -> int:
         """Free memory after a run in a context of its own, bytes."""
@@ -345,7 +320,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the tables go")
     arguments = parser.parse_args()
     plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]
-    import trt_runtime
+    from TensorRT import trt_runtime
 
     run_id = new_run_id()
     run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}

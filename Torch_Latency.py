@@ -31,31 +31,21 @@ import torch
 from torch import Tensor, nn
 
 from config import add_model_arguments, get_config
+from data.batches import real_images, reference_batch
+from graphs.compare import max_abs_err
+from graphs.sessions import onnx_logits, onnx_session
 from models.build import checkpoint_path, load_model
-from utils import (
-    ROOT,
-    UserError,
-    add_measuring_arguments,
-    choices,
+from Results.tables import (
     cpu_name,
     error_figures,
-    first_line,
     git_commit,
-    latency_figures,
-    max_abs_err,
     new_run_id,
-    onnx_logits,
-    onnx_session,
     package_versions,
-    real_images,
     record_latency,
-    reference_batch,
-    run_script,
-    shown,
-    timed_runs,
-    timing_of,
     write_environment,
 )
+from Results.timing import add_measuring_arguments, latency_figures, timed_runs, timing_of
+from utils import ROOT, UserError, choices, first_line, run_script, shown
 
 RUNNERS = ("torch-eager", "torch-script", "torch-compile")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -42,19 +42,9 @@ import torch
 
 from config import get_config
 from models.build import checkpoint_path
-from utils import (
-    RESULTS,
-    ROOT,
-    UserError,
-    add_timing_arguments,
-    batch_sizes,
-    choices,
-    latency_rows,
-    new_run_id,
-    row_problem,
-    run_script,
-    shown,
-)
+from Results.tables import RESULTS, latency_rows, new_run_id, row_problem
+from Results.timing import add_timing_arguments
+from utils import ROOT, UserError, batch_sizes, choices, run_script, shown
 
 PYTHON, TRT_PYTHON = sys.executable, os.environ.get("TRT_PYTHON", sys.executable)
 PLUGINS = ROOT / "TensorRT" / "Plugins"
@@ -154,7 +144,7 @@ def file_steps(model: Model, batches: list[int]) -> dict[Path, Step]:
     def folder(name: str, *patterns: str) -> list[Path]:
         return sorted(path for pattern in patterns for path in (ROOT / name).glob(pattern))
 
-    surgery = folder("onnx/graphsurgeon", "*.py")
+    surgery = [*folder("graphs", "*.py"), *folder("onnx/graphsurgeon", "*.py")]
     makes(model.onnx(), [PYTHON, "onnx/export_onnx.py", "--cfg", model.cfg, "--resume", model.checkpoint],
           [model.cfg, model.checkpoint, ROOT / "onnx/export_onnx.py", *folder("models", "*.py")], 30)
     makes(model.onnx("_int8"), [PYTHON, "TensorRT/INT8/quant.py", "--onnx", model.onnx(), "--recalibrate"],

@@ -130,7 +130,8 @@ images_there=''
 if ((${#image_options[@]})); then
     images_there=$(python3 -c '
 import sys
-from utils import list_images, run_script
+from data.images import list_images
+from utils import run_script
 sys.argv[0] = "run_all.sh"
 run_script(lambda: print(len(list_images(sys.argv[1]))))' "${image_options[1]}")
     ((images_there >= 16)) || fail "${image_options[1]}: holds $images_there images; INT8 is calibrated on 16 or more"
@@ -142,7 +143,8 @@ has_gpu || short=(--batch 1,8 --min-seconds 1 --min-runs 10)
 
 # --- the pipeline --------------------------------------------------------------------------------------------
 
-code=(requirements.txt config.py utils.py models/*.py data/photo_crops.py onnx/graphsurgeon/*.py TensorRT/INT8/*.py)  # shared by scripts
+code=(requirements.txt config.py utils.py models/*.py data/{batches,images,photo_crops}.py graphs/*.py onnx/graphsurgeon/*.py
+    TensorRT/INT8/*.py)  # shared by scripts
 
 run_model() {  # the options that choose it
     local facts type size weights model onnx layernorm suffix calibration narrow=() plans=()

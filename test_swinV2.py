@@ -33,41 +33,25 @@ import numpy as np
 import torch
 
 from config import add_model_arguments, get_config
+from data.images import list_images, load_image, normalise, preprocess
 from data.photo_crops import CLASSES, crops
+from graphs.compare import max_abs_err, median_rel_err, top1_agreement
+from graphs.files import load_onnx, onnx_precision
+from graphs.names import engine_precision
+from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
 from models.build import checkpoint_path, load_model
-from utils import (
+from Results.tables import (
     ACCURACY_COLUMNS,
     RESULTS,
-    ROOT,
-    UserError,
     append_rows,
-    batch_sizes,
-    check_writable,
-    choices,
     cpu_name,
-    engine_precision,
-    existing_file,
-    from_one,
     git_commit,
     gpu_name,
-    list_images,
-    load_image,
-    load_onnx,
-    max_abs_err,
-    median_rel_err,
     new_run_id,
-    normalise,
-    onnx_img_size,
-    onnx_logits,
-    onnx_precision,
-    onnx_session,
     package_versions,
-    preprocess,
-    run_script,
-    shown,
-    top1_agreement,
     write_environment,
 )
+from utils import ROOT, UserError, batch_sizes, check_writable, choices, existing_file, from_one, run_script, shown
 
 TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RUNNERS = ("torch-fp32", "torch-fp16", "torch-bf16", "onnx", "engine")

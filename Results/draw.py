@@ -15,24 +15,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-from config import add_model_arguments, get_config  # noqa: E402
-from data.photo_crops import CLASSES, crops  # noqa: E402
-from models.build import checkpoint_path, load_model  # noqa: E402
-from utils import (  # noqa: E402
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    RESULTS,
-    UserError,
-    max_abs_err,
-    onnx_logits,
-    onnx_session,
-    real_images,
-    run_script,
-    shown,
-    whole_file,
-)
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from config import add_model_arguments, get_config
+from data.batches import real_images
+from data.images import IMAGENET_MEAN, IMAGENET_STD
+from data.photo_crops import CLASSES, crops
+from graphs.compare import max_abs_err
+from graphs.sessions import onnx_logits, onnx_session
+from models.build import checkpoint_path, load_model
+from Results.tables import RESULTS
+from utils import UserError, run_script, shown, whole_file
 
 COLUMNS, COUNT = 6, 18
 WIDTH, HEIGHT, HEADING, FOOT = 2.6, 3.3, 0.7, 0.7  # inches, of an image with its text, and above and below all

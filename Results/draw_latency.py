@@ -19,10 +19,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-sys.path.insert(1, str(Path(__file__).resolve().parent))
-from latency_tables import (  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from Results.latency_tables import (
     OURS,
     OURS_FP16,
     Row,
@@ -32,8 +30,8 @@ from latency_tables import (  # noqa: E402
     speedup_table,
     what_counts,
 )
-
-from utils import RESULTS, UserError, latency_rows, on_gpu, row_problem, run_script, shown, whole_file  # noqa: E402
+from Results.tables import RESULTS, latency_rows, on_gpu, row_problem
+from utils import UserError, run_script, shown, whole_file
 
 # runner: its name in the legend, colour and marker. Colours that the colour-blind tell apart (Okabe and Ito, 2008).
 STYLES = {

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-from utils import RESULTS, UserError, run_script, shown, unpatched_engine, whole_file  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from graphs.names import unpatched_engine
+from Results.tables import RESULTS
+from utils import UserError, run_script, shown, whole_file
 
 # group of profile.csv: colour. In the order in which they are stacked, products below, what moves data above.
 COLOURS = {

@@ -1,7 +1,7 @@
 """The tables that are made of latency.csv, as draw_latency.py and report.py use them."""
 from __future__ import annotations
 
-from utils import row_problem
+from Results.tables import row_problem
 
 OURS = "trt-plugins"
 OURS_FP16 = "trt-plugins fp16"  # what INT8 has for another runner: ours in FP16, which is there to be picked

@@ -16,11 +16,9 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-sys.path.insert(1, str(Path(__file__).resolve().parent))
-from draw_profile import profile_rows  # noqa: E402
-from latency_tables import (  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from Results.draw_profile import profile_rows
+from Results.latency_tables import (
     OURS,
     OURS_FP16,
     best_of_both,
@@ -30,8 +28,8 @@ from latency_tables import (  # noqa: E402
     speedup_table,
     what_counts,
 )
-
-from utils import RESULTS, UserError, on_gpu, run_script, shown, whole_file  # noqa: E402
+from Results.tables import RESULTS, on_gpu
+from utils import ROOT, UserError, run_script, shown, whole_file
 
 BEGIN, END = "<!-- GPU results, by Results/report.py: begin -->", "<!-- GPU results: end -->"
 MODELS = {"swinv1": "V1", "swinv2": "V2"}  # the Small ones

@@ -12,9 +12,9 @@ import csv
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-from utils import RESULTS, UserError, cpu_name, gpu_name, run_script, shown  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from Results.tables import RESULTS, cpu_name, gpu_name
+from utils import UserError, run_script, shown
 
 # Of each file: the columns that tell what was measured, and those shown, with heading and format.
 TABLES = {

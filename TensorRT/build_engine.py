@@ -78,7 +78,7 @@ def main() -> None:
     existing_file(arguments.onnx, "an ONNX graph (--onnx)")
     if arguments.calib and not arguments.int8:
         raise UserError(f"--calib {arguments.calib}: does nothing by itself; add --int8")
-    from engine_builder import build  # needs tensorrt, which --help must not
+    from TensorRT.engine_builder import build
 
     build(arguments)
 

@@ -23,23 +23,12 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "onnx" / "graphsurgeon"))
 
-from utils import (
-    RESULTS,
-    ROOT,
-    UserError,
-    belongs_to,
-    existing_file,
-    from_one,
-    from_zero,
-    load_arrays,
-    load_onnx,
-    onnx_session,
-    run_script,
-    shown,
-    whole_file,
-)
+from data.batches import load_arrays
+from graphs.files import load_onnx
+from graphs.names import belongs_to
+from Results.tables import RESULTS
+from utils import ROOT, UserError, existing_file, from_one, from_zero, run_script, shown, whole_file
 
 COLUMNS = ("depth", "tensor", "op", "shape", "max_abs_ref", "max_abs_err", "rel_err", "nan", "inf")
 
@@ -75,7 +64,8 @@ def mark(model, names: list[str], types: dict[str, int] | None = None):
 
 def session_of(model, names: list[str]):
     """An onnxruntime session on a model, plugin nodes by their reference meaning, with tensors as further outputs."""
-    from reference import expand
+    from graphs.reference import expand
+    from graphs.sessions import onnx_session
 
     model = mark(expand(model), names)  # in this order: expand() needs the types that the model gives its tensors
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +163,7 @@ def run(arguments: argparse.Namespace) -> None:
     plan = Path(arguments.plan)
     reference_path = Path(arguments.reference or ROOT / "onnx" / f"{plan.stem}.npz")
     stored = load_arrays(reference_path, (), "what `compare_layers.py prepare` wrote", "give it with --reference")
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     with Engine(plan, arguments.plugins) as engine, engine.context() as context:
         outputs = context.infer_all(stored["input"])

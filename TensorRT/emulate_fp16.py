@@ -18,25 +18,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "onnx" / "graphsurgeon"))
 
-from compare_layers import live_tensors, load_input, mark, report, row_of, session_of, write_table
-from reference import OPERANDS, element_types, expand
-
-from utils import (
-    PLUGIN_DOMAIN,
-    RESULTS,
-    UserError,
-    about,
-    first_line,
-    from_one,
-    from_zero,
-    load_onnx,
-    onnx_precision,
-    onnx_refusals,
-    run_script,
-    shown,
-)
+from graphs.files import PLUGIN_DOMAIN, load_onnx, onnx_precision, onnx_refusals
+from graphs.reference import OPERANDS, element_types, expand
+from Results.tables import RESULTS
+from TensorRT.compare_layers import live_tensors, load_input, mark, report, row_of, session_of, write_table
+from utils import UserError, about, first_line, from_one, from_zero, run_script, shown
 
 
 def float_tensors(model: onnx.ModelProto) -> set[str]:

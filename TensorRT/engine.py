@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from trt_runtime import LOGGER, cuda, cudart, load_plugins, require_gpu, trt
 
+from TensorRT.trt_runtime import LOGGER, cuda, cudart, load_plugins, require_gpu, trt
 from utils import UserError, existing_file, shown
 
 NUMPY_TYPES = {trt.float32: np.float32, trt.float16: np.float16, trt.int32: np.int32, trt.int8: np.int8,

@@ -1,17 +1,15 @@
 """From an ONNX file to a plan by TensorRT's Python API: the work behind build_engine.py."""
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 
-sys.path.insert(2, str(Path(__file__).resolve().parent / "INT8"))
-
-from build_log import BuildLog
-from calibration_cache import cache_text, read_cache
-from trt_runtime import LOGGER, TRT_MAJOR, load_plugins, require_gpu, trt
-
-from utils import FP32_LAYER, UserError, engine_precision, shown, whole_file
+from graphs.files import FP32_LAYER
+from graphs.names import engine_precision
+from TensorRT.build_log import BuildLog
+from TensorRT.INT8.calibration_cache import cache_text, read_cache
+from TensorRT.trt_runtime import LOGGER, TRT_MAJOR, load_plugins, require_gpu, trt
+from utils import UserError, shown, whole_file
 
 # Batches of the optimization profile where no shapes are given. A graph whose batch is fixed needs no profile.
 DEFAULT_BATCHES = {"minShapes": 1, "optShapes": 32, "maxShapes": 128}

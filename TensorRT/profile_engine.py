@@ -25,23 +25,10 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from swin_work import WHOLE_BRANCH, WHOLE_MLP, Work, read_swin, work_of, yaml_of
-
-from utils import (
-    RESULTS,
-    UserError,
-    append_rows,
-    batch_sizes,
-    engine_precision,
-    existing_file,
-    git_commit,
-    gpu_name,
-    new_run_id,
-    run_script,
-    shown,
-    whole_file,
-    write_environment,
-)
+from graphs.names import engine_precision
+from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
+from TensorRT.swin_work import WHOLE_BRANCH, WHOLE_MLP, Work, read_swin, work_of, yaml_of
+from utils import UserError, batch_sizes, existing_file, run_script, shown, whole_file
 
 COLUMNS = ("run_id", "commit", "gpu", "engine", "batch", "group", "layers", "time_ms_median", "share", "gflop", "mb",
            "tflop_per_s", "arithmetic_fraction", "gb_per_s", "bandwidth_fraction", "int8_layers")
@@ -140,7 +127,7 @@ def layer_times_ms(context, batch: int) -> dict[str, float]:
 
     Layers that take none (constants, reshapes that move nothing) are left out.
     """
-    from trt_runtime import trt
+    from TensorRT.trt_runtime import trt
 
     class Profiler(trt.IProfiler):
         def __init__(self) -> None:
@@ -214,8 +201,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where profile.csv goes")
     arguments = parser.parse_args()
     plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]
-    from engine import Engine
-    from trt_runtime import versions
+    from TensorRT.engine import Engine
+    from TensorRT.trt_runtime import versions
 
     run_id = new_run_id()
     run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}

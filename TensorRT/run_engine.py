@@ -50,7 +50,7 @@ def main() -> None:
                         help="plugin library; default this project's where it is built; none for none")
     arguments = parser.parse_args()
     images = load_images(arguments.input)
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     start = time.perf_counter()
     with Engine(arguments.plan, arguments.plugins) as engine, engine.context() as context:

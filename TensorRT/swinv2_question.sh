@@ -169,7 +169,7 @@ beside() {  # COMMAND...: in the background, until `wait`
     if [[ $dry_run == yes ]]; then "$@"; else "$@" & fi
 }
 
-graph_py=(config.py utils.py data/photo_crops.py models/*.{py,yaml} onnx/*.py onnx/graphsurgeon/*.py)
+graph_py=(config.py utils.py data/{batches,images,photo_crops}.py models/*.{py,yaml} graphs/*.py onnx/*.py onnx/graphsurgeon/*.py)
 # Of the slow steps, what their outcome hangs on, without utils.py, which changes for other reasons.
 builder=(TensorRT/build.sh TensorRT/{build_engine,engine_builder,trt_runtime}.py)
 runner=(TensorRT/{run_engine,engine,trt_runtime}.py)
@@ -216,7 +216,7 @@ make_graphs() {  # weights
     ! has "$engines" opset12_fp16 || beside make_file "${g}_opset12.onnx" "$source" "${graph_py[@]}" -- \
         python3 onnx/export_onnx.py --cfg "$cfg" --resume "$source" --opset 12 --output "${g}_opset12.onnx"
     wait
-    beside make_file "$g-b$images.npz" "$g.onnx" utils.py data/*.py -- \
+    beside make_file "$g-b$images.npz" "$g.onnx" utils.py data/*.py graphs/{compare,files,sessions}.py -- \
         python3 data/batch_data_gen.py --model "$g.onnx" --batches $images --output $work
     if [[ $emulate == yes ]]; then
         ! has "$engines" attention_fp16 || beside make_file "${g}_attention.onnx" "$g.onnx" "${graph_py[@]}" -- \
@@ -238,7 +238,7 @@ emulate_engines() {  # weights
         graph=${graph%_fp16}.onnx
         table=$work/layers_${name}_$1_${engine}_emulated.csv
         beside make_file "$table" "$graph" "$g-b$images.npz" TensorRT/{emulate_fp16,compare_layers}.py \
-            onnx/graphsurgeon/reference.py -- python3 TensorRT/emulate_fp16.py --onnx "$graph" \
+            graphs/reference.py -- python3 TensorRT/emulate_fp16.py --onnx "$graph" \
             --data "$g-b$images.npz" --every "$every" --output "$table"
     done
     wait
@@ -247,7 +247,7 @@ emulate_engines() {  # weights
 build_layers_engine() {  # weights, engine
     local g=$work/${name}_$1 graph flags
     graph=$g$(graph_of "$2") flags=$(flags_of "$2")
-    make_file "${graph}_layers.npz" "$graph.onnx" "$g-b$images.npz" "${comparer[@]}" onnx/graphsurgeon/reference.py -- \
+    make_file "${graph}_layers.npz" "$graph.onnx" "$g-b$images.npz" "${comparer[@]}" graphs/reference.py -- \
         python3 TensorRT/compare_layers.py prepare --onnx "$graph.onnx" --data "$g-b$images.npz" \
         --every "$every" --match "$match" --output $work
     # shellcheck disable=SC2046,SC2086  # words

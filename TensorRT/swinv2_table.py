@@ -19,28 +19,11 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from compare_layers import broken, first_offender, read_table
-
-from utils import (
-    RESULTS,
-    ROOT,
-    UserError,
-    alone_in,
-    cpu_name,
-    from_zero,
-    git_commit,
-    gpu_name,
-    load_arrays,
-    max_abs_err,
-    median_rel_err,
-    new_run_id,
-    package_versions,
-    run_script,
-    shown,
-    top1_agreement,
-    whole_file,
-    write_environment,
-)
+from data.batches import load_arrays
+from graphs.compare import max_abs_err, median_rel_err, top1_agreement
+from Results.tables import RESULTS, cpu_name, git_commit, gpu_name, new_run_id, package_versions, write_environment
+from TensorRT.compare_layers import broken, first_offender, read_table
+from utils import ROOT, UserError, alone_in, from_zero, run_script, shown, whole_file
 
 COLUMNS = ("run_id", "commit", "gpu", "model", "weights", "engine", "batch", "images", "images_nan_or_inf",
            "max_abs_err", "median_rel_err", "largest_logit", "top1_agreement", "layers_max_abs_err", "tensors",

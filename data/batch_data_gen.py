@@ -23,22 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-from utils import (  # noqa: E402
-    UserError,
-    batch_sizes,
-    has_plugins,
-    load_onnx,
-    onnx_img_size,
-    onnx_logits,
-    onnx_precision,
-    onnx_session,
-    real_images,
-    run_script,
-    shown,
-    whole_file,
-)
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from data.batches import real_images
+from graphs.files import has_plugins, load_onnx, onnx_precision
+from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
+from utils import ROOT, UserError, batch_sizes, run_script, shown, whole_file
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-from utils import UserError, load_image, normalise, run_script, shown, whole_file  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from data.images import load_image, normalise
+from utils import ROOT, UserError, run_script, shown, whole_file
 
 # Class name: package, folder in it, file. What else the wheels hold is left out: drawings, silhouettes and test
 # patterns, the second view of the motorcycle, pictures with next to nothing in them or too small to cut up.

@@ -30,14 +30,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-from config import add_model_arguments, get_config  # noqa: E402
-from data.photo_crops import held_out_batch  # noqa: E402
-from models.build import CHECKPOINTS, checkpoint_path, load_model  # noqa: E402
-from models.swin import SwinTransformer  # noqa: E402
-from models.swin_v2 import MAX_LOGIT_SCALE, SwinTransformerV2, WindowAttentionV2  # noqa: E402
-from utils import UserError, run_script, shown, whole_file  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from config import add_model_arguments, get_config
+from data.photo_crops import held_out_batch
+from models.build import CHECKPOINTS, checkpoint_path, load_model
+from models.swin import SwinTransformer
+from models.swin_v2 import MAX_LOGIT_SCALE, SwinTransformerV2, WindowAttentionV2
+from utils import UserError, run_script, shown, whole_file
 
 IMAGES = 4  # held-out crops that sizes are measured on
 

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-from config import DEFAULT_CFG, get_config  # noqa: E402
-from data.photo_crops import CLASSES, CROP_SIDE, held_out_batch, photo, tiles  # noqa: E402
-from models.build import build_model  # noqa: E402
-from utils import IMAGENET_MEAN, IMAGENET_STD, UserError, run_script, shown, whole_file  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from config import DEFAULT_CFG, get_config
+from data.images import IMAGENET_MEAN, IMAGENET_STD
+from data.photo_crops import CLASSES, CROP_SIDE, held_out_batch, photo, tiles
+from models.build import build_model
+from utils import ROOT, UserError, run_script, shown, whole_file
 
 # The highest learning rate is this over EMBED_DIM, smaller for wider models: 1e-3 for the micro variants, 3.3e-4 for
 # Small. At 1e-3 V1 Small hardly learnt in a trial at 32 x 32, at 3e-4 it did.

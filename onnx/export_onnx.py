@@ -24,11 +24,11 @@ import onnx
 import onnx_graphsurgeon as gs
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-from config import add_model_arguments, get_config  # noqa: E402
-from models.build import checkpoint_path, load_model  # noqa: E402
-from utils import UserError, onnx_target, run_script, shown, whole_file  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from config import add_model_arguments, get_config
+from graphs.files import onnx_target
+from models.build import checkpoint_path, load_model
+from utils import ROOT, UserError, run_script, shown, whole_file
 
 OPSETS = range(12, 18)  # TensorRT 8.6 parses up to 17; below 12 some of the operators here have older forms
 

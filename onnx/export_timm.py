@@ -23,24 +23,15 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-from config import add_model_arguments, get_config  # noqa: E402
-from models.build import checkpoint_path, load_model  # noqa: E402
-from models.swin import SwinTransformer  # noqa: E402
-from utils import (  # noqa: E402
-    UserError,
-    from_one,
-    load_onnx,
-    max_abs_err,
-    onnx_logits,
-    onnx_session,
-    onnx_target,
-    real_images,
-    run_script,
-    shown,
-    whole_file,
-)
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from config import add_model_arguments, get_config
+from data.batches import real_images
+from graphs.compare import max_abs_err
+from graphs.files import load_onnx, onnx_target
+from graphs.sessions import onnx_logits, onnx_session
+from models.build import checkpoint_path, load_model
+from models.swin import SwinTransformer
+from utils import ROOT, UserError, from_one, run_script, shown, whole_file
 
 OPSET = 17  # what TensorRT 8.6 parses
 TOLERANCE = 1e-4  # of the largest |logit|

@@ -19,27 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
-from config import add_model_arguments, get_config  # noqa: E402
-from models.build import checkpoint_path, load_model  # noqa: E402
-from utils import (  # noqa: E402
-    UserError,
-    batch_sizes,
-    from_zero,
-    has_plugins,
-    load_onnx,
-    max_abs_err,
-    median_rel_err,
-    onnx_img_size,
-    onnx_logits,
-    onnx_precision,
-    onnx_session,
-    real_images,
-    run_script,
-    shown,
-    top1_agreement,
-)
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from config import add_model_arguments, get_config
+from data.batches import real_images
+from graphs.compare import max_abs_err, median_rel_err, top1_agreement
+from graphs.files import has_plugins, load_onnx, onnx_precision
+from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
+from models.build import checkpoint_path, load_model
+from utils import ROOT, UserError, batch_sizes, from_zero, run_script, shown
 
 FP32_TOLERANCE = 1e-5  # of the largest |logit|
 FP16_SINGLE_BATCH = 1.25  # times PyTorch FP16's own error in that batch

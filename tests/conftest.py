@@ -1,18 +1,15 @@
 """What the tests share: an importable timm, and weights that let a mistake show."""
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
+from export_timm import make_torchvision_importable
 from onnx import TensorProto, helper
 from torch import nn
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "onnx"))
-from export_timm import make_torchvision_importable
 
 make_torchvision_importable()  # before a test imports timm
 

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from sklearn.metrics import top_k_accuracy_score
 
 import test_swinV2 as script
-import utils
 from config import get_config
+from data.images import load_image, preprocess
 from data.photo_crops import CLASSES, held_out_batch
 from models.build import build_model
 from utils import ROOT, UserError
@@ -293,7 +293,7 @@ def test_class_folders_in_sorted_order_are_the_labels(photos):
     assert images.count == 6 and images.labels.tolist() == [0, 0, 1, 1, 2, 2]
     read = images.read(1, 4)
     assert read.shape == (3, 3, 32, 32) and read.dtype == np.float32
-    expected = utils.preprocess(utils.load_image(photos / "n02" / "0.JPEG"), 32)
+    expected = preprocess(load_image(photos / "n02" / "0.JPEG"), 32)
     np.testing.assert_array_equal(read[1], expected)
     some = script.folder_images(photos, None, 3, 32, 3)
     assert some.labels.tolist() == [0, 1, 2], "a count takes images from the whole folder, not from its beginning"

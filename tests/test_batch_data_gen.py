@@ -1,9 +1,9 @@
 """data/batch_data_gen.py: the files hold the images and the model's logits, always the same; bad input writes none."""
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import export_onnx
 import numpy as np
 import onnx
 import pytest
@@ -14,12 +14,10 @@ from safetensors.torch import save_file
 
 from config import get_config
 from data import batch_data_gen
+from data.images import load_image, preprocess
 from data.photo_crops import held_out_batch
 from models.build import build_model
-from utils import ROOT, UserError, load_image, preprocess
-
-sys.path.append(str(ROOT / "onnx"))
-import export_onnx
+from utils import ROOT, UserError
 
 CFG = ROOT / "models" / "swinv2_micro.yaml"
 # The micro model cut down to two stages, at 64 x 64 pixels.

@@ -11,11 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from TensorRT import compare_layers
 from utils import ROOT
-
-sys.path.insert(1, str(ROOT / "TensorRT"))
-
-import compare_layers
 
 
 def shell(*command: str | Path) -> subprocess.CompletedProcess:

@@ -19,11 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import ROOT, UserError, engine_precision
-
-sys.path.insert(1, str(ROOT / "TensorRT"))
-
 import TRT_test
+from graphs.names import engine_precision
+from utils import ROOT, UserError
 
 pytestmark = pytest.mark.gpu
 pytest.importorskip("tensorrt", reason="this Python has no TensorRT")
@@ -60,7 +58,7 @@ def one_line_error(done: subprocess.CompletedProcess) -> str:
 
 def usable_runtime():
     """The module trt_runtime; skips where there is no GPU."""
-    import trt_runtime
+    from TensorRT import trt_runtime
 
     try:
         trt_runtime.require_gpu()
@@ -121,7 +119,7 @@ def plan(runtime, request):
 @pytest.fixture(scope="module")
 def load(plan):
     """load(name): the Engine of a micro model, loaded once."""
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     engines: dict[str, Engine] = {}
 
@@ -164,7 +162,7 @@ def test_engine_equals_the_onnx_model(load, name):
 @pytest.mark.parametrize("name", ["swinv1_micro_overflow", "swinv2_micro_overflow", "swinv2_micro_underflow"])
 def test_a_patched_engine_bears_stressed_weights(runtime, name):
     """Engines that swinv2_question.sh has built; unpatched ones give NaN or wrong logits there."""
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     work = ROOT / ".cache" / "swinv2_question"
     path = work / f"{name}_attention_fp16.plan"
@@ -260,7 +258,7 @@ def test_many_runs_leave_device_memory_where_it_was(load, runtime, name, graph):
 
 @pytest.mark.parametrize("name", PATCHED)
 def test_closing_gives_all_memory_back(plan, runtime, name):
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     path, free = plan(name), []
     for _ in range(3):
@@ -302,7 +300,7 @@ def test_nan_reaches_the_logits_of_its_own_image_alone(load, name):
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
 def test_a_truncated_plan_is_refused(plan, tmp_path, share):
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     whole = plan("swinv1_micro").read_bytes()
     cut = tmp_path / "cut.plan"
@@ -313,7 +311,7 @@ def test_a_truncated_plan_is_refused(plan, tmp_path, share):
 
 
 def test_a_file_that_is_no_plan_is_refused(runtime):
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     with pytest.raises(UserError, match=r"utils\.py: (is not a TensorRT plan|cannot be loaded)"):
         Engine(ROOT / "utils.py")
@@ -324,7 +322,7 @@ def test_a_plan_of_another_version_is_refused(plan, tmp_path):
 
     Its bytes 24 to 27 are the version too (8, 6, 0 and the build), but 8.6 loads a plan whatever they are.
     """
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     whole = bytearray(plan("swinv1_micro").read_bytes())
     whole[60] = (whole[60] + 1) % 256
@@ -342,7 +340,7 @@ def test_a_plan_of_another_version_is_refused(plan, tmp_path):
     ("3: getPluginCreator could not find plugin: SwinLayerNorm version: 1", "needs a plugin library"),
 ])
 def test_what_tensorrt_says_is_explained(runtime, message, meaning):
-    from engine import _refusal
+    from TensorRT.engine import _refusal
 
     assert meaning in _refusal(["1: Error Code 1: Serialization", message])
 

@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import export_onnx
 import numpy as np
 import onnx
+import onnx_test
 import onnxruntime
 import pytest
 import torch
@@ -24,10 +26,6 @@ from torch import nn
 from config import get_config
 from models.build import build_model
 from utils import ROOT, UserError
-
-sys.path.append(str(ROOT / "onnx"))
-import export_onnx
-import onnx_test
 
 MICRO = {"swinv1": ROOT / "models" / "swin_micro.yaml", "swinv2": ROOT / "models" / "swinv2_micro.yaml"}
 SMALL = {"swinv1": ROOT / "models" / "swin.yaml", "swinv2": ROOT / "models" / "swinv2.yaml"}

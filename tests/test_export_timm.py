@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import export_timm
 import numpy as np
 import onnx
 import onnxruntime
@@ -16,9 +17,6 @@ from safetensors.torch import save_file
 from config import get_config
 from models.build import build_model
 from utils import ROOT, UserError
-
-sys.path.append(str(ROOT / "onnx"))
-import export_timm
 
 CFG = {"swinv1": ROOT / "models" / "swin_micro.yaml", "swinv2": ROOT / "models" / "swinv2_micro.yaml"}
 # The micro models cut down to two stages of two windows and of one; V2 with another pre-training window.

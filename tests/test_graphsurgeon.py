@@ -10,11 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import add_mlp
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
 import torch
+from export_onnx import export
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
@@ -24,21 +26,18 @@ from torch.nn import functional as F
 
 from config import get_config
 from data.photo_crops import held_out_batch
+from graphs import surgeon
+from graphs.operators import shift_mask
+from graphs.patterns import linear_bias
+from graphs.reference import expand
+from graphs.surgeon import patch, plugin_counts
+from graphs.tidy import session, tidy
 from models.build import build_model
 from models.swin import PatchMerging, WindowAttention
 from models.swin_v2 import WindowAttentionV2
 from utils import ROOT, UserError
 
 SURGERY = ROOT / "onnx" / "graphsurgeon"
-sys.path[:0] = [str(SURGERY), str(ROOT / "onnx")]
-import add_mlp  # noqa: E402
-import surgeon  # noqa: E402
-from export_onnx import export  # noqa: E402
-from patterns import linear_bias  # noqa: E402
-from reference import expand, shift_mask  # noqa: E402
-from surgeon import patch, plugin_counts  # noqa: E402
-from tidy import session, tidy  # noqa: E402
-
 STEPS = {name: getattr(importlib.import_module(file), step) for name, file, step in (
     ("layernorm", "add_layernorm", "add_layernorm"),
     ("with_params", "add_layernorm_with_params", "add_layernorm_with_params"),

@@ -12,22 +12,17 @@ import re
 import shutil
 import struct
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from utils import ROOT, top1_agreement
-
-sys.path.insert(1, str(ROOT / "TensorRT"))
-sys.path.insert(2, str(ROOT / "TensorRT" / "INT8"))
-
-from calibration_cache import Cache, read_cache, write_cache
 from test_engines_gpu import command, usable_runtime
 
 import TRT_test
+from graphs.compare import top1_agreement
+from TensorRT.INT8.calibration_cache import Cache, read_cache, write_cache
+from utils import ROOT
 
 pytestmark = pytest.mark.gpu
 pytest.importorskip("tensorrt", reason="this Python has no TensorRT")
@@ -110,7 +105,7 @@ def test_the_scales_in_the_log_are_the_caches(built, model):
 @pytest.mark.parametrize("model", MICRO)
 def test_the_engine_of_the_cache_says_the_same(built, model):
     """Whatever TensorRT computes in INT8 of it: no NaN, and the class of the FP32 model for every image."""
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     plan, done = built(model)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -156,7 +151,7 @@ class Identities:
     """
 
     def __init__(self, runtime, cache: Path, refit: bool = False) -> None:
-        from engine_builder import _calibrator
+        from TensorRT.engine_builder import _calibrator
 
         trt, logger = runtime.trt, runtime.LOGGER
         self.messages: list[str] = []
@@ -216,7 +211,7 @@ def quantised(x: np.ndarray, scale: np.float32) -> np.ndarray:
 
 @pytest.mark.parametrize(("first", "second"), SCALES)
 def test_outputs_are_multiples_of_the_scales_and_saturate_at_127_of_them(identities, tmp_path, first, second):
-    from engine import Engine
+    from TensorRT.engine import Engine
 
     network, _ = identities(first, second)
     assert not network.calibrator.asked

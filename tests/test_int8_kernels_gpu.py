@@ -10,18 +10,14 @@ outputs poisoned differently and with guards on both sides: what it does not wri
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the kernels are compared with PyTorch")
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "TensorRT" / "Plugins"))
-import swin_kernels as kernels  # noqa: E402, imports torch
 from test_kernels_gpu import (  # noqa: E402, imports torch
     ATTENTION_CASES,
     Attention,
@@ -31,6 +27,8 @@ from test_kernels_gpu import (  # noqa: E402, imports torch
     parameters,
     window_attention,
 )
+
+from TensorRT.Plugins import swin_kernels as kernels  # noqa: E402, imports torch
 
 F = torch.nn.functional
 pytestmark = [

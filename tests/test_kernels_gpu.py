@@ -9,17 +9,14 @@ poisoned with NaN and have guards on both sides; padding that must not be used h
 from __future__ import annotations
 
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the kernels are compared with PyTorch")
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "TensorRT" / "Plugins"))
-import swin_kernels as kernels  # noqa: E402, imports torch
+from TensorRT.Plugins import swin_kernels as kernels  # noqa: E402, imports torch
 
 F = torch.nn.functional
 pytestmark = [

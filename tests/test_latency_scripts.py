@@ -1,4 +1,4 @@
-"""Torch_Latency.py, Onnx_Latency.py and the timing in utils.py: protocol, rows, errors, and what happens on failure.
+"""Torch_Latency.py, Onnx_Latency.py and Results/timing.py: protocol, rows, errors, and what happens on failure.
 
 No test looks at how fast anything is.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import export_onnx
 import numpy as np
 import onnx
 import onnxruntime
@@ -24,14 +25,14 @@ from safetensors.torch import save_file
 
 import Onnx_Latency
 import Torch_Latency
-import utils
 from config import get_config
+from data import batches
 from data.photo_crops import held_out_batch
+from graphs import sessions
 from models.build import build_model
-from utils import LATENCY_COLUMNS, ROOT, UserError
-
-sys.path.append(str(ROOT / "onnx"))
-import export_onnx
+from Results import tables, timing
+from Results.tables import LATENCY_COLUMNS
+from utils import ROOT, UserError
 
 CFG = ROOT / "models" / "swinv2_micro.yaml"
 # The micro model cut down to two stages, at 64 x 64 pixels, under a name of its own.
@@ -48,7 +49,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         self.now, self.seconds, self.runs = 0.0, seconds, 0
-        monkeypatch.setattr(utils.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
 
     def run_once_ms(self) -> float:
         self.now += self.seconds
@@ -64,7 +65,7 @@ class Clock:
 ])
 def test_timed_runs_warms_up_and_measures_long_enough(monkeypatch, seconds, warmup, measured):
     clock = Clock(monkeypatch, seconds)
-    times_ms = utils.timed_runs(clock.run_once_ms)
+    times_ms = timing.timed_runs(clock.run_once_ms)
     assert abs(len(times_ms) - measured) <= 1
     assert abs(clock.runs - len(times_ms) - warmup) <= 1
     assert times_ms[0] == clock.runs - len(times_ms) + 1  # no time of a warm-up run
@@ -72,18 +73,18 @@ def test_timed_runs_warms_up_and_measures_long_enough(monkeypatch, seconds, warm
 
 def test_timed_runs_warms_up_for_as_long_as_asked(monkeypatch):
     clock = Clock(monkeypatch, 0.1)
-    assert len(utils.timed_runs(clock.run_once_ms, warmup_s=5, min_runs=2, min_s=0)) == 2
+    assert len(timing.timed_runs(clock.run_once_ms, warmup_s=5, min_runs=2, min_s=0)) == 2
     assert abs(clock.runs - 2 - 50) <= 1
 
 
 def test_timed_runs_can_be_short(monkeypatch):
     clock = Clock(monkeypatch, 1.0)
-    assert len(utils.timed_runs(clock.run_once_ms, min_runs=2, min_s=0)) == 2
+    assert len(timing.timed_runs(clock.run_once_ms, min_runs=2, min_s=0)) == 2
     assert clock.runs == 4
 
 
 def test_latency_figures():
-    figures = utils.latency_figures(np.arange(1.0, 102.0), batch=8)  # 1 to 101 ms, median 51
+    figures = timing.latency_figures(np.arange(1.0, 102.0), batch=8)  # 1 to 101 ms, median 51
     assert figures == {"latency_ms_median": "51.0000", "latency_ms_p99": "100.0000", "images_per_s": "156.9"}
 
 
@@ -91,26 +92,26 @@ def test_error_figures():
     reference = np.array([[1.0, 2.0, 0.0], [4.0, -8.0, 1.0]], np.float32)
     output = np.array([[1.5, 2.0, 0.25], [4.0, -8.0, 5.0]], np.float32)
     # |differences| 0.5 0 0.25 0 0 4; relative, without the one of reference 0: 0.5 0 0 0 4
-    assert utils.error_figures(output, reference) == {
+    assert tables.error_figures(output, reference) == {
         "max_abs_err": "4.000e+00", "median_rel_err": "0.000e+00", "top1_agreement": "0.5000"}
 
 
 def test_error_figures_do_not_hide_nan():
     reference = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     output = np.array([[1.0, np.nan], [3.0, 4.0]], np.float32)
-    figures = utils.error_figures(output, reference)
+    figures = tables.error_figures(output, reference)
     assert figures["max_abs_err"] == "nan" and figures["top1_agreement"] == "0.5000"
 
 
 def test_rows_are_added_to_the_table_and_other_tables_are_left_alone(tmp_path):
     path = tmp_path / "table.csv"
-    utils.append_rows(path, ("a", "b"), [{"a": 1, "b": "x, y"}])
+    tables.append_rows(path, ("a", "b"), [{"a": 1, "b": "x, y"}])
     path.write_text(path.read_text().removesuffix("\n"))  # as some editors leave it
-    utils.append_rows(path, ("a", "b"), [{"a": 2, "b": "z"}])
+    tables.append_rows(path, ("a", "b"), [{"a": 2, "b": "z"}])
     with path.open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"a": "1", "b": "x, y"}, {"a": "2", "b": "z"}]
     with pytest.raises(UserError, match="has other columns"):
-        utils.append_rows(path, ("a", "c"), [{"a": 3, "c": 4}])
+        tables.append_rows(path, ("a", "c"), [{"a": 3, "c": 4}])
 
 
 # --- the scripts ---------------------------------------------------------------------------------------------
@@ -246,10 +247,10 @@ def test_a_session_of_a_fixed_batch_gives_the_same_logits(files, tmp_path):
     model.graph.node.extend(nodes)
     model.graph.output[0].name = "y"
     onnx.save(model, str(tmp_path / "shapes.onnx"))
-    session = utils.onnx_session(tmp_path / "shapes.onnx", batch=3)
+    session = sessions.onnx_session(tmp_path / "shapes.onnx", batch=3)
     assert session.get_inputs()[0].shape == [3, 3, 64, 64]
     np.testing.assert_allclose(session.run(None, {"input": images})[0], ort(files.onnx, images), atol=1e-5)
-    assert utils.onnx_session(tmp_path / "shapes.onnx").get_inputs()[0].shape[0] == "batch"
+    assert sessions.onnx_session(tmp_path / "shapes.onnx").get_inputs()[0].shape[0] == "batch"
 
 
 def test_reference_is_found_by_the_beginning_of_the_name(files, tmp_path, as_fp16):
@@ -272,7 +273,7 @@ def test_cuda_asked_for_and_absent_is_one_line(files, tmp_path, monkeypatch):
         Onnx_Latency.main(["--model", str(files.onnx), "--runner", "ort-cpu,ort-cuda", "--results", str(tmp_path)])
     assert not (tmp_path / "latency.csv").exists()
     with pytest.raises(UserError, match="CUDAExecutionProvider is not in the installed onnxruntime"):
-        utils.onnx_session(files.onnx, ["CUDAExecutionProvider"])
+        sessions.onnx_session(files.onnx, ["CUDAExecutionProvider"])
 
 
 def test_onnx_latency_refuses_what_is_no_model(files, tmp_path):
@@ -287,13 +288,13 @@ def test_reference_batch_reads_the_data_file_if_it_is_of_this_model(files, tmp_p
         return ort(files.onnx, images)
 
     crops = held_out_batch(2, 64)[0]
-    images, expected = utils.reference_batch("cut_down", 2, 64, logits, tmp_path)
+    images, expected = batches.reference_batch("cut_down", 2, 64, logits, tmp_path)
     assert np.array_equal(images, crops) and np.array_equal(expected, logits(crops))
 
     other = crops[:, :, ::-1].copy()  # upside down: images that are not the crops
     path = tmp_path / "cut_down-b2.npz"
     np.savez(path, input=other, logits=logits(other), model="cut_down")
-    images, expected = utils.reference_batch("cut_down", 2, 64, logits, tmp_path)
+    images, expected = batches.reference_batch("cut_down", 2, 64, logits, tmp_path)
     assert np.array_equal(images, other) and np.array_equal(expected, logits(other))
 
     for wrong in ({"input": other, "logits": logits(crops)}, {"input": other[:1], "logits": logits(other[:1])},
@@ -301,7 +302,7 @@ def test_reference_batch_reads_the_data_file_if_it_is_of_this_model(files, tmp_p
                   {"input": other, "logits": logits(other)[:, :5]}):
         np.savez(path, **wrong, model="cut_down")
         with pytest.raises(UserError, match=r"cut_down-b2\.npz: .* not those of the model"):
-            utils.reference_batch("cut_down", 2, 64, logits, tmp_path)
+            batches.reference_batch("cut_down", 2, 64, logits, tmp_path)
 
 
 def test_a_run_without_rows_leaves_nothing_behind(files, tmp_path):
@@ -398,7 +399,7 @@ def cuda_sessions(files, monkeypatch):
         return SimpleNamespace(numpy=lambda: y["y"])
 
     y["y"] = np.zeros((1, 1), np.float32)
-    monkeypatch.setattr(utils.time, "perf_counter", itertools.count(step=0.001).__next__)  # a run takes a millisecond
+    monkeypatch.setattr(timing.time, "perf_counter", itertools.count(step=0.001).__next__)  # a run takes a millisecond
     monkeypatch.setattr(Onnx_Latency, "onnx_session", session)
     monkeypatch.setattr(Onnx_Latency, "available_runners", lambda: ["ort-cpu", "ort-cuda"])
     monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", lambda *_: None)

@@ -8,20 +8,19 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import export_onnx
 import numpy as np
 import onnx
+import onnx_test
 import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
 from config import get_config
+from graphs.sessions import onnx_logits, onnx_session
 from models.build import build_model
-from utils import ROOT, UserError, onnx_logits, onnx_session
-
-sys.path.append(str(ROOT / "onnx"))
-import export_onnx
-import onnx_test
+from utils import ROOT, UserError
 
 CFG = ROOT / "models" / "swin_micro.yaml"
 # The micro model cut down to two stages, at 56 x 56 pixels.

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from utils import UserError, list_images, load_image, normalise, preprocess
+from data.images import list_images, load_image, normalise, preprocess
+from utils import UserError
 
 # The values that torchvision's and timm's documentation give, written out again: a swap in utils must show.
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

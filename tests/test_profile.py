@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import get_config
 from models.build import build_model
-from utils import ROOT, UserError, append_rows
-
-sys.path.insert(1, str(ROOT / "TensorRT"))
-sys.path.insert(1, str(ROOT / "Results"))
-import draw_profile
-import profile_engine
-import swin_work
-from swin_work import Swin, Work
+from Results import draw_profile
+from Results.tables import append_rows
+from TensorRT import profile_engine, swin_work
+from TensorRT.swin_work import Swin, Work
+from utils import ROOT, UserError
 
 CONFIGS = sorted((ROOT / "models").glob("*.yaml"))
 

@@ -9,37 +9,35 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import add_int8
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from add_all import STEPS
+from export_onnx import export
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from to_fp16 import to_fp16
 
 from config import get_config
+from data.images import load_image, normalise, preprocess
 from data.photo_crops import crops, held_out_batch
+from graphs.attention_branch_int8 import add_attention_branch
+from graphs.compare import top1_agreement
+from graphs.files import onnx_precision
+from graphs.patterns import made_by
+from graphs.reference_int8 import packed, unpacked
+from graphs.surgeon import patch, plugin_counts
+from graphs.tidy import exported, producer, session, tidy, values
 from models.build import build_model, load_model
-from utils import ROOT, UserError, load_image, normalise, onnx_precision, preprocess, top1_agreement
+from TensorRT.INT8 import calibration, quant, sensitivity, smooth
+from TensorRT.INT8.calibration import collect, session_with_outputs
+from TensorRT.INT8.calibration_cache import Cache, cache_text, read_cache, write_cache
+from TensorRT.INT8.qdq import all_parts, blocks_of, faster_in_fp16, quantised, quantised_tensors
+from utils import ROOT, UserError
 
 INT8 = ROOT / "TensorRT" / "INT8"
-sys.path[:0] = [str(INT8), str(ROOT / "onnx" / "graphsurgeon"), str(ROOT / "onnx")]
-import add_int8  # noqa: E402
-import calibration  # noqa: E402
-import quant  # noqa: E402
-import sensitivity  # noqa: E402
-import smooth  # noqa: E402
-from add_all import STEPS  # noqa: E402
-from attention_branch_int8 import add_attention_branch  # noqa: E402
-from calibration import collect, session_with_outputs  # noqa: E402
-from calibration_cache import Cache, cache_text, read_cache, write_cache  # noqa: E402
-from export_onnx import export  # noqa: E402
-from patterns import made_by  # noqa: E402
-from qdq import all_parts, blocks_of, faster_in_fp16, quantised, quantised_tensors  # noqa: E402
-from reference_int8 import packed, unpacked  # noqa: E402
-from surgeon import patch, plugin_counts  # noqa: E402
-from tidy import exported, producer, session, tidy, values  # noqa: E402
-from to_fp16 import to_fp16  # noqa: E402
-
 CPU = "CPUExecutionProvider"
 BATCHES, BATCH_SIZE = 2, 8
 

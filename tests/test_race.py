@@ -17,11 +17,10 @@ import pytest
 import race
 import TRT_test
 from race import TIMM, Entrant, Model, Step
-from utils import LATENCY_COLUMNS, ROOT, UserError, append_rows, cpu_name, latency_rows, row_problem
-
-sys.path.insert(1, str(ROOT / "Results"))
-import draw_latency
-from latency_tables import best_of_both, best_rows, race_and_int8, runner_table
+from Results import draw_latency
+from Results.latency_tables import best_of_both, best_rows, race_and_int8, runner_table
+from Results.tables import LATENCY_COLUMNS, append_rows, cpu_name, latency_rows, row_problem
+from utils import ROOT, UserError
 
 
 def row(runner: str, batch: int, ms: float, notes: str = "", **values: str) -> dict[str, str]:
@@ -160,8 +159,8 @@ def test_an_engine_of_timms_export_is_made_and_measured_for_each_batch_and_preci
     ("m.yaml", "onnx/m.onnx onnx/m_timm_b8.onnx"),
     ("models/swin.py", "onnx/m.onnx onnx/m_timm_b8.onnx"),
     ("onnx/export_timm.py", "onnx/m_timm_b8.onnx"),
-    ("onnx/graphsurgeon/tidy.py", "onnx/m_int8.onnx onnx/m_fp16.onnx onnx/m_attention.onnx onnx/m_attention_fp16.onnx "
-                                  "onnx/m_attention_int8.onnx"),
+    ("graphs/tidy.py", "onnx/m_int8.onnx onnx/m_fp16.onnx onnx/m_attention.onnx onnx/m_attention_fp16.onnx "
+                       "onnx/m_attention_int8.onnx"),
     ("TensorRT/INT8/qdq.py", "onnx/m_int8.onnx"),
     ("onnx/m_int8.onnx", "onnx/m_attention_int8.onnx data/m_int8-b8.npz"),
     *((f"TensorRT/Plugins/Linear/kernel.{suffix}", "TensorRT/Plugins/build/libswin_plugins.so")
@@ -306,7 +305,8 @@ def test_compiled_code_is_kept_and_the_run_id_given_on(root, monkeypatch):
 
 
 def test_rows_of_processes_that_write_at_once_are_all_kept(tmp_path):
-    one = ("import sys; sys.path.insert(0, sys.argv[1]); from utils import append_rows; from pathlib import Path\n"
+    one = ("import sys; sys.path.insert(0, sys.argv[1])\n"
+           "from pathlib import Path; from Results.tables import append_rows\n"
            "for i in range(20): append_rows(Path(sys.argv[2]), ('who', 'i'), [{'who': sys.argv[3], 'i': i}])")
     running = [subprocess.Popen([sys.executable, "-c", one, str(ROOT), str(tmp_path / "t.csv"), str(who)])
                for who in range(4)]
@@ -346,8 +346,9 @@ def measures(root: Path, runner: str, *lines: str, inputs: tuple[Path, ...] = ()
 
 def writes_row(root: Path, runner: str, batch: int) -> str:
     values = row(runner, batch, 1, "CPU", precision="fp32")
-    return f"import os, utils, pathlib; utils.append_rows(pathlib.Path({str(root / 'Results/latency.csv')!r}), " \
-           f"utils.LATENCY_COLUMNS, [{{**{values!r}, 'run_id': os.environ['RUN_ID']}}])"
+    return "import os, pathlib; from Results import tables; " \
+           f"tables.append_rows(pathlib.Path({str(root / 'Results/latency.csv')!r}), tables.LATENCY_COLUMNS, " \
+           f"[{{**{values!r}, 'run_id': os.environ['RUN_ID']}}])"
 
 
 def test_the_race_goes_on_after_a_failure_and_reports_it(root, capsys):

@@ -2,17 +2,13 @@
 from __future__ import annotations
 
 import csv
-import sys
 
 import numpy as np
 import pytest
 
-from utils import ACCURACY_COLUMNS, LATENCY_COLUMNS, RESULTS, ROOT, UserError, append_rows, cpu_name
-
-sys.path.insert(1, str(ROOT / "Results"))
-import draw
-import report
-import table
+from Results import draw, report, table
+from Results.tables import ACCURACY_COLUMNS, LATENCY_COLUMNS, RESULTS, append_rows, cpu_name
+from utils import ROOT, UserError
 
 
 def row(**values: str) -> dict[str, str]:

@@ -2,25 +2,21 @@
 from __future__ import annotations
 
 import copy
-import sys
 
+import add_all
 import pytest
 import torch
+from export_onnx import export
 from torch import nn
 
 from config import get_config
 from data.photo_crops import held_out_batch
+from graphs.surgeon import patch
 from models import stress
 from models.build import build_model, load_model
 from models.swin_v2 import SwinTransformerV2
+from TensorRT import compare_layers, emulate_fp16
 from utils import ROOT, UserError
-
-sys.path[:0] = [str(ROOT / "TensorRT"), str(ROOT / "onnx" / "graphsurgeon"), str(ROOT / "onnx")]
-import add_all  # noqa: E402
-import compare_layers  # noqa: E402
-import emulate_fp16  # noqa: E402
-from export_onnx import export  # noqa: E402
-from surgeon import patch  # noqa: E402
 
 MICRO = {1: ROOT / "models" / "swin_micro.yaml", 2: ROOT / "models" / "swinv2_micro.yaml"}
 SMALL = {1: "swinv1", 2: "swinv2"}

@@ -15,12 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from TensorRT import compare_layers, emulate_fp16, swinv2_table
 from utils import ROOT, UserError
-
-sys.path[:0] = [str(ROOT / "TensorRT"), str(ROOT / "onnx" / "graphsurgeon")]
-import compare_layers  # noqa: E402
-import emulate_fp16  # noqa: E402
-import swinv2_table  # noqa: E402
 
 
 def graph(nodes: list, weights: dict[str, np.ndarray], opset: int = 17) -> onnx.ModelProto:
@@ -199,7 +195,7 @@ def ask(tmp_path):
         (tmp_path / name).write_text(FAKE)
         (tmp_path / name).chmod(0o755)
     for name in ("config.py", "utils.py", *(f"{folder}/*.{ending}" for ending in ("py", "yaml") for folder in (
-            "data", "models", "onnx", "onnx/graphsurgeon", "TensorRT"))):
+            "data", "graphs", "models", "onnx", "onnx/graphsurgeon", "Results", "TensorRT"))):
         for source in ROOT.glob(name):
             target = tmp_path / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +294,7 @@ def test_question_makes_again_what_other_scripts_made(ask, tmp_path):
     flags = ("--weights", "trained", "--engines", "fp16", "--layers", "none")
     ask(*flags)
     words = ("export_onnx", "to_fp16", "build.sh", "run_engine")
-    for changed, again in (("onnx/graphsurgeon/tidy.py", [1, 1, 0, 0]), ("TensorRT/build_engine.py", [0, 0, 1, 0]),
+    for changed, again in (("graphs/tidy.py", [1, 1, 0, 0]), ("TensorRT/build_engine.py", [0, 0, 1, 0]),
                            ("TensorRT/engine.py", [0, 0, 0, 1]), ("TensorRT/swinv2_table.py", [0, 0, 0, 0])):
         with (tmp_path / changed).open("a") as file:
             file.write("# changed\n")

@@ -14,14 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils import LATENCY_COLUMNS, ROOT, UserError, belongs_to, latency_rows
-
-sys.path[1:1] = [str(ROOT / "TensorRT"), str(ROOT / "TensorRT" / "INT8")]
-
-import build_engine  # noqa: E402
-import calibration_cache  # noqa: E402
-
-import TRT_test  # noqa: E402
+import TRT_test
+from graphs.names import belongs_to
+from Results.tables import LATENCY_COLUMNS, latency_rows
+from TensorRT import build_engine
+from TensorRT.INT8 import calibration_cache
+from utils import ROOT, UserError
 
 WRAPPERS = sorted(path.name for path in (ROOT / "TensorRT").glob("build_*.sh"))
 without_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
@@ -272,10 +270,10 @@ def engine_builder(monkeypatch):
         pass
 
     trt = SimpleNamespace(__version__="8.6.1", IInt8EntropyCalibrator2=Calibrator)
-    monkeypatch.setitem(sys.modules, "trt_runtime", SimpleNamespace(
+    monkeypatch.setitem(sys.modules, "TensorRT.trt_runtime", SimpleNamespace(
         LOGGER=None, TRT_MAJOR=8, load_plugins=None, require_gpu=None, trt=trt))
-    yield importlib.import_module("engine_builder")
-    sys.modules.pop("engine_builder")
+    yield importlib.import_module("TensorRT.engine_builder")
+    sys.modules.pop("TensorRT.engine_builder")
 
 
 def test_a_calibrator_has_the_cache_and_no_images(engine_builder, tmp_path, capsys):
@@ -391,7 +389,7 @@ def test_a_failing_engine_fails_the_script(problem, tmp_path, monkeypatch):
     batch = batch_of()
     rows = [TRT_test.Row(4, graph, np.ones(3), batch.logits, batch.logits, check)
             for graph, check in ((False, "good"), (True, problem))]
-    monkeypatch.setitem(sys.modules, "trt_runtime", SimpleNamespace(versions=dict))
+    monkeypatch.setitem(sys.modules, "TensorRT.trt_runtime", SimpleNamespace(versions=dict))
     monkeypatch.setattr(TRT_test, "score_engine", lambda *_: (["the table"], rows))
     (tmp_path / "m.plan").touch()
     monkeypatch.setattr(sys, "argv", ["TRT_test.py", "--plan", str(tmp_path / "m.plan"), "--results", str(tmp_path)])
@@ -462,7 +460,7 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
             raise UserError("out of memory")
         return TRT_test.Row(len(batch.input), graph, np.ones(3), batch.logits, batch.logits, "good")
 
-    monkeypatch.setitem(sys.modules, "engine", SimpleNamespace(Engine=FakeEngine))
+    monkeypatch.setitem(sys.modules, "TensorRT.engine", SimpleNamespace(Engine=FakeEngine))
     monkeypatch.setattr(TRT_test, "find_batches", lambda plan, pattern: [batch_of(1), batch_of(8)])
     monkeypatch.setattr(TRT_test, "measure", measure)
     given = SimpleNamespace(data=None, batch=None, tolerance=None, plugins=None, min_seconds=0, min_runs=1,
@@ -637,8 +635,8 @@ class FakeGpu:
 
 def test_memory_holds_weights_activations_and_buffers_and_no_code(monkeypatch):
     gpu = FakeGpu()
-    monkeypatch.setitem(sys.modules, "engine", gpu.module())
-    monkeypatch.setitem(sys.modules, "trt_runtime", SimpleNamespace(free_memory=gpu.free_memory))
+    monkeypatch.setitem(sys.modules, "TensorRT.engine", gpu.module())
+    monkeypatch.setitem(sys.modules, "TensorRT.trt_runtime", SimpleNamespace(free_memory=gpu.free_memory))
     rows = TRT_test.measure_memory(Path("m_fp16.plan"), [1, 16], None)
     assert rows == [{"engine": "m_fp16", "batch": str(batch), "device_memory_mib": "50.0",
                      "free_memory_used_mib": f"{200 + 50 + batch:.1f}"} for batch in (1, 16)]

@@ -6,25 +6,23 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 
+import add_all
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+import to_fp16 as script
 import torch
+from export_onnx import export
 from onnx import TensorProto, helper, numpy_helper
+from to_fp16 import ISLANDS, to_fp16
 
 from config import get_config
+from graphs.reference import element_types
+from graphs.surgeon import patch, plugin_counts
+from graphs.tidy import session
 from models.build import build_model
 from utils import ROOT, UserError
-
-sys.path[:0] = [str(ROOT / "onnx" / "graphsurgeon"), str(ROOT / "onnx")]
-import add_all  # noqa: E402
-import to_fp16 as script  # noqa: E402
-from export_onnx import export  # noqa: E402
-from reference import element_types  # noqa: E402
-from surgeon import patch, plugin_counts  # noqa: E402
-from tidy import session  # noqa: E402
-from to_fp16 import ISLANDS, to_fp16  # noqa: E402
 
 
 @pytest.fixture(scope="module")

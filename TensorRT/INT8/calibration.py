@@ -21,22 +21,35 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
+from data.images import list_images, load_image, normalise, preprocess
 from data.photo_crops import crops
-from utils import (
-    UserError,
-    first_line,
-    list_images,
-    load_image,
-    normalise,
-    onnx_refusals,
-    preprocess,
-)
+from graphs.files import has_plugins, load_onnx, onnx_precision, onnx_refusals
+from utils import UserError, first_line, shown
 
 METHODS = ("entropy", "minmax", "percentile")
 LEVELS = 127             # INT8 magnitudes above zero: -128 is left out, as TensorRT does
 # Of a histogram's first batch; later ones that reach further add to them. The search of entropy takes their square.
 BINS = {"entropy": 1024, "percentile": 8192}
 PROGRESS_S = 5           # seconds between two lines of progress
+
+
+def fp32_model(path: Path) -> onnx.ModelProto:
+    """The model to quantise.
+
+    Raises:
+        UserError: it is quantised, patched, not in FP32 or of one batch size alone.
+    """
+    model = load_onnx(path)
+    precision = onnx_precision(model)
+    if precision == "int8":
+        raise UserError(f"{shown(path)}: is quantised already; give the FP32 graph that it was made from")
+    if has_plugins(model):
+        raise UserError(f"{shown(path)}: holds plugin nodes; give the unpatched graph (add_int8.py patches it later)")
+    if precision != "fp32":
+        raise UserError(f"{shown(path)}: is in {precision.upper()}; give the FP32 graph")
+    if fixed := model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+        raise UserError(f"{shown(path)}: takes batches of {fixed} alone; export it without a fixed batch")
+    return model
 
 
 # --- images --------------------------------------------------------------------------------------------------

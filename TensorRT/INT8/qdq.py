@@ -24,12 +24,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from add_mlp import MOST_CHANNELS
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
-from patterns import is_linear, linear_output
-from tidy import add_node, drop_idle, exported
 
+from graphs.patterns import MOST_CHANNELS, is_linear, linear_output
+from graphs.tidy import add_node, drop_idle, exported
 from utils import UserError
 
 PARTS = ("qkv", "attention", "proj", "fc1", "fc2")

@@ -22,43 +22,26 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[1:1] = [str(ROOT), str(ROOT / "onnx" / "graphsurgeon")]
-from add_mlp import MOST_CHANNELS  # noqa: E402
-from calibration import (  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+
+from data.photo_crops import held_out_batch
+from graphs.compare import max_abs_err, top1_agreement
+from graphs.patterns import MOST_CHANNELS
+from graphs.surgeon import target_of
+from graphs.tidy import exported, session, tidy
+from TensorRT.INT8.calibration import (
     METHODS,
     add_provider_argument,
     collect,
     execution_provider,
+    fp32_model,
     image_batches,
     relative_rms,
     scale_of,
 )
-from calibration_cache import Cache, fingerprint, read_cache, write_cache  # noqa: E402
-from qdq import (  # noqa: E402
-    all_parts,
-    blocks_of,
-    faster_in_fp16,
-    quantised,
-    quantised_tensors,
-    with_attention,
-)
-from surgeon import target_of  # noqa: E402
-from tidy import exported, session, tidy  # noqa: E402
-
-from data.photo_crops import held_out_batch  # noqa: E402
-from utils import (  # noqa: E402
-    UserError,
-    from_one,
-    has_plugins,
-    load_onnx,
-    max_abs_err,
-    onnx_precision,
-    run_script,
-    shown,
-    top1_agreement,
-    whole_file,
-)
+from TensorRT.INT8.calibration_cache import Cache, fingerprint, read_cache, write_cache
+from TensorRT.INT8.qdq import all_parts, blocks_of, faster_in_fp16, quantised, quantised_tensors, with_attention
+from utils import ROOT, UserError, from_one, run_script, shown, whole_file
 
 # Edit here, or give the flag of the same name.
 ONNX = "onnx/swinv1.onnx"
@@ -67,25 +50,6 @@ PERCENTILE = 99.99
 BATCHES, BATCH_SIZE = 32, 16  # 512 images
 
 CHECKED_IMAGES, CHECKED_BATCH = 64, 8
-
-
-def fp32_model(path: Path) -> onnx.ModelProto:
-    """The model to quantise.
-
-    Raises:
-        UserError: it is quantised, patched, not in FP32 or of one batch size alone.
-    """
-    model = load_onnx(path)
-    precision = onnx_precision(model)
-    if precision == "int8":
-        raise UserError(f"{shown(path)}: is quantised already; give the FP32 graph that it was made from")
-    if has_plugins(model):
-        raise UserError(f"{shown(path)}: holds plugin nodes; give the unpatched graph (add_int8.py patches it later)")
-    if precision != "fp32":
-        raise UserError(f"{shown(path)}: is in {precision.upper()}; give the FP32 graph")
-    if fixed := model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
-        raise UserError(f"{shown(path)}: takes batches of {fixed} alone; export it without a fixed batch")
-    return model
 
 
 def kept_parts(text: str, parts: list[str]) -> set[str]:

@@ -18,35 +18,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[1:1] = [str(ROOT), str(ROOT / "onnx" / "graphsurgeon")]
-from calibration import (  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from data.photo_crops import CLASSES, held_out_batch
+from graphs.compare import max_abs_err, top1_agreement
+from graphs.tidy import tidy
+from Results.tables import RESULTS, append_rows, git_commit, new_run_id
+from TensorRT.INT8.calibration import (
     Progress,
     add_provider_argument,
     execution_provider,
+    fp32_model,
     relative_rms,
     session_with_outputs,
 )
-from calibration_cache import fingerprint, read_cache  # noqa: E402
-from qdq import PARTS, all_parts, blocks_of, quantised, quantised_tensors, with_attention  # noqa: E402
-from quant import fp32_model  # noqa: E402
-from tidy import tidy  # noqa: E402
-
-from data.photo_crops import CLASSES, held_out_batch  # noqa: E402
-from utils import (  # noqa: E402
-    RESULTS,
-    UserError,
-    about,
-    append_rows,
-    from_one,
-    git_commit,
-    max_abs_err,
-    new_run_id,
-    run_script,
-    shown,
-    top1_agreement,
-    whole_file,
-)
+from TensorRT.INT8.calibration_cache import fingerprint, read_cache
+from TensorRT.INT8.qdq import PARTS, all_parts, blocks_of, quantised, quantised_tensors, with_attention
+from utils import ROOT, UserError, about, from_one, run_script, shown, whole_file
 
 # Edit here, or give the flag of the same name.
 ONNX = "onnx/swinv1.onnx"

@@ -16,21 +16,19 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[1:1] = [str(ROOT), str(ROOT / "onnx" / "graphsurgeon")]
-from calibration import (  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from graphs.surgeon import check, save, target_of
+from graphs.tidy import exported, producer, tidy, values
+from TensorRT.INT8.calibration import (
     Progress,
     add_provider_argument,
     execution_provider,
+    fp32_model,
     image_batches,
     session_with_outputs,
 )
-from qdq import blocks_of  # noqa: E402
-from quant import fp32_model  # noqa: E402
-from surgeon import check, save, target_of  # noqa: E402
-from tidy import exported, producer, tidy, values  # noqa: E402
-
-from utils import UserError, about, from_one, run_script, shown  # noqa: E402
+from TensorRT.INT8.qdq import blocks_of
+from utils import ROOT, UserError, about, from_one, run_script, shown
 
 # Edit here, or give the flag of the same name.
 ONNX = "onnx/swinv1.onnx"

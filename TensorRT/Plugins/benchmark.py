@@ -25,24 +25,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-sys.path.insert(1, str(Path(__file__).resolve().parent))
-import swin_kernels as kernels  # noqa: E402
-
-from models.swin import shift_mask  # noqa: E402
-from utils import (  # noqa: E402
-    RESULTS,
-    UserError,
-    append_rows,
-    from_one,
-    git_commit,
-    gpu_name,
-    new_run_id,
-    run_script,
-    shown,
-    write_environment,
-)
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from models.swin import shift_mask
+from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
+from TensorRT.Plugins import swin_kernels as kernels
+from utils import UserError, from_one, run_script, shown
 
 COLUMNS = ("run_id", "commit", "gpu", "kernel", "model", "shape", "precision", "runner", "time_us_median",
            "gb_per_s", "bandwidth_fraction", "tflop_per_s", "arithmetic_fraction", "max_abs_err", "notes")

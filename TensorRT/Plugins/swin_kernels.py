@@ -9,14 +9,13 @@ import ctypes
 import functools
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
+from utils import UserError
+
 PLUGINS = Path(__file__).resolve().parent
-sys.path.insert(1, str(PLUGINS.parents[1]))
-from utils import UserError  # noqa: E402
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 

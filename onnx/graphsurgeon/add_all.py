@@ -13,19 +13,18 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-from add_attention import add_attention  # noqa: E402
-from add_layernorm_with_params import add_layernorm_with_params  # noqa: E402
-from add_linear import add_linear  # noqa: E402
-from add_mlp import add_mlp  # noqa: E402
-from add_patch_embedding import add_patch_embedding  # noqa: E402
-from add_patch_merging import add_patch_merging  # noqa: E402
-from add_residual_layernorm import add_residual_layernorm  # noqa: E402
-from surgeon import add_file_arguments, patch_and_check, read, save, target_of  # noqa: E402
-from to_fp16 import add_precision_arguments, convert_and_check, islands  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from add_attention import add_attention
+from add_layernorm_with_params import add_layernorm_with_params
+from add_linear import add_linear
+from add_mlp import add_mlp
+from add_patch_embedding import add_patch_embedding
+from add_patch_merging import add_patch_merging
+from add_residual_layernorm import add_residual_layernorm
+from to_fp16 import add_precision_arguments, convert_and_check, islands
 
-from utils import UserError, about, run_script  # noqa: E402
+from graphs.surgeon import add_file_arguments, patch_and_check, read, save, target_of
+from utils import UserError, about, run_script
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"

@@ -25,9 +25,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper, numpy_helper
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-from patterns import (  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from graphs.files import PLUGIN_DOMAIN
+from graphs.patterns import (
     Unmatched,
     is_linear,
     linear_output,
@@ -39,10 +39,9 @@ from patterns import (  # noqa: E402
     run_between,
     sources,
 )
-from surgeon import Report, plugin_node, run_surgery  # noqa: E402
-from tidy import PROBED_BATCHES, add_node, is_output, producer, reshape_target, session, shape_at  # noqa: E402
-
-from utils import PLUGIN_DOMAIN, run_script  # noqa: E402
+from graphs.surgeon import Report, plugin_node, run_surgery
+from graphs.tidy import PROBED_BATCHES, add_node, is_output, producer, reshape_target, session, shape_at
+from utils import run_script
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"

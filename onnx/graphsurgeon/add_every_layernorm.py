@@ -11,13 +11,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-from add_layernorm_with_params import add_layernorm_with_params  # noqa: E402
-from add_residual_layernorm import add_residual_layernorm  # noqa: E402
-from surgeon import run_surgery  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from add_layernorm_with_params import add_layernorm_with_params
+from add_residual_layernorm import add_residual_layernorm
 
-from utils import run_script  # noqa: E402
+from graphs.surgeon import run_surgery
+from utils import run_script
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"

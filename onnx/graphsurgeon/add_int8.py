@@ -21,19 +21,20 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-from add_all import STEPS  # noqa: E402
-from add_mlp import add_mlp, product_of  # noqa: E402
-from attention_branch_int8 import add_attention_branch  # noqa: E402
-from patterns import reader  # noqa: E402
-from reference_int8 import packed  # noqa: E402
-from surgeon import Report, Step, add_file_arguments, patch, read, save, target_of  # noqa: E402
-from tidy import drop_idle, exported, image_input, imported, producer, replace_uses, session, values  # noqa: E402
-from to_fp16 import to_fp16  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from add_all import STEPS
+from add_mlp import add_mlp, product_of
+from to_fp16 import to_fp16
 
-from data.photo_crops import held_out_batch  # noqa: E402
-from utils import PLUGIN_DOMAIN, UserError, about, has_plugins, run_script, top1_agreement  # noqa: E402
+from data.photo_crops import held_out_batch
+from graphs.attention_branch_int8 import add_attention_branch
+from graphs.compare import top1_agreement
+from graphs.files import PLUGIN_DOMAIN, has_plugins
+from graphs.patterns import reader
+from graphs.reference_int8 import packed
+from graphs.surgeon import Report, Step, add_file_arguments, patch, read, save, target_of
+from graphs.tidy import drop_idle, exported, image_input, imported, producer, replace_uses, session, values
+from utils import UserError, about, run_script
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1_int8.onnx"

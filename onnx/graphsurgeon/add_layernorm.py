@@ -12,13 +12,11 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-from patterns import LayerNorm, layer_norms  # noqa: E402
-from surgeon import Report, plugin_node, run_surgery  # noqa: E402
-from tidy import add_node  # noqa: E402
-
-from utils import run_script  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from graphs.patterns import LayerNorm, layer_norms
+from graphs.surgeon import Report, plugin_node, run_surgery
+from graphs.tidy import add_node
+from utils import run_script
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"

@@ -16,21 +16,15 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-from patterns import Unmatched, made_by, only_reader, reader  # noqa: E402
-from surgeon import Report, plugin_node, run_surgery  # noqa: E402
-from tidy import is_output  # noqa: E402
-
-from utils import UserError, run_script  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from graphs.patterns import MOST_CHANNELS, Unmatched, made_by, only_reader, reader
+from graphs.surgeon import Report, plugin_node, run_surgery
+from graphs.tidy import is_output
+from utils import UserError, run_script
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1_attention.onnx"
 SUFFIX = "_mlp"
-
-# The kernel keeps the sums of whole rows, C of them in FP32 for each token, in the registers of a warpgroup; more do
-# not fit there beside a tile of the hidden activations.
-MOST_CHANNELS = 192
 
 
 @dataclass

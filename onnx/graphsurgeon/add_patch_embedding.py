@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-from patterns import Unmatched, layer_norms, made_by, positions, run_between, sources  # noqa: E402
-from surgeon import Report, plugin_node, run_surgery  # noqa: E402
-from tidy import PROBED_BATCHES, shape_at, values  # noqa: E402
-
-from utils import run_script  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from graphs.patterns import Unmatched, layer_norms, made_by, positions, run_between, sources
+from graphs.surgeon import Report, plugin_node, run_surgery
+from graphs.tidy import PROBED_BATCHES, shape_at, values
+from utils import run_script
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"

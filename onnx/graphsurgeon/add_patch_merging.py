@@ -14,13 +14,11 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-from patterns import Unmatched, is_linear, layer_norms, moved_tokens, positions, sources  # noqa: E402
-from surgeon import Report, plugin_node, run_surgery  # noqa: E402
-from tidy import PROBED_BATCHES, add_node, reshape_target, shape_at  # noqa: E402
-
-from utils import run_script  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from graphs.patterns import Unmatched, is_linear, layer_norms, moved_tokens, positions, sources
+from graphs.surgeon import Report, plugin_node, run_surgery
+from graphs.tidy import PROBED_BATCHES, add_node, reshape_target, shape_at
+from utils import run_script
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"

@@ -14,13 +14,11 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-from patterns import LayerNorm, is_residual, layer_norms, made_by, reader  # noqa: E402
-from surgeon import Report, plugin_node, run_surgery  # noqa: E402
-from tidy import is_output  # noqa: E402
-
-from utils import run_script  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from graphs.patterns import LayerNorm, is_residual, layer_norms, made_by, reader
+from graphs.surgeon import Report, plugin_node, run_surgery
+from graphs.tidy import is_output
+from utils import run_script
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"

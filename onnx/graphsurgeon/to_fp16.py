@@ -29,15 +29,14 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(1, str(ROOT))
-from patterns import gelu_nodes, head, reader, softmaxes, written_out_normalisations  # noqa: E402
-from reference import OPERANDS, element_types, expand  # noqa: E402
-from surgeon import add_file_arguments, check, read, save, target_of  # noqa: E402
-from tidy import exported, image_input, is_output, producer, replace_uses, session, tidy, values  # noqa: E402
-
-from data.photo_crops import held_out_batch  # noqa: E402
-from utils import FP32_LAYER, PLUGIN_DOMAIN, UserError, about, choices, onnx_precision, run_script  # noqa: E402
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+from data.photo_crops import held_out_batch
+from graphs.files import FP32_LAYER, PLUGIN_DOMAIN, onnx_precision
+from graphs.patterns import gelu_nodes, head, reader, softmaxes, written_out_normalisations
+from graphs.reference import OPERANDS, element_types, expand
+from graphs.surgeon import add_file_arguments, check, read, save, target_of
+from graphs.tidy import exported, image_input, is_output, producer, replace_uses, session, tidy, values
+from utils import UserError, about, choices, run_script
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1.onnx"

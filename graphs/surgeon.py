@@ -14,23 +14,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from tidy import LAST_OPSET_OF_TENSORRT_8, drop_idle, exported, image_input, opset_of, session, tidy
 
 from data.photo_crops import held_out_batch
-from utils import (
-    PLUGIN_DOMAIN,
-    ROOT,
-    UserError,
-    about,
-    first_line,
-    load_onnx,
-    max_abs_err,
-    onnx_precision,
-    onnx_refusals,
-    onnx_target,
-    shown,
-    whole_file,
-)
+from graphs.compare import max_abs_err
+from graphs.files import PLUGIN_DOMAIN, load_onnx, onnx_precision, onnx_refusals, onnx_target
+from graphs.tidy import LAST_OPSET_OF_TENSORRT_8, drop_idle, exported, image_input, opset_of, session, tidy
+from utils import ROOT, UserError, about, first_line, shown, whole_file
 
 CHECKED_BATCHES = (1, 3)
 TOLERANCE = 1e-5  # of the largest logit: both graphs compute in FP32, in a different order

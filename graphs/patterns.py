@@ -10,9 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import helper
-from tidy import exported, is_output, producer, reduces_last_axis, session, values
 
-from utils import first_line, onnx_refusals
+from graphs.files import onnx_refusals
+from graphs.tidy import exported, is_output, producer, reduces_last_axis, session, values
+from utils import first_line
+
+# Of a block whose MLP is one kernel, SwinMlp. It keeps the sums of whole rows, C of them in FP32 for each token, in the
+# registers of a warpgroup; more do not fit there beside a tile of the hidden activations.
+MOST_CHANNELS = 192
 
 MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Split", "Gather", "Identity"}
 

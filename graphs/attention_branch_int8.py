@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from patterns import Unmatched, made_by, only_reader
-from surgeon import Report, plugin_node
-from tidy import values
+
+from graphs.patterns import Unmatched, made_by, only_reader
+from graphs.surgeon import Report, plugin_node
+from graphs.tidy import values
 
 # The kernel keeps the rows of a window, their qkv and their result in shared memory, beside the stages through which
 # the weights come. It is made for these numbers of channels, and of tokens along a window's side; more have no room

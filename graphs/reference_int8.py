@@ -8,14 +8,11 @@ Weights of products lie in the file as INT32 [N, K/4], four INT8 in each, column
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-if TYPE_CHECKING:
-    from reference import Operators
+from graphs.operators import Operators, attention
 
 
 def packed(weight: np.ndarray) -> np.ndarray:
@@ -52,8 +49,6 @@ def _layer_norm_add(ops: Operators, a: dict, x: str, residual: str, gamma: str, 
 
 
 def _attention(ops: Operators, a: dict, qkv: str, *parameters: str) -> list:
-    from reference import attention
-
     y = attention(ops, a, ops.op("Mul", qkv, ops.constant(a["qkv_scale"])), *parameters)
     return [quantise(ops, y, a["y_scale"]) if a["y_scale"] else y]
 

@@ -19,10 +19,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
-import reference
 from onnx import TensorProto, helper, version_converter
 
-from utils import UserError, first_line, onnx_refusals
+from graphs import reference
+from graphs.files import onnx_refusals
+from utils import UserError, first_line
 
 BATCH = "batch"
 PROBED_BATCHES = (2, 3)

@@ -1,0 +1,162 @@
+"""Tables of results: their columns, how rows are added and read, and what a run was measured on.
+
+Adding a row needs numpy and the standard library only: the Python that has TensorRT adds rows too.
+"""
+from __future__ import annotations
+
+import csv
+import math
+import os
+import platform
+import subprocess
+import time
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from graphs.compare import max_abs_err, median_rel_err, top1_agreement
+from utils import ROOT, UserError, alone_in, shown, whole_file
+
+RESULTS = ROOT / "Results"
+LATENCY_COLUMNS = (
+    "run_id", "commit", "gpu", "runner", "model", "precision", "batch", "latency_ms_median", "latency_ms_p99",
+    "images_per_s", "max_abs_err", "median_rel_err", "top1_agreement", "notes",
+)
+ACCURACY_COLUMNS = (
+    "run_id", "commit", "gpu", "model", "weights", "engine", "precision", "batch", "max_abs_err", "median_rel_err",
+    "torch_max_abs_err", "top1", "top1_torch", "agreement",
+)
+
+
+def new_run_id() -> str:
+    """Name of one measuring run, shared by all rows made in it: $RUN_ID where it is set, else UTC date and time."""
+    return os.environ.get("RUN_ID") or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+
+
+def git_commit() -> str:
+    """Short hash of the checked-out commit; 'unknown' where there is no git or no repository.
+
+    $COMMIT goes before it: for a copy of the files whose history is elsewhere.
+    """
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    with suppress(FileNotFoundError):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return "unknown"
+
+
+def cpu_name() -> str:
+    """What stands in the column gpu for a row measured on a CPU: "none", the processor and its count of cores."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"none ({models[0] if models else platform.machine() + ' CPU'}; {os.cpu_count()} cores)"
+
+
+def on_gpu(row: dict[str, str]) -> bool:
+    """Whether a row of a table was measured on a GPU."""
+    return not row["gpu"].startswith("none")  # as cpu_name's
+
+
+def gpu_name() -> str:
+    """The GPU as nvidia-smi names it; cpu_name() on a machine without one."""
+    try:
+        done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+                              capture_output=True, text=True)
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.splitlines()[0].strip()
+    except FileNotFoundError:
+        pass
+    return cpu_name()
+
+
+def error_figures(output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
+    """The error columns of Results/latency.csv."""
+    return {
+        "max_abs_err": f"{max_abs_err(output, reference):.3e}",
+        "median_rel_err": f"{median_rel_err(output, reference):.3e}",
+        "top1_agreement": f"{top1_agreement(output, reference):.4f}",
+    }
+
+
+def record_latency(results: Path, row: dict) -> None:
+    """Append one row to <results>/latency.csv and print it."""
+    append_rows(results / "latency.csv", LATENCY_COLUMNS, [row])
+    print(f"{row['runner']:<13} {row['model']} {row['precision']} b{row['batch']:<4} "
+          f"{float(row['latency_ms_median']):>9.3f} ms  p99 {float(row['latency_ms_p99']):>9.3f} ms  "
+          f"{float(row['images_per_s']):>9.1f} images/s  max abs err {row['max_abs_err']}  "
+          f"median rel err {row['median_rel_err']}  top-1 {float(row['top1_agreement']):.1%}  [{row['notes']}]",
+          flush=True)
+
+
+def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
+    """Append rows to a CSV table, writing its heading first where the file is new. Several processes may do so at once.
+
+    Raises:
+        UserError: the file there has other columns.
+    """
+    with alone_in(path.parent):
+        old = path.read_text() if path.exists() else ""
+        if old and tuple(old.splitlines()[0].split(",")) != columns:
+            raise UserError(f"{shown(path)}: has other columns than {','.join(columns)}; move it away")
+        with whole_file(path) as partial, partial.open("w", newline="") as file:
+            file.write(old if not old or old.endswith("\n") else f"{old}\n")  # a last line edited by hand may lack it
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            if not old:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+def latency_rows(results: Path, run_id: str | None = None) -> list[dict[str, str]]:
+    """The rows of <results>/latency.csv, of one run or of all; none where there is no such file."""
+    path = results / "latency.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if run_id in (None, row["run_id"])]
+
+
+def row_problem(row: dict[str, str]) -> str:
+    """Why the speed in a row of latency.csv does not count: its output is not right; "" where it does.
+
+    Finite logits are asked of every runner, and of an engine with this project's plugins that its check was good.
+    """
+    if not math.isfinite(float(row["max_abs_err"])):
+        return "NaN or infinity in the output"
+    if row["runner"] == "trt-plugins" and not row["notes"].endswith("; good"):
+        return f"the error {row['max_abs_err']} is beyond the tolerance of TRT_test.py"
+    return ""
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Version of each of these packages that is installed, for write_environment."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_environment(run_id: str, versions: dict[str, str], results: Path = RESULTS) -> None:
+    """Add what a run was measured on to <results>/environment/<run_id>.txt: GPU, driver and `versions`, one a line."""
+    path = results / "environment" / f"{run_id}.txt"
+    lines = [f"gpu: {gpu_name()}", f"python: {platform.python_version()}", f"platform: {platform.platform()}"]
+    try:
+        done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                              capture_output=True, text=True)
+        if done.returncode == 0 and done.stdout.strip():
+            lines.append(f"driver: {done.stdout.splitlines()[0].strip()}")
+    except FileNotFoundError:
+        pass
+    lines += [f"{name}: {version}" for name, version in versions.items()]
+    with alone_in(path.parent):
+        known = path.read_text().splitlines() if path.exists() else []
+        with whole_file(path) as partial:
+            partial.write_text("\n".join([*known, *(line for line in lines if line not in known)]) + "\n")

@@ -1,0 +1,88 @@
+"""Image files: list them, load them, and make of them what the models read."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from utils import UserError, existing_file
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files of a folder and of the folders in it (ImageNet layout, or flat), sorted by their path in it.
+
+    A file is an image by its suffix (IMAGE_SUFFIXES, in any case). Hidden files and folders are left out.
+
+    Raises:
+        UserError: the folder is missing, is not one, or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder; give a folder of images")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; give a folder of images")
+    inside = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [folder / name for name in sorted(inside, key=lambda name: name.as_posix())
+              if not any(part.startswith(".") for part in name.parts) and (folder / name).is_file()]
+    if not images:
+        raise UserError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)}); give a folder of images")
+    return images
+
+
+def load_image(path: str | Path):
+    """Read an image file as an 8-bit RGB PIL.Image, as torchvision's loader does: Image.open(path).convert("RGB").
+
+    So an EXIF rotation is not applied, transparency is dropped, grey becomes three equal channels, and CMYK and
+    palette colours become RGB. Files of 16-bit grey differ on purpose: Pillow's conversion clips them at 255, which
+    leaves a white picture; here 0..65535 becomes 0..255.
+
+    Raises:
+        UserError: no such file, not an image, truncated, or pixels without a fixed range (floats, 32-bit integers).
+    """
+    from PIL import Image
+
+    path = existing_file(path, "an image")
+    try:
+        with Image.open(path) as image:
+            if image.mode == "F":
+                raise UserError(f"{path}: has float pixels, whose range is unknown; save it with 8 or 16 bits")
+            if image.mode != "I" and not image.mode.startswith("I;16"):
+                return image.convert("RGB")
+            grey = np.asarray(image).astype(np.int64)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error}); replace or remove it") from error
+    if grey.min() < 0 or grey.max() > 65535:
+        raise UserError(f"{path}: has 32-bit pixels, whose range is unknown; save it with 8 or 16 bits")
+    return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+
+
+def resize_and_crop(image, img_size: int) -> np.ndarray:
+    """A PIL.Image to uint8 [img_size, img_size, 3], as the evaluation transform of the official code does it.
+
+    Bicubic to 256/224 of the size on the shorter side, then the centre; the official configurations at 384 set
+    TEST.CROP to False instead: the whole image, squeezed to the square. Source: data/build.py and configs/ of
+    microsoft/Swin-Transformer; rounding as in torchvision's Resize and CenterCrop.
+    """
+    from PIL import Image
+
+    if img_size >= 384:
+        return np.asarray(image.resize((img_size, img_size), Image.Resampling.BICUBIC))
+    short = int(256 / 224 * img_size)
+    image = image.resize([int(short * side / min(image.size)) for side in image.size], Image.Resampling.BICUBIC)
+    left, top = round((image.width - img_size) / 2), round((image.height - img_size) / 2)
+    return np.asarray(image.crop((left, top, left + img_size, top + img_size)))
+
+
+def normalise(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [..., S, S, 3] to float32 [..., 3, S, S]: divided by 255, ImageNet's mean taken off, over its std."""
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+    return np.ascontiguousarray(np.moveaxis((pixels.astype(np.float32) / np.float32(255) - mean) / std, -1, -3))
+
+
+def preprocess(image, img_size: int) -> np.ndarray:
+    """A PIL.Image in RGB to what the models read: float32 [3, img_size, img_size], normalised."""
+    return normalise(resize_and_crop(image, img_size))

@@ -1,0 +1,85 @@
+"""onnxruntime sessions: every graph here is run by one that is made in this module."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from graphs.files import has_plugins, load_onnx, onnx_refusals
+from graphs.reference import expand
+from utils import UserError, first_line, shown
+
+
+def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] = ("CPUExecutionProvider",),
+                 batch: int | None = None):
+    """An onnxruntime.InferenceSession on an ONNX file; plugin nodes run as the standard operators that they stand for.
+
+    Args:
+        path: the file.
+        providers: onnxruntime's execution providers, best first, each a name or (name, options). All must be there:
+            onnxruntime itself would go on without.
+        batch: fixes a batch that the file leaves open, so that what is computed of shapes becomes constant.
+    Raises:
+        UserError: what load_onnx raises; a provider that this machine lacks; a graph that onnxruntime refuses.
+    """
+    model = load_onnx(path)
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("onnxruntime is not installed; pip install -r requirements.txt") from error
+    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    available = onnxruntime.get_available_providers()
+    for name in names:
+        if name not in available:
+            raise UserError(f"{name} is not in the installed onnxruntime {onnxruntime.__version__}, which has "
+                            f"{', '.join(available)}; for CUDA, replace it by onnxruntime-gpu")
+    source = str(path)
+    if has_plugins(model):
+        source = expand(model).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; warnings are about its own optimisations
+    # Q/DQ pairs in FP32 as they are written: INT8 products saturate at 16 bits on x86 processors without VNNI.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    first_axis = model.graph.input[0].type.tensor_type.shape.dim[:1]
+    if batch is not None and first_axis and first_axis[0].dim_param:
+        options.add_free_dimension_override_by_name(first_axis[0].dim_param, batch)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=list(providers))
+    except onnx_refusals() as error:
+        raise UserError(f"{shown(path)}: onnxruntime refuses it: {first_line(error)}") from error
+    if session.get_providers()[:len(names)] != names:
+        raise UserError(f"{names[0]} is installed but does not start (it runs {', '.join(session.get_providers())}); "
+                        "the CUDA and cuDNN libraries it needs are missing, or there is no GPU")
+    return session
+
+
+def onnx_img_size(session, path: str | Path) -> int:
+    """Side S in pixels of the images that a session takes, its input being [batch, 3, S, S].
+
+    Raises:
+        UserError: the input has another shape, or its size is not fixed.
+    """
+    shape = session.get_inputs()[0].shape
+    if len(shape) != 4 or shape[1] != 3 or not isinstance(shape[2], int) or shape[2] != shape[3]:
+        raise UserError(f"{shown(path)}: takes input {shape}, not images [batch, 3, S, S] of a fixed size S; "
+                        "give a classification model from onnx/export_onnx.py")
+    return shape[2]
+
+
+def onnx_logits(session, images: np.ndarray, path: str | Path) -> np.ndarray:
+    """The first output, [N, num_classes], of a session for images [N, 3, S, S], both float32.
+
+    Raises:
+        UserError: the images do not fit the session's input, or onnxruntime does not run the graph at this batch.
+    """
+    wanted = session.get_inputs()[0]
+    if len(wanted.shape) != images.ndim or any(isinstance(size, int) and size != actual
+                                               for size, actual in zip(wanted.shape, images.shape)):
+        raise UserError(f"{shown(path)}: takes input {wanted.shape}, which {list(images.shape)} does not fit; "
+                        "export it again with the right --cfg and a dynamic batch")
+    try:
+        return session.run(None, {wanted.name: images})[0]
+    except onnx_refusals() as error:
+        raise UserError(f"{shown(path)}: onnxruntime does not run it at batch {len(images)}: "
+                        f"{first_line(error)}") from error

@@ -26,6 +26,7 @@ from graphs.compare import max_abs_err, median_rel_err, top1_agreement
 from graphs.names import belongs_to, engine_precision, unpatched_engine
 from Results.tables import LATENCY_COLUMNS, RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
 from Results.timing import add_timing_arguments, latency_figures, timed_runs, timing_of
+from TensorRT.backend import add_backend_argument
 from utils import ROOT, UserError, batch_sizes, existing_file, from_zero, run_script, shown, whole_file
 
 # The engine to test; --plan overrides it.
@@ -318,6 +319,7 @@ def main() -> None:
                         help="measure device memory instead, at these batches, default 1,4,16,128")
     add_timing_arguments(parser)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the tables go")
+    add_backend_argument(parser)
     arguments = parser.parse_args()
     plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]
     from TensorRT import trt_runtime

@@ -2,8 +2,9 @@
 
     python TensorRT/build_engine.py --onnx=onnx/swinv1.onnx --saveEngine=TensorRT/TRT_Engine/swinv1.plan --noTF32
 
-TensorRT/build.sh calls it. From TensorRT 10 on the network is strongly typed: the precision of a layer is what the ONNX
-graph says. In 8.6 --fp16 permits FP16, and TensorRT chooses layer by layer.
+TensorRT/build.sh calls it. From TensorRT 10 on, and with TensorRT-RTX, the network is strongly typed: the precision of
+a layer is what the ONNX graph says. In 8.6 --fp16 permits FP16, and TensorRT chooses layer by layer. TensorRT-RTX needs
+no GPU to build.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from TensorRT.backend import add_backend_argument
 from utils import UserError, existing_file, run_script
 
 
@@ -55,6 +57,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--stronglyTyped", action="store_true", help="types as in the graph; always so from 10 on")
     parser.add_argument("--noTF32", action="store_true", help="multiply FP32 in full precision, not in TF32")
     parser.add_argument("--staticPlugins", "--plugins", metavar="LIB", default="none", help="plugin library to load")
+    parser.add_argument("--setPluginsToSerialize", metavar="LIB", action="append", default=[],
+                        help="plugin library to put into the plan, which then needs no other file; goes with "
+                             "--staticPlugins")
     parser.add_argument("--memPoolSize", metavar="workspace:MIB", type=workspace_mib, default="workspace:4096",
                         help="limit of the scratch memory in MiB; default 4096")
     parser.add_argument("--workspace", metavar="MIB", type=float, dest="memPoolSize", help="the same, by its old flag")
@@ -64,12 +69,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--builderOptimizationLevel", metavar="0-5", type=int, choices=range(6),
                         help="how long to search; default: TensorRT's own, 3")
     parser.add_argument("--tacticSources", metavar="-A,+B", type=tactic_sources, default="",
-                        help="kernel libraries to switch off or on: --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN")
+                        help="kernel libraries to switch off or on: --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN (8.6 and "
+                             "10; 11 has none of these)")
     parser.add_argument("--profilingVerbosity", default="detailed", choices=("layer_names_only", "detailed", "none"),
                         help="what the engine knows of its layers; default detailed, by which TRT_test.py knows if "
                              "there are plugins in it")
     parser.add_argument("--exportLayerInfo", metavar="JSON", help="write the description of every layer there")
     parser.add_argument("--verbose", action="store_true", help="write TensorRT's verbose messages to the log as well")
+    add_backend_argument(parser)
     return parser.parse_args()
 
 

@@ -31,6 +31,7 @@ class BuildLog:
     def __init__(self, path: Path, verbose: bool = False) -> None:
         """Args: path: the .log file, replaced. verbose: also write TensorRT's verbose messages (tens of MB)."""
         self.phase = "parsing"
+        self.layers = ""  # what TensorRT says of the engine's layers, see layers.py
         self.previous_s = _build_time_s(path)
         self.last_level = 4 if verbose else 3
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,8 @@ class BuildLog:
         """TensorRT's logger calls this for every message."""
         if level <= self.last_level:
             self.file.write(f"{self.seconds:8.2f} [{LEVELS[level]}] {text}\n")
+        if text.startswith("Layers:"):
+            self.layers = text
         for words, phase in PHASES:
             if words in text:
                 self.phase = phase

@@ -28,6 +28,7 @@ from data.batches import load_arrays
 from graphs.files import load_onnx
 from graphs.names import belongs_to
 from Results.tables import RESULTS
+from TensorRT.backend import add_backend_argument
 from utils import ROOT, UserError, existing_file, from_one, from_zero, run_script, shown, whole_file
 
 COLUMNS = ("depth", "tensor", "op", "shape", "max_abs_ref", "max_abs_err", "rel_err", "nan", "inf")
@@ -367,6 +368,7 @@ def main() -> None:
     command.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
                          help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
     command.add_argument("--output", metavar="CSV", help="default Results/layers_<graph>.csv")
+    add_backend_argument(command)
     command.set_defaults(command=run)
 
     command = commands.add_parser("plot", help="draw one or more tables (needs matplotlib)")

@@ -12,22 +12,34 @@ from pathlib import Path
 
 import numpy as np
 
-from TensorRT.trt_runtime import LOGGER, cuda, cudart, load_plugins, require_gpu, trt
+from TensorRT.backend import load_plugins
+from TensorRT.trt_runtime import LOGGER, cuda, cudart, in_one_line, require_gpu, trt
 from utils import UserError, existing_file, shown
 
-NUMPY_TYPES = {trt.float32: np.float32, trt.float16: np.float16, trt.int32: np.int32, trt.int8: np.int8,
-               trt.bool: np.bool_}
+# INT64 and UINT8 tensors exist from TensorRT 10 on (8.6: UINT8 only). BF16, FP8 and FP4 are no types of NumPy's.
+NUMPY_TYPES = {getattr(trt, name): np.dtype(numpy_name) for name, numpy_name in (
+    ("float32", "float32"), ("float16", "float16"), ("int64", "int64"), ("int32", "int32"), ("int8", "int8"),
+    ("uint8", "uint8"), ("bool", "bool")) if hasattr(trt, name)}
 
-# What TensorRT says when it refuses a plan, and what that means.
+# What TensorRT (8.6 to 11, and RTX) says when it refuses a plan, and what that means. The first that fits counts.
+OTHER_VERSION = "was built by another version of TensorRT; build it again with TensorRT/build.sh"
+TRUNCATED = "is truncated; build it again with TensorRT/build.sh, or copy it again"
 REFUSALS = (
-    ("expecting library version", "was built by another version of TensorRT; build it again with TensorRT/build.sh"),
-    ("Version tag does not match", "was built by another version of TensorRT; build it again with TensorRT/build.sh"),
+    ("expecting library version", OTHER_VERSION),
+    ("Version tag does not match", OTHER_VERSION),
+    ("does not support this compute capability", "cannot run on this GPU with this TensorRT, nor can another be built "
+     "for it; take another version, or tensorrt itself (--backend tensorrt)"),
+    ("cannot run on this GPU", "was built for other GPUs; build it again with TensorRT/build.sh on this machine"),
     ("incompatible device", "was built for another GPU; build it again on this machine with TensorRT/build.sh"),
     ("current device is not compatible", "was built for another GPU; build it again here with TensorRT/build.sh"),
     ("could not find plugin", "needs a plugin library; build it with make -C TensorRT/Plugins, give it with --plugins"),
+    ("Cannot find plugin", "needs a plugin library; build it with make -C TensorRT/Plugins, give it with --plugins"),
     ("Cannot deserialize plugin", "needs a plugin library; give the one it was built with by --plugins"),
-    ("does not match archive size", "is truncated; build it again with TensorRT/build.sh, or copy it again"),
-    ("agic tag", "is not a TensorRT plan; build one with TensorRT/build.sh"),
+    ("does not match archive size", TRUNCATED),  # 8.6
+    ("header.size == blobSize", TRUNCATED),  # 10 and later
+    ("empty memory buffer", "is empty; build it again with TensorRT/build.sh, or copy it again"),
+    ("agic tag", "is not a TensorRT plan; build one with TensorRT/build.sh"),  # 8.6
+    ("header.magicTag", "is not a TensorRT plan; build one with TensorRT/build.sh"),  # 10 and later
 )
 
 
@@ -57,9 +69,10 @@ class Engine:
         load_plugins(plugins)
         LOGGER.clear()
         self.runtime = trt.Runtime(LOGGER)
-        self.engine = self.runtime.deserialize_cuda_engine(self.plan.read_bytes())
+        plan_bytes = self.plan.read_bytes()
+        self.engine = self.runtime.deserialize_cuda_engine(plan_bytes)
         if self.engine is None:
-            raise UserError(f"{shown(self.plan)}: {_refusal(LOGGER.errors)}")
+            raise UserError(f"{shown(self.plan)}: {_refusal(LOGGER.errors, plan_bytes)}")
         for warning in LOGGER.warnings:
             if "different models of devices" in warning:
                 print(f"warning: {shown(self.plan)}: {warning}", file=sys.stderr)
@@ -98,7 +111,7 @@ class Engine:
         kind = self.engine.get_tensor_dtype(tensor)
         if kind not in NUMPY_TYPES:
             raise UserError(f"{shown(self.plan)}: {tensor} is {kind}, which NumPy does not have")
-        return np.dtype(NUMPY_TYPES[kind])
+        return NUMPY_TYPES[kind]
 
     def layer_information(self) -> str:
         """JSON text with TensorRT's description of every layer (detailed where the plan was built so)."""
@@ -106,7 +119,8 @@ class Engine:
 
     def has_plugins(self) -> bool:
         """Whether a layer is a plugin. Known where the plan was built with --profilingVerbosity=detailed."""
-        return '"PluginV' in self.layer_information()
+        information = self.layer_information()
+        return '"PluginV' in information or '"custom_layer"' in information  # the latter from 10 on, and TensorRT-RTX
 
     def activation_bytes(self, batch: int) -> int:
         """Device memory that one context needs for activations, in bytes.
@@ -120,12 +134,17 @@ class Engine:
         return context.update_device_memory_size_for_shapes()
 
 
-def _refusal(errors: list[str]) -> str:
+def _refusal(errors: list[str], plan: bytes) -> str:
+    """Why TensorRT refuses a plan with these errors: what they mean, what to do, and the telling one of them."""
     for words, meaning in REFUSALS:
         for error in errors:
             if words in error:
-                return f"{meaning} (TensorRT: {error})"
-    return f"cannot be loaded; build it again with TensorRT/build.sh (TensorRT: {'; '.join(errors) or 'no reason'})"
+                # Every plan begins with four letters that end in trt: ftrt in 8.6, vtrt in TensorRT-RTX.
+                if "agic" in words and plan[1:4] == b"trt":
+                    meaning = OTHER_VERSION
+                return f"{meaning} (TensorRT: {in_one_line(error)})"
+    reason = in_one_line("; ".join(errors)) or "no reason"
+    return f"cannot be loaded; build it again with TensorRT/build.sh (TensorRT: {reason})"
 
 
 class Context:

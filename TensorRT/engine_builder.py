@@ -1,14 +1,17 @@
 """From an ONNX file to a plan by TensorRT's Python API: the work behind build_engine.py."""
 from __future__ import annotations
 
+import json
+import re
 from argparse import Namespace
 from pathlib import Path
 
 from graphs.files import FP32_LAYER
-from graphs.names import engine_precision
+from TensorRT import backend
 from TensorRT.build_log import BuildLog
 from TensorRT.INT8.calibration_cache import cache_text, read_cache
-from TensorRT.trt_runtime import LOGGER, TRT_MAJOR, load_plugins, require_gpu, trt
+from TensorRT.layers import layers_of
+from TensorRT.trt_runtime import LOGGER, gpu_problem, in_one_line, require_gpu, trt
 from utils import UserError, shown, whole_file
 
 # Batches of the optimization profile where no shapes are given. A graph whose batch is fixed needs no profile.
@@ -20,28 +23,32 @@ def build(arguments: Namespace) -> None:
     is named for it, the timing cache.
 
     Raises:
-        UserError: no GPU, or TensorRT refuses the graph, the shapes or the flags. No plan is left behind.
+        UserError: no GPU where this TensorRT needs one to build, or TensorRT refuses the graph, the shapes or the
+            flags. No plan is left behind.
     """
     onnx, plan = Path(arguments.onnx), Path(arguments.saveEngine)
-    require_gpu()
-    load_plugins(arguments.staticPlugins)
-    print(f"building {shown(plan)} from {shown(onnx)} with TensorRT {trt.__version__}", flush=True)
+    if not backend.builds_without_gpu(trt):
+        require_gpu()
+    backend.load_plugins(arguments.staticPlugins)
+    print(f"building {shown(plan)} from {shown(onnx)} with {backend.described(trt)}", flush=True)
     with BuildLog(plan.with_suffix(".log"), arguments.verbose) as log:
         LOGGER.clear()
         LOGGER.listener = log.message
         try:
             builder = trt.Builder(LOGGER)
             network, _parser = _parse(onnx, builder)  # the parser owns memory that the network uses
-            calibrator = _calibrator(Path(arguments.calib), network) if arguments.calib and TRT_MAJOR < 10 else None
+            calibrator = None
+            if arguments.calib and not backend.strongly_typed(trt):
+                calibrator = _calibrator(Path(arguments.calib), network)
             config = _configure(builder, network, arguments, log, calibrator)
             serialized = builder.build_serialized_network(network, config)
             if calibrator is not None and calibrator.asked:
-                raise UserError(f"{shown(arguments.calib)}: TensorRT {trt.__version__} does not take its scales and "
+                raise UserError(f"{shown(arguments.calib)}: {backend.described(trt)} does not take its scales and "
                                 f"asked for images to calibrate on: {LOGGER.complaint()}")
             if serialized is None:
                 raise UserError(f"{shown(onnx)}: TensorRT cannot build it: {LOGGER.complaint()}; "
                                 f"all of its messages are in {shown(log.path)}")
-            layers = _describe_layers(serialized, arguments.exportLayerInfo)
+            layers = _describe_layers(serialized, arguments.exportLayerInfo, log)
             _save_timing_cache(config, arguments.timingCacheFile)
             with whole_file(plan) as partial:
                 partial.write_bytes(serialized)
@@ -54,19 +61,26 @@ def build(arguments: Namespace) -> None:
 
 def _parse(onnx: Path, builder: trt.Builder) -> tuple[trt.INetworkDefinition, trt.OnnxParser]:
     kind = trt.NetworkDefinitionCreationFlag
-    network = builder.create_network(1 << int(kind.STRONGLY_TYPED if TRT_MAJOR >= 10 else kind.EXPLICIT_BATCH))
+    network = builder.create_network(
+        1 << int(kind.STRONGLY_TYPED if backend.strongly_typed(trt) else kind.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, LOGGER)
     if not parser.parse_from_file(str(onnx)):
-        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)] or [LOGGER.complaint()]
-        node = [message.split("While parsing ")[1] for message in LOGGER.errors if "While parsing node" in message]
-        remedy = ""
-        if any("Plugin not found" in reason for reason in reasons):
-            remedy = "; give the library of its plugins with --plugins (make -C TensorRT/Plugins builds it)"
-        reason = " ".join(" ".join([*node[:1], *reasons]).split())
-        raise UserError(f"{shown(onnx)}: TensorRT cannot parse it: {reason}{remedy}")
+        raise UserError(f"{shown(onnx)}: {_parser_refusal(parser)}")
     if network.num_inputs != 1:
         raise UserError(f"{shown(onnx)}: has {network.num_inputs} inputs; this project's graphs have one")
     return network, parser
+
+
+def _parser_refusal(parser: trt.OnnxParser) -> str:
+    """Why the parser refuses a graph, in one line: the plugins that are missing, or its first error."""
+    reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)] or [LOGGER.complaint()]
+    nodes = [message.split("While parsing ")[1] for message in LOGGER.errors if "While parsing node" in message]
+    if any("Plugin not found" in reason for reason in reasons):
+        # 8.6 stops at the first one; 10 and later go on and name them all.
+        operators = dict.fromkeys(re.findall(r"\[(\w+) -> ", " ".join(nodes)))
+        return (f"no loaded library implements {', '.join(operators) or 'its plugin nodes'}; give the library of its "
+                "plugins with --plugins (make -C TensorRT/Plugins builds it)")
+    return f"TensorRT cannot parse it: {in_one_line(' '.join([*nodes[:1], reasons[0]]))}"
 
 
 def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments: Namespace, log: BuildLog,
@@ -76,7 +90,9 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
         config.add_optimization_profile(_optimization_profile(builder, network.get_input(0), arguments))
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(arguments.memPoolSize * 2**20))
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, arguments.profilingVerbosity.upper())
-    if TRT_MAJOR < 10:
+    if arguments.setPluginsToSerialize:
+        config.plugins_to_serialize = [str(Path(library).resolve()) for library in arguments.setPluginsToSerialize]
+    if hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
         # Else 8.6 leaves the profile to the first context, and no second one can run beside it. From 9 on always so.
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     if arguments.builderOptimizationLevel is not None:
@@ -87,9 +103,9 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
         config.set_tactic_sources(_tactic_mask(config.get_tactic_sources(), arguments.tacticSources))
     if arguments.noTF32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if TRT_MAJOR < 10:
+    if not backend.strongly_typed(trt):
         if arguments.stronglyTyped:
-            raise UserError(f"--stronglyTyped: TensorRT {trt.__version__} has no strongly typed networks; use --fp16")
+            raise UserError(f"--stronglyTyped: {backend.described(trt)} has no strongly typed networks; use --fp16")
         if arguments.fp16:
             # A permission: before the build 8.6 knows every tensor between layers as FP32, so layers cannot be bound to
             # the graph's types here (binding them ran the FP16 graph's products in FP32). Names tell it what to leave.
@@ -103,10 +119,10 @@ def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments:
             # Asked for wherever the batch is open; its smallest and largest batch are ignored.
             config.set_calibration_profile(_optimization_profile(builder, network.get_input(0), arguments))
     elif arguments.int8:
-        raise UserError(f"--int8: networks are strongly typed with TensorRT {trt.__version__}, and a graph with Q/DQ "
+        raise UserError(f"--int8: networks are strongly typed with {backend.described(trt)}, and a graph with Q/DQ "
                         "pairs or INT8 plugin nodes needs no flag; build that one")
-    elif arguments.fp16 and engine_precision(Path(arguments.onnx).stem) == "fp32":
-        raise UserError(f"{arguments.onnx}: networks are strongly typed with TensorRT {trt.__version__}, and --fp16 "
+    elif arguments.fp16 and not _computes_in_fp16(network):
+        raise UserError(f"{arguments.onnx}: networks are strongly typed with {backend.described(trt)}, and --fp16 "
                         "makes no FP16 of an FP32 graph; build the one that onnx/graphsurgeon/to_fp16.py makes of it")
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _progress_monitor(log)
@@ -164,6 +180,12 @@ def _keep_fp32(network: trt.INetworkDefinition) -> None:
                 layer.set_output_type(i, trt.DataType.FLOAT)
 
 
+def _computes_in_fp16(network: trt.INetworkDefinition) -> bool:
+    """Whether some layer of a strongly typed network gives FP16."""
+    layers = map(network.get_layer, range(network.num_layers))
+    return any(layer.get_output(i).dtype == trt.float16 for layer in layers for i in range(layer.num_outputs))
+
+
 def _optimization_profile(builder: trt.Builder, tensor: trt.ITensor, arguments: Namespace) -> trt.IOptimizationProfile:
     graph_shape = tuple(tensor.shape)  # (-1, 3, S, S)
     shapes = []
@@ -190,7 +212,7 @@ def _tactic_mask(mask: int, changes: list[tuple[bool, str]]) -> int:
             bit = 1 << int(source)
             mask = mask | bit if on else mask & ~bit
         elif on:
-            raise UserError(f"--tacticSources=+{name}: TensorRT {trt.__version__} has no such source")
+            raise UserError(f"--tacticSources=+{name}: {backend.described(trt)} has no such source")
     return mask
 
 
@@ -232,14 +254,22 @@ def _save_timing_cache(config: trt.IBuilderConfig, path: str | None) -> None:
             partial.write_bytes(config.get_timing_cache().serialize())
 
 
-def _describe_layers(serialized: trt.IHostMemory, path: str | None) -> int:
-    """Write the description of every layer to a JSON file, if one is named. Returns the number of layers."""
-    runtime = trt.Runtime(LOGGER)
-    engine = runtime.deserialize_cuda_engine(serialized)
-    if engine is None:
-        raise UserError(f"the engine that was built cannot be loaded: {LOGGER.complaint()}")
-    if path:
+def _describe_layers(serialized: trt.IHostMemory, path: str | None, log: BuildLog) -> int:
+    """Write the description of every layer to a JSON file, if one is named. Returns the number of layers.
+
+    TensorRT's inspector describes a loaded engine. Where there is no GPU no engine can be loaded, and what the builder
+    logged of its layers takes its place.
+    """
+    if gpu_problem():
+        layers = layers_of(log.layers)
+        information, count = json.dumps({"Layers": layers}, indent=1), len(layers)
+    else:
+        engine = trt.Runtime(LOGGER).deserialize_cuda_engine(serialized)
+        if engine is None:
+            raise UserError(f"the engine that was built cannot be loaded: {LOGGER.complaint()}")
         information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        count = engine.num_layers
+    if path:
         with whole_file(path) as partial:
             partial.write_text(information)
-    return engine.num_layers
+    return count

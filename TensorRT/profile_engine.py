@@ -27,6 +27,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from graphs.names import engine_precision
 from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
+from TensorRT.backend import add_backend_argument
 from TensorRT.swin_work import WHOLE_BRANCH, WHOLE_MLP, Work, read_swin, work_of, yaml_of
 from utils import UserError, batch_sizes, existing_file, run_script, shown, whole_file
 
@@ -199,6 +200,7 @@ def main() -> None:
                         help="of a kernel that copies, read and written together (default: likewise)")
     parser.add_argument("--layers", type=Path, metavar="FILE", help="write the time of every layer to this file")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where profile.csv goes")
+    add_backend_argument(parser)
     arguments = parser.parse_args()
     plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]
     from TensorRT.engine import Engine

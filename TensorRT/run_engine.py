@@ -17,6 +17,7 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from TensorRT.backend import add_backend_argument
 from utils import UserError, batch_sizes, existing_file, run_script, shown, whole_file
 
 
@@ -48,6 +49,7 @@ def main() -> None:
                         help="images in one run, one size or several; default 32")
     parser.add_argument("--plugins", metavar="LIB",
                         help="plugin library; default this project's where it is built; none for none")
+    add_backend_argument(parser)
     arguments = parser.parse_args()
     images = load_images(arguments.input)
     from TensorRT.engine import Engine

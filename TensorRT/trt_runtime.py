@@ -1,34 +1,27 @@
 """TensorRT and CUDA as every script here uses them: imported with a clear error, every return code checked.
 
-Importing this module needs the Python that has tensorrt and cuda-python; scripts import it after they have parsed
-their arguments, so that --help works everywhere. It needs no GPU: `require_gpu()` says whether there is one.
+Importing this module needs a Python that has a TensorRT (backend.py says which); scripts import it after they have
+parsed their arguments, so that --help works everywhere. It needs no GPU, and no cuda-python until something is run:
+`require_gpu()` says what is lacking.
 """
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from utils import ROOT, UserError, existing_file, shown
+from TensorRT import backend
+from utils import UserError
 
-try:
-    import tensorrt as trt
-except ImportError as error:
-    raise UserError(f"{sys.executable}: cannot import tensorrt ({error}); "
-                    "run this with the Python that has TensorRT (scripts take it from $TRT_PYTHON)") from None
 try:
     from cuda.bindings import runtime as cudart
 except ImportError:
     try:
         from cuda import cudart  # the module's name before cuda-python 12.8
-    except ImportError as error:
-        raise UserError(f"{sys.executable}: cannot import cuda-python ({error}); "
-                        "python -m pip install cuda-python") from None
+    except ImportError:
+        cudart = None  # require_gpu says so
 
-PLUGIN_LIBRARY = ROOT / "TensorRT" / "Plugins" / "build" / "libswin_plugins.so"
-TRT_MAJOR = int(trt.__version__.split(".")[0])
+trt = backend.load()
 
 
 class Logger(trt.ILogger):
@@ -60,7 +53,19 @@ class Logger(trt.ILogger):
 
     def complaint(self) -> str:
         """The first error collected (the later ones follow from it), or a word that there was none."""
-        return self.errors[0] if self.errors else "TensorRT gave no reason"
+        return in_one_line(self.errors[0]) if self.errors else "TensorRT gave no reason"
+
+
+def in_one_line(message: str, longest: int = 300) -> str:
+    """A message of TensorRT's without line breaks, cut in the middle to at most `longest` characters.
+
+    TensorRT 11 answers a graph whose plugins are missing with a sentence for each node: thousands of characters.
+    """
+    text = " ".join(message.split())
+    if len(text) <= longest:
+        return text
+    half = (longest - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 LOGGER = Logger()
@@ -78,38 +83,27 @@ def cuda(call: Callable[..., tuple], *arguments: Any) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def _error_text(status: cudart.cudaError_t) -> str:
+def _error_text(status: Any) -> str:
     return f"{cudart.cudaGetErrorString(status)[1].decode()} (CUDA error {int(status)})"
 
 
 def require_gpu() -> None:
-    """UserError where CUDA finds no GPU. TensorRT 8.6 itself crashes there instead of saying so."""
+    """UserError where no GPU can be used. TensorRT 8.6 itself crashes without one."""
+    problem = gpu_problem()
+    if problem:
+        raise UserError(problem)
+
+
+def gpu_problem() -> str:
+    """Why no GPU can be used here, in words for a user; "" where one can."""
+    if cudart is None:
+        return f"{sys.executable}: cannot import cuda-python; python -m pip install cuda-python"
     status, count = cudart.cudaGetDeviceCount()
     if status != cudart.cudaError_t.cudaSuccess:
-        raise UserError(f"no GPU can be used here: {_error_text(status)}; run this on a machine with an NVIDIA GPU")
+        return f"no GPU can be used here: {_error_text(status)}; run this on a machine with an NVIDIA GPU"
     if count == 0:
-        raise UserError("no GPU can be used here: CUDA finds none; run this on a machine with an NVIDIA GPU")
-
-
-def load_plugins(library: str | Path | None = None) -> None:
-    """Register the plugins of a shared library with TensorRT.
-
-    Args:
-        library: path of the library; None takes this project's own where it has been built, and "none" takes none.
-
-    Raises:
-        UserError: there is no such file, or it is not a library that this TensorRT can load.
-    """
-    if str(library) == "none" or (library is None and not PLUGIN_LIBRARY.exists()):
-        return
-    path = existing_file(PLUGIN_LIBRARY if library is None else library, "a plugin library (--plugins)")
-    try:
-        # For a library that does not link libnvinfer itself: Python has loaded that with local symbols only.
-        ctypes.CDLL(f"libnvinfer.so.{TRT_MAJOR}", mode=ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be loaded as a plugin library of TensorRT {trt.__version__}: "
-                        f"{error}") from None
+        return "no GPU can be used here: CUDA finds none; run this on a machine with an NVIDIA GPU"
+    return ""
 
 
 def free_memory() -> int:
@@ -121,4 +115,5 @@ def free_memory() -> int:
 def versions() -> dict[str, str]:
     """TensorRT's and CUDA's versions for Results/environment."""
     runtime = cuda(cudart.cudaRuntimeGetVersion)
-    return {"tensorrt": trt.__version__, "cuda runtime": f"{runtime // 1000}.{runtime % 1000 // 10}"}
+    name = "tensorrt-rtx" if backend.is_rtx(trt) else "tensorrt"
+    return {name: trt.__version__, "cuda runtime": f"{runtime // 1000}.{runtime % 1000 // 10}"}

@@ -207,6 +207,7 @@ def test_failed_trtexec_leaves_no_plan(tmp_path):
     ["TensorRT/build_engine.py", "--onnx", "{file}", "--saveEngine", "{folder}/x.plan"],
     ["TensorRT/run_engine.py", "--plan", "{file}", "--input", "{images}", "--output", "{folder}/out.npy"],
     ["TensorRT/compare_layers.py", "run", "--plan", "{file}", "--reference", "{layers}"],
+    ["TensorRT/profile_engine.py", "--plan", "{file}"],
     ["TRT_test.py", "--plan", "{file}"],
 ])
 def test_no_tensorrt_is_one_line(tmp_path, command):
@@ -216,8 +217,8 @@ def test_no_tensorrt_is_one_line(tmp_path, command):
     names = {"file": tmp_path / "file", "folder": tmp_path, "images": tmp_path / "images.npy",
              "layers": tmp_path / "layers.npz"}
     script, *arguments = (part.format(**names) for part in command)
-    error = one_line_error(shell(sys.executable, ROOT / script, *arguments))
-    assert "cannot import tensorrt" in error and "TRT_PYTHON" in error
+    error = one_line_error(shell(sys.executable, ROOT / script, *arguments, "--backend", "tensorrt"))
+    assert "cannot import tensorrt (not installed)" in error and "TRT_PYTHON" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "images.npy", "layers.npz"]
 
 
@@ -269,9 +270,10 @@ def engine_builder(monkeypatch):
     class Calibrator:
         pass
 
-    trt = SimpleNamespace(__version__="8.6.1", IInt8EntropyCalibrator2=Calibrator)
+    trt = SimpleNamespace(__name__="tensorrt", __version__="8.6.1", IInt8EntropyCalibrator2=Calibrator)
+    monkeypatch.delitem(sys.modules, "TensorRT.engine_builder", raising=False)
     monkeypatch.setitem(sys.modules, "TensorRT.trt_runtime", SimpleNamespace(
-        LOGGER=None, TRT_MAJOR=8, load_plugins=None, require_gpu=None, trt=trt))
+        LOGGER=None, gpu_problem=None, in_one_line=None, require_gpu=None, trt=trt))
     yield importlib.import_module("TensorRT.engine_builder")
     sys.modules.pop("TensorRT.engine_builder")
 

@@ -2,7 +2,7 @@
 
     python -m pytest --noconftest -m gpu tests/test_engines_gpu.py
 
-Runs in the Python that has TensorRT (3.9 or newer, with numpy, cuda-python and pytest; conftest.py wants torch). Takes
+Runs in the Python that has TensorRT, or TensorRT-RTX (3.9 or newer, with numpy, cuda-python and pytest; conftest.py wants torch). Takes
 the micro models' graphs from onnx/, their data from data/ and the plugin library, all made before by run_all.sh; what
 is missing is skipped. So are run_all.sh's engines where they are newer than their graphs; those that are not there are
 built first, side by side, in .cache/test_engines/. $BUILD_FLAGS goes to build.sh, e.g.
@@ -21,10 +21,14 @@ import pytest
 
 import TRT_test
 from graphs.names import engine_precision
+from TensorRT import backend
 from utils import ROOT, UserError
 
 pytestmark = pytest.mark.gpu
-pytest.importorskip("tensorrt", reason="this Python has no TensorRT")
+try:
+    trt = backend.load()
+except UserError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 V1 = ("swinv1_micro", "swinv1_micro_fp16", "swinv1_micro_layernorm_fp16", "swinv1_micro_attention_fp16",
       "swinv1_micro_attention_int8")
@@ -70,6 +74,14 @@ def usable_runtime():
 @pytest.fixture(scope="module")
 def runtime():
     return usable_runtime()
+
+
+@pytest.fixture
+def known_fault(request):
+    """TensorRT-RTX 1.6.1 answers unpatched FP16 graphs wrongly from batch 2 on (TensorRT/VERSIONS.md)."""
+    name = request.getfixturevalue("name")
+    if backend.is_rtx(trt) and trt.__version__.startswith("1.6.1.") and name.endswith("micro_fp16"):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="TensorRT-RTX 1.6.1: wrong unpatched FP16 answers"))
 
 
 def is_patched(name: str) -> bool:
@@ -150,6 +162,7 @@ def tolerance(engine, data: list[TRT_test.Batch]) -> float:
 
 
 @pytest.mark.parametrize("name", [*V1, *V2])
+@pytest.mark.usefixtures("known_fault")
 def test_engine_equals_the_onnx_model(load, name):
     engine = load(name)
     data = batches(engine)
@@ -174,6 +187,7 @@ def test_a_patched_engine_bears_stressed_weights(runtime, name):
 
 
 @pytest.mark.parametrize("name", [*V1, *V2])
+@pytest.mark.usefixtures("known_fault")
 def test_the_largest_batch_equals_its_parts(load, name):
     """Up to the precision: TensorRT may choose other kernels for another batch."""
     engine = load(name)
@@ -324,6 +338,8 @@ def test_a_plan_of_another_version_is_refused(plan, tmp_path):
     """
     from TensorRT.engine import Engine
 
+    if backend.strongly_typed(trt):
+        pytest.skip("where a plan holds its version is known of 8.6 only")
     whole = bytearray(plan("swinv1_micro").read_bytes())
     whole[60] = (whole[60] + 1) % 256
     other = tmp_path / "other.plan"
@@ -332,17 +348,16 @@ def test_a_plan_of_another_version_is_refused(plan, tmp_path):
         Engine(other)
 
 
-@pytest.mark.parametrize(("message", "meaning"), [
-    ("6: The engine plan file is not compatible with this version of TensorRT, expecting library version 8.6.0.12 got "
-     "8.5.3.1, please rebuild.", "another version of TensorRT"),
-    ("6: The engine plan file is generated on an incompatible device, expecting compute 9.0 got compute 8.0, please "
-     "rebuild.", "another GPU"),
-    ("3: getPluginCreator could not find plugin: SwinLayerNorm version: 1", "needs a plugin library"),
-])
-def test_what_tensorrt_says_is_explained(runtime, message, meaning):
-    from TensorRT.engine import _refusal
+def test_a_plan_of_another_generation_is_refused(plan, tmp_path):
+    """A plan's first letters tell its generation: ftrt in 8.6, vtrt in TensorRT-RTX 1.6 and 1.7."""
+    from TensorRT.engine import Engine
 
-    assert meaning in _refusal(["1: Error Code 1: Serialization", message])
+    whole = plan("swinv1_micro").read_bytes()
+    assert whole[:4] in (b"ftrt", b"vtrt")
+    other = tmp_path / "other.plan"
+    other.write_bytes((b"vtrt" if whole[:4] == b"ftrt" else b"ftrt") + whole[4:])
+    with pytest.raises(UserError, match=r"other\.plan: was built by another version of TensorRT"):
+        Engine(other)
 
 
 def test_a_plan_without_its_plugin_library_is_refused(plan, tmp_path):
@@ -373,6 +388,8 @@ def test_a_graph_of_another_size_is_refused(plan, tmp_path):
 def test_no_gpu_is_one_line(plan, tmp_path, script):
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 224, 224), np.float32))
     parts = [part.format(plan=plan("swinv1_micro"), folder=tmp_path) for part in script]
+    if "build_engine" in parts[0] and backend.builds_without_gpu(trt):
+        pytest.skip("this TensorRT needs no GPU to build")
     assert "no GPU can be used here" in one_line_error(command(sys.executable, *parts, CUDA_VISIBLE_DEVICES=""))
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 

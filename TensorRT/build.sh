@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a TensorRT engine from an ONNX file of this project: the one real builder, which build_*.sh call.
 #
-#   TensorRT/build.sh onnx/swinv1_micro_fp16.onnx --fp16      writes TensorRT/TRT_Engine/swinv1_micro_fp16.plan
+#   TensorRT/build.sh onnx/swinv1_micro_fp16.onnx      writes TensorRT/TRT_Engine/swinv1_micro_fp16.plan
 #
 # Beside the plan it leaves the builder's .log and a .layers.json that describes every layer. It runs trtexec where
 # that is on the PATH, else TensorRT/build_engine.py, with the same flags, in $TRT_PYTHON (default python3).
@@ -12,20 +12,21 @@ usage() {
     cat <<'X'
 usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
 
-  MODEL.onnx          relative to the repository's root, or absolute
-  --size PIXELS       height and width of the images; default 256 for swinv2*, else 224
+  MODEL.onnx          relative to the repository's root, or absolute; whatever its name, its input's name, its image
+                      size, its batch where that is fixed, and its precision are read from it (graphs/facts.py)
+  --size PIXELS       height and width of the images, or HxW, for a graph that leaves them open
   --min, --opt, --max N
                       smallest, usual and largest batch of the optimization profile; default 1, 32, 128
-  --fixed             the graph's batch was fixed at export: no profile, and --size to --max say nothing
-  --fp16              the graph holds FP16 tensors (its name says _fp16 or _attention_int8)
+  --fp16              permit FP16 in an FP32 graph (TensorRT 8.6 only; an FP16 graph needs no flag)
   --plugins[=LIB]     the graph holds plugin nodes; default TensorRT/Plugins/build/libswin_plugins.so
-  --output PLAN       the engine; default TensorRT/TRT_Engine/MODEL.plan, with _fp16 added where --fp16 was
-                      given and MODEL has neither _fp16 nor _int8
+  --carry-plugins     put that library into the plan, which then needs no other file
+  --backend NAME      tensorrt or tensorrt_rtx, for TensorRT/build_engine.py; default: the first that is installed
+  --output PLAN       the engine; default TensorRT/TRT_Engine/MODEL.plan, with _fp16 added where --fp16 permits it
   --dry-run           print the command instead of running it
 
 Builder options, --flag=value, go to the builder as they are: --noTF32, --memPoolSize=workspace:MIB (default 4096),
---maxAuxStreams=N (default 0 with --plugins, else TensorRT's own),
---builderOptimizationLevel=0-5, --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN (where those libraries are missing),
+--maxAuxStreams=N (default 0 with --plugins, else TensorRT's own), --builderOptimizationLevel=0-5,
+--tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN (8.6 and 10, where those libraries are missing; 11 has none of them),
 --timingCacheFile=FILE (default none: 8.6.0 could not read those that it had saved),
 --profilingVerbosity=..., --verbose.
 X
@@ -53,17 +54,22 @@ how_to_make() {
     esac
 }
 
-onnx='' size='' min=1 opt='' max=128 fixed=no fp16=no plugins='' plan='' dry_run=no passed=()
+onnx='' size='' min=1 opt='' max=128 fp16=no plugins='' carry=no backend=() plan='' dry_run=no passed=()
 while (($#)); do
     case $1 in
-        --size | --min | --opt | --max)
+        --size) [[ ${2:-} =~ ^[1-9][0-9]*(x[1-9][0-9]*)?$ ]] || fail "--size needs pixels, or HxW, not '${2:-}'"
+                size=$2; [[ $size == *x* ]] || size=${size}x$size; shift ;;
+        --min | --opt | --max)
             [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "$1 needs a positive whole number, not '${2:-}'"
             printf -v "${1#--}" %s "$2"; shift ;;
         --output) [[ -n ${2:-} ]] || fail "--output needs a path"; plan=$2; shift ;;
-        --fixed) fixed=yes ;;
+        --fixed) ;;  # a batch that was fixed at export is read from the graph
         --fp16) fp16=yes ;;
         --plugins) plugins=TensorRT/Plugins/build/libswin_plugins.so ;;
         --plugins=*) plugins=${1#*=} ;;
+        --carry-plugins) carry=yes ;;
+        --backend) [[ ${2:-} =~ ^tensorrt(_rtx)?$ ]] || fail "--backend needs tensorrt or tensorrt_rtx, not '${2:-}'"
+                   backend=(--backend "$2"); shift ;;
         --dry-run) dry_run=yes ;;
         -h | --help) usage; exit ;;
         -*) passed+=("$1") ;;
@@ -75,24 +81,35 @@ done
 cd "$root"
 [[ -n $onnx ]] || { usage >&2; exit 2; }
 model=$(basename "$onnx" .onnx)
-[[ $model != *_fp16* || $fp16 == yes ]] || fail "$onnx: its name says FP16; add --fp16"
-[[ $model != *_attention_int8 || $fp16 == yes ]] || fail "$onnx: what is not INT8 in it is FP16; add --fp16"
-name=$model
-[[ $fp16 == no || $model == *_fp16* || $model == *_int8 ]] || name=${model}_fp16
-plan=${plan:-TensorRT/TRT_Engine/$name.plan}
-[[ $plan == *.plan ]] || fail "--output $plan: must end in .plan"
-[[ -n $size ]] || case $model in swinv2*) size=256 ;; *) size=224 ;; esac
 [[ -n $opt ]] || opt=$((max < 32 ? max : min > 32 ? min : 32))
 ((min <= opt && opt <= max)) || fail "--min $min, --opt $opt, --max $max are not in this order"
-if [[ $dry_run == no ]]; then
-    [[ -f $onnx ]] || fail "$onnx: no such file; make it with: $(how_to_make "$model")"
-    [[ -z $plugins || -f $plugins ]] || fail "$plugins: no such file; make it with: make -C TensorRT/Plugins"
-fi
+[[ $carry == no || -n $plugins ]] || fail "--carry-plugins: says nothing without --plugins"
+[[ -f $onnx ]] || fail "$onnx: no such file; make it with: $(how_to_make "$model")"
+[[ $dry_run == yes || -z $plugins || -f $plugins ]] || fail "$plugins: no such file; make it with: make -C TensorRT/Plugins"
 
-image=3x${size}x$size
+# What the graph says of itself; what it leaves open is an empty line (the last of which $( ) would strip).
+facts=$(python3 graphs/facts.py "$onnx" input batch layout height width patched precision) || exit 1
+{ read -r input; read -r batch; read -r layout; read -r height; read -r width; read -r patched; read -r precision; } <<< "$facts"
+[[ $patched == '{}' || -n $plugins ]] || fail "$onnx: holds plugin nodes; add --plugins"
+graph_fp16=no  # what is not INT8 in a patched INT8 graph is FP16
+[[ $precision != fp16 && ! ($precision == int8 && $patched != '{}') ]] || graph_fp16=yes
+name=$model
+[[ $fp16 == no || $graph_fp16 == yes || $precision == int8 ]] || name=${model}_fp16
+plan=${plan:-TensorRT/TRT_Engine/$name.plan}
+[[ $plan == *.plan ]] || fail "--output $plan: must end in .plan"
+if [[ -n $size ]]; then
+    [[ -z $height || $height == "${size%x*}" ]] || fail "--size $size: the images of $onnx are ${height}x$width"
+    [[ -z $width || $width == "${size#*x}" ]] || fail "--size $size: the images of $onnx are ${height}x$width"
+fi
+height=${height:-${size%x*}} width=${width:-${size#*x}}
+[[ -n $height && -n $width ]] || fail "$onnx: leaves the images' height and width open; give --size"
+image=3x${height}x$width
+[[ $layout != NHWC ]] || image=${height}x${width}x3
+
 flags=(--onnx="$onnx")
-[[ $fixed == yes ]] || flags+=(--minShapes="input:${min}x$image" --optShapes="input:${opt}x$image" --maxShapes="input:${max}x$image")
+[[ -n $batch ]] || flags+=(--minShapes="$input:${min}x$image" --optShapes="$input:${opt}x$image" --maxShapes="$input:${max}x$image")
 [[ -z $plugins ]] || flags+=(--staticPlugins="$plugins")
+[[ $carry == no ]] || flags+=(--setPluginsToSerialize="$plugins")
 defaults=(--memPoolSize=workspace:4096 --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json")
 # Between plugin nodes TensorRT runs what it can side by side, which needs memory side by side. Without, it does not.
 [[ -z $plugins ]] || defaults+=(--maxAuxStreams=0)
@@ -100,21 +117,21 @@ for default in "${defaults[@]}"; do
     [[ " ${passed[*]-} " == *" ${default%%=*}="* ]] || flags+=("$default")  # trtexec refuses a flag given twice
 done
 
-if command -v trtexec > /dev/null; then
+if [[ ${#backend[@]} == 0 && -z ${TRT_BACKEND:-} ]] && command -v trtexec > /dev/null; then
     # Its --help begins with "... [TensorRT v8600]"; 10.0 is 100000. From 10 on the graph's types are binding.
     [[ $(trtexec --help) =~ \[TensorRT\ v([0-9]+)\] ]] || fail "$(command -v trtexec): does not say its version"
     if ((BASH_REMATCH[1] >= 100000)); then
-        [[ $fp16 == no || $model == *_fp16* || $model == *_int8* ]] ||
+        [[ $fp16 == no || $precision != fp32 ]] ||
             fail "$onnx: --fp16 makes no FP16 of it from TensorRT 10 on; make it so: python onnx/graphsurgeon/to_fp16.py --onnx $onnx"
         flags+=(--stronglyTyped)
-    elif [[ $fp16 == yes ]]; then flags+=(--fp16); fi
+    elif [[ $fp16 == yes || $graph_fp16 == yes ]]; then flags+=(--fp16); fi
     if ((BASH_REMATCH[1] >= 8600 && BASH_REMATCH[1] < 9000)) && [[ " ${passed[*]-} " != *" --preview="* ]]; then
         flags+=(--preview=+profileSharing0806)  # several contexts at once: engine_builder.py says more
     fi
     command=(trtexec --skipInference --saveEngine="$plan.partial" "${flags[@]}" ${passed[@]+"${passed[@]}"})
 else
-    [[ $fp16 == no ]] || flags+=(--fp16)
-    command=("${TRT_PYTHON:-python3}" TensorRT/build_engine.py --saveEngine="$plan" "${flags[@]}" ${passed[@]+"${passed[@]}"})
+    [[ $fp16 == no && $graph_fp16 == no ]] || flags+=(--fp16)
+    command=("${TRT_PYTHON:-python3}" TensorRT/build_engine.py ${backend[@]+"${backend[@]}"} --saveEngine="$plan" "${flags[@]}" ${passed[@]+"${passed[@]}"})
 fi
 
 if [[ $dry_run == yes ]]; then

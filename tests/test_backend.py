@@ -27,7 +27,7 @@ BROKEN_BINDINGS = 'raise ImportError("{}: cannot open shared object file: No suc
 
 
 def load_in_a_process(**environment: str) -> str:
-    """What `load` gives in a fresh process: the module's name and the versions of bindings and library, or its error."""
+    """What `load` gives in a fresh process: name, version of the bindings and version of the library, or its error."""
     code = """
 from TensorRT import backend
 from utils import UserError

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -12,7 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import TRT_test
 from graphs.names import belongs_to
@@ -27,9 +30,9 @@ without_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is no
 
 def shell(*command: str | Path, path: Path | None = None) -> subprocess.CompletedProcess:
     """Run a command from another folder than the repository, `path` before everything else on the PATH."""
-    search = f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"]
+    folders = [*([str(path)] if path else []), str(Path(sys.executable).parent), os.environ["PATH"]]
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd="/",
-                          env={**os.environ, "PATH": search, "TRT_PYTHON": sys.executable})
+                          env={**os.environ, "PATH": ":".join(folders), "TRT_PYTHON": sys.executable})
 
 
 def one_line_error(done: subprocess.CompletedProcess, status: int = 1) -> str:
@@ -49,21 +52,65 @@ def test_all_wrappers_are_there():
         "swinv2", "swinv2_attention_fp16", "swinv2_fp16", "swinv2_int8", "swinv2_layernorm"]
 
 
+def graph(path: Path, precision: str = "fp32", plugins: bool = False, name: str = "input",
+          shape: tuple[int | str, ...] = ("batch", 3, 224, 224)) -> Path:
+    """Write a small graph that multiplies images, [B, 3, H, W] or [B, H, W, 3], by a matrix over their channels."""
+    kind = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
+    nodes, image = [], name
+    if precision == "fp16":
+        nodes, image = [helper.make_node("Cast", [name], ["half"], to=kind)], "half"
+    if precision == "int8":
+        nodes = [helper.make_node("QuantizeLinear", [name, "scale"], ["quantised"]),
+                 helper.make_node("DequantizeLinear", ["quantised", "scale"], ["restored"])]
+        image = "restored"
+    if plugins:
+        nodes.append(helper.make_node("SwinFNorm", [image], ["normed"], domain="swin", fp16=int(precision == "fp16")))
+        image = "normed"
+    if shape[1] == 3:
+        nodes.append(helper.make_node("Conv", [image, "w"], ["logits"]))
+    else:
+        nodes.append(helper.make_node("MatMul", [image, "w"], ["logits"]))
+    weights = np.ones((5, 3, 1, 1) if shape[1] == 3 else (3, 5), helper.tensor_dtype_to_np_dtype(kind))
+    made = helper.make_graph(
+        nodes, "m", [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", kind, None)],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.float32(0.1), "scale")])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("swin", 1)]
+    onnx.save(helper.make_model(made, opset_imports=opsets), path)
+    return path
+
+
+def dry_run(path: Path, *flags: str | Path, script: Path = ROOT / "TensorRT/build.sh") -> dict[str, str]:
+    """The flags of the builder that a dry run of build.sh prints."""
+    done = shell(script, path, *flags, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    return dict(part.partition("=")[::2] for part in shlex.split(done.stdout) if part.startswith("--"))
+
+
+def shapes(flags: dict[str, str]) -> list[str]:
+    """Of the optimization profile: smallest, usual, largest."""
+    return [flags[f"--{which}Shapes"] for which in ("min", "opt", "max")]
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrapper_name_precision_and_flags_agree(wrapper):
+def test_wrapper_name_precision_and_flags_agree(tmp_path, wrapper):
+    """In a copy of the repository that has a small graph of each name."""
     name = wrapper[len("build_"):-len(".sh")].replace("_int8", "_attention_int8")
-    done = shell(ROOT / "TensorRT" / wrapper, "--dry-run", "--verbose")
+    for part in ("TensorRT", "graphs", "utils.py"):
+        (tmp_path / part).symlink_to(ROOT / part)
+    (tmp_path / "onnx").mkdir()
+    precision = name.rpartition("_")[2] if name.endswith(("_fp16", "_int8")) else "fp32"
+    graph(tmp_path / f"onnx/{name}.onnx", precision, "layernorm" in name or "attention" in name)
+    done = shell(tmp_path / "TensorRT" / wrapper, "--dry-run", "--verbose")
     assert done.returncode == 0, done.stderr
     flags = dict(part.partition("=")[::2] for part in done.stdout.split())
-    size = 256 if name.startswith("swinv2") else 224
     assert flags["--onnx"] == f"onnx/{name}.onnx"
     assert flags["--saveEngine"] == f"TensorRT/TRT_Engine/{name}.plan"
     assert flags["--exportLayerInfo"] == f"TensorRT/TRT_Engine/{name}.layers.json"
-    assert [flags[f"--{which}Shapes"] for which in ("min", "opt", "max")] == [
-        f"input:{batch}x3x{size}x{size}" for batch in (1, 32, 128)]
+    assert shapes(flags) == [f"input:{batch}x3x224x224" for batch in (1, 32, 128)]
     assert flags.get("--maxAuxStreams") == ("0" if "--staticPlugins" in flags else None)
-    assert ("--fp16" in flags) == name.endswith(("_fp16", "_int8"))
-    assert ("--noTF32" in flags) == (not name.endswith(("_fp16", "_int8")))
+    assert ("--fp16" in flags) == (precision != "fp32")
+    assert ("--noTF32" in flags) == (precision == "fp32")
     assert ("--staticPlugins" in flags) == ("layernorm" in name or "attention" in name)
     assert "--verbose" in flags  # what is added to a wrapper goes through
 
@@ -74,38 +121,71 @@ def test_wrappers_are_one_line():
         assert len([line for line in lines if not line.startswith("#")]) == 1, wrapper
 
 
-def test_build_flags_of_any_model():
-    done = shell(ROOT / "TensorRT/build.sh", "onnx/swinv2_micro.onnx", "--fp16", "--size", "192", "--max", "16",
+def test_build_flags_go_through(tmp_path):
+    done = shell(ROOT / "TensorRT/build.sh", graph(tmp_path / "m.onnx", plugins=True), "--fp16", "--max", "16",
                  "--plugins=/some where/lib.so", "--memPoolSize=workspace:100", "--maxAuxStreams=2", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "--saveEngine=TensorRT/TRT_Engine/swinv2_micro_fp16.plan" in done.stdout
-    assert "--optShapes=input:16x3x192x192 --maxShapes=input:16x3x192x192" in done.stdout
+    assert "--saveEngine=TensorRT/TRT_Engine/m_fp16.plan" in done.stdout
     assert r"--staticPlugins=/some\ where/lib.so" in done.stdout
     for flag in ("--memPoolSize", "--maxAuxStreams"):
         assert done.stdout.count(flag) == 1  # trtexec refuses a flag that comes twice
 
 
-def test_a_graph_of_a_fixed_batch_gets_no_profile():
+def test_input_and_size_are_the_graphs(tmp_path):
+    """Neither comes from a file's name."""
+    images = graph(tmp_path / "swinv2_micro.onnx", name="pixels", shape=("N", 3, 96, 160))
+    assert shapes(dry_run(images)) == [f"pixels:{batch}x3x96x160" for batch in (1, 32, 128)]
+    channels_last = graph(tmp_path / "m.onnx", name="x", shape=("N", 96, 160, 3))
+    assert shapes(dry_run(channels_last, "--max", "4")) == [f"x:{batch}x96x160x3" for batch in (1, 4, 4)]
+
+
+def test_an_open_size_is_asked_for(tmp_path):
+    path = graph(tmp_path / "m.onnx", shape=("N", 3, "H", "W"))
+    assert shapes(dry_run(path, "--size", "64x96", "--max", "1")) == ["input:1x3x64x96"] * 3
+    assert shapes(dry_run(path, "--size", "64", "--max", "1")) == ["input:1x3x64x64"] * 3
+    assert "open; give --size" in one_line_error(shell(ROOT / "TensorRT/build.sh", path, "--dry-run"))
+
+
+def test_a_graph_of_a_fixed_batch_gets_no_profile(tmp_path):
     """trtexec refuses shapes for it."""
-    done = shell(ROOT / "TensorRT/build.sh", "onnx/swinv1_timm_b8.onnx", "--fixed", "--fp16", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "TRT_Engine/swinv1_timm_b8_fp16.plan" in done.stdout and "Shapes" not in done.stdout
+    flags = dry_run(graph(tmp_path / "m.onnx", shape=(8, 3, 32, 32)), "--fp16")
+    assert flags["--saveEngine"] == "TensorRT/TRT_Engine/m_fp16.plan"
+    assert not [flag for flag in flags if "Shapes" in flag]
+
+
+@pytest.mark.parametrize(("precision", "plugins", "fp16"), [
+    ("fp32", False, False), ("fp16", False, True), ("int8", False, False), ("int8", True, True)])
+def test_fp16_is_permitted_where_the_graph_has_it(tmp_path, precision, plugins, fp16):
+    """Whatever the graph's name says. What is not INT8 in a graph of INT8 plugin nodes is FP16."""
+    name = {"fp32": "plate_fp16", "fp16": "half", "int8": "m"}[precision]
+    path = graph(tmp_path / f"{name}.onnx", precision, plugins)
+    flags = dry_run(path, *["--plugins"] * plugins)
+    assert ("--fp16" in flags) == fp16 and flags["--saveEngine"] == f"TensorRT/TRT_Engine/{name}.plan"
+
+
+def test_a_plan_can_carry_its_plugins(tmp_path):
+    flags = dry_run(graph(tmp_path / "m.onnx", plugins=True), "--plugins=lib.so", "--carry-plugins")
+    assert flags["--staticPlugins"] == flags["--setPluginsToSerialize"] == "lib.so"
+
+
+def test_a_backend_is_handed_to_the_builder(tmp_path):
+    fake_trtexec(tmp_path, 110100, status=0)  # which has a backend of its own
+    done = shell(ROOT / "TensorRT/build.sh", graph(tmp_path / "m.onnx"), "--backend", "tensorrt_rtx", "--dry-run",
+                 path=tmp_path)
+    assert done.stdout.split()[:4] == [sys.executable, "TensorRT/build_engine.py", "--backend", "tensorrt_rtx"]
 
 
 @pytest.mark.parametrize(("flags", "batches"), [
     ([], (1, 32, 128)), (["--max", "16"], (1, 16, 16)), (["--min", "64"], (64, 64, 128)),
     (["--min", "2", "--opt", "4", "--max", "8"], (2, 4, 8))])
-def test_the_usual_batch_lies_between_the_smallest_and_the_largest(flags, batches):
-    done = shell(ROOT / "TensorRT/build.sh", "onnx/m.onnx", *flags, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert [part for part in done.stdout.split() if "Shapes=" in part] == [
-        f"--{which}Shapes=input:{batch}x3x224x224" for which, batch in zip(("min", "opt", "max"), batches)]
+def test_the_usual_batch_lies_between_the_smallest_and_the_largest(tmp_path, flags, batches):
+    assert shapes(dry_run(graph(tmp_path / "m.onnx"), *flags)) == [f"input:{batch}x3x224x224" for batch in batches]
 
 
-def test_builders_have_the_memory_that_the_help_says(monkeypatch):
+def test_builders_have_the_memory_that_the_help_says(tmp_path, monkeypatch):
     script = ROOT / "TensorRT/build.sh"
     (mib,) = re.findall(r"--memPoolSize=workspace:MIB \(default (\d+)\)", shell(script, "--help").stdout)
-    assert f"--memPoolSize=workspace:{mib}" in shell(script, "onnx/m.onnx", "--dry-run").stdout.split()
+    assert dry_run(graph(tmp_path / "m.onnx"))["--memPoolSize"] == f"workspace:{mib}"
     monkeypatch.setattr(sys, "argv", ["build_engine.py", "--onnx=m.onnx", "--saveEngine=m.plan"])
     assert build_engine.parse_arguments().memPoolSize == float(mib)
 
@@ -116,19 +196,29 @@ def test_builders_have_the_memory_that_the_help_says(monkeypatch):
     (["onnx/absent_fp16.onnx", "--fp16"], "to_fp16.py --onnx onnx/absent.onnx"),
     (["onnx/absent_attention_fp16.onnx", "--fp16"], "add_all.py --onnx onnx/absent.onnx --fp16"),
     (["onnx/absent_attention_int8.onnx", "--fp16"], "add_int8.py --onnx onnx/absent_int8.onnx"),
-    (["onnx/absent_attention_int8.onnx"], "what is not INT8 in it is FP16; add --fp16"),
     (["onnx/absent_int8.onnx"], "TensorRT/INT8/quant.py --onnx onnx/absent.onnx"),
     (["onnx/absent_layernorm.onnx"], "add_every_layernorm.py --onnx onnx/absent.onnx"),
     (["onnx/absent_linear_mlp.onnx"], "the script that makes it, see onnx/graphsurgeon/README.md"),
-    (["onnx/absent_fp16.onnx"], "its name says FP16; add --fp16"),
-    (["onnx/absent_fp16_layers.onnx"], "its name says FP16; add --fp16"),
     (["a.onnx", "b.onnx"], "two graphs"),
     (["a.onnx", "--max", "0"], "--max needs a positive whole number, not '0'"),
     (["a.onnx", "--min", "8", "--opt", "4"], "not in this order"),
     (["a.onnx", "--output"], "--output needs a path"),
+    (["a.onnx", "--size", "0"], "--size needs pixels, or HxW, not '0'"),
+    (["a.onnx", "--backend", "trt"], "--backend needs tensorrt or tensorrt_rtx, not 'trt'"),
+    (["a.onnx", "--carry-plugins"], "--carry-plugins: says nothing without --plugins"),
 ])
 def test_build_refuses(arguments, words):
     assert words in one_line_error(shell(ROOT / "TensorRT/build.sh", *arguments))
+
+
+def test_build_refuses_what_the_graph_contradicts(tmp_path):
+    path = graph(tmp_path / "m.onnx", plugins=True)
+    script = ROOT / "TensorRT/build.sh"
+    assert "holds plugin nodes; add --plugins" in one_line_error(shell(script, path, "--dry-run"))
+    error = one_line_error(shell(script, path, "--plugins", "--size", "192", "--dry-run"))
+    assert "--size 192x192: the images of" in error and "are 224x224" in error
+    path.write_bytes(b"no graph")
+    assert "m.onnx" in one_line_error(shell(script, path, "--dry-run"))
 
 
 def test_a_library_that_is_missing_is_said_before_the_build(tmp_path):
@@ -137,8 +227,9 @@ def test_a_library_that_is_missing_is_said_before_the_build(tmp_path):
     assert "absent.so: no such file; make it with: make -C TensorRT/Plugins" in one_line_error(done)
 
 
-def test_the_builder_runs_in_the_python_that_has_tensorrt():
-    words = shell(ROOT / "TensorRT/build.sh", "onnx/m.onnx", "--dry-run").stdout.split()  # TRT_PYTHON is this one here
+def test_the_builder_runs_in_the_python_that_has_tensorrt(tmp_path):
+    done = shell(ROOT / "TensorRT/build.sh", graph(tmp_path / "m.onnx"), "--dry-run")  # TRT_PYTHON is this one here
+    words = done.stdout.split()
     assert words[:2] == [sys.executable, "TensorRT/build_engine.py"]
 
 
@@ -156,7 +247,7 @@ def fake_trtexec(folder: Path, version: int, status: int) -> None:
 def test_a_preview_that_was_asked_for_stands_alone(tmp_path):
     """trtexec refuses a flag that comes twice."""
     fake_trtexec(tmp_path, 8600, status=0)
-    (tmp_path / "m.onnx").touch()
+    graph(tmp_path / "m.onnx")
     done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m.onnx", "--preview=-profileSharing0806", "--output",
                  tmp_path / "m.plan", path=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -171,7 +262,7 @@ def test_a_preview_that_was_asked_for_stands_alone(tmp_path):
     (110100, ["--stronglyTyped"], ["--fp16", "--preview=+profileSharing0806"])])
 def test_trtexec_is_preferred_and_gets_the_flags_of_its_version(tmp_path, version, wanted, unwanted):
     fake_trtexec(tmp_path, version, status=0)
-    (tmp_path / "m_fp16.onnx").touch()
+    graph(tmp_path / "m_fp16.onnx", "fp16")
     plan = tmp_path / "m_fp16.plan"
     done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m_fp16.onnx", "--fp16", "--output", plan, path=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -182,7 +273,7 @@ def test_trtexec_is_preferred_and_gets_the_flags_of_its_version(tmp_path, versio
 
 def test_from_tensorrt_10_on_fp16_is_refused_of_a_graph_that_has_none(tmp_path):
     """Its types are binding there: the engine would be FP32, and its name say FP16."""
-    (tmp_path / "m.onnx").touch()
+    graph(tmp_path / "m.onnx")
     for version, status in ((8600, 0), (100000, 1)):
         fake_trtexec(tmp_path, version, status=0)
         done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m.onnx", "--fp16", "--output", tmp_path / "m_fp16.plan",
@@ -193,7 +284,7 @@ def test_from_tensorrt_10_on_fp16_is_refused_of_a_graph_that_has_none(tmp_path):
 
 def test_failed_trtexec_leaves_no_plan(tmp_path):
     fake_trtexec(tmp_path, 8600, status=3)
-    (tmp_path / "m.onnx").touch()
+    graph(tmp_path / "m.onnx")
     done = shell(ROOT / "TensorRT/build.sh", tmp_path / "m.onnx", "--output", tmp_path / "m.plan", path=tmp_path)
     assert "trtexec failed; its messages are in" in one_line_error(done)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.log", "m.onnx", "trtexec"]

@@ -3,9 +3,9 @@
     python -m pytest --noconftest -m gpu tests/test_engines_gpu.py
 
 Runs in the Python that has TensorRT or TensorRT-RTX (3.9 or newer, with numpy, cuda-python and pytest; conftest.py
-wants torch). Takes the micro models' graphs from onnx/, their data from data/ and the plugin library, all made before by run_all.sh; what
-is missing is skipped. So are run_all.sh's engines where they are newer than their graphs; those that are not there are
-built first, side by side, in .cache/test_engines/. $BUILD_FLAGS goes to build.sh, e.g.
+wants torch). Takes the micro models' graphs from onnx/, their data from data/ and the plugin library, all made by
+run_all.sh; what is missing is skipped. So are run_all.sh's engines where they are newer than their graphs; those that
+are not there are built first, side by side, in .cache/test_engines/. $BUILD_FLAGS goes to build.sh, e.g.
 "--builderOptimizationLevel=1 --tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN": a low level is enough here.
 """
 from __future__ import annotations

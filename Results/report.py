@@ -33,6 +33,7 @@ from utils import ROOT, UserError, run_script, shown, whole_file
 
 BEGIN, END = "<!-- GPU results, by Results/report.py: begin -->", "<!-- GPU results: end -->"
 MODELS = {"swinv1": "V1", "swinv2": "V2"}  # the Small ones
+KERNEL_BATCH = "32"  # of the table of kernels
 SUFFIXES = r"(_layernorm|_attention)?(_fp16|_int8)?"
 RUNNERS = {OURS: "TensorRT with plugins", OURS_FP16: "TensorRT with plugins, FP16", "trt": "TensorRT",
            "torch-compile": "torch.compile", "torch-script": "TorchScript", "torch-eager": "PyTorch eager",
@@ -173,29 +174,43 @@ def memory(results: Path) -> list[str]:
 
 
 def kernels(results: Path) -> list[str]:
-    """The kernels by themselves, against the fastest that PyTorch has for the same work."""
-    rows = newest(last_gpu_rows(results / "kernels.csv"), "kernel", "model", "shape", "runner")
-    if not rows:
-        return []
-    table = [["kernel", "model", "shape", "us", "of bandwidth", "of arithmetic", "max abs err", "best of PyTorch", "us",
-              "max abs err", "times as fast"]]
-    for case in dict.fromkeys((row["kernel"], row["model"], row["shape"]) for row in rows):
-        cell = {row["runner"]: row for row in rows if (row["kernel"], row["model"], row["shape"]) == case}
-        ours = cell.pop("swin-plugins", None)
-        other = min(cell.values(), key=lambda row: float(row["time_us_median"]), default=None)
-        if ours is None:
+    """The kernels by themselves, a network's stages together, against the fastest that PyTorch has for all of it."""
+    case = ("kernel", "layer", "model", "precision")
+    rows = [row for row in last_gpu_rows(results / "kernels.csv") if row["batch"] == KERNEL_BATCH]
+    rows = newest(rows, *case, "stage", "runner")
+    table = [["kernel", "layer", "model", "stages", "us", "of bandwidth", "of arithmetic", "max abs err",
+              "best of PyTorch", "us", "max abs err", "times as fast"]]
+    for key in dict.fromkeys(tuple(row[name] for name in case) for row in rows):
+        runners: dict[str, list[Row]] = {}
+        for row in rows:
+            if tuple(row[name] for name in case) == key and not row["part"]:
+                runners.setdefault(row["runner"], []).append(row)
+        ours = runners.pop("swin-plugins", [])
+        others = {name: own for name, own in runners.items() if not name.startswith("swin") and len(own) == len(ours)}
+        if not ours:
             continue
-        line = [case[0], MODELS.get(case[1], case[1]), case[2], f"{float(ours['time_us_median']):.1f}",
-                f"{float(ours['bandwidth_fraction']):.0%}", f"{float(ours['arithmetic_fraction']):.0%}",
-                ours["max_abs_err"]]
-        if other is None:
+        line = [*key[:2], MODELS.get(key[2], key[2]), ", ".join(row["stage"] for row in ours), f"{total_us(ours):.1f}",
+                *(f"{sum(float(row[name]) * float(row['time_us_median']) for row in ours) / total_us(ours):.0%}"
+                  for name in ("bandwidth_fraction", "arithmetic_fraction")), largest_error(ours)]
+        if not others:
             table.append([*line, "-", "-", "-", "-"])
             continue
-        ratio = float(other["time_us_median"]) / float(ours["time_us_median"])
-        table.append([*line, other["runner"], f"{float(other['time_us_median']):.1f}", other["max_abs_err"],
-                      f"{ratio:.2f}"])
-    return ["### Kernels by themselves", "", *measured_by(rows, "python TensorRT/Plugins/benchmark.py --batch 32"),
-            "FP16, fractions of the card's own measured peaks.", "", *markdown_table(table), ""]
+        best = min(others, key=lambda name: total_us(others[name]))
+        table.append([*line, best, f"{total_us(others[best]):.1f}", largest_error(others[best]),
+                      f"{total_us(others[best]) / total_us(ours):.2f}"])
+    if len(table) == 1:
+        return []
+    return ["### Kernels by themselves", "", *measured_by(rows, "python TensorRT/Plugins/benchmark.py"),
+            f"At batch {KERNEL_BATCH}, one layer of each stage; fractions are of the card's own measured peaks.", "",
+            *markdown_table(table), ""]
+
+
+def total_us(rows: list[Row]) -> float:
+    return sum(float(row["time_us_median"]) for row in rows)
+
+
+def largest_error(rows: list[Row]) -> str:
+    return max((row["max_abs_err"] for row in rows), key=float)
 
 
 def section(results: Path) -> str:

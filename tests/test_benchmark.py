@@ -1,7 +1,7 @@
-"""TensorRT/Plugins/benchmark.py without a GPU: its shapes, counts and rows, and with a stand-in for the kernels its calls.
+"""TensorRT/Plugins/benchmark.py without a GPU: shapes, counts and rows, and by a stand-in for the kernels the calls.
 
-The stand-in computes what the headers of the C interfaces say, in FP64, by models/swin.py's own windows and masks, so that
-a call with two tensors swapped gives another result than the formula that the benchmark compares with.
+The stand-in computes what the headers of the C interfaces say, in FP64, by models/swin.py's own windows and masks, so
+that a call with two tensors swapped gives another result than the formula that the benchmark compares with.
 """
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import csv
 import inspect
 import math
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -219,7 +218,7 @@ def by_layer(batch: int, model: str) -> dict[str, list[Case]]:
 @pytest.mark.parametrize("model", ["swinv1", "swinv2"])
 @pytest.mark.parametrize("batch", [1, 32])
 def test_counts_are_those_of_swin_work(model, batch):
-    """Summed over the blocks of the network: operations exactly, bytes but for the vectors that swin_work.py leaves out."""
+    """Summed over the network's blocks: operations exactly, bytes but for vectors, which swin_work.py leaves out."""
     (network,), found = [n for n, name in SMALL if name == model], by_layer(batch, model)
     whole = swin_work.work_of(network, batch, 2, linear_adds_residual=True)
 
@@ -479,3 +478,23 @@ def test_list_needs_no_gpu(capsys, tmp_path):
     benchmark.main(["--list", "--kernel", "SwinMlp", "--batch", "8", "--results", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * 2 * 2 + 1 and "swin-plugins, torch-eager, swin-parts" in lines[0]
+
+
+# --- the table that is there -----------------------------------------------------------------------------------------
+
+def test_the_rows_that_are_there_have_these_columns_and_counts():
+    """Bytes and operations of the committed rows, by hand."""
+    with (ROOT / "Results" / "kernels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    for row in rows:
+        if row["run_id"] > "20261126-121613":
+            continue  # with biases and parameters, as the other tests count them
+        tokens, channels = int(row["batch"]) * int(row["side"]) ** 2, int(row["out_features"])
+        tensors = {"SwinAttention": 4, "SwinAddLayerNorm": 4, "SwinLayerNormAdd": 3}[row["kernel"]]
+        assert int(row["bytes"]) == 2 * tensors * tokens * channels
+        assert float(row["gb_per_s"]) == pytest.approx(int(row["bytes"]) / float(row["time_us_median"]) / 1e3, rel=0.01)
+        assert int(row["operations"]) == (4 * tokens * int(row["window_size"]) ** 2 * channels
+                                          if row["kernel"] == "SwinAttention" else 0)
+        assert channels == 96 * 2 ** (int(row["stage"]) - 1)
+        assert (row["input_layout"] == "windows") == row["runner"].startswith(("sdpa", "flex"))

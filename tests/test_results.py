@@ -124,11 +124,18 @@ def measured(tmp_path):
     append_rows(tmp_path / "memory.csv", columns, [
         dict(zip(columns, ("4", "abc", "A GPU", engine, batch, "1.0", used))) for engine, batch, used in
         [("swinv1_fp16", 128, "900.0"), ("swinv1_attention_fp16", 1, "500.5"), ("swinv1_micro_fp16", 1, "7.0")]])
-    columns = ("run_id", "commit", "gpu", "kernel", "model", "shape", "runner", "time_us_median", "bandwidth_fraction",
-               "arithmetic_fraction", "max_abs_err")
+    columns = ("run_id", "commit", "gpu", "kernel", "layer", "model", "stage", "batch", "precision", "runner", "part",
+               "time_us_median", "bandwidth_fraction", "arithmetic_fraction", "max_abs_err")
     append_rows(tmp_path / "kernels.csv", columns, [
-        dict(zip(columns, ("5", "abc", "A GPU", "SwinAttention", "swinv1", "[32, 7x7, 768]", runner, us, "0.5", "0.25",
-                           "1e-3"))) for runner, us in [("sdpa", "20.0"), ("swin-plugins", "8.0"), ("flex", "12.0")]])
+        dict(zip(columns, ("5", "abc", "A GPU", "SwinAttention", "W-MSA", "swinv1", stage, batch, "fp16", runner, part,
+                           us, bandwidth, "0.25", error)))
+        for stage, batch, runner, part, us, bandwidth, error in [
+            ("1", "32", "sdpa", "", "20.0", "0.5", "1e-3"), ("1", "32", "swin-plugins", "", "6.0", "0.8", "1e-3"),
+            ("1", "32", "flex", "", "7.0", "0.5", "1e-3"), ("2", "32", "sdpa", "", "4.0", "0.5", "3e-3"),
+            ("2", "32", "swin-plugins", "", "2.0", "0.4", "2e-3"), ("2", "32", "flex", "", "5.0", "0.5", "2e-3"),
+            ("1", "32", "swin-parts", "", "1.0", "0.5", "0"), ("2", "32", "swin-parts", "", "1.0", "0.5", "0"),
+            ("1", "32", "torch", "product", "1.0", "0.5", "0"), ("2", "32", "torch", "product", "1.0", "0.5", "0"),
+            ("1", "32", "one stage", "", "1.0", "0.5", "0"), ("1", "8", "swin-plugins", "", "1.0", "0.5", "0")]])
     return tmp_path
 
 
@@ -144,7 +151,8 @@ def test_section_is_made_of_the_newest_rows(measured):
     assert cells_of(text, "swinv1_fp16", "5.00e-02")[2:4] == ["1", "1"]
     assert cells_of(text, "MiB") == ["MiB", "run", "b1", "b128"]
     assert cells_of(text, "swinv1_attention_fp16", "500.5")[2:] == ["500.5", "-"]
-    assert cells_of(text, "SwinAttention")[3:] == ["8.0", "50%", "25%", "1e-3", "flex", "12.0", "1e-3", "1.50"]
+    assert cells_of(text, "SwinAttention")[1:] == [  # stages together; its peers are PyTorch's, with all of the work
+        "W-MSA", "V1", "1, 2", "8.0", "70%", "25%", "2e-3", "flex", "12.0", "2e-3", "1.50"]
     assert not any(hidden in text for hidden in ("micro", "Old GPU", "0.100", "0.200", "9e-01", "png"))
     assert text.count("Again: `") == 4 and "run 2, commit abc" in text
 
@@ -171,7 +179,7 @@ def test_kernels_are_compared_on_one_gpu(measured):
     (measured / "kernels.csv").unlink()
     elsewhere = {**rows[0], "gpu": "Another GPU", "runner": "flash", "time_us_median": "0.1"}
     append_rows(measured / "kernels.csv", tuple(rows[0]), [elsewhere, *rows])
-    assert cells_of(report.section(measured), "SwinAttention")[7:] == ["flex", "12.0", "1e-3", "1.50"]
+    assert cells_of(report.section(measured), "SwinAttention")[8:] == ["flex", "12.0", "2e-3", "1.50"]
 
 
 def test_section_goes_between_the_marks_and_nowhere_else(measured, tmp_path):

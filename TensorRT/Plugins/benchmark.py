@@ -11,6 +11,9 @@ finds its input there (in a network, it finds there what the kernel before has w
 the batches of --power-batch (128) swin-plugins runs for half a second besides, and nvidia-smi says the power and the
 clock meanwhile. torch.compile, which takes seconds a shape, is measured at the batches of --compile-batch (32), last.
 
+A runner that does a part of the work only says so in the column `part`; PyTorch's attentions are given q, k and v in
+windows already, and in V2 normalised (`input_layout`), so their times leave out copies that ours does not need.
+
 A row counts each input read once and each output written once, and the operations of matrix products; fractions are of
 what this card reaches in the same run: a large copy, and a large product in the type (PyTorch's). The error is the
 largest absolute one of all outputs, of INT8 ones in what they stand for, so half a step and more.
@@ -57,8 +60,8 @@ from utils import ROOT, UserError, batch_sizes, existing_file, from_zero, run_sc
 
 COLUMNS = (
     "run_id", "commit", "gpu", "kernel", "layer", "model", "stage", "batch", "side", "in_features", "out_features",
-    "window_size", "shift_size", "precision", "runner", "input_layout", "input_sets", "time_us_median", "sustained_us",
-    "power_w", "clock_mhz", "bytes", "operations", "gb_per_s", "bandwidth_fraction", "tflop_per_s",
+    "window_size", "shift_size", "precision", "runner", "part", "input_layout", "input_sets", "time_us_median",
+    "sustained_us", "power_w", "clock_mhz", "bytes", "operations", "gb_per_s", "bandwidth_fraction", "tflop_per_s",
     "arithmetic_fraction", "max_abs_err",
 )
 KEY = ("kernel", "layer", "model", "stage", "batch", "precision", "runner")  # of a row within its run
@@ -257,7 +260,7 @@ def measure(case: Case, names: Iterable[str], gpu: Gpu, sustained: bool) -> Iter
             peer = replace(peer, run=torch.compile(peer.run, dynamic=False))
         try:
             prepared = [peer.prepare(place, t) for t in sets]
-            error, limit = error_of(case, outputs_of(case, peer, prepared[0]), references[formula], bool(peer.formula))
+            error, limit = error_of(case, outputs_of(case, peer, prepared[0]), references[formula], bool(peer.part))
             if name == OURS and not error <= limit:
                 raise UserError(f"{label}: the kernel's result is off by {error:.3g}, where {limit:.3g} would be wrong")
             timing = gpu.time([partial(peer.run, place, t) for t in prepared], sustained and name == OURS)
@@ -291,7 +294,8 @@ def row_of(case: Case, name: str, timing: Timing, error: float, sets: int, peaks
         "in_features": str(inputs), "out_features": str(outputs),
         "window_size": str(place.window) if kernel.windows else "",
         "shift_size": str(place.shift) if kernel.windows else "",
-        "precision": kernel.precision, "runner": name, "input_layout": case.runners[name].input_layout,
+        "precision": kernel.precision, "runner": name, "part": case.runners[name].part,
+        "input_layout": case.runners[name].input_layout,
         "input_sets": str(sets), "time_us_median": f"{timing.us:.2f}", "sustained_us": text(timing.sustained_us, ".2f"),
         "power_w": text(timing.power_w, ".0f"), "clock_mhz": text(timing.clock_mhz, ".0f"), "bytes": str(case.bytes),
         "operations": str(case.operations), "gb_per_s": f"{gb:.0f}", "bandwidth_fraction": f"{gb / peaks['copy']:.3f}",

@@ -161,7 +161,8 @@ class Peer:
     run: Callable[[Place, Tensors], Outputs]
     prepare: Callable[[Place, Tensors], Tensors] = in_half  # not timed
     compiled: bool = False  # by torch.compile
-    formula: Callable[[Place, Tensors], Outputs] | None = None  # where it does a part of the work
+    part: str = ""  # of the work, where it does not do all of it,
+    formula: Callable[[Place, Tensors], Outputs] | None = None  # and what that computes
     restore: Callable[[Place, Outputs], Outputs] | None = None  # what it gives, as the kernel gives it; not timed
     input_layout: str = ""
     where: Callable[[Place], bool] = lambda place: True  # other places would say nothing new
@@ -268,7 +269,9 @@ def linear(name: str, layer: Layer) -> Kernel:
     def has_epilogue(place: Place) -> bool:
         return layer.gelu or (layer.residual and not place.v2)
 
-    peers = {"torch-linear": Peer(product, formula=product), "torch-eager": Peer(formula, where=has_epilogue)}
+    peers = {"torch-eager": Peer(formula)}
+    if layer.gelu or layer.residual:
+        peers["torch-linear"] = Peer(product, part="product and bias", formula=product, where=has_epilogue)
     if layer.gelu:  # with a residual, torch.compile does what eager does: a product, and a kernel after it
         peers["torch-compile"] = Peer(formula, compiled=True)
     return Kernel(
@@ -302,7 +305,7 @@ def linear_int8(name: str, layer: Layer) -> Kernel:
         return (torch._int_mm(t["x"], t["weight"].T),)
 
     peers = compared(eager, as_it_is, **{"torch-int-mm": Peer(
-        product_only, as_it_is, formula=lambda place, t: (t["x"] @ t["weight"].T,))})
+        product_only, as_it_is, part="product", formula=lambda place, t: (t["x"] @ t["weight"].T,))})
     return Kernel("SwinLinearInt8", name, "int8", tensors, run, formula, partial(linear_operations, layer),
                   lambda place: linear_size(layer, place)[1:], peers)
 

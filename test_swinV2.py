@@ -22,7 +22,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,14 +50,24 @@ from Results.tables import (
     package_versions,
     write_environment,
 )
-from utils import ROOT, UserError, batch_sizes, check_writable, choices, existing_file, from_one, run_script, shown
+from utils import (
+    ROOT,
+    Progress,
+    UserError,
+    batch_sizes,
+    check_writable,
+    choices,
+    existing_file,
+    from_one,
+    run_script,
+    shown,
+)
 
 TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 RUNNERS = ("torch-fp32", "torch-fp16", "torch-bf16", "onnx", "engine")
 # Images read, and held in memory, at a time; the last batch of each chunk may be a smaller one. An engine is loaded
 # anew for each, so there are few on a GPU; on a CPU, where each takes longer, more of them show more progress.
 CHUNK = {"cpu": 512, "cuda": 4096}
-PROGRESS_S = 10  # seconds between two lines of progress
 
 # What is asked of an ONNX file or an engine.
 FP32_LIMIT = 1e-4  # largest absolute error of a logit, without TF32
@@ -238,21 +247,25 @@ def read_labels(path: Path, names: list[str], classes: int) -> np.ndarray:
     """Labels from a text file of lines "path-in-the-folder class-index", one for every image, int64 [images].
 
     Raises:
-        UserError: a line of another form, an index that the model does not have, or an image without a line.
+        UserError: a line of another form, an index that the model does not have, an image with two lines or none.
     """
     path = existing_file(path, "a label file (--labels)")
-    found = {}
+    found: dict[str, int] = {}
+    lines_of: dict[str, int] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # with or without a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file of lines `name index`") from error
     for number, line in enumerate(lines, start=1):
         name, _, index = line.strip().replace("\t", " ").rpartition(" ")
+        name = name.strip()
         if not line.strip():
             continue
-        if not name or not index.isdecimal() or int(index) >= classes:
-            raise UserError(f"{path}:{number}: {line!r} is not `name index` with an index from 0 to {classes - 1}")
-        found[name.strip()] = int(index)
+        if not name or not index.isdecimal() or len(index) > 9 or int(index) >= classes:
+            raise UserError(f"{path}:{number}: {line[:80]!r} is not `name index` with an index from 0 to {classes - 1}")
+        if name in found:
+            raise UserError(f"{path}:{number}: {name} has a label on line {lines_of[name]} already; remove one of them")
+        found[name], lines_of[name] = int(index), number
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(f"{path}: has no label for {len(missing)} of {len(names)} images, such as {missing[0]}")
@@ -273,8 +286,8 @@ def collect_logits(images: ImageSet, runs: dict[Runner, list[int]], chunk: int,
     """
     parts: dict[Runner, list[np.ndarray]] = {runner: [] for runner in runs}
     chunk = max([chunk, *(batch for batches in runs.values() for batch in batches)])
-    begun = told = time.perf_counter()
     steps = [(start, runner) for start in range(0, images.count, chunk) for runner in runs]
+    progress = Progress(len(steps), "parts")
     elsewhere = [runner for runner in runs if isinstance(runner, EngineRunner)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(1, len(elsewhere))) as pool:
         file = Path(folder) / "input.npy"
@@ -290,11 +303,9 @@ def collect_logits(images: ImageSet, runs: dict[Runner, list[int]], chunk: int,
                                 f"and the model has {classes} classes; give the --cfg and weights that it was made "
                                 "from")
             parts[runner].append(logits)
-            now = time.perf_counter()
-            if now - told > PROGRESS_S and done < len(steps):
-                told = now
+            if progress.is_due() and done < len(steps):
                 print(f"  {runner.name} {runner.precision}: {start + len(inputs)} of {images.count} images, "
-                      f"about {(now - begun) / done * (len(steps) - done):.0f} s left", flush=True)
+                      f"{progress.left}", flush=True)
     return {(runner, batch): logits for runner, batches in runs.items()
             for batch, logits in zip(batches, np.concatenate(parts[runner], axis=1))}
 

@@ -1,4 +1,4 @@
-"""What every script shares: one-line errors, whole files, types of flags.
+"""What every script shares: one-line errors, whole files, progress, types of flags.
 
 Imports the standard library only, and nothing of this project. It runs on Python 3.9, because the Python that has
 TensorRT is often not the one that has torch.
@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,15 +22,34 @@ class UserError(Exception):
     """A mistake of the user's or of a file: one line that names the file, the problem and the remedy."""
 
 
+# Words by which PyTorch and onnxruntime say that memory is short: they raise no class of their own for it.
+# In lower case.
+NO_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory", "bad_alloc", "bad allocation")
+INTERRUPTED = 130  # exit status after Ctrl-C, as a shell gives it
+
+
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main(): a UserError or an OSError becomes one line on stderr and exit status 1."""
+    """Run a script's main(). What the user or the machine is to blame for becomes one line on stderr.
+
+    The exit status is then 1; after Ctrl-C it is 130. An error of the code itself keeps its traceback.
+    """
     try:
         main()
     except UserError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+        problem = str(error)
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: stopped by Ctrl-C; nothing half-written is left", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {where}{error.strerror or error}")
+        problem = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error).lower() for words in NO_MEMORY):
+            raise
+        asked = first_line(error) if str(error) else "no figure is known"
+        problem = f"not enough memory ({asked}); give fewer or smaller batches, or a larger machine"
+    else:
+        return
+    sys.exit(f"{Path(sys.argv[0]).name}: error: {problem}")
 
 
 @contextmanager
@@ -63,33 +83,56 @@ def existing_file(path: str | Path, what: str) -> Path:
     return path
 
 
+PARTIAL = ".partial-"  # in the hidden names of files that are being written
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the name `path` only if the block succeeds.
 
-    A reader never sees half a file, and an old file survives a failed write.
+    A reader never sees half a file, and an old file survives a failed write. A link stays one: the file that it points
+    to is replaced. What a process that was killed has left of the same file is removed first.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
-    path = Path(path)
+    target = Path(os.path.realpath(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target)
+        handle, partial = _locked_beside(target)
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be written there ({error.strerror}); give another place") from error
-    os.close(handle)
-    partial = Path(name)
     try:
         yield partial
-        partial.chmod(0o644)
-        partial.replace(path)
+        partial.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
+        partial.replace(target)
     except OSError as error:
-        if error.filename not in (None, name):
+        if error.filename not in (None, str(partial)):
             raise  # about another file, which the block was reading
         raise UserError(f"{shown(path)}: could not be written ({error.strerror}); nothing was left behind") from error
     finally:
         partial.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked_beside(target: Path) -> tuple[int, Path]:
+    """A new hidden file beside `target`, and a handle that holds its lock for as long as it is being written."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}{PARTIAL}", suffix=target.suffix, dir=target.parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):  # not so if it was taken for an abandoned one before it was locked
+            return handle, Path(name)
+        os.close(handle)
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove the hidden files that whole_file began for `target` and whose process is gone: nobody holds their lock."""
+    for path in target.parent.iterdir():
+        if path.name.startswith(f".{target.name}{PARTIAL}"):
+            with suppress(FileNotFoundError, PermissionError), path.open("rb") as file, suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def check_writable(path: str | Path) -> None:
@@ -101,7 +144,7 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{shown(path)}: is a folder, not a file; give another place")
-    there = next(folder for folder in path.resolve().parents if folder.exists())
+    there = next(folder for folder in Path(os.path.realpath(path)).parents if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
@@ -119,6 +162,62 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)  # and with it the lock
+
+
+PICTURES = (".jpg", ".jpeg", ".pdf", ".png", ".svg", ".webp")
+
+
+def picture_target(path: Path) -> Path:
+    """The path to draw a picture to, known before the work to be one that can be drawn and written.
+
+    Raises:
+        UserError: its suffix is none of PICTURES, or what check_writable raises.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"{shown(path)}: not the name of a picture; let it end with one of {', '.join(PICTURES)}")
+    check_writable(path)
+    return path
+
+
+class Progress:
+    """How many of `count` steps are done, and how long the rest will take if it goes on like this.
+
+    Lines rather than the bar of tqdm or rich: most output goes to a log, and the Python that has TensorRT has neither.
+    """
+
+    def __init__(self, count: float, what: str, every_s: float = 10) -> None:
+        """Args: what: the steps, in the plural. every_s: seconds between two lines."""
+        self.count, self.what, self.every_s = count, what, every_s
+        self.steps = 0.0
+        self.begun = self.told = time.perf_counter()
+
+    def is_due(self, steps: float = 1) -> bool:
+        """Count steps as done; whether a line is to be printed now: all are done, or the last one is long ago."""
+        self.steps += steps
+        now = time.perf_counter()
+        if now - self.told < self.every_s and self.steps < self.count:
+            return False
+        self.told = now
+        return True
+
+    def done(self, steps: float = 1) -> None:
+        """Count steps as done, and print a line where one is due."""
+        if self.is_due(steps):
+            print(f"  {self}", flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self.begun
+
+    @property
+    def left(self) -> str:
+        """E.g. "about 40 s left"."""
+        seconds = self.seconds / self.steps * (self.count - self.steps)
+        return f"about {seconds:.0f} s left" if seconds < 100 else f"about {seconds / 60:.0f} min left"
+
+    def __str__(self) -> str:
+        return f"{self.steps:g} of {self.count:g} {self.what}, {self.seconds:.0f} s, {self.left}"
 
 
 def batch_sizes(text: str) -> list[int]:

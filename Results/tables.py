@@ -5,11 +5,14 @@ Adding a row needs numpy and the standard library only: the Python that has Tens
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import platform
+import re
 import subprocess
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -94,18 +97,95 @@ def record_latency(results: Path, row: dict) -> None:
           flush=True)
 
 
+# Columns of numbers, in every table. One that is not known is empty, but for those that are always known.
+WHOLE = re.compile("batch|images|layers|int8_layers|tensors|depth|nan|inf|(images|tensors)_nan_or_inf")
+NUMBER = re.compile(r".+_[mu]s_(median|p\d+)|.+_(err|mib|per_s|fraction)|.*agreement|top1|top1_torch|share|gflop|mb"
+                    "|load|largest_logit|max_abs_ref")
+KNOWN = re.compile(r"batch|.+_[mu]s_median")
+MERGE_MARKS = ("<<<<<<<", "|||||||", "=======", ">>>>>>>")  # what git leaves where two versions did not fit together
+
+
+def read_rows(path: Path, needs: Iterable[str] = ()) -> list[dict[str, str]]:
+    """The rows of a table, each the text of its columns by their names; none where no file is there or it is empty.
+
+    Args:
+        path: the CSV file.
+        needs: columns that it must have.
+    Raises:
+        UserError: it is no such table, or broken: cut off, edited, or merged by halves. Names the line.
+    """
+    if not path.exists():
+        return []
+
+    def broken(line: int, problem: str) -> UserError:
+        return UserError(f"{shown(path)}:{line}: {problem}")
+
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise broken(line, "is not UTF-8 text; save it as that, or move the file away") from error
+    if text.startswith("\ufeff"):
+        raise broken(1, "begins with a byte order mark; save the file as UTF-8 without one")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.startswith(MERGE_MARKS):
+            raise broken(number, f"{line[:7]} is left of a merge; keep the rows of both sides and remove the marks")
+    if text and not text.endswith("\n"):
+        raise broken(len(text.splitlines()), "the last line has no end and may be cut off; complete or remove it")
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[dict[str, str]] = []
+    heading: list[str] = []
+    try:
+        for cells in lines:
+            if not heading:
+                heading = cells
+                if len(cells) == 1 and ";" in cells[0]:
+                    raise broken(1, "has semicolons between its columns; save it with commas")
+                for column in needs:
+                    if column not in heading:
+                        raise broken(1, f"lacks the column {column}; move the file away, or give it the column")
+            elif cells:
+                if len(cells) != len(heading):
+                    raise broken(lines.line_num, f"has {len(cells)} cells, the heading has {len(heading)}; "
+                                                 "complete or remove it")
+                row = dict(zip(heading, cells))
+                for column, cell in row.items():
+                    if problem := _cell_problem(column, cell):
+                        raise broken(lines.line_num, f"{column} is {cell[:40]!r}, {problem}; correct the line")
+                rows.append(row)
+    except csv.Error as error:
+        raise broken(lines.line_num, f"is not a line of a CSV table ({error}); correct or remove it") from error
+    return rows
+
+
+def _cell_problem(column: str, cell: str) -> str:
+    """What is wrong with the text in a column; "" where nothing is."""
+    if not cell:
+        return "which is never empty" if KNOWN.fullmatch(column) else ""
+    if WHOLE.fullmatch(column):
+        return "" if cell.isascii() and cell.isdecimal() and len(cell) < 16 else "not a whole number"
+    if NUMBER.fullmatch(column):
+        with suppress(ValueError):
+            float(cell)
+            return "" if "_" not in cell else "not a number"
+        return "not a number"
+    return ""
+
+
 def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
     """Append rows to a CSV table, writing its heading first where the file is new. Several processes may do so at once.
 
     Raises:
-        UserError: the file there has other columns.
+        UserError: the file there has other columns, or a line that is broken; nothing is then written behind it.
     """
-    with alone_in(path.parent):
-        old = path.read_text() if path.exists() else ""
-        if old and tuple(old.splitlines()[0].split(",")) != columns:
-            raise UserError(f"{shown(path)}: has other columns than {','.join(columns)}; move it away")
-        with whole_file(path) as partial, partial.open("w", newline="") as file:
-            file.write(old if not old or old.endswith("\n") else f"{old}\n")  # a last line edited by hand may lack it
+    table = Path(os.path.realpath(path))  # all who write to it wait for the same lock, by whatever link they came
+    with alone_in(table.parent):
+        old = table.read_bytes().decode(errors="replace") if table.exists() else ""
+        read_rows(path)
+        if old and tuple(next(csv.reader(old.splitlines()))) != columns:
+            raise UserError(f"{shown(path)}:1: has other columns than {','.join(columns)}; move it away")
+        with whole_file(table) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            file.write(old)
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             if not old:
                 writer.writeheader()
@@ -114,11 +194,7 @@ def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
 
 def latency_rows(results: Path, run_id: str | None = None) -> list[dict[str, str]]:
     """The rows of <results>/latency.csv, of one run or of all; none where there is no such file."""
-    path = results / "latency.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if run_id in (None, row["run_id"])]
+    return [row for row in read_rows(results / "latency.csv", LATENCY_COLUMNS) if run_id in (None, row["run_id"])]
 
 
 def row_problem(row: dict[str, str]) -> str:

@@ -24,8 +24,8 @@ PHASES = (
 class BuildLog:
     """Writes TensorRT's messages to a file and, as a context manager, keeps a progress line on the terminal.
 
-    TensorRT 8.6 tells nobody how much of a build is left, so the estimate is the time that the same engine took when
-    it was last built, read from the log that this one replaces.
+    Progress of utils.py counts steps, and of a build TensorRT 8.6 tells nobody how many are left: the estimate is the
+    time that the same engine took when it was last built, read from the log that this one replaces.
     """
 
     def __init__(self, path: Path, verbose: bool = False) -> None:

@@ -17,7 +17,6 @@ import csv
 import math
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from data.batches import load_arrays
 from graphs.files import load_onnx
 from graphs.names import belongs_to
-from Results.tables import RESULTS
+from Results.tables import RESULTS, read_rows
 from TensorRT.backend import add_backend_argument
 from utils import ROOT, UserError, existing_file, from_one, from_zero, run_script, shown, whole_file
 
@@ -65,14 +64,11 @@ def mark(model, names: list[str], types: dict[str, int] | None = None):
 
 def session_of(model, names: list[str]):
     """An onnxruntime session on a model, plugin nodes by their reference meaning, with tensors as further outputs."""
+    from graphs import sessions
     from graphs.reference import expand
-    from graphs.sessions import onnx_session
 
-    model = mark(expand(model), names)  # in this order: expand() needs the types that the model gives its tensors
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "marked.onnx"
-        path.write_bytes(model.SerializeToString())
-        return onnx_session(path)
+    return sessions.session_of(mark(expand(model), names))  # expand() needs the types that the model gives its tensors
+
 
 
 def reference_of(onnx_path: Path) -> Path:
@@ -196,14 +192,8 @@ def write_table(table: Path, rows: list[dict[str, str]]) -> None:
 
 def read_table(table: Path) -> list[dict[str, str]]:
     """The rows that `write_table` wrote; UserError if the file is something else."""
-    path = existing_file(table, "a table that `compare_layers.py run` wrote")
-    with path.open(newline="", errors="replace") as file:
-        reader = csv.DictReader(file)
-        try:
-            rows = list(reader)
-        except csv.Error:
-            rows = []
-    if tuple(reader.fieldnames or ()) != COLUMNS or not rows:
+    rows = read_rows(existing_file(table, "a table that `compare_layers.py run` wrote"))
+    if not rows or tuple(rows[0]) != COLUMNS:
         raise UserError(f"{shown(table)}: is not a table of compare_layers.py run")
     return rows
 

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from graphs import sessions
 from graphs.files import PLUGIN_DOMAIN, load_onnx, onnx_precision, onnx_refusals
 from graphs.reference import OPERANDS, element_types, expand
 from Results.tables import RESULTS
@@ -95,13 +96,8 @@ def round_tensors(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def emulated(model: onnx.ModelProto, names: list[str], images: np.ndarray) -> list[np.ndarray]:
     """The tensors `names` of a model whose every tensor is rounded to FP16, for images [B, 3, S, S]."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # else Casts may cancel out
     marked = mark(expand(round_tensors(model)), names)
-    session = onnxruntime.InferenceSession(marked.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = sessions.session_of(marked, as_it_is=True)  # else Casts may cancel out
     return session.run(names, {session.get_inputs()[0].name: images})
 
 

@@ -21,7 +21,16 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from data.batches import load_arrays
 from graphs.compare import max_abs_err, median_rel_err, top1_agreement
-from Results.tables import RESULTS, cpu_name, git_commit, gpu_name, new_run_id, package_versions, write_environment
+from Results.tables import (
+    RESULTS,
+    cpu_name,
+    git_commit,
+    gpu_name,
+    new_run_id,
+    package_versions,
+    read_rows,
+    write_environment,
+)
 from TensorRT.compare_layers import broken, first_offender, read_table
 from utils import ROOT, UserError, alone_in, from_zero, run_script, shown, whole_file
 
@@ -105,15 +114,11 @@ def merged(table: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     A row that the table has with the same figures stays: what lies in the work folder may be of an earlier run.
 
     Raises:
-        UserError: the table has other columns.
+        UserError: the table has other columns, or a broken line.
     """
-    old: list[dict[str, str]] = []
-    if table.exists():
-        with table.open(newline="") as file:
-            reader = csv.DictReader(file)
-            old = list(reader)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{shown(table)}: has other columns than {','.join(COLUMNS)}; move it away")
+    old = read_rows(table, COLUMNS)
+    if old and tuple(old[0]) != COLUMNS:
+        raise UserError(f"{shown(table)}:1: has other columns than {','.join(COLUMNS)}; move it away")
     by_key = {tuple(row[column] for column in KEY): row for row in old}
     for row in rows:
         key = tuple(row[column] for column in KEY)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils import UserError, existing_file, shown
+from utils import UserError, check_writable, existing_file, shown
 
 PLUGIN_DOMAIN = "swin"  # of the nodes that the TensorRT plugins implement
 FP32_LAYER = "/fp32"  # ends the names of nodes that stay FP32 in an FP16 graph by choice
@@ -36,13 +36,14 @@ def load_onnx(path: str | Path):
 
 
 def onnx_target(path: Path) -> Path:
-    """The path to write a graph to, as --output gives it or by default.
+    """The path to write a graph to, as --output gives it or by default; known before the work to be one that can be.
 
     Raises:
-        UserError: it is not the name of an ONNX file.
+        UserError: it is not the name of an ONNX file, or what check_writable raises.
     """
     if path.suffix != ".onnx" or path.is_dir():
         raise UserError(f"{shown(path)}: not the name of an ONNX file; let --output end with .onnx")
+    check_writable(path)
     return path
 
 

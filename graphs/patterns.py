@@ -12,7 +12,8 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from graphs.files import onnx_refusals
-from graphs.tidy import exported, is_output, producer, reduces_last_axis, session, values
+from graphs.sessions import session
+from graphs.tidy import exported, is_output, producer, reduces_last_axis, values
 from utils import first_line
 
 # Of a block whose MLP is one kernel, SwinMlp. It keeps the sums of whole rows, C of them in FP32 for each token, in the

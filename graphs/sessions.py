@@ -1,17 +1,52 @@
 """onnxruntime sessions: every graph here is run by one that is made in this module."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from graphs.files import has_plugins, load_onnx, onnx_refusals
 from graphs.reference import expand
 from utils import UserError, first_line, shown
 
+CPU = ("CPUExecutionProvider",)
 
-def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] = ("CPUExecutionProvider",),
+
+def session_of(source: onnx.ModelProto | str | Path, providers: Sequence[str | tuple[str, dict]] = CPU, *,
+               as_it_is: bool = False, fixed: Mapping[str, int] | None = None):
+    """The onnxruntime.InferenceSession on a graph of standard operators: the one place where one is made.
+
+    Args:
+        source: the model, or its file, which may keep weights in others beside it.
+        providers: onnxruntime's execution providers, best first, each a name or (name, options).
+        as_it_is: run every operator, where onnxruntime would leave out what it can tell without running.
+        fixed: sizes for dimensions that the graph leaves open, by their names.
+    Raises:
+        onnx_refusals(): onnxruntime refuses the graph.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Errors arrive as exceptions; but which library CUDA lacks is only in a message of level 3.
+    options.log_severity_level = 4 if tuple(providers) == CPU else 3
+    if as_it_is:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Q/DQ pairs in FP32 as they are written: INT8 products saturate at 16 bits on x86 processors without VNNI.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    for name, size in (fixed or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
+    graph = str(source) if isinstance(source, (str, Path)) else source.SerializeToString()
+    return onnxruntime.InferenceSession(graph, options, providers=list(providers))
+
+
+def session(model: onnx.ModelProto, *, as_it_is: bool = False):
+    """`session_of` a model in memory, on the CPU, plugin nodes by their reference meaning."""
+    return session_of(expand(model), as_it_is=as_it_is)
+
+
+def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] = CPU,
                  batch: int | None = None):
     """An onnxruntime.InferenceSession on an ONNX file; plugin nodes run as the standard operators that they stand for.
 
@@ -34,18 +69,10 @@ def onnx_session(path: str | Path, providers: Sequence[str | tuple[str, dict]] =
         if name not in available:
             raise UserError(f"{name} is not in the installed onnxruntime {onnxruntime.__version__}, which has "
                             f"{', '.join(available)}; for CUDA, replace it by onnxruntime-gpu")
-    source = str(path)
-    if has_plugins(model):
-        source = expand(model).SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; warnings are about its own optimisations
-    # Q/DQ pairs in FP32 as they are written: INT8 products saturate at 16 bits on x86 processors without VNNI.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     first_axis = model.graph.input[0].type.tensor_type.shape.dim[:1]
-    if batch is not None and first_axis and first_axis[0].dim_param:
-        options.add_free_dimension_override_by_name(first_axis[0].dim_param, batch)
+    fixed = {first_axis[0].dim_param: batch} if batch is not None and first_axis and first_axis[0].dim_param else {}
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=list(providers))
+        session = session_of(expand(model) if has_plugins(model) else path, providers, fixed=fixed)
     except onnx_refusals() as error:
         raise UserError(f"{shown(path)}: onnxruntime refuses it: {first_line(error)}") from error
     if session.get_providers()[:len(names)] != names:

@@ -18,7 +18,8 @@ import onnx_graphsurgeon as gs
 from data.photo_crops import held_out_batch
 from graphs.compare import max_abs_err
 from graphs.files import PLUGIN_DOMAIN, load_onnx, onnx_precision, onnx_refusals, onnx_target
-from graphs.tidy import LAST_OPSET_OF_TENSORRT_8, drop_idle, exported, image_input, opset_of, session, tidy
+from graphs.sessions import session
+from graphs.tidy import LAST_OPSET_OF_TENSORRT_8, drop_idle, exported, image_input, opset_of, tidy
 from utils import ROOT, UserError, about, first_line, shown, whole_file
 
 CHECKED_BATCHES = (1, 3)

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnxruntime
 from onnx import TensorProto, helper, version_converter
 
 from graphs import reference
 from graphs.files import onnx_refusals
+from graphs.sessions import session
 from utils import UserError, first_line
 
 BATCH = "batch"
@@ -33,22 +33,6 @@ INTEGER_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
 
 # --- small things that every surgery script needs ------------------------------------------------------------
-
-
-def session(model: onnx.ModelProto, *, as_it_is: bool = False) -> onnxruntime.InferenceSession:
-    """The model in onnxruntime on the CPU, plugin nodes by their reference meaning.
-
-    Args:
-        as_it_is: run every operator, where onnxruntime would leave out what it can tell without running.
-    """
-    options = onnxruntime.SessionOptions()
-    if as_it_is:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # errors arrive as exceptions
-    # Q/DQ pairs in FP32 as they are written: INT8 products saturate at 16 bits on x86 processors without VNNI.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    serialized = reference.expand(model).SerializeToString()
-    return onnxruntime.InferenceSession(serialized, options, ["CPUExecutionProvider"])
 
 
 def imported(model: onnx.ModelProto) -> gs.Graph:

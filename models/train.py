@@ -25,7 +25,7 @@ from config import DEFAULT_CFG, get_config
 from data.images import IMAGENET_MEAN, IMAGENET_STD
 from data.photo_crops import CLASSES, CROP_SIDE, held_out_batch, photo, tiles
 from models.build import build_model
-from utils import ROOT, UserError, run_script, shown, whole_file
+from utils import ROOT, Progress, UserError, run_script, shown, whole_file
 
 # The highest learning rate is this over EMBED_DIM, smaller for wider models: 1e-3 for the micro variants, 3.3e-4 for
 # Small. At 1e-3 V1 Small hardly learnt in a trial at 32 x 32, at 3e-4 it did.
@@ -143,7 +143,7 @@ def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
 
 def train(model: nn.Module, crops: TrainCrops, *, steps: int, batch_size: int, learning_rate: float,
           precision: str) -> None:
-    """Train in place, on the device of the crops; prints the progress about 20 times.
+    """Train in place, on the device of the crops; prints the progress every few seconds.
 
     Raises:
         UserError: the loss is not finite, or the batch does not fit the GPU.
@@ -151,7 +151,7 @@ def train(model: nn.Module, crops: TrainCrops, *, steps: int, batch_size: int, l
     device = crops.tiles.device
     optimizer = make_optimizer(model, learning_rate)
     model.train()
-    start = time.perf_counter()
+    progress = Progress(steps, "steps", every_s=5)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * learning_rate_share(step, steps)
@@ -165,14 +165,12 @@ def train(model: nn.Module, crops: TrainCrops, *, steps: int, batch_size: int, l
             raise UserError(f"--batch-size {batch_size}: does not fit the GPU; give a smaller one") from error
         nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
-        if (step + 1) % max(1, steps // 20) == 0 or step + 1 == steps:
+        if progress.is_due():
             value = loss.item()  # waits for the GPU, so the clock below is right
             if not math.isfinite(value):
                 raise UserError(f"the loss is {value} at step {step + 1}; give a smaller --lr than {learning_rate:g}")
-            seconds = time.perf_counter() - start
-            left = seconds / (step + 1) * (steps - step - 1)
             print(f"step {step + 1:5d}/{steps}  loss {value:.3f}  lr {optimizer.param_groups[0]['lr']:.1e}  "
-                  f"{(step + 1) * batch_size / seconds:.0f} images/s  {left:.0f} s left", flush=True)
+                  f"{(step + 1) * batch_size / progress.seconds:.0f} images/s  {progress.left}", flush=True)
     model.eval()
 
 

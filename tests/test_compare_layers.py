@@ -178,7 +178,7 @@ def test_plot_draws_tables_and_refuses_others(tmp_path):
         assert done.returncode == 0 and not done.stderr, done.stderr
         assert picture.read_bytes()[:4] == b"\x89PNG"
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    for other in (tmp_path / "other.csv", picture):
-        error = one_line_error(shell(sys.executable, script, "plot", other))
-        assert f"{other.name}: is not a table of compare_layers.py run" in error
+    for other, problem in ((tmp_path / "other.csv", ": is not a table of compare_layers.py run"),
+                           (picture, ":1: is not UTF-8 text")):
+        assert f"{other.name}{problem}" in one_line_error(shell(sys.executable, script, "plot", other))
     assert "no table" in one_line_error(shell(sys.executable, script, "plot", "--panel", "title"))

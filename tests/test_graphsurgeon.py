@@ -30,8 +30,9 @@ from graphs import surgeon
 from graphs.operators import shift_mask
 from graphs.patterns import linear_bias
 from graphs.reference import expand
+from graphs.sessions import session
 from graphs.surgeon import patch, plugin_counts
-from graphs.tidy import session, tidy
+from graphs.tidy import tidy
 from models.build import build_model
 from models.swin import PatchMerging, WindowAttention
 from models.swin_v2 import WindowAttentionV2

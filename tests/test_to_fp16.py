@@ -19,8 +19,8 @@ from to_fp16 import ISLANDS, to_fp16
 
 from config import get_config
 from graphs.reference import element_types
+from graphs.sessions import session
 from graphs.surgeon import patch, plugin_counts
-from graphs.tidy import session
 from models.build import build_model
 from utils import ROOT, UserError
 

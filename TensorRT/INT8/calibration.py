@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -24,13 +23,13 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from data.images import list_images, load_image, normalise, preprocess
 from data.photo_crops import crops
 from graphs.files import has_plugins, load_onnx, onnx_precision, onnx_refusals
-from utils import UserError, first_line, shown
+from graphs.sessions import session_of
+from utils import Progress, UserError, first_line, shown
 
 METHODS = ("entropy", "minmax", "percentile")
 LEVELS = 127             # INT8 magnitudes above zero: -128 is left out, as TensorRT does
 # Of a histogram's first batch; later ones that reach further add to them. The search of entropy takes their square.
 BINS = {"entropy": 1024, "percentile": 8192}
-PROGRESS_S = 5           # seconds between two lines of progress
 
 
 def fp32_model(path: Path) -> onnx.ModelProto:
@@ -119,11 +118,8 @@ def session_with_outputs(model: onnx.ModelProto, tensors: list[str], provider: s
     probed.CopyFrom(model)
     del probed.graph.output[:]
     probed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors arrive as exceptions
-    options.add_session_config_entry("session.disable_quant_qdq", "1")  # pairs as they are written, as in tidy.session
     try:
-        return onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=[provider])
+        return session_of(probed, [provider])
     except onnx_refusals() as error:
         raise UserError(f"onnxruntime refuses it: {first_line(error)}") from error
 
@@ -148,7 +144,7 @@ def collect(model: onnx.ModelProto, tensors: list[str], images: Iterator[np.ndar
     collector = HistogramCollector(method, symmetric=False, num_bins=BINS.get(method, 1),
                                    num_quantized_bins=2 * LEVELS + 1, percentile=percentile, scenario="same")
     largest = dict.fromkeys(tensors, np.float32(0))
-    progress = Progress("batches", batches)
+    progress = Progress(batches, "batches")
     for batch in images:
         arrays = dict(zip(tensors, session.run(None, {name: batch})))
         for tensor, array in arrays.items():
@@ -163,7 +159,7 @@ def collect(model: onnx.ModelProto, tensors: list[str], images: Iterator[np.ndar
     if method == "minmax":
         return largest
     amax = dict(largest)
-    progress = Progress("thresholds", len(collector.histogram_dict))
+    progress = Progress(len(collector.histogram_dict), "thresholds")
     for tensor, histogram in collector.histogram_dict.items():
         one = HistogramCollector(method, False, 1, collector.num_quantized_bins, percentile, "same")
         one.histogram_dict = {tensor: histogram}
@@ -172,23 +168,6 @@ def collect(model: onnx.ModelProto, tensors: list[str], images: Iterator[np.ndar
         amax[tensor] = np.float32(min(largest[tensor], max(abs(low), abs(high))))  # symmetric, and no more than seen
         progress.done()
     return amax
-
-
-class Progress:
-    """Prints from time to time how many of `count` steps are done and how long the rest will take."""
-
-    def __init__(self, what: str, count: int) -> None:
-        self.what, self.count, self.steps = what, count, 0
-        self.begun = self.told = time.perf_counter()
-
-    def done(self) -> None:
-        self.steps += 1
-        now = time.perf_counter()
-        if now - self.told > PROGRESS_S or self.steps == self.count:
-            self.told = now
-            left = (now - self.begun) / self.steps * (self.count - self.steps)
-            print(f"  {self.steps} of {self.count} {self.what}, {now - self.begun:.0f} s, about {left:.0f} s left",
-                  flush=True)
 
 
 def scale_of(amax: np.float32) -> np.float32:

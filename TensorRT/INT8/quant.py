@@ -27,8 +27,9 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 from data.photo_crops import held_out_batch
 from graphs.compare import max_abs_err, top1_agreement
 from graphs.patterns import MOST_CHANNELS
+from graphs.sessions import session
 from graphs.surgeon import target_of
-from graphs.tidy import exported, session, tidy
+from graphs.tidy import exported, tidy
 from TensorRT.INT8.calibration import (
     METHODS,
     add_provider_argument,

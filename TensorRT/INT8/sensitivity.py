@@ -24,7 +24,6 @@ from graphs.compare import max_abs_err, top1_agreement
 from graphs.tidy import tidy
 from Results.tables import RESULTS, append_rows, git_commit, new_run_id
 from TensorRT.INT8.calibration import (
-    Progress,
     add_provider_argument,
     execution_provider,
     fp32_model,
@@ -33,7 +32,7 @@ from TensorRT.INT8.calibration import (
 )
 from TensorRT.INT8.calibration_cache import fingerprint, read_cache
 from TensorRT.INT8.qdq import PARTS, all_parts, blocks_of, quantised, quantised_tensors, with_attention
-from utils import ROOT, UserError, about, from_one, run_script, shown, whole_file
+from utils import ROOT, Progress, UserError, about, from_one, run_script, shown, whole_file
 
 # Edit here, or give the flag of the same name.
 ONNX = "onnx/swinv1.onnx"
@@ -137,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
         return report.row(name, report.logits(model))
 
     rows = [report.row("fp32", report.reference), measured("all", set())]
-    progress = Progress("parts", len(parts))
+    progress = Progress(len(parts), "parts")
     for part in parts:
         rows.append(measured(part, set(parts) - {part}))
         progress.done()

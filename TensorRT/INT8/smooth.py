@@ -20,7 +20,6 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 from graphs.surgeon import check, save, target_of
 from graphs.tidy import exported, producer, tidy, values
 from TensorRT.INT8.calibration import (
-    Progress,
     add_provider_argument,
     execution_provider,
     fp32_model,
@@ -28,7 +27,7 @@ from TensorRT.INT8.calibration import (
     session_with_outputs,
 )
 from TensorRT.INT8.qdq import blocks_of
-from utils import ROOT, UserError, about, from_one, run_script, shown
+from utils import ROOT, Progress, UserError, about, from_one, run_script, shown
 
 # Edit here, or give the flag of the same name.
 ONNX = "onnx/swinv1.onnx"
@@ -97,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{shown(args.onnx)}: no LayerNormalization feeds qkv or fc1 alone; this is for V1 at opset 17")
     session = session_with_outputs(exported(graph), names, execution_provider(args.provider))
     largest: dict[str, np.ndarray] = {}
-    progress = Progress("batches", args.batches)
+    progress = Progress(args.batches, "batches")
     img_size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
     for images in image_batches(args.images, args.batches, BATCH_SIZE, img_size):
         for name, x in zip(names, session.run(None, {session.get_inputs()[0].name: images})):

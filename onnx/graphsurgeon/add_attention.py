@@ -39,8 +39,9 @@ from graphs.patterns import (
     run_between,
     sources,
 )
+from graphs.sessions import session
 from graphs.surgeon import Report, plugin_node, run_surgery
-from graphs.tidy import PROBED_BATCHES, add_node, is_output, producer, reshape_target, session, shape_at
+from graphs.tidy import PROBED_BATCHES, add_node, is_output, producer, reshape_target, shape_at
 from utils import run_script
 
 # Edit here, or give --onnx and --output.

@@ -32,8 +32,9 @@ from graphs.compare import top1_agreement
 from graphs.files import PLUGIN_DOMAIN, has_plugins
 from graphs.patterns import reader
 from graphs.reference_int8 import packed
+from graphs.sessions import session
 from graphs.surgeon import Report, Step, add_file_arguments, patch, read, save, target_of
-from graphs.tidy import drop_idle, exported, image_input, imported, producer, replace_uses, session, values
+from graphs.tidy import drop_idle, exported, image_input, imported, producer, replace_uses, values
 from utils import UserError, about, run_script
 
 # Edit here, or give --onnx and --output.

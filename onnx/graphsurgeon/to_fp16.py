@@ -34,8 +34,9 @@ from data.photo_crops import held_out_batch
 from graphs.files import FP32_LAYER, PLUGIN_DOMAIN, onnx_precision
 from graphs.patterns import gelu_nodes, head, reader, softmaxes, written_out_normalisations
 from graphs.reference import OPERANDS, element_types, expand
+from graphs.sessions import session
 from graphs.surgeon import add_file_arguments, check, read, save, target_of
-from graphs.tidy import exported, image_input, is_output, producer, replace_uses, session, tidy, values
+from graphs.tidy import exported, image_input, is_output, producer, replace_uses, tidy, values
 from utils import UserError, about, choices, run_script
 
 # Edit here, or give --onnx and --output.

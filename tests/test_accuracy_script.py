@@ -303,7 +303,9 @@ def test_label_file_names_the_classes(photos, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("n01/0.JPEG 700\nn01/1.JPEG\t3\n\nn02/0.JPEG 1\nn02/1.JPEG 2\nn10/0.JPEG 999\nn10/1.JPEG 0\n"
                       "not in the folder.jpg 5\n")
-    assert script.folder_images(photos, labels, None, 32, 1000).labels.tolist() == [700, 3, 1, 2, 999, 0]
+    for _ in range(2):
+        assert script.folder_images(photos, labels, None, 32, 1000).labels.tolist() == [700, 3, 1, 2, 999, 0]
+        labels.write_text("\ufeff" + labels.read_text())  # as some editors save it
 
 
 def test_accuracy_over_a_folder(photos, results, tiny, capsys):
@@ -329,6 +331,9 @@ def test_without_labels_there_is_agreement_alone(photos, results, tiny, capsys):
     (lambda folder, labels: labels.write_text("n01/0.JPEG 3\n"), r"labels\.txt:1: .* index from 0 to 2"),
     (lambda folder, labels: labels.write_text("n01/0.JPEG cat\n"), r"labels\.txt:1"),
     (lambda folder, labels: labels.write_bytes(b"\xff\xfe\x00"), "not a text file"),
+    (lambda folder, labels: labels.write_text("n01/0.JPEG 1\nn01/1.JPEG 1\nn01/0.JPEG 2\n"),
+     r"labels\.txt:3: n01/0\.JPEG has a label on line 1 already"),
+    (lambda folder, labels: labels.write_text("n01/0.JPEG " + "1" * 5000), r"labels\.txt:1: .* index from 0 to 2"),
     (lambda folder, labels: labels.mkdir(), "is a folder, not a label file"),
     (lambda folder, labels: None, "no such file"),
 ])

@@ -54,62 +54,33 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./setup.sh
 use_packages requirements.txt
-mkdir -p .cache/logs .cache/stamps
 export TRT_PYTHON=${TRT_PYTHON:-python3}
 RUN_ID=${RUN_ID:-$(date -u +%Y%m%d-%H%M%S)}; export RUN_ID  # shared by all rows that this run adds to Results/
-read -ra build_flags <<< "${BUILD_FLAGS:-}"
 
 # --- steps ---------------------------------------------------------------------------------------------------
 
-# What those of the words hold that are files; of a folder, the names, sizes and times of what is in it.
-fingerprint() {
-    local word
-    for word in "$@"; do
-        if [[ $word == --*=* ]]; then word=${word#*=}; fi
-        if [[ -f $word ]]; then sha256sum < "$word"; fi
-        if [[ -d $word ]]; then find "$word" -type f -printf '%P %s %T@\n' | sort; fi
-    done
+# files TARGET...: have make make the files, two at a time: most steps keep one processor busy.
+files() {
+    local quiet=(-s)
+    [[ $dry_run == no ]] || quiet=(-n)
+    # make reads a dollar as its own
+    FACTS=${facts//\$/\$\$} MODEL=${model//\$/\$\$} IMAGES=${images//\$/\$\$} make "${quiet[@]}" --no-print-directory -j 2 "$@"
 }
 
-# still_there RUN FILE...: all files are there, and the tables among them have rows of that run and of $name, if that is
-# a model.
-still_there() {
-    local run=$1 file
-    shift
-    for file in "$@"; do
-        [[ -f $file ]] || return 1
-        [[ $file != *.csv ]] || grep -q "^$run,$([[ $name == engines ]] || echo ".*,$name,")" "$file" || return 1
-    done
-}
-
-# step WHAT OUTPUTS COMMAND...: run the command, unless it ran on the same inputs before and all OUTPUTS (with spaces
-# between them) are still there. Inputs are its words, the files among them (so none of OUTPUTS may be), and, in $key,
-# those of the steps before it.
+# step WHAT OUTPUTS TABLES COMMAND...: measure or draw, unless that was done before with the same files. OUTPUTS and
+# TABLES, which it adds rows to, have spaces between them.
 step() {
-    local what=$1 outputs=$2 log stamp old_key='' old_run='' begun=$SECONDS how
-    shift 2
+    local what=$1 options=()
+    # shellcheck disable=SC2206  # lists
+    [[ -z $2 ]] || options+=(--output $2)
+    # shellcheck disable=SC2206
+    [[ -z $3 ]] || options+=(--rows $3)
+    shift 3
     if [[ $dry_run == yes ]]; then
         printf '%q ' "$@"; echo
-        return
-    fi
-    log=.cache/logs/$name-${what// /-}.log stamp=.cache/stamps/$name-${what// /-}
-    key=$({ echo "$key"; printf '%s\n' "$@"; fingerprint "$@"; } | sha256sum | cut -c1-64)
-    if [[ -f $stamp ]]; then read -r old_key old_run < "$stamp"; fi
-    printf '  %-28s' "$what"
-    # shellcheck disable=SC2086  # OUTPUTS is a list
-    if [[ $old_key == "$key" ]] && still_there "$old_run" $outputs; then
-        how='as before'
     else
-        rm -f "$stamp"
-        if ! "$@" > "$log" 2>&1; then
-            echo "FAILED"
-            tail -n 15 "$log" >&2
-            fail "$name: $what failed; all of its output is in $log"
-        fi
-        echo "$key $RUN_ID" > "$stamp"
-        how="$((SECONDS - begun)) s"
+        python3 once.py --what "$what" --name "$name ${what}" "${options[@]}" --also "$machine" --from "${code[@]}" -- "$@"
     fi
-    printf '%9s  %s\n' "$how" "$(grep -E '^(wrote|PASS|added)' "$log" | tail -n 1)"
 }
 
 # --- what this machine has -----------------------------------------------------------------------------------
@@ -137,89 +108,59 @@ run_script(lambda: print(len(list_images(sys.argv[1]))))' "${image_options[1]}")
     ((images_there >= 16)) || fail "${image_options[1]}: holds $images_there images; INT8 is calibrated on 16 or more"
     ((${count:-0} <= images_there)) || fail "--count $count: ${image_options[1]} holds $images_there images"
 fi
-short=()  # on a CPU, measure for a second, not until it is certain
-# shellcheck disable=SC2054  # the commas are meant
-has_gpu || short=(--batch 1,8 --min-seconds 1 --min-runs 10)
+short=() short_torch=() gpus=''
+if has_gpu; then
+    gpus=$(nvidia-smi -L)
+else  # on a CPU, measure for a second, not until it is certain
+    # shellcheck disable=SC2054  # the commas are meant
+    short=(--batch 1,8 --min-seconds 1 --min-runs 10)
+    # shellcheck disable=SC2054
+    short_torch=("${short[@]}" --runner torch-eager,torch-script --precision fp32)
+fi
+images=$(((${#image_options[@]})) && printf %q "${image_options[1]}" || true)
+INT8_BATCHES=$(($(at_most "$(has_gpu && echo 512 || echo 64)") / 16)); export INT8_BATCHES
 
 # --- the pipeline --------------------------------------------------------------------------------------------
 
-code=(requirements.txt config.py utils.py models/*.py data/{batches,images,photo_crops}.py graphs/*.py onnx/graphsurgeon/*.py
-    TensorRT/INT8/*.py)  # shared by scripts
+code=(requirements.txt config.py utils.py models/*.py data/*.py graphs/*.py)  # what all that measure share
+results=Results/local  # what is measured here; the tables beside it hold what was measured for README
 
 run_model() {  # the options that choose it
-    local facts type size weights model onnx layernorm suffix calibration narrow=() plans=()
+    local facts type weights model onnx kinds kind graphs plans=() measured=(--results "$results") machine=''
     facts=$(python3 models/facts.py "$@")
-    read -r name type size weights <<< "$facts"
-    onnx=onnx/$name.onnx key=$(fingerprint "${code[@]}")
-    model=("$@")
-    [[ " $* " == *" --resume "* || " $* " == *" --pretrained "* ]] || model+=(--resume "$weights")
+    read -r name type _ weights <<< "$facts"
+    [[ " $* " == *" --resume "* || " $* " == *" --pretrained "* ]] || set -- "$@" --resume "$weights"
+    model=$(printf '%q ' "$@") onnx=onnx/$name.onnx
     names+=("$name")
     echo
     echo "$name"
 
-    step "export" "$onnx" python3 onnx/export_onnx.py "${model[@]}"
-    step "check against PyTorch" "" python3 onnx/onnx_test.py --onnx "$onnx" "${model[@]}"
-    step "data" "data/$name-b1.npz data/$name-b16.npz" python3 data/batch_data_gen.py --model "$onnx" "${image_options[@]}"
-    step "LayerNorm plugin" "onnx/${name}_layernorm.onnx" \
-        python3 onnx/graphsurgeon/add_every_layernorm.py --onnx "$onnx"
-    step "all plugins" "onnx/${name}_attention.onnx" python3 onnx/graphsurgeon/add_all.py --onnx "$onnx"
-    # By itself quant.py leaves narrow blocks in FP16. The micro models have hardly others, and show every INT8 node.
-    if [[ $name == *_micro ]]; then narrow=(--narrow); fi
-    calibration=$(at_most "$(has_gpu && echo 512 || echo 64)")
-    step "INT8" "onnx/${name}_int8.onnx TensorRT/INT8/$name.cache" python3 TensorRT/INT8/quant.py --onnx "$onnx" \
-        --recalibrate "${narrow[@]}" --batches $((calibration / 16)) "${image_options[@]}"
-    step "INT8 data" "data/${name}_int8-b1.npz data/${name}_int8-b16.npz" \
-        python3 data/batch_data_gen.py --model "onnx/${name}_int8.onnx" "${image_options[@]}"
-    step "INT8 attention" "onnx/${name}_attention_int8.onnx" \
-        python3 onnx/graphsurgeon/add_int8.py --onnx "onnx/${name}_int8.onnx"
-    for suffix in "" _layernorm _attention; do
-        step "FP16${suffix/_/ }" "onnx/$name${suffix}_fp16.onnx" \
-            python3 onnx/graphsurgeon/to_fp16.py --onnx "onnx/$name$suffix.onnx"
-    done
-    step "accuracy" Results/accuracy.csv python3 test_swinV2.py "${model[@]}" --device cpu --runner torch-fp32,onnx \
-        --onnx "$onnx" "onnx/${name}_attention.onnx" "onnx/${name}_attention_fp16.onnx" \
-        "onnx/${name}_attention_int8.onnx" --count "${count:-$(at_most 180)}" \
-        "${image_options[@]}" "${label_options[@]}"
-    if has_gpu; then
-        step "latency of PyTorch" Results/latency.csv python3 Torch_Latency.py "${model[@]}"
-    else
-        step "latency of PyTorch" Results/latency.csv python3 Torch_Latency.py "${model[@]}" "${short[@]}" \
-            --runner torch-eager,torch-script --precision fp32
-    fi
-    step "latency of onnxruntime" Results/latency.csv python3 Onnx_Latency.py --model "$onnx" "${short[@]}"
-    step "picture" "Results/$name.png" python3 Results/draw.py "${model[@]}" \
-        --onnx "$onnx" "onnx/${name}_attention_fp16.onnx" "${image_options[@]}"
+    graphs=("$onnx" "onnx/$name"_{layernorm,attention,int8,attention_int8,fp16,layernorm_fp16,attention_fp16}.onnx)
+    files "${graphs[@]}" "data/$name-b1.npz" "data/${name}_int8-b1.npz"
+    step "check against PyTorch" "" "" python3 onnx/onnx_test.py --onnx "$onnx" "$@"
+    step "accuracy" "" $results/accuracy.csv python3 test_swinV2.py "$@" --device cpu --runner torch-fp32,onnx \
+        --onnx "$onnx" "onnx/$name"_{attention,attention_fp16,attention_int8}.onnx --count "${count:-$(at_most 180)}" \
+        "${image_options[@]}" "${label_options[@]}" "${measured[@]}"
+    step "latency of PyTorch" "" $results/latency.csv python3 Torch_Latency.py "$@" "${short_torch[@]}" "${measured[@]}"
+    step "latency of onnxruntime" "" $results/latency.csv python3 Onnx_Latency.py --model "$onnx" "${short[@]}" "${measured[@]}"
+    step "picture" "$results/$name.png" "" python3 Results/draw.py "$@" --onnx "$onnx" "onnx/${name}_attention_fp16.onnx" \
+        "${image_options[@]}" --output "$results/$name.png"
 
     [[ $engines == yes ]] || return 0
-    # An engine is for one GPU and one version of TensorRT.
-    key+=$(fingerprint TensorRT/*.py; nvidia-smi -L; "$TRT_PYTHON" -c 'import tensorrt; print(tensorrt.__version__)')
-    layernorm=_layernorm; [[ $type == swinv2 ]] || layernorm=_layernorm_fp16
-    for suffix in "" _fp16 "$layernorm" _attention_fp16 _attention_int8; do
-        build_engine "$name$suffix" "$size"
-    done
-    step "accuracy of the engines" Results/accuracy.csv python3 test_swinV2.py "${model[@]}" --batch 32 \
+    kinds=("" _fp16)
+    if [[ -f $plugins || -z $plugins_problem ]]; then
+        kinds+=("$([[ $type == swinv2 ]] && echo _layernorm || echo _layernorm_fp16)" _attention_fp16 _attention_int8)
+    fi
+    for kind in "${kinds[@]}"; do plans+=("TensorRT/TRT_Engine/$name$kind.plan"); done
+    files "${plans[@]}"
+    machine=$gpus
+    step "accuracy of the engines" "" $results/accuracy.csv python3 test_swinV2.py "$@" --batch 32 \
         --runner torch-fp32,torch-fp16,engine --plan "${plans[@]}" --count "${count:-$(at_most 1800)}" \
-        "${image_options[@]}" "${label_options[@]}"
+        "${image_options[@]}" "${label_options[@]}" "${measured[@]}"
     all_plans+=("${plans[@]}")
 }
 
-build_engine() {  # name of the graph, image size
-    local graph=$1 flags=(--size "$2" --noTF32)
-    if [[ $graph == *_fp16 || $graph == *_int8 ]]; then flags=(--size "$2" --fp16); fi
-    case $graph in *_layernorm* | *_attention*)
-        if [[ ! -f $plugins && -n $plugins_problem ]]; then return; fi
-        flags+=("--plugins=$plugins") ;;
-    esac
-    plans+=("TensorRT/TRT_Engine/$graph.plan")
-    step "engine${graph#"$name"}" "${plans[-1]}" \
-        bash TensorRT/build.sh "onnx/$graph.onnx" "${flags[@]}" "${build_flags[@]}"
-}
-
 names=() all_plans=()
-if [[ $engines == yes && -z $plugins_problem ]]; then
-    name=plugins key=$(fingerprint TensorRT/Plugins/Makefile TensorRT/Plugins/*/*.{cu,cuh,cpp,h})
-    step "plugins" "$plugins" make -C TensorRT/Plugins
-fi
 if ((${#model_options[@]})); then
     run_model "${model_options[@]}"
 else
@@ -227,17 +168,18 @@ else
     run_model --cfg models/swinv2_micro.yaml
 fi
 if ((${#all_plans[@]})); then
-    name=engines
-    step "error and latency" Results/encoderScore.txt "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}"
-    step "device memory" Results/memory.csv "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}" --memory
+    name=engines machine=$gpus
+    step "error and latency" $results/encoderScore.txt $results/latency.csv \
+        "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}" --results $results
+    step "device memory" "" $results/memory.csv "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}" --memory --results $results
 fi
 [[ $dry_run == no ]] || exit 0
 
 # --- what came out -------------------------------------------------------------------------------------------
 
-python3 Results/table.py "${names[@]}"
+python3 Results/table.py --results $results "${names[@]}"
 echo
-printf 'picture: Results/%s.png\n' "${names[@]}"
+printf 'picture: Results/local/%s.png\n' "${names[@]}"
 if ((${#lacks[@]})); then
     echo
     echo "Not done: TensorRT engines$([[ $engines == no ]] || echo " with plugins"). This machine lacks"

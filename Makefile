@@ -83,7 +83,7 @@ $(ONNX)/$(NAME).onnx: $(exporting) always
 
 # timm's own model, which fixes the batch: TensorRT on it is one of those that race.py compares with.
 $(ONNX)/$(NAME)_timm_b%.onnx: $(exporting) always
-	$(call once,timm, batch $*) python3 onnx/export_timm.py $(MODEL) --batch $* --output $@
+	$(call once,timm batch $*) python3 onnx/export_timm.py $(MODEL) --batch $* --output $@
 endif
 
 $(ONNX)/%_layernorm.onnx: $(ONNX)/%.onnx $(surgery) always

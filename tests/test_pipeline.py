@@ -68,10 +68,11 @@ class Pipeline:
         for name in (*scripts, "requirements.txt", "weights.pth", "m.yaml", "tensorrt-version", "nvidia-smi"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(name)
-        for name in ("TensorRT/TRT_Engine", "TensorRT/Plugins", "bin"):
+        for name in ("TensorRT/TRT_Engine", "TensorRT/Plugins/LayerNorm", "bin"):
             (folder / name).mkdir(parents=True)
-        (folder / "TensorRT/Plugins/Makefile").write_text("build/libswin_plugins.so: k.cu ; mkdir -p build; cp $< $@\n")
-        (folder / "TensorRT/Plugins/k.cu").write_text("kernel")
+        (folder / "TensorRT/Plugins/Makefile").write_text(
+            "build/libswin_plugins.so: LayerNorm/k.cu ; mkdir -p build; cp $< $@\n")
+        (folder / "TensorRT/Plugins/LayerNorm/k.cu").write_text("kernel")
         for name, text in (("python3", STAND_IN), ("bash", BASH), ("nvidia-smi", "#!/bin/sh\ncat nvidia-smi\n")):
             (folder / "bin" / name).write_text(text)
             (folder / "bin" / name).chmod(0o755)
@@ -268,7 +269,8 @@ def test_engines_are_built_again_for_other_kernels_another_gpu_or_tensorrt(pipel
     plans = [f"TensorRT/TRT_Engine/m_micro{kind}.plan" for kind in ("", "_attention_fp16")]
     pipeline.make(*plans)
     os.utime(pipeline.folder / "TensorRT/Plugins/build/libswin_plugins.so", (1, 1))
-    for changed, again in (("TensorRT/Plugins/k.cu", plans[1:]), ("nvidia-smi", plans), ("tensorrt-version", plans)):
+    for changed, again in (("TensorRT/Plugins/LayerNorm/k.cu", plans[1:]), ("nvidia-smi", plans),
+                           ("tensorrt-version", plans)):
         (pipeline.folder / changed).write_text("another")
         assert pipeline.make(*plans) == [Path(plan).name for plan in again]
         assert pipeline.make(*plans) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_few_images_are_all_taken(tmp_path):
     (tmp_path / "labels.txt").touch()
     done = bash("run_all.sh", "--images", tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
-    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    lines = commands(done)
     assert [words[words.index("--count") + 1] for words in lines if "--count" in words] == ["40", "40"]
     assert [words[words.index("--batches") + 1] for words in lines if "TensorRT/INT8/quant.py" in words] == ["2", "2"]
     for flags, words in ((("--images", tmp_path, "--count", "41"), "--count 41: "), (
@@ -86,12 +87,18 @@ def test_few_images_are_all_taken(tmp_path):
 # --- the plan ------------------------------------------------------------------------------------------------
 
 
+def commands(dry_run: subprocess.CompletedProcess) -> list[list[str]]:
+    """The commands that --dry-run printed, as words."""
+    lines = map(shlex.split, dry_run.stdout.replace("\\\n", " ").splitlines())
+    return [words for words in lines if words and words[0] in ("python3", "bash", "env", "trt-python")]
+
+
 @pytest.fixture(scope="module")
 def plan() -> list[list[str]]:
     """The commands of `run_all.sh --dry-run`, as words."""
     done = bash("run_all.sh", "--dry-run")
     assert done.returncode == 0, done.stderr
-    return [words for words in map(shlex.split, done.stdout.splitlines()) if words and words[0] in ("python3", "bash")]
+    return commands(done)
 
 
 def test_plan_takes_both_models_through_every_script(plan):
@@ -107,20 +114,16 @@ def test_plan_reads_only_graphs_that_an_earlier_step_writes(plan):
     written = set()
     for words in plan:
         graphs = {word for word in words if word.endswith(".onnx")}
-        if words[1].endswith("export_onnx.py"):
-            written.add("swinv2_micro" if "models/swinv2_micro.yaml" in words else "swinv1_micro")
-        assert {Path(graph).stem for graph in graphs} <= written, words
-        suffix = {"add_all.py": "_attention", "add_every_layernorm.py": "_layernorm", "to_fp16.py": "_fp16",
-                  "quant.py": "_int8", "add_int8.py": "_attention_int8"}.get(Path(words[1]).name)
-        if suffix:
-            written |= {Path(graph).stem.removesuffix("_int8") + suffix for graph in graphs}
+        made = {words[words.index("--output") + 1]} & graphs if "--output" in words else set()
+        assert graphs - made <= written, words
+        written |= made
 
 
 def test_plan_quantises_narrow_blocks_of_the_micro_models_alone(plan, tmp_path):
     (tmp_path / "weights.pth").touch()
     small = bash("run_all.sh", "--cfg", "models/swinv2.yaml", "--resume", tmp_path / "weights.pth", "--dry-run")
     assert small.returncode == 0, small.stderr
-    of_small = [words for words in map(shlex.split, small.stdout.splitlines()) if "TensorRT/INT8/quant.py" in words]
+    of_small = [words for words in commands(small) if "TensorRT/INT8/quant.py" in words]
     of_micro = [words for words in plan if words[1] == "TensorRT/INT8/quant.py"]
     assert ["--narrow" in words for words in (*of_micro, *of_small)] == [True, True, False]
 
@@ -136,8 +139,8 @@ def test_plan_of_a_gpu_host_builds_and_measures_engines(tmp_path):
                 TRT_PYTHON="trt-python", TENSORRT_ROOT=str(tmp_path), CUBLAS_ROOT=str(tmp_path), CUDA_HOME="",
                 BUILD_FLAGS="--memPoolSize=workspace:512")
     assert done.returncode == 0, done.stderr
-    lines = [shlex.split(line) for line in done.stdout.splitlines()]
-    assert ["make", "-C", "TensorRT/Plugins"] in lines
+    lines = commands(done)
+    assert ["make", "--no-print-directory", "-C", "TensorRT/Plugins"] in [words[3:] for words in lines]
     builds = [words for words in lines if words[:2] == ["bash", "TensorRT/build.sh"]]
     assert {Path(words[2]).stem for words in builds} == {
         "swinv1_micro", "swinv1_micro_fp16", "swinv1_micro_layernorm_fp16", "swinv1_micro_attention_fp16",
@@ -148,97 +151,102 @@ def test_plan_of_a_gpu_host_builds_and_measures_engines(tmp_path):
         assert size == ("256" if "swinv2" in graph else "224")
         assert ("--fp16" in words) == graph.endswith(("_fp16", "_int8")) != ("--noTF32" in words)
         assert any(word.startswith("--plugins=") for word in words) == ("layernorm" in graph or "attention" in graph)
-        assert words[-1] == "--memPoolSize=workspace:512"
+        assert "--memPoolSize=workspace:512" in words
     plans = [f"TensorRT/TRT_Engine/{Path(words[2]).stem}.plan" for words in builds]
-    test = ["trt-python", "TRT_test.py", "--plan", *plans]
-    assert lines[-2:] == [test, [*test, "--memory"]]
+    test, memory = lines[-2:]
+    assert test[:3] == ["trt-python", "TRT_test.py", "--plan"] and set(test[3:13]) == set(plans)
+    assert memory[:13] == test[:13] and "--memory" in memory
 
 
-# --- steps ---------------------------------------------------------------------------------------------------
+# --- a run ---------------------------------------------------------------------------------------------------
+
+# Stands in for python3: make's commands and the measuring scripts write their file, or a row, at once.
+STAND_IN = f"""#!/usr/bin/env bash
+set -eu
+case $1 in
+    once.py) exec {sys.executable} "$@" ;;
+    models/facts.py) name=$(basename "$3" .yaml); echo "$name ${{name%_*}} 256 weights.pth"; exit ;;
+    -c | Results/table.py) exit ;;
+esac
+echo "$*" >> calls
+script=$1 words=$*
+if [[ -f broken && $words == *"$(< broken)"* ]]; then echo reason; exit 3; fi
+while (($#)); do
+    case $1 in
+        --output | --cache) [[ -d $2 ]] || echo "$words" > "$2"; echo "wrote $2" ;;
+        --model | --onnx) model=$(basename "$2" .onnx) ;;
+        --results) table=$2/latency.csv; [[ $script != test_swinV2.py ]] || table=$2/accuracy.csv
+            mkdir -p "$2"; echo "$RUN_ID,$words" >> "$table"; echo "added 1 row to $table" ;;
+    esac
+    shift
+done
+if [[ $script == data/* ]]; then for batch in 1 4 8 16; do echo "$words" > "data/$model-b$batch.npz"; done; fi
+"""
 
 
 @pytest.fixture
-def steps(tmp_path):
-    """steps(script): run lines of `step ...` with run_all.sh's own functions; what was done is appended to `done`."""
-    text = (ROOT / "run_all.sh").read_text()
-    fail = next(line for line in text.splitlines() if line.startswith("fail() "))
-    functions = text.split("# --- steps -")[1].split("# --- what this machine has -")[0].partition("\n")[2]
-    (tmp_path / "input").write_text("one")
+def checkout(tmp_path):
+    """run(*flags): run_all.sh in a folder of its own, over a python3 that pretends; what it printed, and the calls."""
+    for name in ("run_all.sh", "setup.sh", "Makefile", "once.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in ("models", "onnx/graphsurgeon", "data", "TensorRT/Plugins", "TensorRT/INT8", "Results", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("requirements.txt", "config.py", "utils.py", "models/build.py", "models/swin.yaml", "weights.pth"):
+        (tmp_path / name).write_text(name)
+    for name, text in (("python3", STAND_IN), ("nvidia-smi", "#!/bin/sh\nexit 9\n")):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
 
-    def run(lines: str) -> subprocess.CompletedProcess:
-        script = (f"set -euo pipefail\n{fail}\nmkdir -p .cache/logs .cache/stamps\n"
-                  f"dry_run=no name=model key='' RUN_ID=1\n"
-                  f"make() {{ echo \"$1\" >> done; touch \"$1.out\"; echo \"wrote $1\"; }}\n{functions}\n{lines}\n")
-        return bash("-c", script, cwd=tmp_path)
+    def run(*flags: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        done = bash("-c", 'PATH=$STAND_INS:$PATH exec bash run_all.sh "$@"', "_", *flags, cwd=tmp_path,
+                    STAND_INS=str(tmp_path / "bin"))
+        calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+        return done, [call.split()[0] for call in calls]
 
     return run
 
 
-TWO = 'step "first" a.out make a input; step "second" b.out make b'
+MEASURED = ["onnx/onnx_test.py", "test_swinV2.py", "Torch_Latency.py", "Onnx_Latency.py", "Results/draw.py"]
 
 
-def made(tmp_path: Path) -> list[str]:
-    return (tmp_path / "done").read_text().split()
+def test_a_run_makes_files_then_measures_and_does_nothing_twice(checkout, tmp_path):
+    done, calls = checkout("--cfg", "models/swin.yaml")
+    assert done.returncode == 0, done.stderr
+    assert calls[-len(MEASURED):] == MEASURED and len(calls) == 10 + len(MEASURED)
+    assert re.search(r"^  accuracy +\d+ s  added 1 row to Results/local/accuracy.csv$", done.stdout, re.MULTILINE)
+    again, calls = checkout("--cfg", "models/swin.yaml")
+    assert again.returncode == 0 and calls == []
+    assert re.search(r"^  FP16 layernorm +as before  wrote onnx/swin_layernorm_fp16.onnx$", again.stdout, re.MULTILINE)
+    assert again.stdout.count("as before") == 15
+    assert {path.parent.name for path in tmp_path.rglob("*.csv")} == {"local"}  # no recorded table was touched
 
 
-def test_steps_are_not_done_twice(steps, tmp_path):
-    first, second = steps(TWO), steps(TWO)
-    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert made(tmp_path) == ["a", "b"]
-    assert re.search(r"first +\d+ s +wrote a", first.stdout)
-    assert re.search(r"first +as before +wrote a", second.stdout)
+def test_what_is_measured_is_measured_again_with_other_files_or_without_its_rows(checkout, tmp_path):
+    checkout("--cfg", "models/swin.yaml")
+    rows = (tmp_path / "Results/local/latency.csv").read_text().splitlines()
+    (tmp_path / "Results/local/latency.csv").write_text(rows[1] + "\n")  # those of PyTorch are gone
+    assert checkout("--cfg", "models/swin.yaml")[1] == ["Torch_Latency.py"]
+    (tmp_path / "onnx/swin_attention_fp16.onnx").write_text("truncated")
+    assert checkout("--cfg", "models/swin.yaml")[1] == ["onnx/graphsurgeon/to_fp16.py"]  # of the same contents again
+    assert checkout("--cfg", "models/swin.yaml", "--count", "7")[1] == ["test_swinV2.py"]
+    (tmp_path / "weights.pth").write_text("trained longer")
+    assert set(checkout("--cfg", "models/swin.yaml", "--count", "7")[1]) >= {"onnx/export_onnx.py", *MEASURED[:2]}
 
 
-@pytest.mark.parametrize("change, again", [
-    (lambda folder: (folder / "input").write_text("two"), ["a", "b"]),
-    (lambda folder: (folder / "b.out").unlink(), ["b"]),
-    (lambda folder: (folder / "a.out").unlink(), ["a"]),
-    (lambda folder: (folder / "input").touch(), []),
-])
-def test_a_change_is_done_again_with_what_follows_from_it(steps, tmp_path, change, again):
-    steps(TWO)
-    change(tmp_path)
-    steps(TWO)
-    assert made(tmp_path) == ["a", "b", *again]
-
-
-def test_other_arguments_are_another_step(steps, tmp_path):
-    steps(TWO)
-    steps(TWO.replace("make a input", "make a input --more"))
-    assert made(tmp_path) == ["a", "b", "a", "b"]
-
-
-def test_a_file_behind_an_equals_sign_and_a_folder_are_inputs(steps, tmp_path):
-    (tmp_path / "folder").mkdir()
-    lines = 'step "one" a.out make a --library=input; key=""; step "two" b.out make b folder'
-    steps(lines)
-    (tmp_path / "input").write_text("two")
-    steps(lines)
-    (tmp_path / "folder" / "image").write_text("image")
-    steps(lines)
-    assert made(tmp_path) == ["a", "b", "a", "b"]
-
-
-def test_a_table_without_rows_of_the_step_is_measured_again(steps, tmp_path):
-    lines = """measure() { echo "$1" >> done; echo "$RUN_ID,commit,gpu,$name,7" >> table.csv; }
-    step "first" table.csv measure first; name=other key=''; step "second" table.csv measure second"""
-    steps(f"RUN_ID=1\n{lines}")
-    steps(f"RUN_ID=2\n{lines}")
-    assert made(tmp_path) == ["first", "second"]
-    (tmp_path / "table.csv").unlink()
-    steps(f"RUN_ID=3\n{lines}")
-    steps(f"RUN_ID=4\n{lines}")
-    assert made(tmp_path) == ["first", "second", "first", "second"]
-
-
-def test_a_failure_stops_and_is_tried_again(steps, tmp_path):
-    lines = 'step "first" a.out make a; step "broken" b.out sh -c "echo reason; exit 3"; step "third" c.out make c'
+@pytest.mark.parametrize("broken, what, log", [
+    ("add_int8.py", "INT8 attention", "onnx-swin_attention_int8.onnx"), ("Onnx_Latency.py", "latency of onnxruntime",
+                                                                         "swin-latency-of-onnxruntime")])
+def test_a_failure_stops_and_is_tried_again(checkout, tmp_path, broken, what, log):
+    (tmp_path / "broken").write_text(broken)
     for _ in range(2):
-        done = steps(lines)
-        assert done.returncode == 1
-        assert done.stderr.splitlines() == [
-            "reason", "run_all.sh: error: model: broken failed; all of its output is in .cache/logs/model-broken.log"]
-    assert made(tmp_path) == ["a"]
+        done, calls = checkout("--cfg", "models/swin.yaml")
+        assert done.returncode != 0 and "Results/draw.py" not in calls
+        assert re.search(rf"^  {what} +FAILED  reason$", done.stdout, re.MULTILINE)
+        assert f"error: {what} failed; all of its output is in .cache/logs/{log}.log" in done.stderr
+    (tmp_path / "broken").unlink()
+    done, calls = checkout("--cfg", "models/swin.yaml")
+    assert done.returncode == 0 and "Results/draw.py" in calls and "onnx/export_onnx.py" not in calls
 
 
 # --- set-up --------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@
 #   IMAGES        a folder of images, instead of crops of the packaged photographs
 #   INT8_FLAGS    to TensorRT/INT8/quant.py; INT8_BATCHES: of 16 images, that it calibrates on
 #   FACTS         what models/facts.py says of MODEL: a caller that has asked, which takes two seconds, passes it on
-#   TRT_PYTHON    imports tensorrt; default python3         BUILD_FLAGS  to TensorRT/build.sh
+#   TRT_PYTHON    has TensorRT 8.6, 10, 11 or TensorRT-RTX; default python3.  TRT_BACKEND  which, where it has two
+#   BUILD_FLAGS   to TensorRT/build.sh
 #   TAKE_FILES    set to anything: files that are there are taken as they are, whatever made them
 
 MODEL ?= --cfg models/swin_micro.yaml
@@ -44,7 +45,6 @@ $(if $(FACTS),,$(error MODEL: no model, for the reason above))
 endif
 NAME := $(word 1,$(FACTS))
 TYPE := $(word 2,$(FACTS))
-SIZE := $(word 3,$(FACTS))
 WEIGHTS := $(wordlist 4,$(words $(FACTS)),$(FACTS))
 
 all: graphs data
@@ -114,10 +114,10 @@ $(call data_of,%): $(ONNX)/%.onnx $(shared) always
 
 # --- engines -------------------------------------------------------------------------------------------------
 
-# An engine is for one GPU and one version of TensorRT.
-machine = $(eval machine := $$(shell { nvidia-smi -L; \
-    $(TRT_PYTHON) -c 'import tensorrt; print(tensorrt.__version__)'; } 2> /dev/null))$(machine)
-builder := TensorRT/build.sh $(wildcard TensorRT/build*.py TensorRT/engine*.py TensorRT/trt_runtime.py)
+# An engine is for one kind of GPU and one version of TensorRT.
+machine = $(eval machine := $$(shell { nvidia-smi -L; $(TRT_PYTHON) -c \
+    'from TensorRT import backend as b; print(b.described(b.load()))'; } 2> /dev/null))$(machine)
+builder := TensorRT/build.sh $(wildcard TensorRT/build*.py TensorRT/engine*.py TensorRT/backend.py graphs/facts.py)
 LIBRARY := TensorRT/Plugins/build/libswin_plugins.so
 
 layernorm := $(if $(filter swinv2,$(TYPE)),_layernorm,_layernorm_fp16)  # one model in FP32, the other in FP16
@@ -125,17 +125,15 @@ engines: $(patsubst %,$(PLANS)/$(NAME)%.plan,_fp16 $(layernorm) _attention_fp16 
 
 with_plugins := %_layernorm %_layernorm_fp16 %_attention %_attention_fp16 %_attention_int8
 library = $(if $(filter $(with_plugins),$(1)),$(LIBRARY))
-build_flags = $(SIZE:%=--size %) $(if $(filter %_fp16 %_int8,$(1)),--fp16,--noTF32) $(patsubst %,--plugins=%,$(call library,$(1)))
-build = $(call once,engine$(call what,$(basename $(@F))),,$(machine)) bash TensorRT/build.sh $< $(call build_flags,$(basename $(@F))) \
-    $(BUILD_FLAGS) --output $@
+build = $(call once,engine$(call what,$(basename $(@F))),,$(machine)) bash TensorRT/build.sh $< $(BUILD_FLAGS) \
+    $(patsubst %,--plugins=%,$(filter $(LIBRARY),$^)) --output $@
 
 .SECONDEXPANSION:
 $(PLANS)/%.plan: $(ONNX)/%.onnx $$(call library,$$*) $(builder) always
-	$(build)
+	$(build) $(if $(filter %_fp16 %_int8,$*),,--noTF32)
+# timm's graph is FP32: TensorRT 8.6 makes FP16 of it.
 $(PLANS)/$(NAME)_timm_b%_fp16.plan: $(ONNX)/$(NAME)_timm_b%.onnx $(builder) always
-	$(build) --fixed
-$(PLANS)/$(NAME)_timm_b%.plan: $(ONNX)/$(NAME)_timm_b%.onnx $(builder) always
-	$(build) --fixed
+	$(build) --fp16
 
 # Its own Makefile builds what of it is out of date. One from elsewhere serves where nothing here can build one.
 plugin_settings := $(ARCHS) $(CUDA_HOME) $(TENSORRT_ROOT) $(CUBLAS_ROOT) $(CUTLASS_ROOT)

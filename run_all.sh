@@ -90,7 +90,7 @@ has_gpu() { nvidia-smi -L > /dev/null 2>&1; }
 
 engines=yes lacks=()
 has_gpu || { engines=no; lacks+=("an NVIDIA GPU: nvidia-smi finds none; run this on a machine that has one"); }
-"$TRT_PYTHON" -c 'import tensorrt' > /dev/null 2>&1 ||
+"$TRT_PYTHON" -c 'from TensorRT import backend; backend.load()' > /dev/null 2>&1 ||
     { engines=no; lacks+=("TensorRT: $TRT_PYTHON cannot import it; set TRT_PYTHON to a Python that can"); }
 # What keeps make from building the plugins, in its own words; nothing where it can.
 plugins_problem=$(make -s -n -C TensorRT/Plugins 2>&1 > /dev/null | sed -n 's/.*\*\*\* \(.*\)\.  Stop\.$/\1/p; /not found/p' || true)

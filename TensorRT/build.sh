@@ -34,26 +34,6 @@ X
 
 fail() { echo "build.sh: error: $*" >&2; exit 1; }
 
-# Which command makes a graph, judged by its name.
-how_to_make() {
-    local model=$1 base
-    base=${model%_fp16}; base=${base%_int8}; base=${base%%_layernorm*}; base=${base%%_attention*}
-    case $model in
-        *_timm_b*)        echo "python onnx/export_timm.py --batch ${model##*_timm_b} --output onnx/$model.onnx (see its --help)" ;;
-        *_layers)         echo "python TensorRT/compare_layers.py prepare --onnx onnx/${model%_layers}.onnx" ;;
-        *_attention_int8) echo "python onnx/graphsurgeon/add_int8.py --onnx onnx/${base}_int8.onnx" ;;
-        *_int8)           echo "python TensorRT/INT8/quant.py --onnx onnx/$base.onnx" ;;
-        *_attention_fp16) echo "python onnx/graphsurgeon/add_all.py --onnx onnx/$base.onnx --fp16" ;;
-        *_attention)      echo "python onnx/graphsurgeon/add_all.py --onnx onnx/$base.onnx" ;;
-        *_fp16)           echo "python onnx/graphsurgeon/to_fp16.py --onnx onnx/${model%_fp16}.onnx" ;;
-        *_layernorm)      echo "python onnx/graphsurgeon/add_every_layernorm.py --onnx onnx/$base.onnx" ;;
-        *_alone | *_params | *_linear | *_mlp | *_residual | *_fnorm | *_patch_* | *_smooth)
-                          echo "the script that makes it, see onnx/graphsurgeon/README.md and TensorRT/INT8/README.md" ;;
-        swinv1 | swinv2)  echo "python onnx/export_onnx.py --type $model" ;;
-        *)                echo "python onnx/export_onnx.py --output onnx/$model.onnx (see its --help)" ;;
-    esac
-}
-
 onnx='' size='' min=1 opt='' max=128 fp16=no plugins='' carry=no backend=() plan='' dry_run=no passed=()
 while (($#)); do
     case $1 in
@@ -84,7 +64,7 @@ model=$(basename "$onnx" .onnx)
 [[ -n $opt ]] || opt=$((max < 32 ? max : min > 32 ? min : 32))
 ((min <= opt && opt <= max)) || fail "--min $min, --opt $opt, --max $max are not in this order"
 [[ $carry == no || -n $plugins ]] || fail "--carry-plugins: says nothing without --plugins"
-[[ -f $onnx ]] || fail "$onnx: no such file; make it with: $(how_to_make "$model")"
+[[ -f $onnx ]] || fail "$onnx: no such file; make it with: make $onnx (the Makefile says how)"
 [[ $dry_run == yes || -z $plugins || -f $plugins ]] || fail "$plugins: no such file; make it with: make -C TensorRT/Plugins"
 
 # What the graph says of itself; what it leaves open is an empty line (the last of which $( ) would strip).

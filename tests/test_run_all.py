@@ -32,8 +32,10 @@ def test_shell_syntax(file):
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt"])
 def test_requirements_are_pinned(name):
     lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith(("#", "-r "))]
-    loose = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9_-]+==[0-9.]+", line)]
-    assert lines and loose in ([], ["nvidia-cublas>=13"])  # which a CUDA build of torch pins itself
+    names = [line.partition(";")[0].strip() for line in lines]
+    loose = {name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+==[0-9.]+", name)}
+    # A CUDA build of torch pins the first itself; the second goes with the driver.
+    assert lines and loose <= {"nvidia-cublas>=13", "cuda-bindings>=12.8"}
 
 
 # --- arguments -----------------------------------------------------------------------------------------------
@@ -147,9 +149,8 @@ def test_plan_of_a_gpu_host_builds_and_measures_engines(tmp_path):
         "swinv1_micro_attention_int8", "swinv2_micro", "swinv2_micro_fp16", "swinv2_micro_layernorm",
         "swinv2_micro_attention_fp16", "swinv2_micro_attention_int8"}
     for words in builds:
-        graph, size = Path(words[2]).stem, words[words.index("--size") + 1]
-        assert size == ("256" if "swinv2" in graph else "224")
-        assert ("--fp16" in words) == graph.endswith(("_fp16", "_int8")) != ("--noTF32" in words)
+        graph = Path(words[2]).stem
+        assert ("--noTF32" in words) == (not graph.endswith(("_fp16", "_int8")))
         assert any(word.startswith("--plugins=") for word in words) == ("layernorm" in graph or "attention" in graph)
         assert "--memPoolSize=workspace:512" in words
     plans = [f"TensorRT/TRT_Engine/{Path(words[2]).stem}.plan" for words in builds]

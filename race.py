@@ -2,10 +2,10 @@
 
     python race.py --resume swin_small_patch4_window7_224.pth swinv2_small_patch4_window8_256.pth
 
-Makes what is missing or older than what it is made from (exports, FP16, INT8 and patched graphs, data, plugin library,
-engines), measures each runner with the script that measures it, and draws. All rows go to Results/latency.csv under one
-run_id; Results/latency.png and Results/speedup.md come of them. TensorRT is run by $TRT_PYTHON (default: this Python),
-and $BUILD_FLAGS go to TensorRT/build.sh.
+Has make make the files that are missing or out of date (the Makefile says which is made from which), measures each
+runner with the script that measures it, and draws. All rows go to Results/latency.csv under one run_id;
+Results/latency.png and Results/speedup.md come of them. TensorRT is run by $TRT_PYTHON (default: this Python), and
+$BUILD_FLAGS go to TensorRT/build.sh.
 
 What is stopped goes on with --run-id: what has its rows is not measured again. A step that fails does not stop the
 others; the last lines tell which failed and why, and the exit status is then 1. Without a GPU: the runners of a CPU, in
@@ -20,8 +20,8 @@ default, and compared with FP16.
 On a host with several GPUs of one kind, races with different --runner, --mode, --cfg, --precision or --batch and the
 same --run-id may run at once, each with its own $CUDA_VISIBLE_DEVICES. With --prepare a race measures nothing: it makes
 the files, or fills $TORCHINDUCTOR_CACHE_DIR (default .cache/inductor) with what torch.compile compiles, while another
-measures, which then finds both. Where files were copied or checked out anew and their times say nothing, --take-files
-takes those that are there as they are.
+measures, which then finds both. Where files were copied from elsewhere, --take-files takes those that are there as they
+are, whatever made them.
 """
 from __future__ import annotations
 
@@ -47,8 +47,6 @@ from Results.timing import add_timing_arguments
 from utils import ROOT, UserError, batch_sizes, choices, run_script, shown
 
 PYTHON, TRT_PYTHON = sys.executable, os.environ.get("TRT_PYTHON", sys.executable)
-PLUGINS = ROOT / "TensorRT" / "Plugins"
-LIBRARY = PLUGINS / "build" / "libswin_plugins.so"
 
 
 class Entrant(NamedTuple):
@@ -84,6 +82,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 WARMUP_S = 5.0
 # Guesses at the seconds that one batch takes, which only the estimate of what is left depends on.
 SECONDS_A_BATCH = {"reduce-overhead": 60, "max-autotune": 200}
+SECONDS_A_FILE = {".plan": 150, ".onnx": 60, ".npz": 15}  # that is not there yet
 
 
 class Model(NamedTuple):
@@ -92,7 +91,7 @@ class Model(NamedTuple):
     cfg: Path
     checkpoint: Path
     name: str  # MODEL.NAME
-    img_size: int  # pixels
+    type: str  # MODEL.TYPE
 
     def onnx(self, suffix: str = "") -> Path:
         return ROOT / "onnx" / f"{self.name}{suffix}.onnx"
@@ -105,13 +104,11 @@ class Model(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One command of the race: makes a file, or measures one model on one runner in one precision, or compiles it."""
+    """What is measured of one model on one runner in one precision, or compiled, or what is only prepared for that."""
 
-    command: list[str | Path]
-    inputs: list[Path]  # files that it reads
-    seconds: float  # a guess
-    makes: Path | None = None
-    measures: tuple[Model, Entrant, str, tuple[int, ...]] | None = None  # the str: precision; the numbers: batches
+    measures: tuple[Model, Entrant, str, tuple[int, ...]]  # the str: precision; the numbers: batches
+    files: list[Path]  # that make makes before
+    command: list[str | Path]  # none, where only the files are made
     compiles: bool = False  # what it would measure, and leaves no row
 
     @property
@@ -119,90 +116,35 @@ class Step(NamedTuple):
         return shlex.join(map(str, self.command))
 
     @property
-    def record(self) -> Path:
-        """Where the command is kept that made the file: another checkpoint need not be newer, flags have no date."""
-        return ROOT / ".cache" / "race" / f"{shown(self.makes).strip('/').replace('/', '_')}.command"
+    def seconds(self) -> float:
+        """A guess at how long it takes."""
+        _, entrant, _, batches = self.measures
+        making = sum(SECONDS_A_FILE[path.suffix] for path in self.files if not path.exists())
+        return making + (15 + SECONDS_A_BATCH.get(entrant.mode, 8) * len(batches) if self.command else 1)
 
     def __str__(self) -> str:
-        if self.makes:
-            return shown(self.makes)
         model, entrant, precision, batches = self.measures
-        compiling = "compiling " if self.compiles else ""
-        return f"{compiling}{model.name} {precision} {entrant} b{','.join(map(str, batches))}"
+        doing = "compiling " if self.compiles else "" if self.command else "files of "
+        return f"{doing}{model.name} {precision} {entrant} b{','.join(map(str, batches))}"
 
 
 # --- files ---------------------------------------------------------------------------------------------------
 
 
-def file_steps(model: Model, batches: list[int]) -> dict[Path, Step]:
-    """The step that makes each file that a measurement of this model may need."""
-    steps: dict[Path, Step] = {}
-
-    def makes(target: Path, command: list[str | Path], inputs: list[Path], seconds: float) -> None:
-        steps[target] = Step(command, inputs, seconds, makes=target)
-
-    def folder(name: str, *patterns: str) -> list[Path]:
-        return sorted(path for pattern in patterns for path in (ROOT / name).glob(pattern))
-
-    surgery = [*folder("graphs", "*.py"), *folder("onnx/graphsurgeon", "*.py")]
-    makes(model.onnx(), [PYTHON, "onnx/export_onnx.py", "--cfg", model.cfg, "--resume", model.checkpoint],
-          [model.cfg, model.checkpoint, ROOT / "onnx/export_onnx.py", *folder("models", "*.py")], 30)
-    makes(model.onnx("_int8"), [PYTHON, "TensorRT/INT8/quant.py", "--onnx", model.onnx(), "--recalibrate"],
-          [model.onnx(), *folder("TensorRT/INT8", "*.py"), *surgery], 120)
-    for suffix, batch in itertools.product(("", "_int8"), batches):
-        makes(model.data(batch, suffix),
-              [PYTHON, "data/batch_data_gen.py", "--model", model.onnx(suffix), "--batches", str(batch)],
-              [model.onnx(suffix)], 10 + batch / 4)
-    makes(model.onnx("_fp16"), [PYTHON, "onnx/graphsurgeon/to_fp16.py", "--onnx", model.onnx()],
-          [model.onnx(), *surgery], 30)
-    for suffix, flags in (("_attention", []), ("_attention_fp16", ["--fp16"])):
-        makes(model.onnx(suffix), [PYTHON, "onnx/graphsurgeon/add_all.py", "--onnx", model.onnx(), *flags],
-              [model.onnx(), *surgery], 60)
-    makes(model.onnx("_attention_int8"), [PYTHON, "onnx/graphsurgeon/add_int8.py", "--onnx", model.onnx("_int8")],
-          [model.onnx("_int8"), *surgery], 60)
-
-    def builds(suffix: str, graph: Path, flags: list[str], library: list[Path]) -> None:
-        makes(model.plan(suffix),
-              ["bash", "TensorRT/build.sh", graph, *flags,
-               "--fp16" if suffix.endswith(("_fp16", "_int8")) else "--noTF32",
-               *(f"--plugins={path}" for path in library), *shlex.split(os.environ.get("BUILD_FLAGS", ""))],
-              [graph, *library], 150)
-
-    for suffix in ("", "_fp16", "_attention", "_attention_fp16", "_attention_int8"):
-        builds(suffix, model.onnx(suffix), ["--size", str(model.img_size)], [LIBRARY] if "_attention" in suffix else [])
-    for batch in batches:
-        graph = model.onnx(f"_timm_b{batch}")
-        makes(graph, [PYTHON, "onnx/export_timm.py", "--cfg", model.cfg, "--resume", model.checkpoint, "--batch",
-                      str(batch), "--output", graph],
-              [model.cfg, model.checkpoint, ROOT / "onnx/export_timm.py", *folder("models", "*.py")], 30 + batch)
-        for precision in ("", "_fp16"):
-            builds(f"_timm_b{batch}{precision}", graph, ["--fixed"], [])
-    # A library that was built elsewhere is used where nothing can build it.
-    if not LIBRARY.exists() or subprocess.run(["make", "-s", "-n", "-C", PLUGINS], capture_output=True).returncode == 0:
-        makes(LIBRARY, ["make", "-C", PLUGINS],
-              [PLUGINS / "Makefile", *folder("TensorRT/Plugins", "*/*.cu", "*/*.cuh", "*/*.cpp", "*/*.h")], 120)
-    return steps
+def make_command(model: Model, files: list[Path], batches: list[int]) -> list[str]:
+    """The command that makes files of one model, with data of these batches."""
+    options = shlex.join(["--cfg", str(model.cfg), "--resume", str(model.checkpoint)])
+    settings = {"MODEL": options, "FACTS": f"{model.name} {model.type} - {model.checkpoint}",
+                "BATCHES": " ".join(map(str, batches))}
+    # make reads a dollar as its own.
+    return ["make", "-s", "--no-print-directory", *(f"{name}={value.replace('$', '$$')}" for name, value in
+                                                    settings.items()), *(shown(path) for path in files)]
 
 
-def add_outdated(planned: list[Step], target: Path, steps: dict[Path, Step], take_files: bool) -> None:
-    """Plan to make a file that is missing or older than what it is made from, after whatever of that is outdated.
-
-    With `take_files` no file is outdated.
-    """
-    if target not in steps or any(step.makes == target for step in planned) or (take_files and target.exists()):
-        return  # nothing makes it, like a checkpoint; or it is planned; or it is taken as it is
-    for source in steps[target].inputs:
-        add_outdated(planned, source, steps, take_files)
-    to_come = {step.makes for step in planned}
-    if any(source in to_come for source in steps[target].inputs) or is_outdated(steps[target]):
-        planned.append(steps[target])
-
-
-def is_outdated(step: Step) -> bool:
-    """Whether the file that a step makes is missing, older than one it is made from, or made by another command."""
-    return (not step.makes.exists()
-            or any(source.stat().st_mtime > step.makes.stat().st_mtime for source in step.inputs)
-            or (step.record.exists() and step.record.read_text() != step.line))
+def making_environment(take_files: bool) -> dict[str, str]:
+    """What make runs in: this Python first on the PATH, as python3."""
+    return {**os.environ, "PATH": f"{Path(PYTHON).parent}:{os.environ.get('PATH', '')}", "TRT_PYTHON": TRT_PYTHON,
+            **({"TAKE_FILES": "yes"} if take_files else {})}
 
 
 # --- measurements --------------------------------------------------------------------------------------------
@@ -277,14 +219,14 @@ def measuring_step(model: Model, entrant: Entrant, precision: str, batches: tupl
         command = [TRT_PYTHON, "TRT_test.py", "--plan", file]
     graphs = ("", "_int8") if precision == "int8" else ("",)  # the Q/DQ graph says how far off INT8 may be
     data = [model.data(batch, graph) for graph, batch in itertools.product(graphs, batches)]
-    return Step([*command, "--batch", ",".join(map(str, batches)), *flags], [model.onnx(), file, *data],
-                15 + SECONDS_A_BATCH.get(entrant.mode, 8) * len(batches), measures=(model, entrant, precision, batches))
+    return Step((model, entrant, precision, batches), list(dict.fromkeys([model.onnx(), file, *data])),
+                [*command, "--batch", ",".join(map(str, batches)), *flags])
 
 
 def compiling_step(model: Model, entrant: Entrant, precision: str, batches: tuple[int, ...]) -> Step:
     """The step that compiles what a later one measures. It reads no file that another process may be making."""
-    return Step([*torch_command(model, entrant, precision), "--compile-only", "--batch", ",".join(map(str, batches))],
-                [], 15 + SECONDS_A_BATCH[entrant.mode] * len(batches), measures=(model, entrant, precision, batches),
+    return Step((model, entrant, precision, batches), [],
+                [*torch_command(model, entrant, precision), "--compile-only", "--batch", ",".join(map(str, batches))],
                 compiles=True)
 
 
@@ -302,6 +244,12 @@ def why_failed(log: str, batch: int | None = None) -> str:
     return cuda[0] if cuda else named[0] if named else lines[-1] if lines else "no output"
 
 
+def why_not_made(log: str) -> str:
+    """What once.py says of the step of make's that failed; else what make says."""
+    failed = re.findall(r"^  (.*?) +FAILED  (.*)$", log, re.MULTILINE)
+    return ": ".join(failed[0]) if failed else why_failed(log)
+
+
 # --- the race ------------------------------------------------------------------------------------------------
 
 
@@ -310,9 +258,6 @@ def plan_race(models: list[Model], args: argparse.Namespace, on_gpu: bool) -> li
     rows = latency_rows(args.results, args.run_id)
     flags = ["--results", args.results, "--min-seconds", str(args.min_seconds), "--min-runs", str(args.min_runs),
              "--warmup-seconds", str(args.warmup_seconds)]
-    files: dict[Path, Step] = {}
-    for model in models:
-        files |= file_steps(model, args.batch)
     planned: list[Step] = []
     entrants = [entrant for entrant in ENTRANTS if entrant.name in args.runner
                 and (entrant.runner != "torch-compile" or entrant.mode in args.mode)]
@@ -325,10 +270,7 @@ def plan_race(models: list[Model], args: argparse.Namespace, on_gpu: bool) -> li
             continue
         for batches in [(batch,) for batch in left] if entrant.name in ONE_BATCH_A_PROCESS else [left] if left else []:
             step = measuring_step(model, entrant, precision, batches, flags)
-            for source in step.inputs:
-                add_outdated(planned, source, files, args.take_files)
-            if not args.prepare:
-                planned.append(step)
+            planned.append(step._replace(command=[]) if args.prepare else step)
     return planned
 
 
@@ -339,41 +281,40 @@ def run_steps(steps: list[Step], args: argparse.Namespace, on_gpu: bool) -> list
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(ROOT / ".cache" / "inductor"), **os.environ,
                    "RUN_ID": args.run_id, "TRT_PYTHON": TRT_PYTHON}
     failed: list[str] = []
-    unmade: set[Path] = set()
     begun, guessed_done, guessed_left = time.monotonic(), 0.0, sum(step.seconds for step in steps)
     for number, step in enumerate(steps, 1):
         print(f"[{number:{len(str(len(steps)))}}/{len(steps)}] {step!s:<58}", end="", flush=True)
         guessed_done, guessed_left = guessed_done + step.seconds, guessed_left - step.seconds
-        problems = [f"{shown(path)} could not be made" for path in step.inputs if path in unmade][:1]
-        made = step.makes and not problems and not is_outdated(step)  # by another race, since this one was planned
-        if not problems and not made:
-            log = logs / re.sub(r"[^\w.-]+", "-", f"{step}.log")
-            with log.open("w") as file:
-                status = subprocess.run(step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-                                        env=environment).returncode
+        model, entrant, precision, batches = step.measures
+        log = logs / re.sub(r"[^\w.-]+", "-", f"{step}.log")
+
+        log.unlink(missing_ok=True)
+        problems = []
+        if step.files and logged(
+                make_command(model, step.files, args.batch), making_environment(args.take_files), log):
+            problems = [why_not_made(log.read_text(errors="replace"))]
+        elif step.command:
+            status = logged(step.command, environment, log)
             text = log.read_text(errors="replace")
             if step.compiles:
                 problems = [why_failed(text)] if status else []
-            elif step.measures:
-                model, entrant, precision, batches = step.measures
+            else:
                 missing = unmeasured(latency_rows(args.results, args.run_id), model, entrant, precision, list(batches),
                                      on_gpu)
                 problems = [f"b{batch}: {why_failed(text, batch)}" for batch in missing]
-            elif status or not step.makes.exists():
-                problems = [why_failed(text)]
-            else:
-                step.makes.touch()  # newer than its sources, also where make found nothing to do
-                step.record.parent.mkdir(parents=True, exist_ok=True)
-                step.record.write_text(step.line)
-            if problems:
-                problems[-1] += f" (log: {shown(log)})"
-        if problems and step.makes:
-            unmade.add(step.makes)
+        if problems:
+            problems[-1] += f" (log: {shown(log)})"
         failed += [f"{step}: {problem}" for problem in problems]
         left = guessed_left * (time.monotonic() - begun) / guessed_done
         print(f" {'FAILED' if problems else 'done':<6}  {clock(time.monotonic() - begun)}, about {clock(left)} left",
               flush=True)
     return failed
+
+
+def logged(command: list[str | Path], environment: dict[str, str], log: Path) -> int:
+    """Run a command, what it prints added to a file; its exit status."""
+    with log.open("a") as file:
+        return subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
 
 
 def clock(seconds: float) -> str:
@@ -389,7 +330,7 @@ def chosen_models(args: argparse.Namespace) -> list[Model]:
     for cfg, resume in itertools.zip_longest(args.cfg, args.resume):
         config = get_config(cfg)
         checkpoint = checkpoint_path(config, resume, args.pretrained)
-        models.append(Model(cfg.resolve(), checkpoint.resolve(), config.MODEL.NAME, config.DATA.IMG_SIZE))
+        models.append(Model(cfg.resolve(), checkpoint.resolve(), config.MODEL.NAME, config.MODEL.TYPE))
     return models
 
 
@@ -428,7 +369,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help="measure nothing: make the files that the chosen runners need, and of torch-compile "
                              "compile what it measures")
     parser.add_argument("--take-files", action="store_true",
-                        help="make files that are missing, and none again that are older than what they are made from")
+                        help="take files that are there as they are, whatever made them")
     add_timing_arguments(parser, warmup_s=WARMUP_S)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
                         help="of latency.csv, latency.png and speedup.md (default: Results/)")
@@ -448,10 +389,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     steps = plan_race(models, args, on_gpu)
     if args.dry_run:
-        for step in steps:
-            print(step.line)
+        for model in models:
+            files = [path for step in steps if step.measures[0] == model for path in step.files]
+            if files and subprocess.run([*make_command(model, list(dict.fromkeys(files)), args.batch), "-n"], cwd=ROOT,
+                                        env=making_environment(args.take_files)).returncode:
+                raise UserError("make cannot tell how the files are made; the reason stands above")
+        print(*(step.line for step in steps if step.command), sep="\n", flush=True)
         return
-    count = Counter("files to make" if step.makes else "to compile" if step.compiles else "measurements"
+    count = Counter("to compile" if step.compiles else "measurements" if step.command else "to prepare"
                     for step in steps)
     print(f"run {args.run_id}: {', '.join(f'{number} {what}' for what, number in count.items()) or 'all is there'}; "
           f"roughly {clock(sum(step.seconds for step in steps))} minutes", flush=True)

@@ -4,9 +4,7 @@ The scripts that measure and make files are replaced by ones that write rows and
 """
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +29,7 @@ def row(runner: str, batch: int, ms: float, notes: str = "", **values: str) -> d
 
 # --- what is left to do --------------------------------------------------------------------------------------
 
-M = Model(Path("m.yaml"), Path("m.pth"), "m", 224)
+M = Model(Path("m.yaml"), Path("m.pth"), "m", "swinv1")
 # As TRT_test.py writes them.
 TIMM_ROWS = [row("trt", 1, 1, f"m_timm_b1_fp16; {TRT_test.origin(Path('m_timm_b1_fp16.plan'))}{graph}; good")
              for graph in ("no CUDA graph", "CUDA graph")]
@@ -57,16 +55,27 @@ def test_a_batch_is_measured_until_it_has_all_its_rows(rows, entrant, on_gpu, le
     assert race.unmeasured(rows, M, entrant, "fp16", [1, 8], on_gpu) == left
 
 
+# Makes every file at once, and notes it; what has "broken" in its name fails as once.py tells it.
+MAKEFILE = """
+%:
+\t@echo $@ $(BATCHES) $$TAKE_FILES >> made
+\t@case $@ in *broken*) echo "  all plugins                 FAILED  no weights"; exit 1;; esac
+\t@mkdir -p $(@D); touch $@
+"""
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A repository root that has a checkpoint, a yaml and what makes the plugins, and no file made of them."""
+    """A repository root that has a checkpoint, a yaml and a Makefile."""
     monkeypatch.setattr(race, "ROOT", tmp_path)
-    monkeypatch.setattr(race, "PLUGINS", tmp_path / "TensorRT/Plugins")
-    monkeypatch.setattr(race, "LIBRARY", tmp_path / "TensorRT/Plugins/build/libswin_plugins.so")
-    for name in ("m.yaml", "m.pth", "onnx/export_onnx.py", "TensorRT/Plugins/Makefile"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "Makefile").write_text(MAKEFILE)
+    for name in ("m.yaml", "m.pth"):
         (tmp_path / name).touch()
     return tmp_path
+
+
+def made(root: Path) -> list[str]:
+    return (root / "made").read_text().replace(f"{root}/", "").splitlines() if (root / "made").exists() else []
 
 
 def arguments(root: Path, **values) -> SimpleNamespace:
@@ -76,37 +85,39 @@ def arguments(root: Path, **values) -> SimpleNamespace:
                               "take_files": False, "prepare": False, "mode": race.MODES, **values})
 
 
-def plan(root: Path, **values) -> list[str]:
-    model = Model(root / "m.yaml", root / "m.pth", "m", 224)
-    return [str(step).replace(f"{root}/", "") for step in race.plan_race([model], arguments(root, **values), True)]
+def plan(root: Path, **values) -> list[Step]:
+    model = Model(root / "m.yaml", root / "m.pth", "m", "swinv1")
+    return race.plan_race([model], arguments(root, **values), True)
 
 
-def test_plan_makes_what_a_measurement_needs_once_and_before_it(root):
-    assert plan(root) == ["onnx/m.onnx", "onnx/m_fp16.onnx", "TensorRT/TRT_Engine/m_fp16.plan", "data/m-b1.npz",
-                          "data/m-b8.npz", "m fp16 trt b1,8", "m fp16 torch-eager b1,8"]
-    assert plan(root, runner=["torch-eager"], batch=[8]) == ["onnx/m.onnx", "data/m-b8.npz", "m fp16 torch-eager b8"]
-    assert "TensorRT/Plugins/build/libswin_plugins.so" in plan(root, runner=["trt-plugins"])
+def names(steps: list[Step]) -> list[str]:
+    return list(map(str, steps))
 
 
-def test_plan_makes_again_what_is_older_than_its_sources(root):
-    for age, name in enumerate(["m.pth", "m.yaml", "onnx/export_onnx.py", "onnx/m.onnx", "data/m-b1.npz",
-                                "data/m-b8.npz", "onnx/m_fp16.onnx"]):
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).touch()
-        os.utime(root / name, (age, age))
-    engine = ["TensorRT/TRT_Engine/m_fp16.plan", "m fp16 trt b1,8"]
-    assert plan(root, runner=["trt"]) == engine
-    os.utime(root / "m.pth", (9, 9))  # another checkpoint: everything is made again
-    assert len(plan(root, runner=["trt"])) == 6
-    assert plan(root, runner=["trt"], take_files=True) == engine  # what is missing is made all the same
+def files(root: Path, steps: list[Step]) -> set[str]:
+    return {str(path.relative_to(root)) for step in steps for path in step.files}
+
+
+def test_a_measurement_asks_for_the_files_that_it_reads(root):
+    data = {"data/m-b1.npz", "data/m-b8.npz"}
+    for runner, precision, graph in (
+            ("trt", "fp16", "TensorRT/TRT_Engine/m_fp16.plan"), ("trt", "fp32", "TensorRT/TRT_Engine/m.plan"),
+            ("trt-plugins", "fp16", "TensorRT/TRT_Engine/m_attention_fp16.plan"),
+            ("torch-eager", "fp16", "onnx/m.onnx"), ("ort-cuda", "fp16", "onnx/m_fp16.onnx")):
+        assert files(root, plan(root, runner=[runner], precision=[precision])) == {"onnx/m.onnx", graph, *data}, runner
+    assert files(root, plan(root, runner=["trt-plugins"], precision=["int8"])) == {
+        "onnx/m.onnx", "TensorRT/TRT_Engine/m_attention_int8.plan", *data, "data/m_int8-b1.npz", "data/m_int8-b8.npz"}
+    for batch, step in zip((1, 8), plan(root, runner=["trt-timm"])):
+        assert files(root, [step]) == {"onnx/m.onnx", f"TensorRT/TRT_Engine/m_timm_b{batch}_fp16.plan",
+                                       f"data/m-b{batch}.npz"}
 
 
 def test_what_is_measured_is_left_out_and_the_rest_goes_to_its_script(root):
     append_rows(root / "Results/latency.csv", LATENCY_COLUMNS, [
         row("torch-eager", batch, 1, notes) for batch in (1, 8) for notes in ("no CUDA graph", "CUDA graph")])
-    assert plan(root)[-1] == "m fp16 trt b1,8" and len(plan(root)) == 6
+    assert names(plan(root)) == ["m fp16 trt b1,8"]
     assert plan(root, runner=["torch-eager"]) == []  # and nothing is made for it
-    assert plan(root, runner=["torch-eager"], run_id="2")[-1] == "m fp16 torch-eager b1,8"
+    assert names(plan(root, runner=["torch-eager"], run_id="2")) == ["m fp16 torch-eager b1,8"]
     commands = {runner: " ".join(map(str, race.measuring_step(M, Entrant(runner, mode), "fp16", (1, 8), []).command))
                 for runner, mode in (("trt-plugins", ""), ("torch-compile", "max-autotune"),
                                      ("ort-cuda", "CUDA graph"))}
@@ -115,94 +126,21 @@ def test_what_is_measured_is_left_out_and_the_rest_goes_to_its_script(root):
     assert "m_fp16.onnx --runner ort-cuda" in commands["ort-cuda"]
 
 
-def test_int8_is_calibrated_built_and_measured_with_the_plugins_alone(root):
-    assert plan(root, runner=["trt-plugins", "trt", "torch-eager"], precision=["int8"], batch=[8]) == [
-        "onnx/m.onnx", "onnx/m_int8.onnx", "onnx/m_attention_int8.onnx", "TensorRT/Plugins/build/libswin_plugins.so",
-        "TensorRT/TRT_Engine/m_attention_int8.plan", "data/m-b8.npz", "data/m_int8-b8.npz", "m int8 trt-plugins b8"]
-    model = Model(root / "m.yaml", root / "m.pth", "m", 224)
-    steps = race.file_steps(model, [8])
-    commands = {path: " ".join(map(str, step.command[1:])).replace(f"{root}/", "") for path, step in steps.items()}
-    assert commands[model.onnx("_int8")] == "TensorRT/INT8/quant.py --onnx onnx/m.onnx --recalibrate"
-    assert commands[model.onnx("_attention_int8")] == "onnx/graphsurgeon/add_int8.py --onnx onnx/m_int8.onnx"
-    assert commands[model.data(8, "_int8")].endswith("--model onnx/m_int8.onnx --batches 8")
-    done = subprocess.run([*map(str, steps[model.plan("_attention_int8")].command), "--dry-run"], cwd=ROOT,
-                          capture_output=True, text=True)
-    assert "m_attention_int8.plan" in done.stdout and "--fp16" in done.stdout, done.stderr
-    measuring = race.measuring_step(model, Entrant("trt-plugins"), "int8", (8,), [])
-    assert measuring.command[1:] == ["TRT_test.py", "--plan", model.plan("_attention_int8"), "--batch", "8"]
-
-
-def test_an_engine_of_timms_export_is_made_and_measured_for_each_batch_and_precision(root):
-    (root / "onnx/export_timm.py").touch()
-    assert plan(root, runner=["trt-timm"], precision=["fp32", "fp16"]) == [
-        "onnx/m.onnx", "onnx/m_timm_b1.onnx", "TensorRT/TRT_Engine/m_timm_b1.plan", "data/m-b1.npz",
-        "m fp32 trt-timm b1",
-        "onnx/m_timm_b8.onnx", "TensorRT/TRT_Engine/m_timm_b8.plan", "data/m-b8.npz", "m fp32 trt-timm b8",
-        "TensorRT/TRT_Engine/m_timm_b1_fp16.plan", "m fp16 trt-timm b1",
-        "TensorRT/TRT_Engine/m_timm_b8_fp16.plan", "m fp16 trt-timm b8"]
-    model = Model(root / "m.yaml", root / "m.pth", "m", 224)
-    steps = race.file_steps(model, [8])
-    for precision, flag in (("", "--noTF32"), ("_fp16", "--fp16")):
-        engine = steps[model.plan(f"_timm_b8{precision}")]
-        assert engine.inputs == [model.onnx("_timm_b8")] and {"--fixed", flag} < set(engine.command)
-        done = subprocess.run([*map(str, engine.command), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
-        assert f"m_timm_b8{precision}.plan" in done.stdout and "Shapes" not in done.stdout, done.stderr
-        measuring = race.measuring_step(model, TIMM, "fp16" if precision else "fp32", (8,), []).command
-        assert measuring[1:] == ["TRT_test.py", "--plan", model.plan(f"_timm_b8{precision}"), "--batch", "8"]
-    export = steps[model.onnx("_timm_b8")].command
-    assert export[1] == "onnx/export_timm.py" and export[-4:] == ["--batch", "8", "--output", model.onnx("_timm_b8")]
+def test_timms_export_is_measured_one_batch_at_a_time(root):
     append_rows(root / "Results/latency.csv", LATENCY_COLUMNS, TIMM_ROWS)
-    assert plan(root, runner=["trt-timm"])[-1] == "m fp16 trt-timm b8" and len(plan(root, runner=["trt-timm"])) == 5
+    (step,) = plan(root, runner=["trt-timm"])
+    assert str(step) == "m fp16 trt-timm b8"
+    assert step.command[1:6] == ["TRT_test.py", "--plan", root / "TensorRT/TRT_Engine/m_timm_b8_fp16.plan", "--batch",
+                                 "8"]
 
 
-@pytest.mark.parametrize(("source", "outdated"), [
-    ("m.yaml", "onnx/m.onnx onnx/m_timm_b8.onnx"),
-    ("models/swin.py", "onnx/m.onnx onnx/m_timm_b8.onnx"),
-    ("onnx/export_timm.py", "onnx/m_timm_b8.onnx"),
-    ("graphs/tidy.py", "onnx/m_int8.onnx onnx/m_fp16.onnx onnx/m_attention.onnx onnx/m_attention_fp16.onnx "
-                       "onnx/m_attention_int8.onnx"),
-    ("TensorRT/INT8/qdq.py", "onnx/m_int8.onnx"),
-    ("onnx/m_int8.onnx", "onnx/m_attention_int8.onnx data/m_int8-b8.npz"),
-    *((f"TensorRT/Plugins/Linear/kernel.{suffix}", "TensorRT/Plugins/build/libswin_plugins.so")
-      for suffix in ("cu", "cuh", "cpp", "h")),
-    ("TensorRT/Plugins/build/libswin_plugins.so", "TensorRT/TRT_Engine/m_attention.plan "
-     "TensorRT/TRT_Engine/m_attention_fp16.plan TensorRT/TRT_Engine/m_attention_int8.plan"),
-])
-def test_a_newer_source_makes_outdated_what_is_made_of_it(source, outdated, root):
-    for path in (root / source, root / "onnx/export_timm.py"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    steps = race.file_steps(Model(root / "m.yaml", root / "m.pth", "m", 224), [8])
-    for made in steps:
-        made.parent.mkdir(parents=True, exist_ok=True)
-        made.touch()
-    for path in filter(Path.is_file, root.rglob("*")):
-        os.utime(path, (1, 1))
-    os.utime(root / source, (2, 2))
-    found = {str(made.relative_to(root)) for made, step in steps.items() if race.is_outdated(step)}
-    assert found == set(outdated.split())
-
-
-def test_what_make_finds_up_to_date_is_not_outdated_again(root):
-    """make looks at fewer sources, and writes nothing where these are older."""
-    made, source = root / "library.so", root / "kernel.cu"
-    for age, path in enumerate((made, source)):
-        path.touch()
-        os.utime(path, (age, age))
-    step = Step(script("pass"), [source], 1, makes=made)
-    assert race.is_outdated(step) and race.run_steps([step], arguments(root), on_gpu=True) == []
-    assert not race.is_outdated(step)
-
-
-@pytest.mark.parametrize("suffix", ["", "_fp16", "_attention", "_attention_fp16", "_attention_int8"])
-def test_an_engine_takes_images_of_the_models_size(suffix, root):
-    command = race.file_steps(M._replace(img_size=192), [8])[M.plan(suffix)].command
-    done = subprocess.run([*map(str, command), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
-    assert "--optShapes=input:32x3x192x192" in done.stdout, done.stderr
+def test_int8_is_measured_with_the_plugins_alone(root):
+    assert names(plan(root, runner=["trt-plugins", "trt", "torch-eager"], precision=["int8"])) == [
+        "m int8 trt-plugins b1,8"]
 
 
 def test_onnxruntime_gets_a_process_for_each_batch_and_variant(root):
-    assert [step for step in plan(root, runner=["ort-cuda"]) if " " in step] == [
+    assert names(plan(root, runner=["ort-cuda"])) == [
         "m fp16 ort-cuda no CUDA graph b1", "m fp16 ort-cuda no CUDA graph b8", "m fp16 ort-cuda CUDA graph b1",
         "m fp16 ort-cuda CUDA graph b8"]
     command = race.measuring_step(M, Entrant("ort-cuda", "CUDA graph"), "fp16", (8,), []).command
@@ -210,12 +148,17 @@ def test_onnxruntime_gets_a_process_for_each_batch_and_variant(root):
 
 
 def test_preparing_makes_files_and_compiles_and_measures_nothing(root):
-    assert plan(root, runner=["trt"], prepare=True) == plan(root, runner=["trt"])[:-1]
+    (step,) = plan(root, runner=["trt"], prepare=True)
+    assert str(step) == "files of m fp16 trt b1,8" and not step.command
+    assert race.run_steps([step], arguments(root), on_gpu=True) == []
+    assert {line.split()[0] for line in made(root)} == files(root, [step])
     compiling = ["compiling m fp16 torch-compile reduce-overhead b1,8",
                  "compiling m fp16 torch-compile max-autotune b1,8"]
-    assert plan(root, runner=["torch-compile"], prepare=True) == compiling  # and no file, which another may be making
-    assert plan(root, runner=["torch-compile"], mode=["max-autotune"], prepare=True) == compiling[1:]
-    assert plan(root, runner=["torch-compile"], mode=["max-autotune"])[-1] == compiling[1].removeprefix("compiling ")
+    steps = plan(root, runner=["torch-compile"], prepare=True)
+    assert names(steps) == compiling and not any(step.files for step in steps)  # another may be making them
+    assert names(plan(root, runner=["torch-compile"], mode=["max-autotune"], prepare=True)) == compiling[1:]
+    assert names(plan(root, runner=["torch-compile"], mode=["max-autotune"])) == [
+        "m fp16 torch-compile max-autotune b1,8"]
     command = race.compiling_step(M, Entrant("torch-compile", "max-autotune"), "fp16", (1, 8)).command
     assert " ".join(map(str, command[2:])) == ("--cfg m.yaml --resume m.pth --runner torch-compile --precision fp16 "
                                                "--mode max-autotune --compile-only --batch 1,8")
@@ -223,7 +166,7 @@ def test_preparing_makes_files_and_compiles_and_measures_nothing(root):
 
 def test_commands_are_ones_that_the_scripts_take(tmp_path):
     """Every script's own parser accepts the flags: it fails later, at a checkpoint, an ONNX file or an engine."""
-    model = Model(ROOT / "models/swin_micro.yaml", ROOT / "absent.pth", "absent", 192)
+    model = Model(ROOT / "models/swin_micro.yaml", ROOT / "absent.pth", "absent", "swinv1")
     flags = ["--results", tmp_path, "--min-seconds", "1", "--min-runs", "2"]
     for runner in ("trt", "ort-cpu", "torch-eager"):
         command = race.measuring_step(model, Entrant(runner), "fp16", (1, 8), flags).command
@@ -231,21 +174,21 @@ def test_commands_are_ones_that_the_scripts_take(tmp_path):
         assert done.returncode == 1 and "no such file" in done.stderr, done.stderr
 
 
-def test_a_gpu_race_of_both_small_models(root, monkeypatch, capsys):
-    """--dry-run of FP16 alone: what is made, once each and before it is read, and every runner with every batch."""
-    (root / "trt-python").write_text("#!/bin/sh\n")
-    (root / "trt-python").chmod(0o755)
-    (root / "v1.pth").touch(), (root / "v2.pth").touch()
-    monkeypatch.setattr(race, "TRT_PYTHON", str(root / "trt-python"))
+def test_a_gpu_race_of_both_small_models(tmp_path, monkeypatch, capfd):
+    """--dry-run of FP16 alone: make knows how to make every file, and every runner has every batch."""
+    (tmp_path / "trt-python").write_text("#!/bin/sh\n")
+    (tmp_path / "trt-python").chmod(0o755)
+    (tmp_path / "v1.pth").touch(), (tmp_path / "v2.pth").touch()
+    monkeypatch.setattr(race, "TRT_PYTHON", str(tmp_path / "trt-python"))
     monkeypatch.setattr(race.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(race, "onnxruntime_has_cuda", lambda: True)
     models = [str(ROOT / f"models/{name}.yaml") for name in ("swin", "swinv2")]
-    command = ["--cfg", *models, "--resume", str(root / "v1.pth"), str(root / "v2.pth"), "--precision", "fp16",
-               "--results", str(root / "Results"), "--run-id", "r", "--dry-run"]
+    command = ["--cfg", *models, "--resume", str(tmp_path / "v1.pth"), str(tmp_path / "v2.pth"), "--precision", "fp16",
+               "--results", str(tmp_path / "Results"), "--run-id", "r", "--dry-run"]
     race.main(command)
-    told = capsys.readouterr().out.replace(f"{root}/", "").splitlines()
-    assert told[0] == "left out: ort-cpu: ort-cuda takes its place on a GPU"
-    lines = [" ".join(line.split()[1:]) for line in told[1:]]
+    told = capfd.readouterr().out.replace(f"{tmp_path}/", "").replace(f"{ROOT}/", "").replace("\\\n", "")
+    assert told.splitlines()[0] == "left out: ort-cpu: ort-cuda takes its place on a GPU"
+    lines = [" ".join(line.split()[1:]) for line in told.splitlines()[1:]]
     measured = [line for line in lines if "_Latency.py" in line or "TRT_test.py" in line]
     one_batch = [line for line in measured if "_timm_b" in line or "ort-cuda" in line]
     assert len(one_batch) == 2 * 4 * 3 and len(measured) == len(one_batch) + 2 * 6
@@ -257,29 +200,17 @@ def test_a_gpu_race_of_both_small_models(root, monkeypatch, capsys):
                  "--variant 'no CUDA graph'", "--variant 'CUDA graph'", "torch-eager", "torch-script",
                  "reduce-overhead", "max-autotune"]
         assert [next(word for word in words if word in line) for line in own] == words
-        for made in (f"export_onnx.py --cfg {ROOT}/models/{name.replace('v1', '')}.yaml --resume {name[-2:]}.pth",
-                     f"to_fp16.py --onnx onnx/{name}.onnx", f"add_all.py --onnx onnx/{name}.onnx --fp16",
+        for made in (f"export_onnx.py --cfg models/{name.replace('v1', '')}.yaml --resume {name[-2:]}.pth",
+                     f"to_fp16.py --onnx onnx/{name}.onnx", f"add_all.py --onnx onnx/{name}.onnx",
                      f"build.sh onnx/{name}_fp16.onnx", f"build.sh onnx/{name}_attention_fp16.onnx",
+                     f"--model onnx/{name}.onnx --batches 1,8,32,128",
                      *(f"--resume {name[-2:]}.pth --batch {batch} --output onnx/{name}_timm_b{batch}.onnx"
                        for batch in (1, 8, 32, 128)),
-                     *(f"build.sh onnx/{name}_timm_b{batch}.onnx --fixed --fp16" for batch in (1, 8, 32, 128))):
+                     *(f"build.sh onnx/{name}_timm_b{batch}.onnx" for batch in (1, 8, 32, 128))):
             assert len([line for line in lines if made in line and line not in measured]) == 1, made
-        assert len([line for line in lines if f"--model onnx/{name}.onnx --batches" in line]) == 4
-    # A slice of it, on files that are there.
-    for line in lines:
-        if line not in measured:
-            continue
-        for word in line.split():
-            if word.endswith((".onnx", ".plan")):
-                (root / word).parent.mkdir(parents=True, exist_ok=True), (root / word).touch()
-    for name, batch in itertools.product(("swinv1", "swinv2"), (1, 8, 32, 128)):
-        (root / "data").mkdir(exist_ok=True), (root / f"data/{name}-b{batch}.npz").touch()
-    race.main([*command, "--runner", "trt,torch-compile", "--batch", "8,128", "--take-files"])
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == 6 and all("--batch 8,128 " in line for line in told)
     race.main([*command, "--runner", "trt-timm,torch-compile", "--batch", "8", "--mode", "max-autotune", "--prepare"])
-    told = capsys.readouterr().out.splitlines()
-    assert [len([line for line in told if word in line]) for word in ("--compile-only", "--fixed", "TRT_test")] == [
+    told = capfd.readouterr().out.splitlines()
+    assert [len([line for line in told if word in line]) for word in ("--compile-only", "build.sh", "TRT_test")] == [
         2, 2, 0]
 
 
@@ -298,8 +229,8 @@ def test_timms_export_is_left_out_where_it_cannot_be_made_or_would_not_be_fp16(r
 def test_compiled_code_is_kept_and_the_run_id_given_on(root, monkeypatch):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     told = root / "told.txt"
-    step = Step(script(f"import os; open({str(told)!r}, 'w').write("
-                       "os.environ['TORCHINDUCTOR_CACHE_DIR'] + ' ' + os.environ['RUN_ID'])"), [], 1, makes=told)
+    step = measures(root, "torch-compile", f"import os; open({str(told)!r}, 'w').write("
+                    "os.environ['TORCHINDUCTOR_CACHE_DIR'] + ' ' + os.environ['RUN_ID'])")._replace(compiles=True)
     assert race.run_steps([step], arguments(root, run_id="7"), on_gpu=True) == []
     assert told.read_text() == f"{root}/.cache/inductor 7"
 
@@ -340,8 +271,8 @@ def script(*lines: str) -> list[str]:
     return [sys.executable, "-c", "\n".join([f"import sys; sys.path.insert(0, {str(ROOT)!r})", *lines])]
 
 
-def measures(root: Path, runner: str, *lines: str, inputs: tuple[Path, ...] = ()) -> Step:
-    return Step(script(*lines), list(inputs), 1, measures=(M, Entrant(runner), "fp32", (1, 8)))
+def measures(root: Path, runner: str, *lines: str, files: tuple[Path, ...] = ()) -> Step:
+    return Step((M, Entrant(runner), "fp32", (1, 8)), list(files), script(*lines))
 
 
 def writes_row(root: Path, runner: str, batch: int) -> str:
@@ -352,24 +283,21 @@ def writes_row(root: Path, runner: str, batch: int) -> str:
 
 
 def test_the_race_goes_on_after_a_failure_and_reports_it(root, capsys):
-    broken = root / "onnx/broken.onnx"
     failed = race.run_steps([
-        Step(script("sys.exit('export_onnx.py: error: no weights')"), [], 1, makes=broken),
-        measures(root, "ort-cpu", "open('must-not-run', 'w')", inputs=(broken,)),
+        measures(root, "ort-cpu", "open('must-not-run', 'w')", files=(root / "onnx/broken.onnx",)),
         measures(root, "torch-eager", writes_row(root, "torch-eager", 1),
                  "sys.exit('torch-eager fp32 b8 (CPU) failed: out of memory\\nerror: 1 of 2 combinations failed')"),
-        measures(root, "torch-script", writes_row(root, "torch-script", 1), writes_row(root, "torch-script", 8)),
+        measures(root, "torch-script", writes_row(root, "torch-script", 1), writes_row(root, "torch-script", 8),
+                 files=(root / "onnx/m.onnx",)),
     ], arguments(root, run_id="7"), on_gpu=False)
-    assert [line.split(" (log")[0].replace(f"{root}/", "") for line in failed] == [
-        "onnx/broken.onnx: export_onnx.py: error: no weights",
-        "m fp32 ort-cpu b1,8: onnx/broken.onnx could not be made",
-        "m fp32 torch-eager b1,8: b8: out of memory"]
+    assert [line.split(" (log")[0] for line in failed] == [
+        "m fp32 ort-cpu b1,8: all plugins: no weights", "m fp32 torch-eager b1,8: b8: out of memory"]
     assert not (root / "must-not-run").exists()
     assert [(found["runner"], found["batch"]) for found in latency_rows(root / "Results", "7")] == [
         ("torch-eager", "1"), ("torch-script", "1"), ("torch-script", "8")]
     shown = capsys.readouterr().out.splitlines()
-    assert [line.split("]")[0] for line in shown] == ["[1/4", "[2/4", "[3/4", "[4/4"]
-    assert ["FAILED" in line for line in shown] == [True, True, True, False]
+    assert [line.split("]")[0] for line in shown] == ["[1/3", "[2/3", "[3/3"]
+    assert ["FAILED" in line for line in shown] == [True, True, False]
     assert shown[-1].endswith("about 0:00 left")
 
 
@@ -380,27 +308,15 @@ def test_a_compiling_step_leaves_no_row_and_fails_by_its_status(root):
     assert [line.split(" (log")[0] for line in failed] == ["compiling m fp32 torch-compile b1,8: out of memory"]
 
 
-def test_what_another_race_made_meanwhile_is_not_made_again(root):
-    source, made = root / "onnx/m.onnx", root / "onnx/m_fp16.onnx"
-    step = Step(script(f"open({str(made)!r}, 'a').write('made ')"), [source], 1, makes=made)
-    source.touch()
-    assert race.run_steps([step, step], arguments(root), on_gpu=True) == []
-    assert made.read_text() == "made "
-    os.utime(source, (made.stat().st_mtime + 1,) * 2)
-    race.run_steps([step], arguments(root), on_gpu=True)
-    assert made.read_text() == "made made "
-
-
-def test_what_another_command_made_is_made_again(root):
-    """Weights that were trained before the graph of others was made, or other flags: no date tells."""
-    made = root / "onnx/m.onnx"
-    steps = [Step(script(f"open({str(made)!r}, 'w').write({name!r})"), [], 1, makes=made) for name in ("a", "b", "b")]
-    for step, outdated in zip(steps, (True, True, False)):
-        assert race.is_outdated(step) == outdated
-        assert race.run_steps([step], arguments(root), on_gpu=True) == []
-    assert made.read_text() == "b"
-    steps[-1].record.unlink()
-    assert not race.is_outdated(steps[0]), "nothing is known of how it was made"
+def test_make_is_told_the_model_the_batches_and_what_to_take(root):
+    step = measures(root, "torch-eager", writes_row(root, "torch-eager", 1), writes_row(root, "torch-eager", 8),
+                    files=(root / "data/m-b8.npz",))
+    assert race.run_steps([step], arguments(root, run_id="1", take_files=True), on_gpu=False) == []
+    assert made(root) == ["data/m-b8.npz 1 8 yes"]
+    odd = M._replace(checkpoint=Path("my $HOME file.pth"))
+    words = race.make_command(odd, [root / "onnx/m.onnx"], [1])
+    assert "MODEL=--cfg m.yaml --resume 'my $$HOME file.pth'" in words
+    assert "FACTS=m swinv1 - my $$HOME file.pth" in words
 
 
 @pytest.mark.parametrize("log, why", [

@@ -96,7 +96,7 @@ class Samples:
         uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
         try:
             self.process = subprocess.Popen(
-                ["nvidia-smi", "-i", f"GPU-{uuid}", "--query-gpu=power.draw.instant,clocks.sm",
+                ["nvidia-smi", "-i", f"GPU-{str(uuid).removeprefix('GPU-')}", "--query-gpu=power.draw.instant,clocks.sm",
                  "--format=csv,noheader,nounits", "-lms", str(round(1000 * SAMPLE_S))],
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         except FileNotFoundError:
@@ -228,6 +228,7 @@ def error_of(case: Case, outputs: Outputs, reference: Outputs, part: bool) -> tu
     """
     specs = [spec for spec in case.tensors.values() if spec.output]
     worst, limit = 0.0, 0.0
+    step = max((spec.step for spec in specs if spec.dtype == torch.int8), default=0.0)
     for y, exact, spec in zip(outputs, reference, specs, strict=True):
         y = y.double()
         if spec.dtype == torch.int8 and not part:
@@ -235,8 +236,7 @@ def error_of(case: Case, outputs: Outputs, reference: Outputs, part: bool) -> tu
         error = (y.reshape(exact.shape) - exact).abs().max().item()
         worst = error if not error <= worst else worst
         share = WRONG if case.kernel.rotate else WRONG_BLOCKS[case.kernel.precision]
-        allowed = share * exact.abs().max().item() + (WRONG_STEPS * spec.step if case.kernel.precision == "int8" else 0)
-        limit = max(limit, allowed)
+        limit = max(limit, share * exact.abs().max().item() + WRONG_STEPS * step)
     return worst, limit
 
 

@@ -408,7 +408,7 @@ def test_peaks_are_measured_once_a_run(measured, tmp_path):
 def test_the_time_is_over(measured, capsys):
     measured("--kernel", "SwinAddLayerNorm", "--runner", OURS)
     assert len(measured("--kernel", "SwinLayerNormAdd", "--minutes", "0")) == 4
-    assert "the time is over: 0 of 4 done" in capsys.readouterr().out
+    assert "the time is over: 0 of 4 cases done; " in capsys.readouterr().out
 
 
 def test_a_wrong_kernel_has_no_row(measured, monkeypatch, capsys):

@@ -32,7 +32,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -56,7 +55,7 @@ from TensorRT.Plugins.kernel_table import (
     draw,
     read_network,
 )
-from utils import ROOT, UserError, batch_sizes, existing_file, from_zero, run_script, shown
+from utils import ROOT, Progress, UserError, batch_sizes, existing_file, from_zero, run_script, shown
 
 COLUMNS = (
     "run_id", "commit", "gpu", "kernel", "layer", "model", "stage", "batch", "side", "in_features", "out_features",
@@ -93,10 +92,10 @@ class Samples:
 
     def __init__(self) -> None:
         self.found: list[tuple[float, float, float]] = []  # when, power, clock
-        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid).removeprefix("GPU-")
         try:
             self.process = subprocess.Popen(
-                ["nvidia-smi", "-i", f"GPU-{str(uuid).removeprefix('GPU-')}", "--query-gpu=power.draw.instant,clocks.sm",
+                ["nvidia-smi", "-i", f"GPU-{uuid}", "--query-gpu=power.draw.instant,clocks.sm",
                  "--format=csv,noheader,nounits", "-lms", str(round(1000 * SAMPLE_S))],
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         except FileNotFoundError:
@@ -371,21 +370,9 @@ def tasks_of(all_cases: Iterable[Case], runners: str, compile_batches: list[int]
     return plain + compiled
 
 
-class TimeLeft:
-    """How long the tasks that are left will take, from the mean of those of their kind so far."""
-
-    GUESS_S = {(False, False): 0.3, (False, True): 1.0, (True, False): 4.0}  # noqa: RUF012, nothing writes to it
-
-    def __init__(self) -> None:
-        self.seconds: dict[tuple[bool, bool], list[float]] = defaultdict(list)
-
-    def took(self, task: Task, seconds: float) -> None:
-        self.seconds[task.compiled, task.sustained].append(seconds)
-
-    def of(self, tasks: Iterable[Task]) -> float:
-        """Seconds."""
-        mean = {kind: statistics.mean(self.seconds[kind] or [guess]) for kind, guess in self.GUESS_S.items()}
-        return sum(mean[task.compiled, task.sustained] for task in tasks)
+def guessed_s(task: Task) -> float:
+    """Seconds, roughly: what is left is told by how a run so far compares with this."""
+    return 4.0 * len(task.runners) if task.compiled else 0.1 * len(task.runners) + (SUSTAIN_S if task.sustained else 0)
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
@@ -448,11 +435,11 @@ def run_all(tasks: list[Task], gpu: Gpu, table: Path, run_id: str, until: float)
     common = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}
     print(f"run {run_id}, {common['gpu']}: copy {peaks['copy']:.0f} GB/s, product {peaks['fp16']:.0f} TFLOP/s in FP16, "
           f"{peaks['int8']:.0f} in INT8", flush=True)
-    left, wrong, count = TimeLeft(), [], 0
+    progress = Progress(sum(map(guessed_s, tasks)), "guessed seconds")
+    wrong, count = [], 0
     for done, task in enumerate(tasks):
-        begin = time.perf_counter()
-        if begin > until:
-            print(f"the time is over: {done} of {len(tasks)} done, about {left.of(tasks[done:]):.0f} s left; for the "
+        if time.perf_counter() > until:
+            print(f"the time is over: {done} of {len(tasks)} cases done{f', {progress.left}' if done else ''}; for the "
                   f"rest: RUN_ID={run_id} and the same command")
             break
         rows = []
@@ -465,9 +452,7 @@ def run_all(tasks: list[Task], gpu: Gpu, table: Path, run_id: str, until: float)
             print(problem, flush=True)
         append_rows(table, COLUMNS, rows)
         count += len(rows)
-        left.took(task, time.perf_counter() - begin)
-        if done % 20 == 19:
-            print(f"  {done + 1} of {len(tasks)} done, about {left.of(tasks[done + 1:]):.0f} s left", flush=True)
+        progress.done(guessed_s(task))
     print(f"appended {count} rows to {shown(table)}")
     if wrong:
         raise UserError(f"{len(wrong)} results are wrong and have no rows: {'; '.join(wrong)}")

@@ -53,9 +53,10 @@ data: $(DATA)/$(NAME)-b$(firstword $(BATCHES)).npz $(DATA)/$(NAME)_int8-b$(first
 
 # --- how a command is run ------------------------------------------------------------------------------------
 
-# $(call once,WHAT[,OUTPUTS[,ALSO]]): before a command. With -n only the command is shown.
+# $(call once,WHAT[,OUTPUTS[,ALSO[,FROM]]]): before a command, as once.py's flags of these names. With -n only the command
+# is shown.
 dry_run := $(findstring n,$(firstword -$(MAKEFLAGS)))
-once = $(if $(dry_run),,@python3 once.py --what '$(1)' --output $(or $(2),$@) --from $(filter-out always,$^) \
+once = $(if $(dry_run),,@python3 once.py --what '$(1)' --output $(or $(2),$@) --from $(filter-out always,$^) $(4) \
     $(if $(3),--also '$(3)') -- )
 what = $(subst _, ,$(patsubst $(NAME)%,%,$(1)))
 images = $(if $(IMAGES),--images $(IMAGES))
@@ -79,11 +80,11 @@ quantising := $(surgery) $(wildcard TensorRT/INT8/*.py)
 
 ifndef GRAPH
 $(ONNX)/$(NAME).onnx: $(exporting) always
-	$(call once,export,,$(WEIGHTS)) python3 onnx/export_onnx.py $(MODEL) --output $@
+	$(call once,export,,,'$(WEIGHTS)') python3 onnx/export_onnx.py $(MODEL) --output $@
 
 # timm's own model, which fixes the batch: TensorRT on it is one of those that race.py compares with.
 $(ONNX)/$(NAME)_timm_b%.onnx: $(exporting) always
-	$(call once,timm batch $*) python3 onnx/export_timm.py $(MODEL) --batch $* --output $@
+	$(call once,timm batch $*,,,'$(WEIGHTS)') python3 onnx/export_timm.py $(MODEL) --batch $* --output $@
 endif
 
 $(ONNX)/%_layernorm.onnx: $(ONNX)/%.onnx $(surgery) always
@@ -117,13 +118,14 @@ $(call data_of,%): $(ONNX)/%.onnx $(shared) always
 # An engine is for one kind of GPU and one version of TensorRT.
 machine = $(eval machine := $$(shell { nvidia-smi -L; $(TRT_PYTHON) -c \
     'from TensorRT import backend as b; print(b.described(b.load()))'; } 2> /dev/null))$(machine)
-builder := TensorRT/build.sh $(wildcard TensorRT/build*.py TensorRT/engine*.py TensorRT/backend.py graphs/facts.py)
+builder := TensorRT/build.sh $(wildcard TensorRT/build_*.py TensorRT/engine_builder.py TensorRT/backend.py \
+    TensorRT/trt_runtime.py graphs/facts.py)
 LIBRARY := TensorRT/Plugins/build/libswin_plugins.so
 
 layernorm := $(if $(filter swinv2,$(TYPE)),_layernorm,_layernorm_fp16)  # one model in FP32, the other in FP16
 engines: $(patsubst %,$(PLANS)/$(NAME)%.plan,_fp16 $(layernorm) _attention_fp16 _attention_int8) $(PLANS)/$(NAME).plan
 
-with_plugins := %_layernorm %_layernorm_fp16 %_attention %_attention_fp16 %_attention_int8
+with_plugins := %_layernorm %_layernorm_fp16 %_attention %_attention_fp16 %_attention_int8 %_attention_fp16_layers
 library = $(if $(filter $(with_plugins),$(1)),$(LIBRARY))
 build = $(call once,engine$(call what,$(basename $(@F))),,$(machine)) bash TensorRT/build.sh $< $(BUILD_FLAGS) \
     $(patsubst %,--plugins=%,$(filter $(LIBRARY),$^)) --output $@
@@ -143,3 +145,5 @@ make_plugins := env -u MAKEFLAGS make --no-print-directory -C TensorRT/Plugins
 from_elsewhere = $(shell [ ! -f $(LIBRARY) ] || $(make_plugins) -s -n > /dev/null 2>&1 || echo yes)
 $(LIBRARY): $(plugin_sources) always
 	$(if $(from_elsewhere),@echo "  plugins: $@ is taken as it is",$(call once,plugins,,$(plugin_settings)) $(make_plugins))
+
+include TensorRT/swinv2_question.mk

@@ -9,8 +9,10 @@ it; its time says nothing. A table (--rows) has its rows added by the command, a
 
 Prints one line: what was done, the seconds or "as before", and the last line of the command's output that says what it
 wrote. All of its output goes to .cache/logs/, what is known of it to .cache/once/. A failure is told with its end, and
-the exit status is 1. $TAKE_FILES: an output that is there is taken as it is. Two at once on one output wait for each
-other. Standard library only.
+the exit status is 1. Two at once on one output wait for each other. Standard library only.
+
+$TAKE_FILES: outputs that are there are taken as they are. $MADE: a file that outputs are added to that are as they
+should be.
 """
 from __future__ import annotations
 
@@ -120,6 +122,9 @@ def main() -> None:
     record_path, log = CACHE / f"{name}.json", LOGS / f"{name}.log"
 
     def say(how: str, told: str) -> None:
+        if os.environ.get("MADE") and how != "FAILED":
+            with open(os.environ["MADE"], "a") as file:
+                file.write("".join(f"{path}\n" for path in args.output))
         print(f"  {args.what:<28}{how:>9}  {told}", flush=True)
 
     with alone(record_path):

@@ -1,9 +1,10 @@
 """Collect what swinv2_question.sh found into Results/swinv2_question.csv, and print it; the script calls it.
 
-    python TensorRT/swinv2_table.py --model swinv2_micro
+    python TensorRT/swinv2_table.py --model swinv2_micro .cache/swinv2_question/layers_swinv2_micro_*.csv
 
-Run it on the machine that ran the engines, which the rows name. Reads, in --work, the logits that run_engine.py wrote
-(<model>_<weights>_<engine>-b<N,N>.npy) and the tables of compare_layers.py and emulate_fp16.py. A row is one engine, or
+Run it on the machine that ran the engines, which the rows name. Reads logits that run_engine.py wrote
+(<model>_<weights>_<engine>-b<N,N>.npy) and tables of compare_layers.py (layers_<model>_<weights>_<engine>.csv) and
+emulate_fp16.py (..._emulated.csv). A row is one engine, or
 its emulation on a CPU, at one batch: the error of its logits, and the first tensor, in the graph's order, that is NaN
 or infinite or off by more than --tolerance of its largest element. A row that is there already is replaced; where its
 figures are the same it stays, and names the run that found them.
@@ -32,7 +33,7 @@ from Results.tables import (
     write_environment,
 )
 from TensorRT.compare_layers import broken, first_offender, read_table
-from utils import ROOT, UserError, alone_in, from_zero, run_script, shown, whole_file
+from utils import UserError, alone_in, from_zero, run_script, shown, whole_file
 
 COLUMNS = ("run_id", "commit", "gpu", "model", "weights", "engine", "batch", "images", "images_nan_or_inf",
            "max_abs_err", "median_rel_err", "largest_logit", "top1_agreement", "layers_max_abs_err", "tensors",
@@ -44,9 +45,7 @@ IMAGES = 16  # as in swinv2_question.sh
 
 
 def layers_columns(table: Path, tolerance: float) -> dict[str, str]:
-    """What the layers table of an engine says; empty columns where there is none."""
-    if not table.exists():
-        return {}
+    """What the layers table of an engine says."""
     rows = read_table(table)
     first = first_offender(rows, tolerance) or {"tensor": "none", "op": "", "rel_err": ""}
     return {"layers_max_abs_err": logit_error(rows), "tensors": str(len(rows)),
@@ -59,21 +58,21 @@ def logit_error(rows: list[dict[str, str]]) -> str:
     return "nan" if broken(rows[-1]) else f"{float(rows[-1]['max_abs_err']):.3e}"
 
 
-def engine_rows(work: Path, run: dict[str, str], tolerance: float) -> list[dict[str, str]]:
+def engine_rows(files: list[Path], run: dict[str, str], tolerance: float) -> list[dict[str, str]]:
     """One row for each engine and batch that run_engine.py ran.
 
     Args:
+        files: logits and tables of tensors.
         run: run_id, commit and model of the rows.
     Raises:
         UserError: logits without the data file that they were computed of, or of another number of images.
     """
     model, gpu, rows = run["model"], gpu_name(), []
-    for path in sorted(work.glob(f"{model}_*-b*.npy")):
+    for path in sorted(path for path in files if path.suffix == ".npy"):
         stem, _, batches = path.stem.rpartition("-b")
         weights, _, engine = stem.removeprefix(f"{model}_").partition("_")
-        if weights not in WEIGHTS:
-            continue  # of a model whose name begins with this one's
-        source = work / f"{model}_{weights}-b{IMAGES}.npz"
+        layers = path.with_name(f"layers_{stem}.csv")
+        source = path.with_name(f"{model}_{weights}-b{IMAGES}.npz")
         expected = load_arrays(source, ("logits",), "the data of swinv2_question.sh", "run that again")["logits"]
         logits = np.load(path)
         if "," not in batches:
@@ -89,17 +88,15 @@ def engine_rows(work: Path, run: dict[str, str], tolerance: float) -> list[dict[
                 "median_rel_err": f"{median_rel_err(found, expected):.3e}",
                 "largest_logit": f"{np.abs(expected).max():.4g}",
                 "top1_agreement": f"{top1_agreement(found, expected):.4f}",
-                **layers_columns(work / f"layers_{stem}.csv", tolerance)})
+                **(layers_columns(layers, tolerance) if layers in files else {})})
     return rows
 
 
-def emulated_rows(work: Path, run: dict[str, str], tolerance: float) -> list[dict[str, str]]:
+def emulated_rows(files: list[Path], run: dict[str, str], tolerance: float) -> list[dict[str, str]]:
     """One row for each emulation, of one image; the arguments are those of engine_rows."""
     model, gpu, rows = run["model"], cpu_name(), []
-    for table in sorted(work.glob(f"layers_{model}_*_emulated.csv")):
+    for table in sorted(path for path in files if path.name.endswith("_emulated.csv")):
         weights, _, engine = table.stem.removeprefix(f"layers_{model}_").partition("_")
-        if weights not in WEIGHTS:
-            continue
         last = read_table(table)[-1]
         rows.append({**run, "gpu": gpu, "weights": weights, "engine": engine.replace("_emulated", " emulated"),
                      "batch": "1", "images": "1", "images_nan_or_inf": str(int(broken(last))),
@@ -111,7 +108,7 @@ def emulated_rows(work: Path, run: dict[str, str], tolerance: float) -> list[dic
 def merged(table: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """The rows of a table with new ones in place of those of the same KEY, sorted by model and weights.
 
-    A row that the table has with the same figures stays: what lies in the work folder may be of an earlier run.
+    A row that the table has with the same figures stays: what was not made again is of an earlier run.
 
     Raises:
         UserError: the table has other columns, or a broken line.
@@ -144,8 +141,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="NAME", help="MODEL.NAME, e.g. swinv2_micro")
-    parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "swinv2_question", metavar="FOLDER",
-                        help="where swinv2_question.sh worked; default .cache/swinv2_question")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="logits and tables of this model")
     parser.add_argument("--tolerance", type=from_zero, default=0.1, metavar="SHARE",
                         help="error of a tensor that is an offence, as a share of its largest element; default 0.1")
     parser.add_argument("--output", type=Path, default=RESULTS / "swinv2_question.csv", metavar="CSV",
@@ -153,10 +149,10 @@ def main() -> None:
     parser.add_argument("--tensorrt", metavar="VERSION", help="TensorRT's version, for Results/environment")
     arguments = parser.parse_args()
     run = {"run_id": new_run_id(), "commit": git_commit(), "model": arguments.model}
-    rows = [*engine_rows(arguments.work, run, arguments.tolerance),
-            *emulated_rows(arguments.work, run, arguments.tolerance)]
+    rows = [*engine_rows(arguments.files, run, arguments.tolerance),
+            *emulated_rows(arguments.files, run, arguments.tolerance)]
     if not rows:
-        raise UserError(f"{shown(arguments.work)}: nothing of {arguments.model} in it; swinv2_question.sh fills it")
+        raise UserError("no logits and no emulation among the files; swinv2_question.sh makes them")
     with alone_in(arguments.output.parent):  # another model's engines may be asked at the same time
         table = merged(arguments.output, rows)
         with whole_file(arguments.output) as partial, partial.open("w", newline="") as file:

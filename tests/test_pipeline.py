@@ -60,8 +60,9 @@ class Pipeline:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for name in ("Makefile", "once.py"):
-            shutil.copy(ROOT / name, folder)
+        (folder / "TensorRT").mkdir()
+        for name in ("Makefile", "once.py", "TensorRT/swinv2_question.mk"):
+            shutil.copy(ROOT / name, folder / name)
         scripts = ["config.py", "utils.py", "TensorRT/build.sh", "TensorRT/build_engine.py", "models/stress.py"]
         for pattern in ("onnx/*.py", "onnx/graphsurgeon/*.py", "TensorRT/INT8/*.py", "models/*.py", "data/*.py"):
             scripts += [str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)]
@@ -144,6 +145,14 @@ def test_a_changed_input_makes_anew_what_reads_it(pipeline):
         (pipeline.folder / changed).write_text("another")
         assert set(pipeline.make("all", "engines")) == again, changed
     assert pipeline.make("all", "engines") == []
+
+
+def test_weights_that_the_model_brings_are_an_input_too(pipeline):
+    settings = ("onnx/m_micro.onnx", "MODEL=--cfg m.yaml")
+    pipeline.make(*settings)
+    (pipeline.folder / "weights.pth").write_text("trained longer")
+    assert pipeline.make(*settings) == [EXPORT]
+    assert pipeline.make(*settings) == []
 
 
 def test_a_newer_time_alone_makes_nothing(pipeline):

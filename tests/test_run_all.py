@@ -188,10 +188,10 @@ if [[ $script == data/* ]]; then for batch in 1 4 8 16; do echo "$words" > "data
 @pytest.fixture
 def checkout(tmp_path):
     """run(*flags): run_all.sh in a folder of its own, over a python3 that pretends; what it printed, and the calls."""
-    for name in ("run_all.sh", "setup.sh", "Makefile", "once.py"):
-        shutil.copy(ROOT / name, tmp_path)
     for folder in ("models", "onnx/graphsurgeon", "data", "TensorRT/Plugins", "TensorRT/INT8", "Results", "bin"):
         (tmp_path / folder).mkdir(parents=True)
+    for name in ("run_all.sh", "setup.sh", "Makefile", "once.py", "TensorRT/swinv2_question.mk"):
+        shutil.copy(ROOT / name, tmp_path / name)
     for name in ("requirements.txt", "config.py", "utils.py", "models/build.py", "models/swin.yaml", "weights.pth"):
         (tmp_path / name).write_text(name)
     for name, text in (("python3", STAND_IN), ("nvidia-smi", "#!/bin/sh\nexit 9\n")):

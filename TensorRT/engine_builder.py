@@ -80,7 +80,9 @@ def _parser_refusal(parser: trt.OnnxParser) -> str:
         operators = dict.fromkeys(re.findall(r"\[(\w+) -> ", " ".join(nodes)))
         return (f"no loaded library implements {', '.join(operators) or 'its plugin nodes'}; give the library of its "
                 "plugins with --plugins (make -C TensorRT/Plugins builds it)")
-    return f"TensorRT cannot parse it: {in_one_line(' '.join([*nodes[:1], reasons[0]]))}"
+    first = LOGGER.complaint()  # a plugin's own words come before the parser's
+    reason = " ".join([*nodes[:1], reasons[0]]) if "ModelImporter" in first or not LOGGER.errors else first
+    return f"TensorRT cannot parse it: {in_one_line(reason)}"
 
 
 def _configure(builder: trt.Builder, network: trt.INetworkDefinition, arguments: Namespace, log: BuildLog,

@@ -101,7 +101,8 @@ print(trt.__version__)
 """
     assert names_used(source, {"": {"builder": "Builder", "self.engine": "ICudaEngine"}}) == {
         "NetworkDefinitionCreationFlag", "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "Builder.create_network",
-        "IProgressMonitor", "ILogger", "ILogger.Severity", "ICudaEngine.get_tensor_name", "ICudaEngine.create_engine_inspector",
+        "IProgressMonitor", "ILogger", "ILogger.Severity", "ICudaEngine.get_tensor_name",
+        "ICudaEngine.create_engine_inspector",
         "EngineInspector.get_engine_information"}
 
 

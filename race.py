@@ -157,13 +157,13 @@ def left_out(on_gpu: bool, runners: list[str], precisions: list[str]) -> dict[st
         missing["fp16"] = "a CPU computes it by way of FP32"
     else:
         missing = {"ort-cpu": "ort-cuda takes its place on a GPU"}
-        found = subprocess.run([TRT_PYTHON, "-c", "import tensorrt; print(tensorrt.__version__)"],
-                               capture_output=True, text=True)
+        found = subprocess.run([TRT_PYTHON, ROOT / "TensorRT" / "check.py"], capture_output=True, text=True)
         if found.returncode:
-            why = f"{TRT_PYTHON} cannot import tensorrt; set TRT_PYTHON to a Python that can"
+            why = f"{TRT_PYTHON} cannot run engines: {(found.stdout + found.stderr).strip()}"
             missing |= {"trt": why, "trt-plugins": why, "trt-timm": why}
-        elif found.stdout[:2].isdecimal():  # 10 and later
-            missing["trt-timm"] = f"TensorRT {found.stdout.strip()} takes the types from the graph, and timm's is FP32"
+        elif not found.stdout.startswith("TensorRT 8."):
+            version = found.stdout.partition(" builds ")[0]
+            missing["trt-timm"] = f"{version} takes the types from the graph, and timm's is FP32"
         elif importlib.util.find_spec("timm") is None:
             missing["trt-timm"] = f"{PYTHON} has no timm; pip install -r requirements-test.txt"
         if not onnxruntime_has_cuda():

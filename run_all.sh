@@ -21,7 +21,7 @@ usage: bash run_all.sh [model options] [--images FOLDER] [--labels FILE] [--coun
 
 environment:
   PYTHON       makes .venv; default python3.11    VENV=none    no .venv: the python3 on the PATH as it is
-  TRT_PYTHON   imports tensorrt; default python3  BUILD_FLAGS  to TensorRT/build.sh, e.g. --memPoolSize=workspace:8192
+  TRT_PYTHON   imports TensorRT; default python3  BUILD_FLAGS  to TensorRT/build.sh, e.g. --memPoolSize=workspace:8192
 X
 }
 
@@ -88,10 +88,10 @@ step() {
 plugins=TensorRT/Plugins/build/libswin_plugins.so
 has_gpu() { nvidia-smi -L > /dev/null 2>&1; }
 
-engines=yes lacks=()
-has_gpu || { engines=no; lacks+=("an NVIDIA GPU: nvidia-smi finds none; run this on a machine that has one"); }
-"$TRT_PYTHON" -c 'from TensorRT import backend; backend.load()' > /dev/null 2>&1 ||
-    { engines=no; lacks+=("TensorRT: $TRT_PYTHON cannot import it; set TRT_PYTHON to a Python that can"); }
+# What becomes of engines here: they are built and run, only built, or neither.
+engines=run lacks=()
+tensorrt=$("$TRT_PYTHON" TensorRT/check.py 2>&1) || engines=$([[ $? == 3 ]] && echo built || echo none)
+[[ $engines == run ]] || lacks+=("$tensorrt")
 # What keeps make from building the plugins, in its own words; nothing where it can.
 plugins_problem=$(make -s -n -C TensorRT/Plugins 2>&1 > /dev/null | sed -n 's/.*\*\*\* \(.*\)\.  Stop\.$/\1/p; /not found/p' || true)
 [[ -z $plugins_problem || -f $plugins ]] || lacks+=("what builds the plugins: $plugins_problem")
@@ -146,13 +146,14 @@ run_model() {  # the options that choose it
     step "picture" "$results/$name.png" "" python3 Results/draw.py "$@" --onnx "$onnx" "onnx/${name}_attention_fp16.onnx" \
         "${image_options[@]}" --output "$results/$name.png"
 
-    [[ $engines == yes ]] || return 0
+    [[ $engines != none ]] || return 0
     kinds=("" _fp16)
     if [[ -f $plugins || -z $plugins_problem ]]; then
         kinds+=("$([[ $type == swinv2 ]] && echo _layernorm || echo _layernorm_fp16)" _attention_fp16 _attention_int8)
     fi
     for kind in "${kinds[@]}"; do plans+=("TensorRT/TRT_Engine/$name$kind.plan"); done
     files "${plans[@]}"
+    [[ $engines == run ]] || return 0
     machine=$gpus
     step "accuracy of the engines" "" $results/accuracy.csv python3 test_swinV2.py "$@" --batch 32 \
         --runner torch-fp32,torch-fp16,engine --plan "${plans[@]}" --count "${count:-$(at_most 1800)}" \
@@ -182,6 +183,10 @@ echo
 printf 'picture: Results/local/%s.png\n' "${names[@]}"
 if ((${#lacks[@]})); then
     echo
-    echo "Not done: TensorRT engines$([[ $engines == no ]] || echo " with plugins"). This machine lacks"
+    case $engines in
+        none) echo "Not done: TensorRT engines." ;;
+        built) echo "Built, and not run: the engines in TensorRT/TRT_Engine. A GPU is needed to run them." ;;
+        run) echo "Not done: TensorRT engines with plugins." ;;
+    esac
     printf '  - %s\n' "${lacks[@]}"
 fi

@@ -72,7 +72,7 @@ class Engine:
         plan_bytes = self.plan.read_bytes()
         self.engine = self.runtime.deserialize_cuda_engine(plan_bytes)
         if self.engine is None:
-            raise UserError(f"{shown(self.plan)}: {_refusal(LOGGER.errors, plan_bytes)}")
+            raise UserError(f"{shown(self.plan)}: {refusal(LOGGER.errors, plan_bytes)}")
         for warning in LOGGER.warnings:
             if "different models of devices" in warning:
                 print(f"warning: {shown(self.plan)}: {warning}", file=sys.stderr)
@@ -134,7 +134,7 @@ class Engine:
         return context.update_device_memory_size_for_shapes()
 
 
-def _refusal(errors: list[str], plan: bytes) -> str:
+def refusal(errors: list[str], plan: bytes) -> str:
     """Why TensorRT refuses a plan with these errors: what they mean, what to do, and the telling one of them."""
     for words, meaning in REFUSALS:
         for error in errors:

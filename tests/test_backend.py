@@ -185,7 +185,7 @@ def test_a_plan_is_refused_in_one_line(engine_module, tmp_path, content, words):
     ("Cannot find plugin: SwinLayerNorm, version: 1, namespace:swin.", "needs a plugin library"),
 ])
 def test_what_tensorrt_says_is_explained(engine_module, message, meaning):
-    assert meaning in engine_module._refusal(["1: Error Code 1: Serialization", message], b"ftrt")
+    assert meaning in engine_module.refusal(["1: Error Code 1: Serialization", message], b"ftrt")
 
 
 def test_a_long_message_is_cut(engine_module):

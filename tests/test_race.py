@@ -217,7 +217,7 @@ def test_a_gpu_race_of_both_small_models(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("version, timm, why", [
     ("8.6.0", True, ""), ("10.16.1", True, "takes the types from the graph"), ("8.6.0", False, "has no timm")])
 def test_timms_export_is_left_out_where_it_cannot_be_made_or_would_not_be_fp16(root, monkeypatch, version, timm, why):
-    (root / "trt-python").write_text(f"#!/bin/sh\necho {version}\n")
+    (root / "trt-python").write_text(f"#!/bin/sh\necho TensorRT {version} builds and runs engines here\n")
     (root / "trt-python").chmod(0o755)
     monkeypatch.setattr(race, "TRT_PYTHON", str(root / "trt-python"))
     monkeypatch.setattr(race, "onnxruntime_has_cuda", lambda: True)

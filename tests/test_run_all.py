@@ -167,6 +167,7 @@ set -eu
 case $1 in
     once.py) exec {sys.executable} "$@" ;;
     models/facts.py) name=$(basename "$3" .yaml); echo "$name ${{name%_*}} 256 weights.pth"; exit ;;
+    TensorRT/check.py) cat tensorrt; exit "$(sed -n 's/^exit //p' tensorrt)" ;;
     -c | Results/table.py) exit ;;
 esac
 echo "$*" >> calls
@@ -188,12 +189,16 @@ if [[ $script == data/* ]]; then for batch in 1 4 8 16; do echo "$words" > "data
 @pytest.fixture
 def checkout(tmp_path):
     """run(*flags): run_all.sh in a folder of its own, over a python3 that pretends; what it printed, and the calls."""
-    for folder in ("models", "onnx/graphsurgeon", "data", "TensorRT/Plugins", "TensorRT/INT8", "Results", "bin"):
+    for folder in ("models", "onnx/graphsurgeon", "data", "TensorRT/Plugins", "TensorRT/INT8", "TensorRT/TRT_Engine",
+                   "Results", "bin"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("run_all.sh", "setup.sh", "Makefile", "once.py", "TensorRT/swinv2_question.mk"):
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("requirements.txt", "config.py", "utils.py", "models/build.py", "models/swin.yaml", "weights.pth"):
         (tmp_path / name).write_text(name)
+    (tmp_path / "tensorrt").write_text("TensorRT cannot be imported\nexit 1\n")
+    build = """echo "build.sh $*" >> calls; until [[ $1 == --output ]]; do shift; done; echo built > "$2"\n"""
+    (tmp_path / "TensorRT/build.sh").write_text(build)
     for name, text in (("python3", STAND_IN), ("nvidia-smi", "#!/bin/sh\nexit 9\n")):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
@@ -248,6 +253,18 @@ def test_a_failure_stops_and_is_tried_again(checkout, tmp_path, broken, what, lo
     (tmp_path / "broken").unlink()
     done, calls = checkout("--cfg", "models/swin.yaml")
     assert done.returncode == 0 and "Results/draw.py" in calls and "onnx/export_onnx.py" not in calls
+
+
+def test_engines_are_built_where_they_cannot_be_run(checkout, tmp_path):
+    done, calls = checkout("--cfg", "models/swin.yaml")
+    assert "Not done: TensorRT engines.\n  - TensorRT cannot be imported" in done.stdout and "build.sh" not in calls
+    (tmp_path / "tensorrt").write_text("TensorRT builds engines here; it cannot run them: no GPU\nexit 3\n")
+    done, calls = checkout("--cfg", "models/swin.yaml")
+    assert done.returncode == 0, done.stderr
+    assert calls == ["build.sh", "build.sh"]
+    assert all((tmp_path / f"TensorRT/TRT_Engine/swin{kind}.plan").exists() for kind in ("", "_fp16"))
+    assert re.search(r"^Built, and not run: .* A GPU is needed to run them\.\n  - TensorRT builds engines here; it",
+                     done.stdout, re.MULTILINE)
 
 
 # --- set-up --------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
     unsigned const flags = mask_flags(shape, query), axes = mask_axes(shape, window);
     const float* bias_row = bias + (static_cast<long long>(head) * shape.positions + (live ? query : 0)) * shape.bias_stride;
 
-    swin::wait_for_previous_kernel();
+    swin::griddepcontrol_wait();
     float q[kHeadDim], out[kHeadDim] = {};
 #pragma unroll
     for (int d = 0; d < kHeadDim; ++d) {
@@ -280,16 +280,16 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     const T* const source = qkv + head * kHeadDim + chunk * 8;
     auto copy = [&](T* to, const T* from, bool arrives) {
         if constexpr (kInt8) {
-            swin::copy_async_8(to, from, arrives);
+            swin::cp_async_8(to, from, arrives);
         } else {
-            swin::copy_async(to, from, arrives);
+            swin::cp_async_16(to, from, arrives);
         }
     };
     auto copy_value = [&](int stage, int r, const T* from, bool arrives) {
         if constexpr (kInt8) {
-            swin::copy_async_8(&packed[r][threadIdx.x], from, arrives);
+            swin::cp_async_8(&packed[r][threadIdx.x], from, arrives);
         } else {
-            swin::copy_async(&values[stage][place[r]], from, arrives);
+            swin::cp_async_16(&values[stage][place[r]], from, arrives);
         }
     };
     auto load = [&](int item, int tile, int (&token)[2]) {
@@ -324,8 +324,8 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             for (int r = 0; r < 2; ++r) first_token[r] = live[r] ? token_of(shape, ahead, query[r]) : 0;
             swin::compute_before_what_follows(first_token[0] | first_token[1] | place[0] | place[1]);
         }
-        swin::wait_for_previous_kernel();
-        swin::let_next_kernel_start();
+        swin::griddepcontrol_wait();
+        swin::griddepcontrol_launch_dependents();
         load(0, 0, next_token);
         if (kOneTile) {
             swin::compute_before_what_follows(place[1]);
@@ -361,8 +361,8 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         int const stage = item & 1;
         int const first_key = tile * kTile;
         bool const first = kOneTile || tile == 0, last = kOneTile || tile == tiles - 1;
-        swin::copy_async_commit();
-        swin::copy_async_wait<0>();
+        swin::cp_async_commit();
+        swin::cp_async_wait<0>();
         if constexpr (kInt8) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
@@ -410,11 +410,11 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
 
         if (first) {
             if constexpr (kInt8) {
-                swin::load_matrix(q[0], &queries[stage][swizzled_bytes(warp * 16 + (lane & 15), lane / 16)]);
+                swin::ldmatrix_x4(q[0], &queries[stage][swizzled_bytes(warp * 16 + (lane & 15), lane / 16)]);
             } else {
 #pragma unroll
                 for (int k = 0; k < 2; ++k) {
-                    swin::load_matrix(q[k], &queries[stage][swizzled(warp * 16 + (lane & 15), 2 * k + lane / 16)]);
+                    swin::ldmatrix_x4(q[k], &queries[stage][swizzled(warp * 16 + (lane & 15), 2 * k + lane / 16)]);
                 }
             }
 #pragma unroll
@@ -445,18 +445,18 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             if constexpr (kInt8) {
                 if (n % 2 == 0) {  // 8 keys' halves, and the next 8 keys'
                     int const key = (n + lane / 16) * 8 + (lane & 7);
-                    swin::load_matrix(k, &keys[stage][swizzled_bytes(key, lane / 8 & 1)]);
+                    swin::ldmatrix_x4(k, &keys[stage][swizzled_bytes(key, lane / 8 & 1)]);
                 }
                 int sums[4] = {};
-                swin::multiply_int8(sums, q[0], k[n % 2 * 2], k[n % 2 * 2 + 1]);
+                swin::mma_int8(sums, q[0], k[n % 2 * 2], k[n % 2 * 2 + 1]);
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
                     scores[n][c] = static_cast<float>(sums[c]);
                 }
             } else {
-                swin::load_matrix(k, &keys[stage][swizzled(n * 8 + (lane & 7), lane / 8)]);
-                P::multiply(scores[n], q[0], k[0], k[1], zeros);
-                P::multiply(scores[n], q[1], k[2], k[3], scores[n]);
+                swin::ldmatrix_x4(k, &keys[stage][swizzled(n * 8 + (lane & 7), lane / 8)]);
+                P::mma(scores[n], q[0], k[0], k[1], zeros);
+                P::mma(scores[n], q[1], k[2], k[3], scores[n]);
             }
             float2 column_scale = make_float2(1.F, 1.F);
             if (kCosine) {
@@ -493,7 +493,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             }
             new_maximum = quad_max(new_maximum);
             if (!first) {
-                float const correction = swin::exp2_approximate(maximum[r] - new_maximum);
+                float const correction = swin::ex2_approx(maximum[r] - new_maximum);
 #pragma unroll
                 for (int c = 2 * r; c < 2 * r + 2; ++c) {
                     sum[c] *= correction;
@@ -506,8 +506,8 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             maximum[r] = new_maximum;
 #pragma unroll
             for (int n = 0; n < kBlocks; ++n) {
-                scores[n][2 * r] = swin::exp2_approximate(scores[n][2 * r] - new_maximum);
-                scores[n][2 * r + 1] = swin::exp2_approximate(scores[n][2 * r + 1] - new_maximum);
+                scores[n][2 * r] = swin::ex2_approx(scores[n][2 * r] - new_maximum);
+                scores[n][2 * r + 1] = swin::ex2_approx(scores[n][2 * r + 1] - new_maximum);
             }
         }
 
@@ -519,13 +519,13 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
                 p[2] = P::pack(scores[(2 * k + 1) % kBlocks][0], scores[(2 * k + 1) % kBlocks][1]);
                 p[3] = P::pack(scores[(2 * k + 1) % kBlocks][2], scores[(2 * k + 1) % kBlocks][3]);
             }
-            P::multiply(sum, p, P::kOnes, P::kOnes, sum);
+            P::mma(sum, p, P::kOnes, P::kOnes, sum);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 uint32_t v[4];
-                swin::load_matrix_transposed(v, &values[stage][swizzled(k * 16 + (lane & 15), 2 * half + lane / 16)]);
-                P::multiply(out[2 * half], p, v[0], v[1], out[2 * half]);
-                P::multiply(out[2 * half + 1], p, v[2], v[3], out[2 * half + 1]);
+                swin::ldmatrix_x4_trans(v, &values[stage][swizzled(k * 16 + (lane & 15), 2 * half + lane / 16)]);
+                P::mma(out[2 * half], p, v[0], v[1], out[2 * half]);
+                P::mma(out[2 * half + 1], p, v[2], v[3], out[2 * half + 1]);
             }
         }
 
@@ -537,7 +537,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             __syncwarp();
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                float normaliser = swin::reciprocal_approximate(sum[2 * r]);
+                float normaliser = swin::rcp_approx(sum[2 * r]);
                 if (kInt8 && !kInt8Out) {
                     normaliser *= shape.out_scale;
                 }

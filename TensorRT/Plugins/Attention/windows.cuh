@@ -103,6 +103,6 @@ __device__ inline int add_squares(int sum, uint32_t four) {
 }
 
 // 1 / max(|x|, kNormEpsilon), from |x|^2.
-__device__ inline float reciprocal_norm(float squares) { return fminf(rsqrt_approximate(squares), 1.F / kNormEpsilon); }
+__device__ inline float reciprocal_norm(float squares) { return fminf(rsqrt_approx(squares), 1.F / kNormEpsilon); }
 
 }  // namespace swin

@@ -27,13 +27,13 @@ template <class Shape> __global__ void __launch_bounds__(Shape::THREADS) fnorm_k
     const auto column_of = [](int item) { return static_cast<int>(item * blockDim.x + threadIdx.x) * VEC; };
     const auto inside = [&](int column) { return VEC > 1 || column < a.width; };
 
-    wait_for_previous_kernel();
+    griddepcontrol_wait();
     Raw<T, VEC> raw[ITEMS];
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
         raw[i] = inside(column_of(i)) ? load_once<T, VEC>(x + column_of(i)) : Raw<T, VEC>{};
     }
-    let_next_kernel_start();
+    griddepcontrol_launch_dependents();
 
     float value[ITEMS][VEC];
     double squares[1] = {0.0};

@@ -144,17 +144,17 @@ __device__ __forceinline__ void copy_weights(
             uint64_t* const full = &shared.full[warpgroup][place.stage];
             uint8_t* const stage = shared.stages[warpgroup][place.stage];
             const int k = step % kSteps * kTileBytes, head = warpgroup * kHeadsEach + step / kSteps;
-            barrier_wait(&shared.empty[warpgroup][place.stage], place.parity ^ 1);
-            if (!elected()) continue;
+            mbarrier_wait(&shared.empty[warpgroup][place.stage], place.parity ^ 1);
+            if (!elect_one()) continue;
             if (step < kHeadsEach * kSteps) {
-                barrier_arrive_and_expect(full, kQkvBytes);
+                mbarrier_arrive_expect_tx(full, kQkvBytes);
 #pragma unroll
                 for (int part = 0; part < 3; ++part) {
-                    copy_tile(stage + part * kGroupBytes, maps.qkv, full, k, 0, 0, 0, part * kHeads + head);
+                    tma_load(stage + part * kGroupBytes, maps.qkv, full, k, 0, 0, 0, part * kHeads + head);
                 }
             } else {
-                barrier_arrive_and_expect(full, kProjBytes);
-                copy_tile(stage, maps.proj, full, k, 0, 0, 0, warpgroup * (kFeaturesEach / kFeatureGroup));
+                mbarrier_arrive_expect_tx(full, kProjBytes);
+                tma_load(stage, maps.proj, full, k, 0, 0, 0, warpgroup * (kFeaturesEach / kFeatureGroup));
             }
         }
     }
@@ -176,23 +176,23 @@ __device__ __forceinline__ void gather_rows(
 #pragma unroll 6
     for (int i = thread; i < kRows * kChunks; i += kCopiers) {
         const int row = i / kChunks, chunk = i % kChunks;
-        copy_async(shared.x + chunk / 8 * kBlockBytes + swizzled_offset(row, chunk % 8),
+        cp_async_16(shared.x + chunk / 8 * kBlockBytes + swizzled_offset(row, chunk % 8),
             a.x_q + static_cast<long long>(shared.token[row]) * kWidth + chunk * 16, B::live(row));
     }
-    copy_async_commit();
+    cp_async_commit();
 }
 
 // What the warp does that gathers the rows of all windows but the first.
 template <class B>
 __device__ __forceinline__ void gather_all(const BranchArguments& a, Shared<B>& shared, int windows) {
-    wait_for_previous_kernel();
-    let_next_kernel_start();
+    griddepcontrol_wait();
+    griddepcontrol_launch_dependents();
     for (int number = 1; number < windows; ++number) {
-        barrier_wait(&shared.x_empty, (number - 1) & 1);
+        mbarrier_wait(&shared.x_empty, (number - 1) & 1);
         gather_rows<32>(a, shared, number, static_cast<int>(threadIdx.x) % 32, [] { __syncwarp(); });
-        copy_async_wait<0>();
-        shared_memory_fence();
-        barrier_arrive(&shared.x_full);
+        cp_async_wait<0>();
+        fence_proxy_async();
+        mbarrier_arrive(&shared.x_full);
     }
 }
 
@@ -240,19 +240,19 @@ __device__ __forceinline__ void copy_qkv_parameters(
     const int chunk = static_cast<int>(threadIdx.x) % 128;
     if (chunk < 6 * kChunks) {
         const int part = chunk / kChunks % 3;
-        copy_async(shared.qkv_parameters[warpgroup].factor + chunk * 4,
+        cp_async_16(shared.qkv_parameters[warpgroup].factor + chunk * 4,
             (chunk < 3 * kChunks ? a.qkv_factor : a.qkv_bias) + (part * kHeads + head) * kHeadDim + chunk % kChunks * 4, true);
     }
-    copy_async_commit();
+    cp_async_commit();
 }
 template <class B>
 __device__ __forceinline__ void copy_row_parameters(const BranchArguments& a, Shared<B>& shared, int warpgroup) {
     constexpr int kChunks = kFeaturesEach / 4;
     const int chunk = static_cast<int>(threadIdx.x) % 128, array = chunk / kChunks;
     const float* const from = array == 0 ? a.proj_factor : array == 1 ? a.proj_bias : array == 2 ? a.gamma : a.beta;
-    copy_async(shared.own[warpgroup].row_parameters.factor + chunk * 4,
+    cp_async_16(shared.own[warpgroup].row_parameters.factor + chunk * 4,
         from + warpgroup * kFeaturesEach + chunk % kChunks * 4, true);
-    copy_async_commit();
+    cp_async_commit();
 }
 __device__ __forceinline__ void read_floats(float (&to)[8], const float* from) {
     const float4 low = *reinterpret_cast<const float4*>(from), high = *reinterpret_cast<const float4*>(from + 4);
@@ -341,7 +341,7 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
     for (int n = 0; n < kBlocks; ++n) {
         const uint2 k = *reinterpret_cast<const uint2*>(keys + (8 * n + lane / 4) * kHeadDim + quarter * 8);
         int products[4] = {kRoundBits, kRoundBits, kRoundBits, kRoundBits};
-        multiply_int8(products, q.fragment, k.x, k.y);
+        mma_int8(products, q.fragment, k.x, k.y);
         float2 column_scale = make_float2(1.0F, 1.0F);
         if constexpr (B::kCosine) {
             column_scale = *reinterpret_cast<const float2*>(&shared.key_scale[warpgroup][8 * n + 2 * quarter]);
@@ -378,8 +378,8 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
         maximum = quad_max(maximum) * kLog2e;
 #pragma unroll
         for (int n = 0; n < kBlocks; ++n) {
-            scores[n][2 * r] = exp2_approximate(fmaf(scores[n][2 * r], kLog2e, -maximum));
-            scores[n][2 * r + 1] = exp2_approximate(fmaf(scores[n][2 * r + 1], kLog2e, -maximum));
+            scores[n][2 * r] = ex2_approx(fmaf(scores[n][2 * r], kLog2e, -maximum));
+            scores[n][2 * r + 1] = ex2_approx(fmaf(scores[n][2 * r + 1], kLog2e, -maximum));
         }
     }
 
@@ -392,19 +392,19 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
             p[2] = P::pack(scores[(2 * k + 1) % kBlocks][0], scores[(2 * k + 1) % kBlocks][1]);
             p[3] = P::pack(scores[(2 * k + 1) % kBlocks][2], scores[(2 * k + 1) % kBlocks][3]);
         }
-        P::multiply(sum, p, P::kOnes, P::kOnes, sum);
+        P::mma(sum, p, P::kOnes, P::kOnes, sum);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             uint32_t v[4];
-            load_matrix_transposed(v, values + swizzled(k * 16 + (lane & 15), 2 * half + lane / 16));
-            P::multiply(out[2 * half], p, v[0], v[1], out[2 * half]);
-            P::multiply(out[2 * half + 1], p, v[2], v[3], out[2 * half + 1]);
+            ldmatrix_x4_trans(v, values + swizzled(k * 16 + (lane & 15), 2 * half + lane / 16));
+            P::mma(out[2 * half], p, v[0], v[1], out[2 * half]);
+            P::mma(out[2 * half + 1], p, v[2], v[3], out[2 * half + 1]);
         }
     }
     uint8_t* const block = shared.attention + head / 4 * kBlockBytes;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        const float normaliser = reciprocal_approximate(sum[2 * r]);
+        const float normaliser = rcp_approx(sum[2 * r]);
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
             uint8_t* const to = block + swizzled_offset(rows.row(r), head % 4 * 2 + n / 2) + n % 2 * 8 + quarter * 2;
@@ -413,18 +413,6 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
                     quantize_but_for_ties(out[n][2 * r + 1] * normaliser, a.out_scale), 0x0040));
         }
     }
-}
-
-// Loaded here, not where it is used.
-__device__ __forceinline__ uint4 load_eight(const __half* from) {
-    uint4 x;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from) : "memory");
-    return x;
-}
-// As one store, which the compiler would make four of here.
-__device__ __forceinline__ void store_eight(__half* to, const uint4& eight) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(eight.x), "r"(eight.y), "r"(eight.z), "r"(eight.w)
-                 : "memory");
 }
 
 // y and y_q of a warpgroup's third of the features, from proj's sums.
@@ -464,7 +452,7 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
 #pragma unroll
                 for (int i = 0; i < 8; ++i) value[i] += addend[i];
                 const uint4 rounded = packed_halves(value);
-                if (rows.live(r)) store_eight(y + rows.start(r) + feature, rounded);
+                if (rows.live(r)) st_global(y + rows.start(r) + feature, rounded);
                 unpack_halves(value, rounded);
 #pragma unroll
                 for (int i = 0; i < 8; ++i) moments[r].mean += normed[index_of(group, r, i)] = value[i];
@@ -543,7 +531,7 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
                 value[i] = addend[i] + fmaf(fmaf(value[i], deviation[r], offset[r]), gamma[i], beta[i]);
             }
             if (!rows.live(r)) continue;
-            if constexpr (B::kCosine) store_eight(y + rows.start(r) + feature, packed_halves(value));
+            if constexpr (B::kCosine) st_global(y + rows.start(r) + feature, packed_halves(value));
             store_quantized_but_for_ties(y_q + rows.start(r) + feature, value, a.inverse_y_scale);
         }
     }
@@ -555,23 +543,23 @@ __global__ void __launch_bounds__(kThreads, 1)
     extern __shared__ __align__(1024) uint8_t memory[];
     Shared<B>& shared = *reinterpret_cast<Shared<B>*>(memory);
     if (threadIdx.x == kConsumers) {
-        prefetch(maps.qkv);
-        prefetch(maps.proj);
+        prefetch_tensormap(maps.qkv);
+        prefetch_tensormap(maps.proj);
         for (int i = 0; i < kWarpgroups * kStages; ++i) {
-            barrier_init(&shared.full[0][i], 1);
-            barrier_init(&shared.empty[0][i], 4);
+            mbarrier_init(&shared.full[0][i], 1);
+            mbarrier_init(&shared.empty[0][i], 4);
         }
-        for (int i = 0; i < kWarpgroups; ++i) barrier_init(&shared.turn[i], 4);
-        barrier_init(&shared.x_full, 32);
-        barrier_init(&shared.x_empty, kConsumers);
-        barrier_init_fence();
+        for (int i = 0; i < kWarpgroups; ++i) mbarrier_init(&shared.turn[i], 4);
+        mbarrier_init(&shared.x_full, 32);
+        mbarrier_init(&shared.x_empty, kConsumers);
+        fence_barrier_init();
     }
     __syncthreads();
 
     const int windows = windows_of_block(a.windows);
     const int warpgroup = warp_index() / 4;
     if (warpgroup == kWarpgroups) {  // of 128 registers a thread
-        fewer_registers<32>();
+        warpgroup_reg_dealloc<32>();
         if (warp_index() % 4 < kWarpgroups) {
             copy_weights(maps, shared, warp_index() % 4, windows);
         } else {
@@ -579,7 +567,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         return;
     }
-    more_registers<160>();
+    warpgroup_reg_alloc<160>();
 
     // Seen from the four corners of a window, its keys are at all distances that there are; those at distance 0 along an axis
     // count from the first corner.
@@ -589,12 +577,12 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int row = corner / 2 * (B::kWindow - 1), column = corner % 2 * (B::kWindow - 1);
         const int key_row = key / B::kWindow, key_column = key % B::kWindow;
         if ((row > 0 && key_row == row) || (column > 0 && key_column == column)) continue;
-        copy_async_4(shared.table + head * B::kTable + B::table_place(row - key_row, column - key_column),
+        cp_async_4(shared.table + head * B::kTable + B::table_place(row - key_row, column - key_column),
             a.bias + (head * B::kPositions + row * B::kWindow + column) * a.bias_stride + key);
     }
     ThreadRows<B> rows;
     const bool first_lane = threadIdx.x % 32 == 0;
-    wait_for_previous_kernel();
+    griddepcontrol_wait();
     gather_rows<kConsumers>(a, shared, 0, static_cast<int>(threadIdx.x), consumers_sync);
 
     Place place;
@@ -603,35 +591,35 @@ __global__ void __launch_bounds__(kThreads, 1)
         auto multiply = [&](auto& sums, const uint8_t* tile) {
             constexpr int kFeatures = sizeof(sums) / sizeof(int) * 2;
             Place at = place;
-            barrier_wait(&shared.turn[warpgroup], turn_parity);
+            mbarrier_wait(&shared.turn[warpgroup], turn_parity);
             turn_parity ^= 1;
 #pragma unroll
             for (int step = 0; step < kSteps; ++step, at.advance()) {
-                barrier_wait(&shared.full[warpgroup][at.stage], at.parity);
-                product_fence();
+                mbarrier_wait(&shared.full[warpgroup][at.stage], at.parity);
+                wgmma_fence();
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
-                    WarpgroupProduct<int, kFeatures>::add(sums, tile_descriptor(tile + step * kBlockBytes) + 2 * k,
-                        tile_descriptor(shared.stages[warpgroup][at.stage]) + 2 * k, step > 0 || k > 0);
+                    WgmmaSS<int, kFeatures>::mma(sums, make_smem_desc(tile + step * kBlockBytes) + 2 * k,
+                        make_smem_desc(shared.stages[warpgroup][at.stage]) + 2 * k, step > 0 || k > 0);
                 }
-                product_commit();
+                wgmma_commit();
             }
-            if (first_lane) barrier_arrive(&shared.turn[(warpgroup + 1) % kWarpgroups]);
+            if (first_lane) mbarrier_arrive(&shared.turn[(warpgroup + 1) % kWarpgroups]);
         };
         auto release = [&] {  // the stages of products that are done
 #pragma unroll
             for (int step = 0; step < kSteps; ++step, place.advance()) {
-                if (first_lane) barrier_arrive(&shared.empty[warpgroup][place.stage]);
+                if (first_lane) mbarrier_arrive(&shared.empty[warpgroup][place.stage]);
             }
         };
 
         copy_qkv_parameters(a, shared, warpgroup, warpgroup * kHeadsEach);
         if (number == 0) {
-            copy_async_wait<0>();
-            shared_memory_fence();
+            cp_async_wait<0>();
+            fence_proxy_async();
             consumers_sync();
         } else {
-            barrier_wait(&shared.x_full, (number - 1) & 1);
+            mbarrier_wait(&shared.x_full, (number - 1) & 1);
         }
         const unsigned axes = shared.axes;
 #pragma unroll
@@ -641,18 +629,18 @@ __global__ void __launch_bounds__(kThreads, 1)
             const int head = warpgroup * kHeadsEach + i;
             int sums[48];
             multiply(sums, shared.x);
-            product_wait<0>();
-            keep(sums);
+            wgmma_wait<0>();
+            fence_operand(sums);
             release();
-            copy_async_wait<0>();
+            cp_async_wait<0>();
             warpgroup_sync(warpgroup);  // parameters are there, and all are done with the keys and values before
             const Queries q = quantise_qkv<B>(a, shared, sums, rows, warpgroup, head);
             warpgroup_sync(warpgroup);
             if (i + 1 < kHeadsEach) copy_qkv_parameters(a, shared, warpgroup, head + 1);
             attend<B>(a, shared, q, rows, axes, warpgroup, head);
         }
-        barrier_arrive(&shared.x_empty);  // each has read the rows' tokens itself
-        shared_memory_fence();
+        mbarrier_arrive(&shared.x_empty);  // each has read the rows' tokens itself
+        fence_proxy_async();
         consumers_sync();
 
         copy_row_parameters(a, shared, warpgroup);
@@ -663,14 +651,14 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int group = 0; group < kFeaturesEach / kFeatureGroup; ++group) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                x[group][r] = load_eight(a.x + rows.start(r) + warpgroup * kFeaturesEach + group * kFeatureGroup
+                x[group][r] = ld_global(a.x + rows.start(r) + warpgroup * kFeaturesEach + group * kFeatureGroup
                     + static_cast<int>(threadIdx.x) % 4 * 8);
             }
         }
-        product_wait<0>();
-        keep(sums);
+        wgmma_wait<0>();
+        fence_operand(sums);
         release();
-        copy_async_wait<0>();
+        cp_async_wait<0>();
         warpgroup_sync(warpgroup);
         store_rows<B>(a, shared, sums, x, rows, warpgroup);
     }

@@ -31,7 +31,7 @@ __device__ __forceinline__ void load_tile(
         const int column = first_column + chunk * 16;
         const bool live = first_row + row < rows && column < width;
         const long long at = live ? static_cast<long long>(first_row + row) * width + column : 0;
-        copy_async(tile + swizzled(row, chunk), matrix + at, live);
+        cp_async_16(tile + swizzled(row, chunk), matrix + at, live);
     }
 }
 
@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kThreads) linear_int8_kernel(const LinearInt8 
     load_tile(x_tiles[0], a.x, first_row, a.rows, 0, a.in_features);
     load_tile(weight_tiles[0], a.weight, first_feature, a.out_features, 0, a.in_features);
     for (int k = 0, stage = 0; k < a.in_features; k += kTile, stage ^= 1) {
-        copy_async_commit();
-        copy_async_wait<0>();
+        cp_async_commit();
+        cp_async_wait<0>();
         __syncthreads();  // these tiles have arrived, and every warp is done with the other stage
         if (k + kTile < a.in_features) {
             load_tile(x_tiles[stage ^ 1], a.x, first_row, a.rows, k + kTile, a.in_features);
@@ -57,17 +57,17 @@ __global__ void __launch_bounds__(kThreads) linear_int8_kernel(const LinearInt8 
         uint32_t weight[4][4];  // of 8 features each: the tile's four chunks of 16 columns
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-            load_matrix(weight[n], weight_tiles[stage] + swizzled(warp_feature + n * 8 + (lane & 7), lane / 8));
+            ldmatrix_x4(weight[n], weight_tiles[stage] + swizzled(warp_feature + n * 8 + (lane & 7), lane / 8));
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
             for (int m = 0; m < 2; ++m) {
                 uint32_t x[4];
-                load_matrix(x, x_tiles[stage] + swizzled(warp_row + m * 16 + (lane & 15), half * 2 + lane / 16));
+                ldmatrix_x4(x, x_tiles[stage] + swizzled(warp_row + m * 16 + (lane & 15), half * 2 + lane / 16));
 #pragma unroll
                 for (int n = 0; n < 4; ++n) {
-                    multiply_int8(sums[m][n], x, weight[n][2 * half], weight[n][2 * half + 1]);
+                    mma_int8(sums[m][n], x, weight[n][2 * half], weight[n][2 * half + 1]);
                 }
             }
         }

@@ -8,8 +8,8 @@ namespace {
 template <class WORD>
 __global__ void __launch_bounds__(128)
     gather_kernel(const WORD* __restrict__ x, WORD* __restrict__ y, int rows, int merged_width, int channels) {
-    wait_for_previous_kernel();
-    let_next_kernel_start();
+    griddepcontrol_wait();
+    griddepcontrol_launch_dependents();
     const int row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
     const MergeSource source(row, merged_width, channels);

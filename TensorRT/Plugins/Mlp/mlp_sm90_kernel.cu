@@ -108,31 +108,31 @@ __device__ __forceinline__ void copy_all(
     auto copy_weights = [&](int stage, int step) {
         if (step < Shape::kProjStages) {
             const int first = step * Shape::kProjBlocks, end = min(first + Shape::kProjBlocks, Shape::kBlocks);
-            barrier_arrive_and_expect(&shared.full[stage], (end - first) * Shape::kProjBlockBytes);
+            mbarrier_arrive_expect_tx(&shared.full[stage], (end - first) * Shape::kProjBlockBytes);
             for (int block = first; block < end; ++block) {
-                copy_tile(shared.proj(stage, block), maps.proj, &shared.full[stage], block * Shape::kBlockWidth, 0, 0, 0, 0);
+                tma_load(shared.proj(stage, block), maps.proj, &shared.full[stage], block * Shape::kBlockWidth, 0, 0, 0, 0);
             }
             return;
         }
         const int hidden = (step - Shape::kProjStages) * kHidden;
-        barrier_arrive_and_expect(&shared.full[stage], Shape::kStageBytes);
+        mbarrier_arrive_expect_tx(&shared.full[stage], Shape::kStageBytes);
 #pragma unroll
         for (int block = 0; block < Shape::kBlocks; ++block) {
-            copy_tile(shared.weight1(stage) + block * Shape::kBlockBytes, maps.weight1, &shared.full[stage],
+            tma_load(shared.weight1(stage) + block * Shape::kBlockBytes, maps.weight1, &shared.full[stage],
                 block * Shape::kBlockWidth, hidden);
         }
-        copy_tile(shared.weight2(stage), maps.weight2, &shared.full[stage], hidden, 0, 0, 0, 0);
+        tma_load(shared.weight2(stage), maps.weight2, &shared.full[stage], hidden, 0, 0, 0, 0);
     };
     auto copy_x = [&](int number) {
         if (number >= rows.count) return;
         for (int warpgroup = 0; warpgroup < Shape::kWarpgroups; ++warpgroup) {
             const int buffer = shared.buffer(warpgroup, number), uses = number / Shape::kXBuffers;
-            if (uses > 0) barrier_wait(&shared.xs_empty[buffer], (uses - 1) & 1);
-            if (!elected()) continue;
-            barrier_arrive_and_expect(&shared.xs_full[buffer], Shape::kXBytes);
+            if (uses > 0) mbarrier_wait(&shared.xs_empty[buffer], (uses - 1) & 1);
+            if (!elect_one()) continue;
+            mbarrier_arrive_expect_tx(&shared.xs_full[buffer], Shape::kXBytes);
 #pragma unroll
             for (int block = 0; block < Shape::kBlocks; ++block) {
-                copy_tile(shared.x(buffer) + block * Shape::kBlockBytes, maps.x, &shared.xs_full[buffer],
+                tma_load(shared.x(buffer) + block * Shape::kBlockBytes, maps.x, &shared.xs_full[buffer],
                     block * Shape::kBlockWidth, rows.first(warpgroup, number));
             }
         }
@@ -141,10 +141,10 @@ __device__ __forceinline__ void copy_all(
     // Weights are constants: the first are copied before the wait for the kernel before.
     const int ready = min(Shape::kStages, steps);
     for (int step = 0; step < ready; ++step) {
-        if (elected()) copy_weights(step, step);
+        if (elect_one()) copy_weights(step, step);
     }
-    wait_for_previous_kernel();
-    let_next_kernel_start();
+    griddepcontrol_wait();
+    griddepcontrol_launch_dependents();
     copy_x(0);
     if constexpr (Shape::kWeightsStay) {
         for (int number = 1; number < rows.count; ++number) copy_x(number);
@@ -153,8 +153,8 @@ __device__ __forceinline__ void copy_all(
         copy_x(1);
         for (int number = 0; number < rows.count; ++number) {
             for (int step = number == 0 ? ready : 0; step < steps; ++step) {
-                barrier_wait(&shared.empty[stage], parity ^ 1);
-                if (elected()) copy_weights(stage, step);
+                mbarrier_wait(&shared.empty[stage], parity ^ 1);
+                if (elect_one()) copy_weights(stage, step);
                 if (++stage == Shape::kStages) {
                     stage = 0;
                     parity ^= 1;
@@ -210,7 +210,7 @@ __device__ __forceinline__ void normalise_x(uint8_t* x, const Norm& norm) {
         for (int j = 0; j < 8; ++j) value[j] = fmaf((value[j] - mean) * deviation, gamma[j], beta[j]);
         *place(i) = packed_halves(value);
     }
-    shared_memory_fence();
+    fence_proxy_async();
     warpgroup_sync();
 }
 
@@ -264,7 +264,7 @@ __device__ __forceinline__ void store_rows(
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
         float bias[8];
-        unpack_halves(bias, load_constant(static_cast<const __half*>(a.epilogue.bias) + first_feature + group * kFeatureGroup));
+        unpack_halves(bias, ld_global_nc(static_cast<const __half*>(a.epilogue.bias) + first_feature + group * kFeatureGroup));
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -306,7 +306,7 @@ __device__ __forceinline__ void add_attention(const MlpArguments& a, float (&sum
     for (int group = 0; group < kGroups; ++group) {
         const int feature = group * kFeatureGroup + quarter * 8;
         float bias[8];
-        unpack_halves(bias, load_constant(a.proj_bias + feature));
+        unpack_halves(bias, ld_global_nc(a.proj_bias + feature));
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float value[8] = {};
@@ -346,7 +346,7 @@ __device__ __forceinline__ void add_attention(const MlpArguments& a, float (&sum
             *place_of<Shape>(tile, row_of_thread() + 8 * r, feature / 8) = packed;
         }
     }
-    shared_memory_fence();
+    fence_proxy_async();
     warpgroup_sync();
 }
 
@@ -356,19 +356,19 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     extern __shared__ __align__(1024) uint8_t memory[];
     const Shared<Shape> shared(memory);
     if (threadIdx.x == Shape::kConsumers) {
-        prefetch(maps.x);
-        if constexpr (Shape::kProj) prefetch(maps.proj);
-        prefetch(maps.weight1);
-        prefetch(maps.weight2);
+        prefetch_tensormap(maps.x);
+        if constexpr (Shape::kProj) prefetch_tensormap(maps.proj);
+        prefetch_tensormap(maps.weight1);
+        prefetch_tensormap(maps.weight2);
         for (int i = 0; i < Shape::kStages; ++i) {
-            barrier_init(&shared.full[i], 1);
-            barrier_init(&shared.empty[i], Shape::kConsumers / 32);
+            mbarrier_init(&shared.full[i], 1);
+            mbarrier_init(&shared.empty[i], Shape::kConsumers / 32);
         }
         for (int i = 0; i < Shape::kXBuffers * Shape::kWarpgroups; ++i) {
-            barrier_init(&shared.xs_full[i], 1);
-            barrier_init(&shared.xs_empty[i], 4);
+            mbarrier_init(&shared.xs_full[i], 1);
+            mbarrier_init(&shared.xs_empty[i], 4);
         }
-        barrier_init_fence();
+        fence_barrier_init();
     }
     __syncthreads();
 
@@ -376,22 +376,22 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     // Of a multiprocessor's 65536 registers a thread has 128 (three warpgroups that multiply) or 168 (two) at first.
     const int warpgroup = warp_index() / 4;
     if (warpgroup == Shape::kWarpgroups) {
-        if constexpr (Shape::kWarpgroups > 1) fewer_registers<Shape::kWarpgroups == 3 ? 32 : 40>();
+        if constexpr (Shape::kWarpgroups > 1) warpgroup_reg_dealloc<Shape::kWarpgroups == 3 ? 32 : 40>();
         if (warp_index() % 4 == 0) copy_all(maps, shared, Shape::kProjStages + a.chunks, rows);
         return;
     }
-    if constexpr (Shape::kWarpgroups > 1) more_registers<Shape::kWarpgroups == 3 ? 160 : 232>();
-    wait_for_previous_kernel();
+    if constexpr (Shape::kWarpgroups > 1) warpgroup_reg_alloc<Shape::kWarpgroups == 3 ? 160 : 232>();
+    griddepcontrol_wait();
     const bool first_lane = threadIdx.x % 32 == 0;
     int stage = 0, parity = 0;
     for (int number = 0; number < rows.count; ++number) {
         const int buffer = shared.buffer(warpgroup, number), first_row = rows.first(warpgroup, number);
         uint8_t* const x = shared.x(buffer);
-        barrier_wait(&shared.xs_full[buffer], number / Shape::kXBuffers & 1);
+        mbarrier_wait(&shared.xs_full[buffer], number / Shape::kXBuffers & 1);
 
         float hidden[kHidden / 2], sums[Shape::kWidth / 2];
         auto release = [&](int used) {
-            if (!Shape::kWeightsStay && first_lane) barrier_arrive(&shared.empty[used]);
+            if (!Shape::kWeightsStay && first_lane) mbarrier_arrive(&shared.empty[used]);
         };
         auto advance = [&] {
             if (++stage == Shape::kStages) {
@@ -405,22 +405,22 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             for (int block = 0; block < Shape::kBlocks; ++block) {
                 if (block % Shape::kProjBlocks == 0) {
                     if (block > 0) advance();
-                    barrier_wait(&shared.full[stage], parity);
-                    product_fence();
+                    mbarrier_wait(&shared.full[stage], parity);
+                    wgmma_fence();
                 }
 #pragma unroll
                 for (int k = 0; k < Shape::kBlockWidth / 16; ++k) {
-                    WarpgroupProduct<float, Shape::kWidth>::add(sums,
-                        tile_descriptor<Shape::kRowBytes>(x + block * Shape::kBlockBytes) + 2 * k,
-                        tile_descriptor<Shape::kRowBytes>(shared.proj(stage, block)) + 2 * k, block > 0 || k > 0);
+                    WgmmaSS<float, Shape::kWidth>::mma(sums,
+                        make_smem_desc<Shape::kRowBytes>(x + block * Shape::kBlockBytes) + 2 * k,
+                        make_smem_desc<Shape::kRowBytes>(shared.proj(stage, block)) + 2 * k, block > 0 || k > 0);
                 }
             }
-            product_commit();
+            wgmma_commit();
             advance();
             Residual<Shape::kWidth> tokens;
             load_residual<Shape::kWidth>(tokens, a.x, a.epilogue.rows, first_row);
-            product_wait<0>();
-            keep(sums);
+            wgmma_wait<0>();
+            fence_operand(sums);
 #pragma unroll
             for (int i = 0; i < Shape::kProjStages; ++i) release((first_stage + i) % Shape::kStages);
             add_attention<Shape, kNormFirst>(a, sums, tokens, first_row, x);
@@ -431,16 +431,16 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         uint32_t activations[4][4] = {};
         // fc1: the stage's 64 hidden features.
         auto start_fc1 = [&] {
-            barrier_wait(&shared.full[stage], parity);
-            product_fence();
+            mbarrier_wait(&shared.full[stage], parity);
+            wgmma_fence();
 #pragma unroll
             for (int k = 0; k < Shape::kWidth / 16; ++k) {
                 constexpr int kSteps = Shape::kBlockWidth / 16;  // of a block
                 const int offset = k / kSteps * Shape::kBlockBytes;
-                WarpgroupProduct<float, kHidden>::add(hidden, tile_descriptor<Shape::kRowBytes>(x + offset) + k % kSteps * 2,
-                    tile_descriptor<Shape::kRowBytes>(shared.weight1(stage) + offset) + k % kSteps * 2, k > 0);
+                WgmmaSS<float, kHidden>::mma(hidden, make_smem_desc<Shape::kRowBytes>(x + offset) + k % kSteps * 2,
+                    make_smem_desc<Shape::kRowBytes>(shared.weight1(stage) + offset) + k % kSteps * 2, k > 0);
             }
-            product_commit();
+            wgmma_commit();
         };
         int before = 0;
         start_fc1();
@@ -451,12 +451,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
                 bias[j] = __ldg(reinterpret_cast<const uint32_t*>(
                     a.bias1 + chunk * kHidden + j * 8 + threadIdx.x % 4 * 2));
             }
-            product_wait<0>();
-            keep(hidden);
+            wgmma_wait<0>();
+            fence_operand(hidden);
 #pragma unroll
-            for (int k = 0; k < 4; ++k) keep(activations[k]);
+            for (int k = 0; k < 4; ++k) fence_operand(activations[k]);
             if (chunk > 0) release(before);
-            if (first_lane && chunk == a.chunks - 1) barrier_arrive(&shared.xs_empty[buffer]);
+            if (first_lane && chunk == a.chunks - 1) mbarrier_arrive(&shared.xs_empty[buffer]);
 #pragma unroll
             for (int j = 0; j < kHidden / 8; ++j) {
                 const float2 b = Packed<__half>::unpack(bias[j]);
@@ -466,24 +466,24 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
                         gelu(hidden[4 * j + 2 * r] + b.x), gelu(hidden[4 * j + 2 * r + 1] + b.y));
                 }
             }
-            product_fence();
-            const uint64_t weight2 = tile_descriptor(shared.weight2(stage));
+            wgmma_fence();
+            const uint64_t weight2 = make_smem_desc(shared.weight2(stage));
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                WarpgroupRegisterProduct<Shape::kWidth>::add(
+                WgmmaRS<Shape::kWidth>::mma(
                     sums, activations[k], weight2 + 2 * k, chunk > 0 || k > 0);
             }
-            product_commit();
+            wgmma_commit();
             before = stage;
             advance();
             if (chunk + 1 < a.chunks) start_fc1();
         }
         Residual<Shape::kWidth> residual;
         load_residual<Shape::kWidth>(residual, a.epilogue.residual, a.epilogue.rows, first_row);
-        product_wait<0>();
-        keep(sums);
+        wgmma_wait<0>();
+        fence_operand(sums);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) keep(activations[k]);
+        for (int k = 0; k < 4; ++k) fence_operand(activations[k]);
         release(before);
         store_rows<Shape::kWidth, !kNormFirst>(a, sums, residual, first_row);
     }

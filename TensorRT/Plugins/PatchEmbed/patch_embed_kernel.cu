@@ -260,9 +260,9 @@ __global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 3 : 2)
 #pragma unroll
             for (int n = 0; n < BLOCKS; ++n) {  // low times low is below FP32's own rounding
                 const uint2 w = weight[colour][n][lane], rest = weight_rest[colour][n][lane];
-                P::multiply(sums[n], low, w.x, w.y, sums[n]);
-                P::multiply(sums[n], high, rest.x, rest.y, sums[n]);
-                P::multiply(sums[n], high, w.x, w.y, sums[n]);
+                P::mma(sums[n], low, w.x, w.y, sums[n]);
+                P::mma(sums[n], high, rest.x, rest.y, sums[n]);
+                P::mma(sums[n], high, w.x, w.y, sums[n]);
             }
         }
 

@@ -19,7 +19,7 @@ __device__ __forceinline__ float gelu(float x) {
     exponent = fmaf(exponent, a, -4.59992647e-1F);
     exponent = fmaf(exponent, a, -1.15078771F);
     exponent = fmaf(exponent, a, -1.00003767F);
-    return fmaf(-a, exp2_approximate(exponent), fmaxf(x, 0.0F));
+    return fmaf(-a, ex2_approx(exponent), fmaxf(x, 0.0F));
 }
 
 // The same of two FP16 in FP16, half as many instructions, for a result that is then rounded to INT8: at most 4.2e-4 and

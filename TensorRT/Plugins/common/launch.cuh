@@ -1,7 +1,7 @@
 // Launches a kernel so that it may start while the kernel before it in the stream is ending (programmatic dependent
 // launch, GPUs of compute capability 9.0 and later); elsewhere as any launch.
 //
-// A kernel launched with `launch` must call wait_for_previous_kernel in every thread before it touches memory that
+// A kernel launched with `launch` must call griddepcontrol_wait in every thread before it touches memory that
 // another kernel writes or reads, its own outputs included: their memory may still be in use. Before the wait it may
 // read constants (weights) alone.
 //
@@ -13,21 +13,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include "ptx.cuh"
+
 namespace swin {
-
-__device__ __forceinline__ void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// From here on the next kernel may be given the multiprocessors that this one leaves idle. It waits for this one's end
-// itself, so this may come before the results are written.
-__device__ __forceinline__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
 
 // x, which is not negative, is computed before what follows. The compiler moves the wait, and loads, in front of all
 // arithmetic that it can, also of what should overlap with the kernel before; but not over a branch, and this one is

@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kMostThreads<Shape, X>) layer_norm_kernel(cons
         for (int i = 0; i < ITEMS; ++i) load_affine(i);
     }
 
-    wait_for_previous_kernel();
+    griddepcontrol_wait();
     Raw<X, VEC> x_raw[ITEMS];
     Raw<T, VEC> residual_raw[ITEMS];
     if constexpr (FORM == Form::kMergeNorm) {
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kMostThreads<Shape, X>) layer_norm_kernel(cons
             if (kResidual) residual_raw[i] = inside(column) ? load_once<T, VEC>(residual + column) : Raw<T, VEC>{};
         }
     }
-    let_next_kernel_start();
+    griddepcontrol_launch_dependents();
 
     float value[ITEMS][VEC];
     float sum = 0.0f;

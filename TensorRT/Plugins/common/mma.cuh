@@ -1,7 +1,7 @@
-// Tensor cores and the copies that feed them: what the Attention and Linear kernels share.
+// Matrix products of a warp on tensor cores (mma.sync), and reductions over their accumulators.
 //
-// FP16 runs from sm_75 on: there the copies pass through registers and a product of depth 16 is two of depth 8. BF16
-// products exist from sm_80 on; before, the launchers must take another kernel.
+// FP16 runs from sm_75 on: there a product of depth 16 is two of depth 8. BF16 products exist from sm_80 on; before, the
+// launchers must take another kernel.
 #pragma once
 
 #include <cstdint>
@@ -9,92 +9,12 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "ptx.cuh"
+
 namespace swin {
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// 16 bytes from global to shared memory without passing through registers; zeros where `live` is false.
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool live) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-        "r"(live ? 16 : 0)
-        : "memory");
-#else
-    *static_cast<uint4*>(shared) = live ? *static_cast<const uint4*>(global) : uint4{};
-#endif
-}
-
-// The same for 8 bytes.
-__device__ __forceinline__ void copy_async_8(void* shared, const void* global, bool live) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global),
-        "r"(live ? 8 : 0)
-        : "memory");
-#else
-    *static_cast<uint2*>(shared) = live ? *static_cast<const uint2*>(global) : uint2{};
-#endif
-}
-
-// One element of 4 bytes.
-__device__ __forceinline__ void copy_async_4(float* shared, const float* global) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global) : "memory");
-#else
-    *shared = *global;
-#endif
-}
-
-// What was started before a commit is one group; wait<N> until at most N groups are under way.
-__device__ __forceinline__ void copy_async_commit()
-{
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-template <int N> __device__ __forceinline__ void copy_async_wait()
-{
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-#endif
-}
-
-// Four 8x8 matrices of 16-bit elements from shared memory; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ __forceinline__ void load_matrix(uint32_t (&fragment)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-__device__ __forceinline__ void load_matrix_transposed(uint32_t (&fragment)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-// exp2 to 2 ulp; results below 2^-126 are 0.
-__device__ __forceinline__ float exp2_approximate(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// 1 / x and 1 / sqrt(x) to 2 ulp; an x below 2^-126 counts as 0, whose result is inf.
-__device__ __forceinline__ float reciprocal_approximate(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ __forceinline__ float rsqrt_approximate(float x) {
-    float y;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // What the two 16-bit types differ in. A pair is two neighbouring elements in one register, the first one low.
-//   multiply: d[16x8] = a[16x16] b[16x8] + c[16x8], FP32 sums; d and c may be the same.
+//   mma: d[16x8] = a[16x16] b[16x8] + c[16x8], FP32 sums; d and c may be the same.
 template <typename T> struct Packed;
 
 template <> struct Packed<__half> {
@@ -108,7 +28,7 @@ template <> struct Packed<__half> {
     {
         return __half22float2(*reinterpret_cast<const __half2*>(&pair));
     }
-    static __device__ __forceinline__ void multiply(
+    static __device__ __forceinline__ void mma(
         float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4])
     {
 #if __CUDA_ARCH__ >= 800
@@ -117,11 +37,11 @@ template <> struct Packed<__half> {
             : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 #else
-        multiply_8(d, a[0], a[1], b0, c);
-        multiply_8(d, a[2], a[3], b1, d);
+        mma_8(d, a[0], a[1], b0, c);
+        mma_8(d, a[2], a[3], b1, d);
     }
     // d[16x8] = a[16x8] b[8x8] + c[16x8]
-    static __device__ __forceinline__ void multiply_8(
+    static __device__ __forceinline__ void mma_8(
         float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, const float (&c)[4])
     {
         asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
@@ -142,7 +62,7 @@ template <> struct Packed<__nv_bfloat16> {
     {
         return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
     }
-    static __device__ __forceinline__ void multiply(
+    static __device__ __forceinline__ void mma(
         float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4])
     {
 #if __CUDA_ARCH__ >= 800
@@ -156,9 +76,9 @@ template <> struct Packed<__nv_bfloat16> {
     }
 };
 
-// d[16x8] += a[16x32] b[32x8] of INT8, INT32 sums. Fragments are those of load_matrix, an INT8 row of 16 being one of its
+// d[16x8] += a[16x32] b[32x8] of INT8, INT32 sums. Fragments are those of ldmatrix_x4, an INT8 row of 16 being one of its
 // rows of 16 bytes.
-__device__ __forceinline__ void multiply_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void mma_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"

@@ -50,15 +50,8 @@ struct Epilogue {
     float inverse_y_scale;
 };
 
-// Constants, read where they are asked for: a plain load the compiler would move, and keep what it read in registers that
-// the sums need.
-__device__ __forceinline__ uint4 load_constant(const void* from) {
-    uint4 x;
-    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
-    return x;
-}
 __device__ __forceinline__ void load_floats(float (&to)[8], const float* from) {
-    const uint4 low = load_constant(from), high = load_constant(from + 4);
+    const uint4 low = ld_global_nc(from), high = ld_global_nc(from + 4);
     const uint32_t bits[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
     for (int i = 0; i < 8; ++i) to[i] = __uint_as_float(bits[i]);
@@ -77,7 +70,7 @@ template <class Element> struct Features;
 template <> struct Features<__half> {
     uint4 bias;
     __device__ __forceinline__ Features(const Epilogue& e, int feature)
-        : bias(load_constant(static_cast<const __half*>(e.bias) + min(feature, e.features - 8))) {}
+        : bias(ld_global_nc(static_cast<const __half*>(e.bias) + min(feature, e.features - 8))) {}
     __device__ __forceinline__ void add_to(float (&value)[8], const float (&sums)[8]) const {
         unpack_halves(value, bias);
 #pragma unroll
@@ -196,14 +189,14 @@ template <class Element, class Tile, int kStages> struct Ring {
         : maps(maps_), stages(stages_), full(reinterpret_cast<uint64_t*>(barriers)), empty(full + kStages),
           turn(empty + kStages) {
         if (threadIdx.x == Tile::kConsumers) {
-            prefetch(maps.x);
-            prefetch(maps.weight);
+            prefetch_tensormap(maps.x);
+            prefetch_tensormap(maps.weight);
             for (int i = 0; i < kStages; ++i) {
-                barrier_init(&full[i], 1);
-                barrier_init(&empty[i], Tile::kTeam / 32);
+                mbarrier_init(&full[i], 1);
+                mbarrier_init(&empty[i], Tile::kTeam / 32);
             }
-            for (int i = 0; i < Tile::kTeams; ++i) barrier_init(&turn[i], Tile::kTeam / 32);
-            barrier_init_fence();
+            for (int i = 0; i < Tile::kTeams; ++i) mbarrier_init(&turn[i], Tile::kTeam / 32);
+            fence_barrier_init();
         }
         __syncthreads();
     }
@@ -225,38 +218,38 @@ template <class Element, class Tile, int kStages> struct Ring {
         Course ahead = course;
         int count = 0;
         for (; count < kStages && !ahead.ended(); ++count, ahead.advance()) {
-            if (elected()) {
-                barrier_arrive_and_expect(&full[count], Tile::kStageBytes);
+            if (elect_one()) {
+                mbarrier_arrive_expect_tx(&full[count], Tile::kStageBytes);
                 copy_weight(count, ahead);
             }
         }
-        wait_for_previous_kernel();
-        let_next_kernel_start();
+        griddepcontrol_wait();
+        griddepcontrol_launch_dependents();
         ahead = course;
         for (int i = 0; i < count; ++i, ahead.advance(), advance()) {
-            if (elected()) copy_x(i, ahead);
+            if (elect_one()) copy_x(i, ahead);
         }
         for (; !ahead.ended(); ahead.advance(), advance()) {
-            barrier_wait(&empty[stage], parity ^ 1);
-            if (elected()) {
-                barrier_arrive_and_expect(&full[stage], Tile::kStageBytes);
+            mbarrier_wait(&empty[stage], parity ^ 1);
+            if (elect_one()) {
+                mbarrier_arrive_expect_tx(&full[stage], Tile::kStageBytes);
                 copy_weight(stage, ahead);
                 copy_x(stage, ahead);
             }
         }
     }
     __device__ __forceinline__ void copy_weight(int to, const Course& at) const {
-        copy_tile(weight(to), maps.weight, &full[to], at.step * static_cast<int>(kTileBytes / sizeof(Element)), 0, 0, 0,
+        tma_load(weight(to), maps.weight, &full[to], at.step * static_cast<int>(kTileBytes / sizeof(Element)), 0, 0, 0,
             at.tile % at.tiles_across * (Tile::kFeatures / kFeatureGroup));
     }
     __device__ __forceinline__ void copy_x(int to, const Course& at) const {
-        copy_tile(x(to), maps.x, &full[to], at.step * static_cast<int>(kTileBytes / sizeof(Element)),
+        tma_load(x(to), maps.x, &full[to], at.step * static_cast<int>(kTileBytes / sizeof(Element)),
             at.tile / at.tiles_across * Tile::kRows);
     }
 
     // A warp that multiplies is done with a stage.
     __device__ __forceinline__ void release(int used) const {
-        if (threadIdx.x % 32 == 0) barrier_arrive(&empty[used]);
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(&empty[used]);
     }
 };
 
@@ -267,11 +260,11 @@ template <class Tile> struct Turn {
 
     __device__ __forceinline__ Turn(uint64_t* turn_, int team_) : turn(turn_), team(team_), parity(team_ == 0) {}
     __device__ __forceinline__ void wait() {
-        if constexpr (Tile::kTeams > 1) barrier_wait(&turn[team], parity);
+        if constexpr (Tile::kTeams > 1) mbarrier_wait(&turn[team], parity);
         parity ^= 1;
     }
     __device__ __forceinline__ void pass_on() const {
-        if (Tile::kTeams > 1 && threadIdx.x % 32 == 0) barrier_arrive(&turn[(team + 1) % Tile::kTeams]);
+        if (Tile::kTeams > 1 && threadIdx.x % 32 == 0) mbarrier_arrive(&turn[(team + 1) % Tile::kTeams]);
     }
 };
 
@@ -285,26 +278,26 @@ __device__ __forceinline__ void multiply_tiles(
     int before = 0;
     turn.wait();
     for (int step = 0; step < steps; ++step) {
-        barrier_wait(&ring.full[ring.stage], ring.parity);
-        const uint64_t x = tile_descriptor(ring.x(ring.stage) + x_offset);
-        const uint64_t weight = tile_descriptor(ring.weight(ring.stage));
-        product_fence();
+        mbarrier_wait(&ring.full[ring.stage], ring.parity);
+        const uint64_t x = make_smem_desc(ring.x(ring.stage) + x_offset);
+        const uint64_t weight = make_smem_desc(ring.weight(ring.stage));
+        wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            WarpgroupProduct<SumOf<Element>, Tile::kFeatures>::add(
+            WgmmaSS<SumOf<Element>, Tile::kFeatures>::mma(
                 sums, x + 2 * k, weight + 2 * k, step > 0 || k > 0);
         }
-        product_commit();
+        wgmma_commit();
         if (step > 0) {  // while these run, the step before is done with
-            product_wait<1>();
+            wgmma_wait<1>();
             ring.release(before);
         }
         before = ring.stage;
         ring.advance();
     }
     turn.pass_on();
-    product_wait<0>();
-    keep(sums);
+    wgmma_wait<0>();
+    fence_operand(sums);
     ring.release(before);
 }
 
@@ -376,12 +369,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const Course course{kBackwards ? tiles - 1 - block : block, kBackwards ? -blocks : blocks, tiles, tiles_across, steps};
     Ring<Element, Tile, Memory::kStages> ring(maps, shared, shared + Memory::kBarriersOffset);
     if (warp_index() >= Tile::kConsumers / 32) {
-        if constexpr (Tile::kTeams > 1) fewer_registers<Tile::kCopyRegisters>();
+        if constexpr (Tile::kTeams > 1) warpgroup_reg_dealloc<Tile::kCopyRegisters>();
         if (warp_index() == Tile::kConsumers / 32) ring.copy_all(course);
         return;
     }
-    if constexpr (Tile::kTeams > 1) more_registers<Tile::kConsumerRegisters>();
-    wait_for_previous_kernel();
+    if constexpr (Tile::kTeams > 1) warpgroup_reg_alloc<Tile::kConsumerRegisters>();
+    griddepcontrol_wait();
     const int team = warp_index() / (Tile::kTeam / 32);
     Turn<Tile> turn(ring.turn, team);
     ring.skip(team * steps);
@@ -396,13 +389,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         SumOf<Element> sums[Tile::kFeatures / 2];
         multiply_tiles(sums, ring, turn, steps);
         if constexpr (Memory::kStagesY) {
-            if (first_lane) wait_for_copies_out();
+            if (first_lane) tma_store_wait();
             __syncwarp();
             store_tile<Element, Output, AFTER, Tile>(
                 epilogue, sums, features, row, feature, reinterpret_cast<Output*>(staged_y), Tile::kFeatures);
-            shared_memory_fence();
+            fence_proxy_async();
             __syncwarp();
-            if (first_lane) copy_tile_out(staged_y, maps.y, feature, row);
+            if (first_lane) tma_store(staged_y, maps.y, feature, row);
         } else {
             const long long first = static_cast<long long>(row) * epilogue.features + feature;
             store_tile<Element, Output, AFTER, Tile>(
@@ -410,7 +403,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         }
         ring.skip((Tile::kTeams - 1) * steps);
     }
-    if (Memory::kStagesY && first_lane) wait_for_copies_out();  // shared memory ends with the block
+    if (Memory::kStagesY && first_lane) tma_store_wait();  // shared memory ends with the block
 }
 
 // --- launching ---------------------------------------------------------------------------------------------------------

@@ -106,55 +106,36 @@ template <class B> struct Shared {
     QkvParameters qkv_parameters[kWarpgroups];  // of a head
     int token[kRows];                           // of the window's rows
     unsigned axes;                              // of its mask
-    alignas(8) uint64_t full[kWarpgroups][kStages], empty[kWarpgroups][kStages], x_full, x_empty;
-    uint64_t turn[kWarpgroups];  // to multiply: the warpgroup before has its products under way
-};
-
-// A place in a warpgroup's ring of stages.
-struct Place {
-    int stage = 0, parity = 0;
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == kStages) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
+    Pipeline<kStages> weights[kWarpgroups];
+    Pipeline<1> rows;                 // x and token
+    OrderedTurns<kWarpgroups> turns;  // to multiply
 };
 
 __device__ __forceinline__ int windows_of_block(const Windows& windows) {
     return (windows.windows - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
 }
 
-// For all threads of a warpgroup, and for all that multiply.
-__device__ __forceinline__ void warpgroup_sync(int warpgroup) {
-    asm volatile("bar.sync %0, 128;" ::"r"(1 + warpgroup) : "memory");
-}
-__device__ __forceinline__ void consumers_sync() {
-    asm volatile("bar.sync %0, %1;" ::"n"(1 + kWarpgroups), "n"(kConsumers) : "memory");
-}
-
 // What the warp does that copies a warpgroup's weights. They are constants: it does not wait for the kernel before.
 template <class B>
 __device__ __forceinline__ void copy_weights(
     const BranchMaps& maps, Shared<B>& shared, int warpgroup, int windows) {
-    Place place;
+    auto& pipeline = shared.weights[warpgroup];
+    PipelineState<kStages> at;
     for (int number = 0; number < windows; ++number) {
-        for (int step = 0; step < kStepsOfWindow; ++step, place.advance()) {
-            uint64_t* const full = &shared.full[warpgroup][place.stage];
-            uint8_t* const stage = shared.stages[warpgroup][place.stage];
+        for (int step = 0; step < kStepsOfWindow; ++step, at.advance()) {
+            uint8_t* const stage = shared.stages[warpgroup][at.stage];
             const int k = step % kSteps * kTileBytes, head = warpgroup * kHeadsEach + step / kSteps;
-            mbarrier_wait(&shared.empty[warpgroup][place.stage], place.parity ^ 1);
+            pipeline.producer_acquire(at);
             if (!elect_one()) continue;
             if (step < kHeadsEach * kSteps) {
-                mbarrier_arrive_expect_tx(full, kQkvBytes);
+                pipeline.producer_expect(at, kQkvBytes);
 #pragma unroll
                 for (int part = 0; part < 3; ++part) {
-                    tma_load(stage + part * kGroupBytes, maps.qkv, full, k, 0, 0, 0, part * kHeads + head);
+                    tma_load(stage + part * kGroupBytes, maps.qkv, pipeline.barrier(at), k, 0, 0, 0, part * kHeads + head);
                 }
             } else {
-                mbarrier_arrive_expect_tx(full, kProjBytes);
-                tma_load(stage, maps.proj, full, k, 0, 0, 0, warpgroup * (kFeaturesEach / kFeatureGroup));
+                pipeline.producer_expect(at, kProjBytes);
+                tma_load(stage, maps.proj, pipeline.barrier(at), k, 0, 0, 0, warpgroup * (kFeaturesEach / kFeatureGroup));
             }
         }
     }
@@ -187,12 +168,14 @@ template <class B>
 __device__ __forceinline__ void gather_all(const BranchArguments& a, Shared<B>& shared, int windows) {
     griddepcontrol_wait();
     griddepcontrol_launch_dependents();
-    for (int number = 1; number < windows; ++number) {
-        mbarrier_wait(&shared.x_empty, (number - 1) & 1);
+    PipelineState<1> at;
+    at.advance();  // the warpgroups gather the first themselves
+    for (int number = 1; number < windows; ++number, at.advance()) {
+        shared.rows.producer_acquire(at);
         gather_rows<32>(a, shared, number, static_cast<int>(threadIdx.x) % 32, [] { __syncwarp(); });
         cp_async_wait<0>();
         fence_proxy_async();
-        mbarrier_arrive(&shared.x_full);
+        shared.rows.producer_commit(at);
     }
 }
 
@@ -475,7 +458,7 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
         moments[r].squares = quad_sum(moments[r].squares);
         if (threadIdx.x % 4 == 0) shared.moments[warpgroup][rows.row(r)] = moments[r];
     }
-    consumers_sync();  // all have multiplied attention's results by now, too
+    consumers_sync<kConsumers>();  // all have multiplied attention's results by now, too
 
     // LayerNorm is normed * deviation + offset; of INT8 normed is the difference to a whole number near the mean, so that
     // equal numbers give zeros, however small epsilon is in their steps.
@@ -545,21 +528,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == kConsumers) {
         prefetch_tensormap(maps.qkv);
         prefetch_tensormap(maps.proj);
-        for (int i = 0; i < kWarpgroups * kStages; ++i) {
-            mbarrier_init(&shared.full[0][i], 1);
-            mbarrier_init(&shared.empty[0][i], 4);
-        }
-        for (int i = 0; i < kWarpgroups; ++i) mbarrier_init(&shared.turn[i], 4);
-        mbarrier_init(&shared.x_full, 32);
-        mbarrier_init(&shared.x_empty, kConsumers);
+        for (auto& pipeline : shared.weights) pipeline.init(1, 4);
+        shared.rows.init(32, kConsumers);
+        shared.turns.init(4);
         fence_barrier_init();
     }
     __syncthreads();
 
     const int windows = windows_of_block(a.windows);
     const int warpgroup = warp_index() / 4;
-    if (warpgroup == kWarpgroups) {  // of 128 registers a thread
-        warpgroup_reg_dealloc<32>();
+    if (warpgroup == kWarpgroups) {
+        warpgroup_reg_dealloc<RegisterSplit<kWarpgroups>::kProducer>();
         if (warp_index() % 4 < kWarpgroups) {
             copy_weights(maps, shared, warp_index() % 4, windows);
         } else {
@@ -567,7 +546,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         return;
     }
-    warpgroup_reg_alloc<160>();
+    warpgroup_reg_alloc<RegisterSplit<kWarpgroups>::kConsumer>();
 
     // Seen from the four corners of a window, its keys are at all distances that there are; those at distance 0 along an axis
     // count from the first corner.
@@ -581,21 +560,20 @@ __global__ void __launch_bounds__(kThreads, 1)
             a.bias + (head * B::kPositions + row * B::kWindow + column) * a.bias_stride + key);
     }
     ThreadRows<B> rows;
-    const bool first_lane = threadIdx.x % 32 == 0;
     griddepcontrol_wait();
-    gather_rows<kConsumers>(a, shared, 0, static_cast<int>(threadIdx.x), consumers_sync);
+    gather_rows<kConsumers>(a, shared, 0, static_cast<int>(threadIdx.x), [] { consumers_sync<kConsumers>(); });
 
-    Place place;
-    int turn_parity = warpgroup == 0;
+    Pipeline<kStages>& weights = shared.weights[warpgroup];
+    PipelineState<kStages> place;
+    Turn<kWarpgroups> turn(shared.turns, warpgroup);
     for (int number = 0; number < windows; ++number) {
         auto multiply = [&](auto& sums, const uint8_t* tile) {
             constexpr int kFeatures = sizeof(sums) / sizeof(int) * 2;
-            Place at = place;
-            mbarrier_wait(&shared.turn[warpgroup], turn_parity);
-            turn_parity ^= 1;
+            PipelineState<kStages> at = place;
+            turn.wait();
 #pragma unroll
             for (int step = 0; step < kSteps; ++step, at.advance()) {
-                mbarrier_wait(&shared.full[warpgroup][at.stage], at.parity);
+                weights.consumer_wait(at);
                 wgmma_fence();
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
@@ -604,22 +582,20 @@ __global__ void __launch_bounds__(kThreads, 1)
                 }
                 wgmma_commit();
             }
-            if (first_lane) mbarrier_arrive(&shared.turn[(warpgroup + 1) % kWarpgroups]);
+            turn.pass_on();
         };
         auto release = [&] {  // the stages of products that are done
 #pragma unroll
-            for (int step = 0; step < kSteps; ++step, place.advance()) {
-                if (first_lane) mbarrier_arrive(&shared.empty[warpgroup][place.stage]);
-            }
+            for (int step = 0; step < kSteps; ++step, place.advance()) weights.consumer_release(place);
         };
 
         copy_qkv_parameters(a, shared, warpgroup, warpgroup * kHeadsEach);
         if (number == 0) {
             cp_async_wait<0>();
             fence_proxy_async();
-            consumers_sync();
+            consumers_sync<kConsumers>();
         } else {
-            mbarrier_wait(&shared.x_full, (number - 1) & 1);
+            shared.rows.consumer_wait({0, (number - 1) & 1});
         }
         const unsigned axes = shared.axes;
 #pragma unroll
@@ -639,9 +615,9 @@ __global__ void __launch_bounds__(kThreads, 1)
             if (i + 1 < kHeadsEach) copy_qkv_parameters(a, shared, warpgroup, head + 1);
             attend<B>(a, shared, q, rows, axes, warpgroup, head);
         }
-        mbarrier_arrive(&shared.x_empty);  // each has read the rows' tokens itself
+        shared.rows.consumer_release_by_thread({0, 0});  // each has read the rows' tokens itself
         fence_proxy_async();
-        consumers_sync();
+        consumers_sync<kConsumers>();
 
         copy_row_parameters(a, shared, warpgroup);
         int sums[kFeaturesEach / 2];

@@ -41,8 +41,13 @@ template <int kWidth_, int kWarpgroups_, bool kProj_, int kChunks = 0> struct Sh
     static constexpr int kStagesThatFit
         = ((227 << 10) - 256 - kXBuffers * kWarpgroups * kXBytes) / kStageBytes;
     static constexpr int kStages = kWeightsStay ? kProjStages + kChunks : kStagesThatFit < 6 ? kStagesThatFit : 6;
-    static constexpr int kBarriers = 2 * kStages + 2 * kXBuffers * kWarpgroups;
-    static constexpr int kSharedBytes = kXBuffers * kWarpgroups * kXBytes + kStages * kStageBytes + 8 * kBarriers;
+    struct Barriers {
+        Pipeline<kStages, !kWeightsStay> weights;
+        Pipeline<kXBuffers * kWarpgroups> x;  // kXBuffers stages for each warpgroup
+    };
+    static constexpr int kStagesOffset = kXBuffers * kWarpgroups * kXBytes;
+    static constexpr int kBarriersOffset = kStagesOffset + kStages * kStageBytes;
+    static constexpr int kSharedBytes = kBarriersOffset + static_cast<int>(sizeof(Barriers));
     static_assert(kWidth % kBlockWidth == 0 && kStages >= 2 && kStages <= kStagesThatFit);
 };
 
@@ -68,24 +73,24 @@ struct MlpArguments {
 
 template <class Shape> struct Shared {
     uint8_t *xs, *stages;
-    uint64_t *full, *empty, *xs_full, *xs_empty;
+    typename Shape::Barriers& barriers;
 
     __device__ __forceinline__ explicit Shared(uint8_t* memory)
-        : xs(memory), stages(memory + Shape::kXBuffers * Shape::kWarpgroups * Shape::kXBytes),
-          full(reinterpret_cast<uint64_t*>(stages + Shape::kStages * Shape::kStageBytes)),
-          empty(full + Shape::kStages), xs_full(empty + Shape::kStages),
-          xs_empty(xs_full + Shape::kXBuffers * Shape::kWarpgroups) {}
+        : xs(memory), stages(memory + Shape::kStagesOffset),
+          barriers(*reinterpret_cast<typename Shape::Barriers*>(memory + Shape::kBarriersOffset)) {}
     __device__ __forceinline__ uint8_t* weight1(int stage) const { return stages + stage * Shape::kStageBytes; }
     __device__ __forceinline__ uint8_t* weight2(int stage) const { return weight1(stage) + Shape::kWeight1Bytes; }
     __device__ __forceinline__ uint8_t* proj(int stage, int block) const {
         return weight1(stage) + block % Shape::kProjBlocks * Shape::kProjBlockBytes;
     }
-    // In which buffer a warpgroup's number-th rows are.
-    __device__ __forceinline__ int buffer(int warpgroup, int number) const {
-        return number % Shape::kXBuffers * Shape::kWarpgroups + warpgroup;
-    }
-    __device__ __forceinline__ uint8_t* x(int buffer) const { return xs + buffer * Shape::kXBytes; }
+    __device__ __forceinline__ uint8_t* x(int stage) const { return xs + stage * Shape::kXBytes; }
 };
+
+// Where a warpgroup's number-th rows are in the ring of x.
+template <class Shape>
+__device__ __forceinline__ PipelineState<Shape::kXBuffers * Shape::kWarpgroups> place_of_rows(int warpgroup, int number) {
+    return {number % Shape::kXBuffers * Shape::kWarpgroups + warpgroup, number / Shape::kXBuffers & 1};
+}
 
 // What a block does: `count` times 64 rows for each warpgroup.
 template <class Shape> struct Rows {
@@ -105,34 +110,37 @@ template <class Shape> struct Rows {
 template <class Shape>
 __device__ __forceinline__ void copy_all(
     const MlpMaps& maps, const Shared<Shape>& shared, int steps, const Rows<Shape>& rows) {
-    auto copy_weights = [&](int stage, int step) {
+    using State = PipelineState<Shape::kStages, !Shape::kWeightsStay>;
+    auto copy_weights = [&](const State& at, int step) {
+        auto& pipeline = shared.barriers.weights;
         if (step < Shape::kProjStages) {
             const int first = step * Shape::kProjBlocks, end = min(first + Shape::kProjBlocks, Shape::kBlocks);
-            mbarrier_arrive_expect_tx(&shared.full[stage], (end - first) * Shape::kProjBlockBytes);
+            pipeline.producer_expect(at, (end - first) * Shape::kProjBlockBytes);
             for (int block = first; block < end; ++block) {
-                tma_load(shared.proj(stage, block), maps.proj, &shared.full[stage], block * Shape::kBlockWidth, 0, 0, 0, 0);
+                tma_load(shared.proj(at.stage, block), maps.proj, pipeline.barrier(at), block * Shape::kBlockWidth, 0, 0, 0, 0);
             }
             return;
         }
         const int hidden = (step - Shape::kProjStages) * kHidden;
-        mbarrier_arrive_expect_tx(&shared.full[stage], Shape::kStageBytes);
+        pipeline.producer_expect(at, Shape::kStageBytes);
 #pragma unroll
         for (int block = 0; block < Shape::kBlocks; ++block) {
-            tma_load(shared.weight1(stage) + block * Shape::kBlockBytes, maps.weight1, &shared.full[stage],
+            tma_load(shared.weight1(at.stage) + block * Shape::kBlockBytes, maps.weight1, pipeline.barrier(at),
                 block * Shape::kBlockWidth, hidden);
         }
-        tma_load(shared.weight2(stage), maps.weight2, &shared.full[stage], hidden, 0, 0, 0, 0);
+        tma_load(shared.weight2(at.stage), maps.weight2, pipeline.barrier(at), hidden, 0, 0, 0, 0);
     };
     auto copy_x = [&](int number) {
         if (number >= rows.count) return;
         for (int warpgroup = 0; warpgroup < Shape::kWarpgroups; ++warpgroup) {
-            const int buffer = shared.buffer(warpgroup, number), uses = number / Shape::kXBuffers;
-            if (uses > 0) mbarrier_wait(&shared.xs_empty[buffer], (uses - 1) & 1);
+            auto& pipeline = shared.barriers.x;
+            const auto at = place_of_rows<Shape>(warpgroup, number);
+            if (number >= Shape::kXBuffers) pipeline.producer_acquire(at);
             if (!elect_one()) continue;
-            mbarrier_arrive_expect_tx(&shared.xs_full[buffer], Shape::kXBytes);
+            pipeline.producer_expect(at, Shape::kXBytes);
 #pragma unroll
             for (int block = 0; block < Shape::kBlocks; ++block) {
-                tma_load(shared.x(buffer) + block * Shape::kBlockBytes, maps.x, &shared.xs_full[buffer],
+                tma_load(shared.x(at.stage) + block * Shape::kBlockBytes, maps.x, pipeline.barrier(at),
                     block * Shape::kBlockWidth, rows.first(warpgroup, number));
             }
         }
@@ -141,7 +149,7 @@ __device__ __forceinline__ void copy_all(
     // Weights are constants: the first are copied before the wait for the kernel before.
     const int ready = min(Shape::kStages, steps);
     for (int step = 0; step < ready; ++step) {
-        if (elect_one()) copy_weights(step, step);
+        if (elect_one()) copy_weights({step, 0}, step);
     }
     griddepcontrol_wait();
     griddepcontrol_launch_dependents();
@@ -149,16 +157,13 @@ __device__ __forceinline__ void copy_all(
     if constexpr (Shape::kWeightsStay) {
         for (int number = 1; number < rows.count; ++number) copy_x(number);
     } else {
-        int stage = ready % Shape::kStages, parity = ready / Shape::kStages;
+        State at{ready % Shape::kStages, ready / Shape::kStages};
         copy_x(1);
         for (int number = 0; number < rows.count; ++number) {
             for (int step = number == 0 ? ready : 0; step < steps; ++step) {
-                mbarrier_wait(&shared.empty[stage], parity ^ 1);
-                if (elect_one()) copy_weights(stage, step);
-                if (++stage == Shape::kStages) {
-                    stage = 0;
-                    parity ^= 1;
-                }
+                shared.barriers.weights.producer_acquire(at);
+                if (elect_one()) copy_weights(at, step);
+                at.advance();
                 // The next rows after the first step for these: by then those before are done with their place.
                 if (step == 0 && number > 0) copy_x(number + 1);
             }
@@ -172,9 +177,10 @@ template <class Shape> __device__ __forceinline__ uint4* place_of(uint8_t* tile,
     return reinterpret_cast<uint4*>(
         tile + chunk / kChunks * Shape::kBlockBytes + swizzled_offset<Shape::kRowBytes>(row, chunk % kChunks));
 }
-// For all of a warpgroup: what was stored in its tile may be multiplied.
-__device__ __forceinline__ void warpgroup_sync() {
-    asm volatile("bar.sync %0, 128;" ::"r"(1 + static_cast<int>(threadIdx.x) / 128) : "memory");
+// What this warpgroup stored in its tile may be multiplied.
+__device__ __forceinline__ void tile_is_written() {
+    fence_proxy_async();
+    warpgroup_sync(static_cast<int>(threadIdx.x) / 128);
 }
 
 // LayerNorm of a warpgroup's 64 rows of x in place, two threads a row. Mean first, then the differences; x is read from
@@ -210,8 +216,7 @@ __device__ __forceinline__ void normalise_x(uint8_t* x, const Norm& norm) {
         for (int j = 0; j < 8; ++j) value[j] = fmaf((value[j] - mean) * deviation, gamma[j], beta[j]);
         *place(i) = packed_halves(value);
     }
-    fence_proxy_async();
-    warpgroup_sync();
+    tile_is_written();
 }
 
 // x of a warpgroup's rows in the places of fc2's sums: 8 neighbouring features of a group in each.
@@ -324,7 +329,7 @@ __device__ __forceinline__ void add_attention(const MlpArguments& a, float (&sum
     }
     const Norm& norm = kNormFirst ? a.norm : a.proj_norm;
     centre<kWidth>(sums, mean, deviation, norm.epsilon);
-    warpgroup_sync();  // all have multiplied what lay in the tile
+    warpgroup_sync(static_cast<int>(threadIdx.x) / 128);  // all have multiplied what lay in the tile
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
         const int feature = group * kFeatureGroup + quarter * 8;
@@ -346,8 +351,7 @@ __device__ __forceinline__ void add_attention(const MlpArguments& a, float (&sum
             *place_of<Shape>(tile, row_of_thread() + 8 * r, feature / 8) = packed;
         }
     }
-    fence_proxy_async();
-    warpgroup_sync();
+    tile_is_written();
 }
 
 template <class Shape, bool kNormFirst>
@@ -360,69 +364,54 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         if constexpr (Shape::kProj) prefetch_tensormap(maps.proj);
         prefetch_tensormap(maps.weight1);
         prefetch_tensormap(maps.weight2);
-        for (int i = 0; i < Shape::kStages; ++i) {
-            mbarrier_init(&shared.full[i], 1);
-            mbarrier_init(&shared.empty[i], Shape::kConsumers / 32);
-        }
-        for (int i = 0; i < Shape::kXBuffers * Shape::kWarpgroups; ++i) {
-            mbarrier_init(&shared.xs_full[i], 1);
-            mbarrier_init(&shared.xs_empty[i], 4);
-        }
+        shared.barriers.weights.init(1, Shape::kConsumers / 32);
+        shared.barriers.x.init(1, 4);
         fence_barrier_init();
     }
     __syncthreads();
 
     const Rows<Shape> rows(a.epilogue.rows);
-    // Of a multiprocessor's 65536 registers a thread has 128 (three warpgroups that multiply) or 168 (two) at first.
     const int warpgroup = warp_index() / 4;
     if (warpgroup == Shape::kWarpgroups) {
-        if constexpr (Shape::kWarpgroups > 1) warpgroup_reg_dealloc<Shape::kWarpgroups == 3 ? 32 : 40>();
+        if constexpr (Shape::kWarpgroups > 1) warpgroup_reg_dealloc<RegisterSplit<Shape::kWarpgroups>::kProducer>();
         if (warp_index() % 4 == 0) copy_all(maps, shared, Shape::kProjStages + a.chunks, rows);
         return;
     }
-    if constexpr (Shape::kWarpgroups > 1) warpgroup_reg_alloc<Shape::kWarpgroups == 3 ? 160 : 232>();
+    if constexpr (Shape::kWarpgroups > 1) warpgroup_reg_alloc<RegisterSplit<Shape::kWarpgroups>::kConsumer>();
     griddepcontrol_wait();
-    const bool first_lane = threadIdx.x % 32 == 0;
-    int stage = 0, parity = 0;
+    auto& weights = shared.barriers.weights;
+    PipelineState<Shape::kStages, !Shape::kWeightsStay> at;
     for (int number = 0; number < rows.count; ++number) {
-        const int buffer = shared.buffer(warpgroup, number), first_row = rows.first(warpgroup, number);
-        uint8_t* const x = shared.x(buffer);
-        mbarrier_wait(&shared.xs_full[buffer], number / Shape::kXBuffers & 1);
+        const auto place = place_of_rows<Shape>(warpgroup, number);
+        const int first_row = rows.first(warpgroup, number);
+        uint8_t* const x = shared.x(place.stage);
+        shared.barriers.x.consumer_wait(place);
 
         float hidden[kHidden / 2], sums[Shape::kWidth / 2];
-        auto release = [&](int used) {
-            if (!Shape::kWeightsStay && first_lane) mbarrier_arrive(&shared.empty[used]);
-        };
-        auto advance = [&] {
-            if (++stage == Shape::kStages) {
-                stage = 0;
-                parity ^= !Shape::kWeightsStay;  // where they stay, the first phase is the only one
-            }
-        };
         if constexpr (Shape::kProj) {
-            const int first_stage = stage;
+            const int first_stage = at.stage;
 #pragma unroll
             for (int block = 0; block < Shape::kBlocks; ++block) {
                 if (block % Shape::kProjBlocks == 0) {
-                    if (block > 0) advance();
-                    mbarrier_wait(&shared.full[stage], parity);
+                    if (block > 0) at.advance();
+                    weights.consumer_wait(at);
                     wgmma_fence();
                 }
 #pragma unroll
                 for (int k = 0; k < Shape::kBlockWidth / 16; ++k) {
                     WgmmaSS<float, Shape::kWidth>::mma(sums,
                         make_smem_desc<Shape::kRowBytes>(x + block * Shape::kBlockBytes) + 2 * k,
-                        make_smem_desc<Shape::kRowBytes>(shared.proj(stage, block)) + 2 * k, block > 0 || k > 0);
+                        make_smem_desc<Shape::kRowBytes>(shared.proj(at.stage, block)) + 2 * k, block > 0 || k > 0);
                 }
             }
             wgmma_commit();
-            advance();
+            at.advance();
             Residual<Shape::kWidth> tokens;
             load_residual<Shape::kWidth>(tokens, a.x, a.epilogue.rows, first_row);
             wgmma_wait<0>();
             fence_operand(sums);
 #pragma unroll
-            for (int i = 0; i < Shape::kProjStages; ++i) release((first_stage + i) % Shape::kStages);
+            for (int i = 0; i < Shape::kProjStages; ++i) weights.consumer_release((first_stage + i) % Shape::kStages);
             add_attention<Shape, kNormFirst>(a, sums, tokens, first_row, x);
         } else if constexpr (kNormFirst) {
             normalise_x<Shape>(x, a.norm);
@@ -431,14 +420,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         uint32_t activations[4][4] = {};
         // fc1: the stage's 64 hidden features.
         auto start_fc1 = [&] {
-            mbarrier_wait(&shared.full[stage], parity);
+            weights.consumer_wait(at);
             wgmma_fence();
 #pragma unroll
             for (int k = 0; k < Shape::kWidth / 16; ++k) {
                 constexpr int kSteps = Shape::kBlockWidth / 16;  // of a block
                 const int offset = k / kSteps * Shape::kBlockBytes;
                 WgmmaSS<float, kHidden>::mma(hidden, make_smem_desc<Shape::kRowBytes>(x + offset) + k % kSteps * 2,
-                    make_smem_desc<Shape::kRowBytes>(shared.weight1(stage) + offset) + k % kSteps * 2, k > 0);
+                    make_smem_desc<Shape::kRowBytes>(shared.weight1(at.stage) + offset) + k % kSteps * 2, k > 0);
             }
             wgmma_commit();
         };
@@ -455,8 +444,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             fence_operand(hidden);
 #pragma unroll
             for (int k = 0; k < 4; ++k) fence_operand(activations[k]);
-            if (chunk > 0) release(before);
-            if (first_lane && chunk == a.chunks - 1) mbarrier_arrive(&shared.xs_empty[buffer]);
+            if (chunk > 0) weights.consumer_release(before);
+            if (chunk == a.chunks - 1) shared.barriers.x.consumer_release(place);
 #pragma unroll
             for (int j = 0; j < kHidden / 8; ++j) {
                 const float2 b = Packed<__half>::unpack(bias[j]);
@@ -467,15 +456,15 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
                 }
             }
             wgmma_fence();
-            const uint64_t weight2 = make_smem_desc(shared.weight2(stage));
+            const uint64_t weight2 = make_smem_desc(shared.weight2(at.stage));
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
                 WgmmaRS<Shape::kWidth>::mma(
                     sums, activations[k], weight2 + 2 * k, chunk > 0 || k > 0);
             }
             wgmma_commit();
-            before = stage;
-            advance();
+            before = at.stage;
+            at.advance();
             if (chunk + 1 < a.chunks) start_fc1();
         }
         Residual<Shape::kWidth> residual;
@@ -484,7 +473,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         fence_operand(sums);
 #pragma unroll
         for (int k = 0; k < 4; ++k) fence_operand(activations[k]);
-        release(before);
+        weights.consumer_release(before);
         store_rows<Shape::kWidth, !kNormFirst>(a, sums, residual, first_row);
     }
 }

@@ -38,6 +38,11 @@ template <auto KERNEL> bool waits_for_previous_kernel() {
     return waits;
 }
 
+// Lets a kernel have more shared memory than every GPU has. Asked for at each launch, because each device must be told.
+template <auto KERNEL> cudaError_t allow_shared_memory(int bytes) {
+    return cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
 template <auto KERNEL, class... Arguments>
 int launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
     cudaLaunchAttribute overlap{};

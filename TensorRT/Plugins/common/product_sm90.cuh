@@ -6,18 +6,16 @@
 // in most of them, and their epilogues as long), either teams of warpgroups take turns, each multiplying while the others
 // are in their epilogues, or several blocks share a multiprocessor.
 // Weights are copied before the kernel waits for the one before it: they are constants.
-//
-// The columns of a tile are permuted, so that a thread's sums of a row are 8 neighbouring features: row 32g + 8q + 2s + b
-// of the weight's tile lies in shared memory at 32g + 8s + 2q + b.
 #pragma once
 
 #include <algorithm>
 #include <type_traits>
 
+#include "accumulators_sm90.cuh"
 #include "gelu.cuh"
 #include "launch.cuh"
+#include "pipeline_sm90.cuh"
 #include "quantize.cuh"
-#include "wgmma.cuh"
 
 namespace swin {
 
@@ -34,9 +32,6 @@ struct Product {
     cudaStream_t stream;
 };
 
-// x is a multiple of 16 bytes a row, and so is weight; the permutation takes features by 32.
-constexpr int kFeatureGroup = 32;
-
 // --- epilogue --------------------------------------------------------------------------------------------------------
 
 enum class After { kNothing, kGelu, kResidual };  // the bias
@@ -49,21 +44,6 @@ struct Epilogue {
     int rows, features;
     float inverse_y_scale;
 };
-
-__device__ __forceinline__ void load_floats(float (&to)[8], const float* from) {
-    const uint4 low = ld_global_nc(from), high = ld_global_nc(from + 4);
-    const uint32_t bits[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) to[i] = __uint_as_float(bits[i]);
-}
-__device__ __forceinline__ void unpack_halves(float (&to)[8], const uint4& from) {
-    const uint32_t pairs[4] = {from.x, from.y, from.z, from.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const float2 pair = Packed<__half>::unpack(pairs[i]);
-        to[2 * i] = pair.x, to[2 * i + 1] = pair.y;
-    }
-}
 
 // What 8 neighbouring features of y need beside the sums; of features past the last, anything.
 template <class Element> struct Features;
@@ -89,12 +69,6 @@ template <> struct Features<int8_t> {
         for (int i = 0; i < 8; ++i) value[i] = fmaf(static_cast<float>(sums[i]), scale[i], bias[i]);
     }
 };
-
-__device__ __forceinline__ uint4 packed_halves(const float (&value)[8]) {
-    using P = Packed<__half>;
-    return make_uint4(P::pack(value[0], value[1]), P::pack(value[2], value[3]), P::pack(value[4], value[5]),
-        P::pack(value[6], value[7]));
-}
 
 // y of 8 neighbouring features of a row, from their sums.
 template <After AFTER, class Element, class Output, class Sum>
@@ -136,12 +110,6 @@ template <int kRows_, int kFeatures_, int kBlocks_, int kTeams_ = 1> struct Tile
     static constexpr int kConsumers = kTeams * kTeam;  // threads that multiply
     static_assert(kTeams == 1 || kBlocks == 1);
     static constexpr int kThreads = kConsumers + (kTeams > 1 ? 128 : 32);
-    // A quarter of a multiprocessor has 512 registers for each lane and runs a warp of each warpgroup. Of what all have at
-    // first, the warpgroup that copies keeps few, and those that multiply get the rest.
-    static constexpr int kWarpgroups = kConsumers / 128, kCopyRegisters = 24;
-    static constexpr int kFirstRegisters = 512 / (kWarpgroups + 1) / 8 * 8;
-    static constexpr int kConsumerRegisters
-        = (kFirstRegisters * (kWarpgroups + 1) - kCopyRegisters) / kWarpgroups / 8 * 8;
     static constexpr int kXBytes = kRows * kTileBytes, kStageBytes = (kRows + kFeatures) * kTileBytes;
 };
 
@@ -156,8 +124,12 @@ template <class Output, class Tile> struct SharedMemory {
     // A multiprocessor has 228 KiB, of which each block loses one; barriers take 8 bytes each.
     static constexpr int kStagesThatFit = ((228 << 10) / Tile::kBlocks - 1024 - 256 - kYBytes) / Tile::kStageBytes;
     static constexpr int kStages = kStagesThatFit < 8 ? kStagesThatFit : 8;
+    struct Barriers {
+        Pipeline<kStages> pipeline;
+        OrderedTurns<Tile::kTeams> turns;  // to multiply
+    };
     static constexpr int kYOffset = kStages * Tile::kStageBytes, kBarriersOffset = kYOffset + kYBytes;
-    static constexpr int kBytes = kBarriersOffset + 16 * kStages + 8 * Tile::kTeams;
+    static constexpr int kBytes = kBarriersOffset + static_cast<int>(sizeof(Barriers));
 };
 
 struct Maps {
@@ -179,136 +151,82 @@ struct Course {
     }
 };
 
+// The ring: a thread's view of it, and its place in it.
 template <class Element, class Tile, int kStages> struct Ring {
     const Maps& maps;
     uint8_t* stages;
-    uint64_t *full, *empty, *turn;
-    int stage = 0, parity = 0;
+    Pipeline<kStages>& pipeline;
+    PipelineState<kStages> at;
 
-    __device__ __forceinline__ Ring(const Maps& maps_, uint8_t* stages_, uint8_t* barriers)
-        : maps(maps_), stages(stages_), full(reinterpret_cast<uint64_t*>(barriers)), empty(full + kStages),
-          turn(empty + kStages) {
-        if (threadIdx.x == Tile::kConsumers) {
-            prefetch_tensormap(maps.x);
-            prefetch_tensormap(maps.weight);
-            for (int i = 0; i < kStages; ++i) {
-                mbarrier_init(&full[i], 1);
-                mbarrier_init(&empty[i], Tile::kTeam / 32);
-            }
-            for (int i = 0; i < Tile::kTeams; ++i) mbarrier_init(&turn[i], Tile::kTeam / 32);
-            fence_barrier_init();
-        }
-        __syncthreads();
-    }
-    __device__ __forceinline__ uint8_t* x(int i) const { return stages + i * Tile::kStageBytes; }
-    __device__ __forceinline__ uint8_t* weight(int i) const { return x(i) + Tile::kXBytes; }
-    __device__ __forceinline__ void advance() {
-        if (++stage == kStages) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-    __device__ __forceinline__ void skip(int steps) {
-        for (int step = 0; step < steps; ++step) advance();
-    }
+    __device__ __forceinline__ uint8_t* x(int stage) const { return stages + stage * Tile::kStageBytes; }
+    __device__ __forceinline__ uint8_t* weight(int stage) const { return x(stage) + Tile::kXBytes; }
 
     // What the copying warp does, all of it: the first steps' weights, then, after the wait for the kernel before, the
     // rest.
     __device__ __forceinline__ void copy_all(const Course& course) {
         Course ahead = course;
+        PipelineState<kStages> first;
         int count = 0;
-        for (; count < kStages && !ahead.ended(); ++count, ahead.advance()) {
+        for (; count < kStages && !ahead.ended(); ++count, ahead.advance(), first.advance()) {
             if (elect_one()) {
-                mbarrier_arrive_expect_tx(&full[count], Tile::kStageBytes);
-                copy_weight(count, ahead);
+                pipeline.producer_expect(first, Tile::kStageBytes);
+                copy_weight(first, ahead);
             }
         }
         griddepcontrol_wait();
         griddepcontrol_launch_dependents();
         ahead = course;
-        for (int i = 0; i < count; ++i, ahead.advance(), advance()) {
-            if (elect_one()) copy_x(i, ahead);
+        for (int i = 0; i < count; ++i, ahead.advance(), at.advance()) {
+            if (elect_one()) copy_x(at, ahead);
         }
-        for (; !ahead.ended(); ahead.advance(), advance()) {
-            mbarrier_wait(&empty[stage], parity ^ 1);
+        for (; !ahead.ended(); ahead.advance(), at.advance()) {
+            pipeline.producer_acquire(at);
             if (elect_one()) {
-                mbarrier_arrive_expect_tx(&full[stage], Tile::kStageBytes);
-                copy_weight(stage, ahead);
-                copy_x(stage, ahead);
+                pipeline.producer_expect(at, Tile::kStageBytes);
+                copy_weight(at, ahead);
+                copy_x(at, ahead);
             }
         }
     }
-    __device__ __forceinline__ void copy_weight(int to, const Course& at) const {
-        tma_load(weight(to), maps.weight, &full[to], at.step * static_cast<int>(kTileBytes / sizeof(Element)), 0, 0, 0,
-            at.tile % at.tiles_across * (Tile::kFeatures / kFeatureGroup));
+    __device__ __forceinline__ void copy_weight(const PipelineState<kStages>& to, const Course& from) const {
+        tma_load(weight(to.stage), maps.weight, pipeline.barrier(to),
+            from.step * static_cast<int>(kTileBytes / sizeof(Element)), 0, 0, 0,
+            from.tile % from.tiles_across * (Tile::kFeatures / kFeatureGroup));
     }
-    __device__ __forceinline__ void copy_x(int to, const Course& at) const {
-        tma_load(x(to), maps.x, &full[to], at.step * static_cast<int>(kTileBytes / sizeof(Element)),
-            at.tile / at.tiles_across * Tile::kRows);
-    }
-
-    // A warp that multiplies is done with a stage.
-    __device__ __forceinline__ void release(int used) const {
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(&empty[used]);
+    __device__ __forceinline__ void copy_x(const PipelineState<kStages>& to, const Course& from) const {
+        tma_load(x(to.stage), maps.x, pipeline.barrier(to), from.step * static_cast<int>(kTileBytes / sizeof(Element)),
+            from.tile / from.tiles_across * Tile::kRows);
     }
 };
 
-// A team's turn to multiply: when the one before has its products under way.
-template <class Tile> struct Turn {
-    uint64_t* turn;
-    int team, parity;
-
-    __device__ __forceinline__ Turn(uint64_t* turn_, int team_) : turn(turn_), team(team_), parity(team_ == 0) {}
-    __device__ __forceinline__ void wait() {
-        if constexpr (Tile::kTeams > 1) mbarrier_wait(&turn[team], parity);
-        parity ^= 1;
-    }
-    __device__ __forceinline__ void pass_on() const {
-        if (Tile::kTeams > 1 && threadIdx.x % 32 == 0) mbarrier_arrive(&turn[(team + 1) % Tile::kTeams]);
-    }
-};
-
-template <class Element> using SumOf = std::conditional_t<std::is_same_v<Element, int8_t>, int, float>;
-
-// Sums of `steps` steps for this warpgroup's 64 rows.
+// Sums of `steps` steps for this warpgroup's 64 rows. A team's turn to multiply ends when its products are under way.
 template <class Element, class Tile, int kStages>
-__device__ __forceinline__ void multiply_tiles(
-    SumOf<Element> (&sums)[Tile::kFeatures / 2], Ring<Element, Tile, kStages>& ring, Turn<Tile>& turn, int steps) {
+__device__ __forceinline__ void multiply_tiles(SumOf<Element> (&sums)[Tile::kFeatures / 2],
+    Ring<Element, Tile, kStages>& ring, Turn<Tile::kTeams>& turn, int steps) {
     const int x_offset = static_cast<int>(threadIdx.x) % Tile::kTeam / 128 * 64 * kTileBytes;
     int before = 0;
     turn.wait();
     for (int step = 0; step < steps; ++step) {
-        mbarrier_wait(&ring.full[ring.stage], ring.parity);
-        const uint64_t x = make_smem_desc(ring.x(ring.stage) + x_offset);
-        const uint64_t weight = make_smem_desc(ring.weight(ring.stage));
+        ring.pipeline.consumer_wait(ring.at);
+        const uint64_t x = make_smem_desc(ring.x(ring.at.stage) + x_offset);
+        const uint64_t weight = make_smem_desc(ring.weight(ring.at.stage));
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            WgmmaSS<SumOf<Element>, Tile::kFeatures>::mma(
-                sums, x + 2 * k, weight + 2 * k, step > 0 || k > 0);
+            WgmmaSS<SumOf<Element>, Tile::kFeatures>::mma(sums, x + 2 * k, weight + 2 * k, step > 0 || k > 0);
         }
         wgmma_commit();
         if (step > 0) {  // while these run, the step before is done with
             wgmma_wait<1>();
-            ring.release(before);
+            ring.pipeline.consumer_release(before);
         }
-        before = ring.stage;
-        ring.advance();
+        before = ring.at.stage;
+        ring.at.advance();
     }
     turn.pass_on();
     wgmma_wait<0>();
     fence_operand(sums);
-    ring.release(before);
-}
-
-// Of each group of features a thread has 8 neighbouring ones, from 8 (lane % 4) on, in two rows of its warpgroup's 64:
-// this one and the one 8 below.
-__device__ __forceinline__ constexpr int index_of(int group, int r, int i) { return 16 * group + i / 2 * 4 + 2 * r + i % 2; }
-__device__ __forceinline__ int row_of_thread() { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4; }
-template <class Sum, int kSums>
-__device__ __forceinline__ void eight_of(Sum (&eight)[8], const Sum (&sums)[kSums], int group, int r) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) eight[i] = sums[index_of(group, r, i)];
+    ring.pipeline.consumer_release(before);
 }
 
 // A warpgroup's sums of a tile to y. Memory answers late: what a pair of groups needs of the residual is asked for at once,
@@ -367,17 +285,26 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     constexpr bool kBackwards = AFTER == After::kGelu;  // launch.cuh says why
     const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
     const Course course{kBackwards ? tiles - 1 - block : block, kBackwards ? -blocks : blocks, tiles, tiles_across, steps};
-    Ring<Element, Tile, Memory::kStages> ring(maps, shared, shared + Memory::kBarriersOffset);
+    auto& barriers = *reinterpret_cast<typename Memory::Barriers*>(shared + Memory::kBarriersOffset);
+    if (threadIdx.x == Tile::kConsumers) {
+        prefetch_tensormap(maps.x);
+        prefetch_tensormap(maps.weight);
+        barriers.pipeline.init(1, Tile::kTeam / 32);
+        barriers.turns.init(Tile::kTeam / 32);
+        fence_barrier_init();
+    }
+    __syncthreads();
+    Ring<Element, Tile, Memory::kStages> ring{maps, shared, barriers.pipeline, {}};
     if (warp_index() >= Tile::kConsumers / 32) {
-        if constexpr (Tile::kTeams > 1) warpgroup_reg_dealloc<Tile::kCopyRegisters>();
+        if constexpr (Tile::kTeams > 1) warpgroup_reg_dealloc<RegisterSplit<Tile::kConsumers / 128>::kProducer>();
         if (warp_index() == Tile::kConsumers / 32) ring.copy_all(course);
         return;
     }
-    if constexpr (Tile::kTeams > 1) warpgroup_reg_alloc<Tile::kConsumerRegisters>();
+    if constexpr (Tile::kTeams > 1) warpgroup_reg_alloc<RegisterSplit<Tile::kConsumers / 128>::kConsumer>();
     griddepcontrol_wait();
     const int team = warp_index() / (Tile::kTeam / 32);
-    Turn<Tile> turn(ring.turn, team);
-    ring.skip(team * steps);
+    Turn<Tile::kTeams> turn(barriers.turns, team);
+    ring.at.advance(team * steps);
     const int row_in_tile = warp_index() % (Tile::kTeam / 32) * Memory::kWarpRows;
     const bool first_lane = threadIdx.x % 32 == 0;
     uint8_t* const staged_y = shared + Memory::kYOffset + warp_index() * Memory::kWarpYBytes;
@@ -401,77 +328,18 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
             store_tile<Element, Output, AFTER, Tile>(
                 epilogue, sums, features, row, feature, static_cast<Output*>(epilogue.y) + first, epilogue.features);
         }
-        ring.skip((Tile::kTeams - 1) * steps);
+        ring.at.advance((Tile::kTeams - 1) * steps);
     }
     if (Memory::kStagesY && first_lane) tma_store_wait();  // shared memory ends with the block
 }
 
 // --- launching ---------------------------------------------------------------------------------------------------------
 
-using EncodeTensorMap = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, so that no library but the runtime is linked; null where the driver lacks it.
-inline EncodeTensorMap encode_tensor_map() {
-    static const EncodeTensorMap function = [] {
-        void* found = nullptr;
-        cudaDriverEntryPointQueryResult result{};
-#if CUDART_VERSION >= 12050
-        const cudaError_t error
-            = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-#else
-        const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result);
-#endif
-        return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<EncodeTensorMap>(found)
-                                                                             : nullptr;
-    }();
-    return function;
-}
-
-// The map of a tensor whose innermost elements are neighbours, for boxes of kRowBytes along them, swizzled; 0: of any
-// number of bytes, not swizzled.
-// sizes, strides (of all but the innermost, in rows of sizes[0] elements) and box: innermost first.
-template <class Element, int kRowBytes, int kRank>
-bool make_map(CUtensorMap& map, const void* tensor, const cuuint64_t (&sizes)[kRank], const cuuint64_t (&strides)[kRank - 1],
-    const cuuint32_t (&box)[kRank]) {
-    const EncodeTensorMap encode = encode_tensor_map();
-    if (encode == nullptr) return false;
-    constexpr auto kType
-        = std::is_same_v<Element, int8_t> ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-    constexpr cuuint32_t kOnes[5] = {1, 1, 1, 1, 1};
-    cuuint64_t bytes[kRank - 1];
-    for (int i = 0; i < kRank - 1; ++i) bytes[i] = strides[i] * sizes[0] * sizeof(Element);
-    return encode(&map, kType, kRank, const_cast<void*>(tensor), sizes, bytes, box, kOnes, CU_TENSOR_MAP_INTERLEAVE_NONE,
-               kRowBytes == 128      ? CU_TENSOR_MAP_SWIZZLE_128B
-                   : kRowBytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                     : CU_TENSOR_MAP_SWIZZLE_NONE,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
-        == CUDA_SUCCESS;
-}
-
-// Of x[rows, K], boxes of `box_rows` rows; of weight[N, K], boxes of `box_features` rows in the order that the head of
-// this file tells.
-template <class Element, int kRowBytes = kTileBytes>
-bool make_rows_map(CUtensorMap& map, const void* x, int rows, int k, int box_rows) {
-    return make_map<Element, kRowBytes, 2>(map, x, {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)}, {1},
-        {kRowBytes / sizeof(Element), static_cast<cuuint32_t>(box_rows)});
-}
-template <class Element, int kRowBytes = kTileBytes>
-bool make_weight_map(CUtensorMap& map, const void* weight, int n, int k, int box_features) {
-    return make_map<Element, kRowBytes, 5>(map, weight,
-        {static_cast<cuuint64_t>(k), 2, 4, 4, static_cast<cuuint64_t>(n / kFeatureGroup)}, {1, 8, 2, kFeatureGroup},
-        {kRowBytes / sizeof(Element), 2, 4, 4, static_cast<cuuint32_t>(box_features / kFeatureGroup)});
-}
-
 template <class Element> int steps_of(const Product& p) {
     return static_cast<int>((p.in_features * sizeof(Element) + kTileBytes - 1) / kTileBytes);
 }
 inline int tiles_of(const Product& p, int rows, int features) {
     return (p.rows + rows - 1) / rows * ((p.out_features + features - 1) / features);
-}
-
-// Lets a kernel have more shared memory than every GPU has. Asked for at each launch, because each device must be told.
-template <auto KERNEL> cudaError_t allow_shared_memory(int bytes) {
-    return cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
 // A product is followed by GELU or a residual, never both.

@@ -28,6 +28,13 @@ template <int COUNT> __device__ __forceinline__ void warpgroup_reg_alloc() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
+// --- barriers ----------------------------------------------------------------------------------------------------------
+
+// bar.sync for kThreads threads of a block; see NamedBarrier in pipeline_sm90.cuh.
+template <int kThreads> __device__ __forceinline__ void named_barrier_sync(int barrier) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+
 // --- barriers in shared memory -----------------------------------------------------------------------------------------
 
 // A phase of a barrier ends when `arrivals` threads have arrived and all bytes that they announced have been copied.

@@ -10,10 +10,9 @@
 
 #include "mma.cuh"
 #include "ptx_sm90.cuh"
+#include "tensor_map_sm90.cuh"
 
 namespace swin {
-
-constexpr int kTileBytes = 128;  // of a row of a tile
 
 // Descriptor of a tile in shared memory; the next 32 bytes of K are at + 2.
 template <int kRowBytes = kTileBytes> __device__ __forceinline__ uint64_t make_smem_desc(const void* tile) {

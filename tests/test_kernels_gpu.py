@@ -824,12 +824,20 @@ def test_arguments_outside_the_contract_are_refused():
     image, patch = torch.zeros(1, 3, 16, 18, device=DEVICE), torch.zeros(96, 3, 4, 4, device=DEVICE)
     channel, y = torch.zeros(96, device=DEVICE), torch.zeros_like(x)
     mlp = (x, channel, channel, weight, channel, weight, channel, y)
+    norm = {"x": x, "gamma": None, "beta": None, "y": x, "rows": 64, "type": 0, "width": 96, "epsilon": EPSILON}
+    workspace = torch.empty(kernels.MLP_WORKSPACE_BYTES, dtype=torch.uint8, device=DEVICE)
+    mlp_fields = {
+        **dict(zip(("x", "gamma", "beta", "weight1", "bias1", "weight2", "bias2", "y"), mlp, strict=True)),
+        **dict.fromkeys(("attention", "proj_weight", "proj_bias", "proj_gamma", "proj_beta")),
+        "rows": 64, "type": 0, "width": 96, "hidden": 96, "norm_first": 1, "epsilon": EPSILON, "workspace": workspace,
+        "workspace_bytes": kernels.MLP_WORKSPACE_BYTES,
+    }
     refused = [
         lambda: kernels.layernorm(wide, None, None, wide, EPSILON),
         lambda: kernels.layernorm(x, torch.ones(96, device=DEVICE), None, x, EPSILON),
         lambda: kernels.layernorm(x, None, None, None, EPSILON),
-        lambda: kernels.call("swin_layernorm", x, None, None, x, 3, 64, 96, EPSILON),
-        lambda: kernels.call("swin_layernorm", x, None, None, x, 0, -1, 96, EPSILON),
+        lambda: kernels.call("swin_layernorm", **norm | {"type": 3}),
+        lambda: kernels.call("swin_layernorm", **norm | {"rows": -1}),
         lambda: kernels.add_layernorm(x, None, None, None, x, x, EPSILON),
         lambda: kernels.layernorm_add(x, None, None, None, x, EPSILON),
         lambda: kernels.fnorm(wide, wide, 1e-12),
@@ -847,8 +855,8 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.mlp(*mlp, 2, EPSILON),
         lambda: kernels.mlp(*mlp, True, EPSILON,  # no row of hidden activations fits
                             workspace_bytes=kernels.LINEAR_WORKSPACE_BYTES + 4 * 96 - 1),
-        lambda: kernels.call("swin_mlp", *mlp[:-1], *[None] * 5, y, 3, 64, 96, 96, 1, EPSILON, weight, 1 << 30),
-        lambda: kernels.call("swin_mlp", *mlp[:-1], *[None] * 5, y, 0, 64, 96, 96, 1, EPSILON, None, 0),
+        lambda: kernels.call("swin_mlp", **mlp_fields | {"type": 3}),
+        lambda: kernels.call("swin_mlp", **mlp_fields | {"workspace": None, "workspace_bytes": 0}),
         lambda: kernels.mlp(*mlp, True, EPSILON, x, None, channel),  # attention without all of proj
         lambda: kernels.mlp(*mlp, True, EPSILON, x, weight, None),
         lambda: kernels.mlp(*mlp, True, EPSILON, None, weight, None),  # proj without attention

@@ -14,14 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from TensorRT.Plugins import swin_kernels
+
 PLUGINS = Path(__file__).resolve().parents[1] / "TensorRT" / "Plugins"
 BUILD = PLUGINS / "build" / "tests"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-C_FUNCTIONS = ["swin_layernorm", "swin_add_layernorm", "swin_layernorm_add", "swin_patch_merge", "swin_fnorm",
-               "swin_attention", "swin_linear", "swin_mlp", "swin_linear_int8", "swin_layernorm_int8",
-               "swin_layernorm_add_int8", "swin_quantize", "swin_attention_int8",
-               "swin_attention_branch_int8"]
-
 pytestmark = pytest.mark.skipif(NVCC is None or shutil.which("make") is None, reason="no nvcc or no make here")
 
 
@@ -46,8 +43,38 @@ def needs_tensorrt_headers() -> None:
 def test_kernels_compile_without_tensorrt():
     built(make("kernels", TENSORRT_ROOT="/nonexistent"))
     library = ctypes.CDLL(str(BUILD / "libswin_kernels.so"))
-    for name in C_FUNCTIONS:
+    for name in swin_kernels.ARGUMENTS:
         assert hasattr(library, name), name
+
+
+def test_python_and_c_have_the_same_structures(tmp_path):
+    """Every field at the same place and of the same kind, so that a call from Python hands over what it names."""
+    kinds = {ctypes.c_void_p: "std::is_pointer_v<{0}>", ctypes.c_int: "std::is_same_v<{0}, int>",
+             ctypes.c_longlong: "std::is_same_v<{0}, long long>", ctypes.c_float: "std::is_same_v<{0}, float>",
+             ctypes.c_size_t: "std::is_same_v<{0}, size_t>"}
+    lines = [f'#include "{header.relative_to(PLUGINS)}"' for header in sorted(PLUGINS.glob("*/*_kernel.h"))]
+    lines += ["#include <cstddef>", "#include <type_traits>"]
+    for structure in swin_kernels.ARGUMENTS.values():
+        name = structure.__name__
+        lines.append(f"static_assert(sizeof({name}) == {ctypes.sizeof(structure)});")
+        for field, kind in structure._fields_:
+            lines.append(f"static_assert(offsetof({name}, {field}) == {getattr(structure, field).offset});")
+            lines.append(f"static_assert({kinds[kind].format(f'decltype({name}::{field})')});")
+    source = tmp_path / "structures.cpp"
+    source.write_text("\n".join(lines) + "\n")
+    done = subprocess.run([NVCC, "-std=c++17", f"-I{PLUGINS}", "-c", source, "-o", tmp_path / "structures.o"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_or_unknown_field_is_an_error():
+    fields = {"x": None, "y": None, "rows": 1, "type": 0, "width": 8, "epsilon": 1e-5}
+    assert swin_kernels.filled("swin_fnorm", **fields).width == 8
+    with pytest.raises(TypeError, match="swin_fnorm takes x, y, rows"):
+        swin_kernels.filled("swin_fnorm", **fields, gamma=None)
+    del fields["width"]
+    with pytest.raises(TypeError, match="swin_fnorm takes x, y, rows"):
+        swin_kernels.filled("swin_fnorm", **fields)
 
 
 def test_plugin_library_builds():

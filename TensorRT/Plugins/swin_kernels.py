@@ -1,7 +1,8 @@
 """The CUDA kernels called from PyTorch through ctypes: libswin_kernels.so, without TensorRT.
 
 Every function takes CUDA tensors, passes them as they are (no copy, no check but the kernel's own) to the C function
-of the same name and raises RuntimeError where that refuses them. C interfaces: TensorRT/Plugins/*/*_kernel.h.
+of the same name and raises RuntimeError where that refuses them. C interfaces: TensorRT/Plugins/*/*_kernel.h, whose
+structures ARGUMENTS repeats field by field (tests/test_plugins_build.py compares them).
 """
 from __future__ import annotations
 
@@ -23,23 +24,57 @@ LINEAR_WORKSPACE_BYTES = 32 << 20  # SWIN_LINEAR_WORKSPACE_BYTES
 MLP_WORKSPACE_BYTES = LINEAR_WORKSPACE_BYTES + (64 << 20)  # SWIN_MLP_WORKSPACE_BYTES
 ATTENTION_BRANCH_WORKSPACE_BYTES = 64 << 20  # SWIN_ATTENTION_BRANCH_WORKSPACE_BYTES
 
-_pointer, _int, _long, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_float
-ARGUMENTS = {
-    "swin_layernorm": [_pointer] * 4 + [_int, _long, _int, _float, _pointer],
-    "swin_add_layernorm": [_pointer] * 6 + [_int, _long, _int, _float, _pointer],
-    "swin_layernorm_add": [_pointer] * 5 + [_int, _long, _int, _float, _pointer],
-    "swin_patch_merge": [_pointer] * 4 + [_int] * 5 + [_float, _pointer],
-    "swin_patch_embed": [_pointer] * 6 + [_int] * 7 + [_float, _pointer],
-    "swin_fnorm": [_pointer] * 2 + [_int, _long, _int, _float, _pointer],
-    "swin_attention": [_pointer] * 4 + [_int] * 8 + [_float, _float, _pointer],
-    "swin_linear": [_pointer] * 5 + [_int, _long, _int, _int, _int, _pointer, ctypes.c_size_t, _pointer],
-    "swin_mlp": [_pointer] * 13 + [_int, _long, _int, _int, _int, _float, _pointer, ctypes.c_size_t, _pointer],
-    "swin_linear_int8": [_pointer] * 6 + [_long, _int, _int, _int, _float, _pointer],
-    "swin_layernorm_int8": [_pointer] * 4 + [_long, _int, _float, _float, _pointer],
-    "swin_layernorm_add_int8": [_pointer] * 6 + [_long, _int, _float, _float, _float, _pointer],
-    "swin_quantize": [_pointer] * 2 + [_long, _float, _pointer],
-    "swin_attention_int8": [_pointer] * 4 + [_int] * 7 + [_float] * 4 + [_pointer],
-    "swin_attention_branch_int8": [_pointer] * 14 + [_int] * 7 + [_float] * 7 + [_pointer, ctypes.c_size_t, _pointer],
+_KINDS = {"pointer": ctypes.c_void_p, "int": ctypes.c_int, "long": ctypes.c_longlong, "float": ctypes.c_float,
+          "size": ctypes.c_size_t}
+
+
+def _structure(name: str, *groups: str) -> type[ctypes.Structure]:
+    """A C structure; each group is a kind of _KINDS and the names of neighbouring fields of that kind."""
+    fields = [(field, _KINDS[group.split()[0]]) for group in groups for field in group.split()[1:]]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+_ATTENTION = "int batch height width channels num_heads window_size shift_size"
+_WORKSPACE = ("pointer workspace", "size workspace_bytes")
+ARGUMENTS: dict[str, type[ctypes.Structure]] = {  # of each C function
+    "swin_layernorm": _structure(
+        "SwinLayerNorm", "pointer x gamma beta y", "long rows", "int type width", "float epsilon"),
+    "swin_add_layernorm": _structure(
+        "SwinAddLayerNorm", "pointer x residual gamma beta sum y", "long rows", "int type width", "float epsilon"),
+    "swin_layernorm_add": _structure(
+        "SwinLayerNormAdd", "pointer x residual gamma beta y", "long rows", "int type width", "float epsilon"),
+    "swin_patch_merge": _structure(
+        "SwinPatchMerge", "pointer x gamma beta y", "int type batch height width channels", "float epsilon"),
+    "swin_patch_embed": _structure(
+        "SwinPatchEmbed", "pointer x weight bias gamma beta y",
+        "int y_type batch in_channels height width patch_size channels", "float epsilon"),
+    "swin_fnorm": _structure("SwinFNorm", "pointer x y", "long rows", "int type width", "float epsilon"),
+    "swin_attention": _structure(
+        "SwinAttention", "pointer qkv bias logit_scale y", "int type", _ATTENTION, "float scale mask_value"),
+    "swin_linear": _structure(
+        "SwinLinear", "pointer x weight bias residual y", "long rows", "int type in_features out_features gelu",
+        *_WORKSPACE),
+    "swin_mlp": _structure(
+        "SwinMlp", "pointer x gamma beta weight1 bias1 weight2 bias2",
+        "pointer attention proj_weight proj_bias proj_gamma proj_beta y",
+        "long rows", "int type width hidden norm_first", "float epsilon", *_WORKSPACE),
+    "swin_linear_int8": _structure(
+        "SwinLinearInt8", "pointer x weight scale bias residual y", "long rows", "int in_features out_features gelu",
+        "float y_scale"),
+    "swin_layernorm_int8": _structure(
+        "SwinLayerNormInt8", "pointer x gamma beta y_q", "long rows", "int width", "float epsilon y_scale"),
+    "swin_layernorm_add_int8": _structure(
+        "SwinLayerNormAddInt8", "pointer x residual gamma beta y y_q", "long rows", "int width",
+        "float epsilon x_scale y_scale"),
+    "swin_quantize": _structure("SwinQuantize", "pointer x y_q", "long count", "float y_scale"),
+    "swin_attention_int8": _structure(
+        "SwinAttentionInt8", "pointer qkv bias logit_scale y", _ATTENTION, "float scale mask_value qkv_scale y_scale"),
+    "swin_attention_branch_int8": _structure(
+        "SwinAttentionBranchInt8",
+        "pointer x_q x qkv_weight qkv_factor qkv_bias proj_weight proj_factor proj_bias",
+        "pointer bias gamma beta logit_scale y y_q",
+        "int batch height width num_heads window_size shift_size norm_first",
+        "float scale mask_value qkv_scale attention_scale proj_scale epsilon y_scale", *_WORKSPACE),
 }
 
 
@@ -59,61 +94,82 @@ def library() -> ctypes.CDLL:
             raise UserError(f"the kernels were not built, for the reason above; again with: {' '.join(command)}")
         path = str(PLUGINS / build / "libswin_kernels.so")
     lib = ctypes.CDLL(path)
-    for name, types in ARGUMENTS.items():
-        getattr(lib, name).argtypes = types
-        getattr(lib, name).restype = _int
+    for name, structure in ARGUMENTS.items():
+        getattr(lib, name).argtypes = [ctypes.POINTER(structure), ctypes.c_void_p]
+        getattr(lib, name).restype = ctypes.c_int
     return lib
 
 
-def call(name: str, *arguments) -> None:
-    """Call a C function on PyTorch's current stream; a tensor goes as its address, None as a null pointer."""
-    plain = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-    status = getattr(library(), name)(*plain, torch.cuda.current_stream().cuda_stream)
+def filled(name: str, **fields) -> ctypes.Structure:
+    """The argument of C function `name`; a tensor goes as its address, None as a null pointer.
+
+    Raises:
+        TypeError: a field is missing, or there is no such field.
+    """
+    structure = ARGUMENTS[name]
+    expected = [field for field, _ in structure._fields_]
+    if fields.keys() != set(expected):
+        raise TypeError(f"{name} takes {', '.join(expected)}; got {', '.join(fields)}")
+    return structure(**{
+        field: value.data_ptr() if isinstance(value, torch.Tensor) else value for field, value in fields.items()})
+
+
+def call(name: str, **fields) -> None:
+    """Call a C function on PyTorch's current stream with its structure's fields by name."""
+    argument = filled(name, **fields)
+    status = getattr(library(), name)(ctypes.byref(argument), torch.cuda.current_stream().cuda_stream)
     if status != 0:
         raise RuntimeError(f"{name}: CUDA error {status}")
 
 
+def _rows_of(x: torch.Tensor) -> dict[str, int]:
+    """What the row kernels are told of x [..., width]."""
+    return {"rows": x.numel() // x.shape[-1], "type": TYPES[x.dtype], "width": x.shape[-1]}
+
+
 def layernorm(x, gamma, beta, y, epsilon: float) -> None:
     """y = LN(x) [* gamma + beta] over the last axis; gamma and beta FP32 or None."""
-    call("swin_layernorm", x, gamma, beta, y, TYPES[x.dtype], x.numel() // x.shape[-1], x.shape[-1], epsilon)
+    call("swin_layernorm", x=x, gamma=gamma, beta=beta, y=y, **_rows_of(x), epsilon=epsilon)
 
 
 def add_layernorm(x, residual, gamma, beta, total, y, epsilon: float) -> None:
     """total = x + residual; y = LN(total) * gamma + beta, with total in FP32 there."""
-    rows = x.numel() // x.shape[-1]
-    call("swin_add_layernorm", x, residual, gamma, beta, total, y, TYPES[x.dtype], rows, x.shape[-1], epsilon)
+    call("swin_add_layernorm", x=x, residual=residual, gamma=gamma, beta=beta, sum=total, y=y, **_rows_of(x),
+         epsilon=epsilon)
 
 
 def layernorm_add(x, residual, gamma, beta, y, epsilon: float) -> None:
     """y = residual + LN(x) * gamma + beta."""
-    rows = x.numel() // x.shape[-1]
-    call("swin_layernorm_add", x, residual, gamma, beta, y, TYPES[x.dtype], rows, x.shape[-1], epsilon)
+    call("swin_layernorm_add", x=x, residual=residual, gamma=gamma, beta=beta, y=y, **_rows_of(x), epsilon=epsilon)
 
 
 def patch_merge(x, gamma, beta, y, height: int, width: int, epsilon: float) -> None:
     """x [B, height*width, C] -> y [B, height/2 * width/2, 4C], with LN where gamma and beta are given."""
     batch, _, channels = x.shape
-    call("swin_patch_merge", x, gamma, beta, y, TYPES[x.dtype], batch, height, width, channels, epsilon)
+    call("swin_patch_merge", x=x, gamma=gamma, beta=beta, y=y, type=TYPES[x.dtype], batch=batch, height=height,
+         width=width, channels=channels, epsilon=epsilon)
 
 
 def patch_embed(x, weight, bias, gamma, beta, y, epsilon: float) -> None:
     """x [B, Ci, H, W] -> y [B, H/P * W/P, C] = LN(conv(x, weight, stride P) + bias); all but y FP32."""
     batch, in_channels, height, width = x.shape
-    call("swin_patch_embed", x, weight, bias, gamma, beta, y, TYPES[y.dtype], batch, in_channels, height, width,
-         weight.shape[-1], weight.shape[0], epsilon)
+    call("swin_patch_embed", x=x, weight=weight, bias=bias, gamma=gamma, beta=beta, y=y, y_type=TYPES[y.dtype],
+         batch=batch, in_channels=in_channels, height=height, width=width, patch_size=weight.shape[-1],
+         channels=weight.shape[0], epsilon=epsilon)
 
 
 def fnorm(x, y, epsilon: float) -> None:
     """y = x / max(|x|_2, epsilon) over the last axis."""
-    call("swin_fnorm", x, y, TYPES[x.dtype], x.numel() // x.shape[-1], x.shape[-1], epsilon)
+    call("swin_fnorm", x=x, y=y, **_rows_of(x), epsilon=epsilon)
 
 
 def attention(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int, window_size: int, shift_size: int,
               scale: float, mask_value: float) -> None:
     """Window attention of qkv [B, height*width, 3C] into y [B, height*width, C]; bias is padded to [nH, N, Np]."""
     channels = qkv.shape[-1] // 3
-    call("swin_attention", qkv, bias, logit_scale, y, TYPES[qkv.dtype], qkv.shape[0], height, width, channels,
-         num_heads, window_size, shift_size, scale, mask_value)
+    call("swin_attention", qkv=qkv, bias=bias, logit_scale=logit_scale, y=y, type=TYPES[qkv.dtype],
+         batch=qkv.shape[0], height=height, width=width, channels=channels, num_heads=num_heads,
+         window_size=window_size, shift_size=shift_size, scale=scale, mask_value=mask_value)
 
 
 def linear(x, weight, bias, residual, y, gelu: bool) -> None:
@@ -123,8 +179,9 @@ def linear(x, weight, bias, residual, y, gelu: bool) -> None:
     """
     workspace = torch.empty(LINEAR_WORKSPACE_BYTES, dtype=torch.uint8, device=x.device)
     out_features, in_features = weight.shape
-    call("swin_linear", x, weight, bias, residual, y, TYPES[x.dtype], x.numel() // in_features, in_features,
-         out_features, int(gelu), workspace, LINEAR_WORKSPACE_BYTES)
+    call("swin_linear", x=x, weight=weight, bias=bias, residual=residual, y=y, rows=x.numel() // in_features,
+         type=TYPES[x.dtype], in_features=in_features, out_features=out_features, gelu=int(gelu), workspace=workspace,
+         workspace_bytes=LINEAR_WORKSPACE_BYTES)
 
 
 def mlp(x, gamma, beta, weight1, bias1, weight2, bias2, y, norm_first: bool, epsilon: float, attention=None,
@@ -136,40 +193,42 @@ def mlp(x, gamma, beta, weight1, bias1, weight2, bias2, y, norm_first: bool, eps
     """
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
     hidden, width = weight1.shape
-    call("swin_mlp", x, gamma, beta, weight1, bias1, weight2, bias2, attention, proj_weight, proj_bias, proj_gamma,
-         proj_beta, y, TYPES[x.dtype], x.numel() // width, width, hidden, int(norm_first), epsilon, workspace,
-         workspace_bytes)
+    call("swin_mlp", x=x, gamma=gamma, beta=beta, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2,
+         attention=attention, proj_weight=proj_weight, proj_bias=proj_bias, proj_gamma=proj_gamma, proj_beta=proj_beta,
+         y=y, rows=x.numel() // width, type=TYPES[x.dtype], width=width, hidden=hidden, norm_first=int(norm_first),
+         epsilon=epsilon, workspace=workspace, workspace_bytes=workspace_bytes)
 
 
 def linear_int8(x, weight, scale, bias, residual, y, gelu: int, y_scale: float) -> None:
     """y = act((x weight^T) * scale + bias) [+ residual]; x and weight INT8; y FP16 with y_scale 0, else INT8."""
     out_features, in_features = weight.shape
-    call("swin_linear_int8", x, weight, scale, bias, residual, y, x.numel() // in_features, in_features, out_features,
-         gelu, y_scale)
+    call("swin_linear_int8", x=x, weight=weight, scale=scale, bias=bias, residual=residual, y=y,
+         rows=x.numel() // in_features, in_features=in_features, out_features=out_features, gelu=gelu, y_scale=y_scale)
 
 
 def layernorm_int8(x, gamma, beta, y_q, epsilon: float, y_scale: float) -> None:
     """y_q = LN(x) * gamma + beta as INT8; x FP16."""
-    rows = x.numel() // x.shape[-1]
-    call("swin_layernorm_int8", x, gamma, beta, y_q, rows, x.shape[-1], epsilon, y_scale)
+    call("swin_layernorm_int8", x=x, gamma=gamma, beta=beta, y_q=y_q, rows=x.numel() // x.shape[-1], width=x.shape[-1],
+         epsilon=epsilon, y_scale=y_scale)
 
 
 def layernorm_add_int8(x, residual, gamma, beta, y, y_q, epsilon: float, x_scale: float, y_scale: float) -> None:
     """y = residual + LN(x) * gamma + beta in FP16, and y_q the same as INT8; x FP16 with x_scale 0, else INT8."""
-    rows = x.numel() // x.shape[-1]
-    call("swin_layernorm_add_int8", x, residual, gamma, beta, y, y_q, rows, x.shape[-1], epsilon, x_scale, y_scale)
+    call("swin_layernorm_add_int8", x=x, residual=residual, gamma=gamma, beta=beta, y=y, y_q=y_q,
+         rows=x.numel() // x.shape[-1], width=x.shape[-1], epsilon=epsilon, x_scale=x_scale, y_scale=y_scale)
 
 
 def quantize(x, y_q, y_scale: float) -> None:
     """y_q = x as INT8; x FP16."""
-    call("swin_quantize", x, y_q, x.numel(), y_scale)
+    call("swin_quantize", x=x, y_q=y_q, count=x.numel(), y_scale=y_scale)
 
 
 def attention_int8(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int, window_size: int,
                    shift_size: int, scale: float, mask_value: float, qkv_scale: float, y_scale: float) -> None:
     """`attention` of qkv * qkv_scale; qkv INT8; y FP16 with y_scale 0, else INT8."""
-    call("swin_attention_int8", qkv, bias, logit_scale, y, qkv.shape[0], height, width, qkv.shape[-1] // 3, num_heads,
-         window_size, shift_size, scale, mask_value, qkv_scale, y_scale)
+    call("swin_attention_int8", qkv=qkv, bias=bias, logit_scale=logit_scale, y=y, batch=qkv.shape[0], height=height,
+         width=width, channels=qkv.shape[-1] // 3, num_heads=num_heads, window_size=window_size, shift_size=shift_size,
+         scale=scale, mask_value=mask_value, qkv_scale=qkv_scale, y_scale=y_scale)
 
 
 def attention_branch_int8(x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias, bias, gamma,
@@ -183,7 +242,9 @@ def attention_branch_int8(x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight,
     LayerNorms. proj_scale is 0 and logit_scale None where `norm_first`.
     """
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
-    call("swin_attention_branch_int8", x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias,
-         bias, gamma, beta, logit_scale, y, y_q, x.shape[0], height, width, num_heads, window_size, shift_size,
-         int(norm_first), scale, mask_value, qkv_scale, attention_scale, proj_scale, epsilon, y_scale, workspace,
-         workspace_bytes)
+    call("swin_attention_branch_int8", x_q=x_q, x=x, qkv_weight=qkv_weight, qkv_factor=qkv_factor, qkv_bias=qkv_bias,
+         proj_weight=proj_weight, proj_factor=proj_factor, proj_bias=proj_bias, bias=bias, gamma=gamma, beta=beta,
+         logit_scale=logit_scale, y=y, y_q=y_q, batch=x.shape[0], height=height, width=width, num_heads=num_heads,
+         window_size=window_size, shift_size=shift_size, norm_first=int(norm_first), scale=scale,
+         mask_value=mask_value, qkv_scale=qkv_scale, attention_scale=attention_scale, proj_scale=proj_scale,
+         epsilon=epsilon, y_scale=y_scale, workspace=workspace, workspace_bytes=workspace_bytes)

@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "Attention/scores.cuh"
 #include "Attention/windows.cuh"
 #include "common/gpu.h"
 #include "common/launch.cuh"
@@ -242,7 +243,16 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     using F = typename TensorCore<T>::Factor;
     using P = swin::Packed<F>;
     constexpr bool kInt8 = std::is_same_v<T, int8_t>, kInt8Out = std::is_same_v<Out, int8_t>;
-    constexpr int kTile = 16 * kWarps;
+    constexpr int kTile = 16 * kWarps, kThreads = 32 * kWarps;
+    static_assert(sizeof(F) == 2, "p v is a product of 16-bit numbers");
+    static_assert(kHeadDim == 32, "the four lanes that share a row copy a chunk of 8 elements each");
+    static_assert(kThreads == 2 * kTile, "two threads take the norm of a key");
+    static_assert(kOneTile ? 8 * kBlocks <= kTile : 8 * kBlocks == kTile, "keys of a tile");
+    static_assert(2 * kTile * kHeadDim * (2 * sizeof(T) + sizeof(F)) + 4 * kTile + (kInt8 ? 16 * kThreads : 8)
+                          + (kInt8 && !kInt8Out ? kTile * kHeadDim * sizeof(F) : 2) + 512 <= 48 << 10,
+                  "static shared memory");
+    static_assert(4 * kBlocks * (kOneTile ? 2 : 1) + 20 + 40 <= 65536 / (kThreads * kResident),
+                  "scores, the bias that is kept, p v and its sums, and addresses fit into registers");
     __shared__ alignas(128) T queries[2][kTile * kHeadDim];
     __shared__ alignas(128) T keys[2][kTile * kHeadDim];
     __shared__ alignas(128) F values[2][kTile * kHeadDim];
@@ -472,26 +482,14 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         }
         if (axes) {
             unsigned const flags = kOneTile ? kept_flags : column_flags<kBlocks>(shape, first_key + column);
-#pragma unroll
-            for (int c = 0; c < 2 * kBlocks; ++c) {
-#pragma unroll
-                for (int r = 0; r < 2; ++r) {
-                    if ((flags >> (2 * c) ^ row_flags >> (2 * r)) & axes) {
-                        scores[c / 2][2 * r + (c & 1)] += shape.mask_value * kLog2e;
-                    }
-                }
-            }
+            add_mask(scores, axes, shape.mask_value * kLog2e, [&](int c) { return flags >> (2 * c); },
+                     [&](int r) { return row_flags >> (2 * r); });
         }
 
         // Softmax numerators, with a running maximum over the tiles of a window.
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            float new_maximum = maximum[r];
-#pragma unroll
-            for (int n = 0; n < kBlocks; ++n) {
-                new_maximum = fmaxf(new_maximum, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
-            }
-            new_maximum = quad_max(new_maximum);
+            float const new_maximum = row_maximum(scores, r, maximum[r]);
             if (!first) {
                 float const correction = swin::ex2_approx(maximum[r] - new_maximum);
 #pragma unroll
@@ -504,30 +502,10 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
                 }
             }
             maximum[r] = new_maximum;
-#pragma unroll
-            for (int n = 0; n < kBlocks; ++n) {
-                scores[n][2 * r] = swin::ex2_approx(scores[n][2 * r] - new_maximum);
-                scores[n][2 * r + 1] = swin::ex2_approx(scores[n][2 * r + 1] - new_maximum);
-            }
+            softmax_numerators<true>(scores, r, new_maximum);
         }
 
-        // out += p v and sum += p 1, of the rounded p. Two neighbouring accumulators of scores are one A fragment.
-#pragma unroll
-        for (int k = 0; k < (kBlocks + 1) / 2; ++k) {
-            uint32_t p[4] = {P::pack(scores[2 * k][0], scores[2 * k][1]), P::pack(scores[2 * k][2], scores[2 * k][3]), 0, 0};
-            if (2 * k + 1 < kBlocks) {
-                p[2] = P::pack(scores[(2 * k + 1) % kBlocks][0], scores[(2 * k + 1) % kBlocks][1]);
-                p[3] = P::pack(scores[(2 * k + 1) % kBlocks][2], scores[(2 * k + 1) % kBlocks][3]);
-            }
-            P::mma(sum, p, P::kOnes, P::kOnes, sum);
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                uint32_t v[4];
-                swin::ldmatrix_x4_trans(v, &values[stage][swizzled(k * 16 + (lane & 15), 2 * half + lane / 16)]);
-                P::mma(out[2 * half], p, v[0], v[1], out[2 * half]);
-                P::mma(out[2 * half + 1], p, v[2], v[3], out[2 * half + 1]);
-            }
-        }
+        multiply_values<F>(out, sum, scores, values[stage], lane);
 
         if (last) {  // the window is done: through this warp's own rows of queries, in stores of 8 elements
             Out* const staged = reinterpret_cast<Out*>(kInt8 && !kInt8Out ? static_cast<void*>(wider) : queries[stage]);
@@ -638,46 +616,43 @@ void launch_int8(const Tensors& t, const Shape& shape, cudaStream_t stream) {
     }
 }
 
-// Whether this is a shape of the contract, and then that shape.
-bool describe(Shape& shape, int batch, int height, int width, int channels, int num_heads, int window_size, int shift_size) {
-    if (num_heads <= 0 || channels != num_heads * kHeadDim ||
-        !swin::describe(shape, batch, height, width, window_size, shift_size)) {
+// Whether this is a shape of the contract, and then that shape, without scales. Given: SwinAttention or SwinAttentionInt8.
+template <class Given> bool describe(Shape& shape, const Given& given) {
+    if (given.num_heads <= 0 || given.channels != given.num_heads * kHeadDim ||
+        !swin::describe(shape, given.batch, given.height, given.width, given.window_size, given.shift_size)) {
         return false;
     }
-    shape.channels = channels;
-    shape.num_heads = num_heads;
+    shape.channels = given.channels;
+    shape.num_heads = given.num_heads;
     shape.bias_stride = (shape.positions + 7) / 8 * 8;
+    shape.mask_value = given.mask_value;
     return true;
 }
 
 }  // namespace
 
-extern "C" int swin_attention(const void* qkv, const float* bias, const float* logit_scale, void* y, int type, int batch,
-                              int height, int width, int channels, int num_heads, int window_size, int shift_size,
-                              float scale, float mask_value, cudaStream_t stream) {
+extern "C" int swin_attention(const SwinAttention* arguments, cudaStream_t stream) {
+    const SwinAttention& given = *arguments;
     Shape shape{};
-    if (!describe(shape, batch, height, width, channels, num_heads, window_size, shift_size)) {
+    if (!describe(shape, given)) {
         return cudaErrorInvalidValue;
     }
-    shape.scale = scale;
-    shape.mask_value = mask_value;
-    Tensors const tensors{qkv, bias, logit_scale, y};
-    return logit_scale ? launch<true>(tensors, shape, type, stream) : launch<false>(tensors, shape, type, stream);
+    shape.scale = given.scale;
+    Tensors const tensors{given.qkv, given.bias, given.logit_scale, given.y};
+    return given.logit_scale ? launch<true>(tensors, shape, given.type, stream)
+                             : launch<false>(tensors, shape, given.type, stream);
 }
 
-extern "C" int swin_attention_int8(const void* qkv, const float* bias, const float* logit_scale, void* y, int batch,
-                                   int height, int width, int channels, int num_heads, int window_size, int shift_size,
-                                   float scale, float mask_value, float qkv_scale, float y_scale, cudaStream_t stream) {
+extern "C" int swin_attention_int8(const SwinAttentionInt8* arguments, cudaStream_t stream) {
+    const SwinAttentionInt8& given = *arguments;
     Shape shape{};
-    if (!describe(shape, batch, height, width, channels, num_heads, window_size, shift_size) || !(qkv_scale > 0) ||
-        !(y_scale >= 0)) {
+    if (!describe(shape, given) || !(given.qkv_scale > 0) || !(given.y_scale >= 0)) {
         return cudaErrorInvalidValue;
     }
-    shape.scale = scale * qkv_scale * qkv_scale;
-    shape.mask_value = mask_value;
-    shape.out_scale = y_scale > 0 ? qkv_scale / y_scale : qkv_scale;
-    Tensors const tensors{qkv, bias, logit_scale, y};
-    if (y_scale > 0) {
+    shape.scale = given.scale * given.qkv_scale * given.qkv_scale;
+    shape.out_scale = given.y_scale > 0 ? given.qkv_scale / given.y_scale : given.qkv_scale;
+    Tensors const tensors{given.qkv, given.bias, given.logit_scale, given.y};
+    if (given.y_scale > 0) {
         launch_int8<int8_t>(tensors, shape, stream);
     } else {
         launch_int8<__half>(tensors, shape, stream);

@@ -9,13 +9,23 @@
 //   scale        multiplies q.k in V1 (head_dim^-0.5); ignored in V2
 //   mask_value   added between tokens of different shift regions where shift_size > 0 (-100 in both models)
 // Returns a cudaError_t: cudaErrorInvalidValue for a shape outside the contract, else what the launch returned.
-extern "C" int swin_attention(const void* qkv, const float* bias, const float* logit_scale, void* y, int type, int batch,
-                              int height, int width, int channels, int num_heads, int window_size, int shift_size,
-                              float scale, float mask_value, cudaStream_t stream);
+struct SwinAttention {
+    const void* qkv;
+    const float *bias, *logit_scale;
+    void* y;
+    int type, batch, height, width, channels, num_heads, window_size, shift_size;
+    float scale, mask_value;
+};
+extern "C" int swin_attention(const SwinAttention* arguments, cudaStream_t stream);
 
 // The same of an INT8 qkv, which stands for qkv * qkv_scale.
 //   qkv_scale    positive
 //   y_scale      0: y is FP16; positive: y is INT8, quantised with it
-extern "C" int swin_attention_int8(const void* qkv, const float* bias, const float* logit_scale, void* y, int batch,
-                                   int height, int width, int channels, int num_heads, int window_size, int shift_size,
-                                   float scale, float mask_value, float qkv_scale, float y_scale, cudaStream_t stream);
+struct SwinAttentionInt8 {
+    const void* qkv;
+    const float *bias, *logit_scale;
+    void* y;
+    int batch, height, width, channels, num_heads, window_size, shift_size;
+    float scale, mask_value, qkv_scale, y_scale;
+};
+extern "C" int swin_attention_int8(const SwinAttentionInt8* arguments, cudaStream_t stream);

@@ -21,11 +21,24 @@ struct AttentionOp : AttentionOperator {
 
     static void check(const Attributes& attributes, const Inputs& inputs) { check_attention(attributes, inputs); }
 
-    static int launch(const Attributes& a, const Call& call) {
+    static int launch(const Attributes& attributes, const Call& call) {
         const Shape& qkv = call.shapes[0];
-        return swin_attention(call.inputs[0], call.parameter(1), call.parameter(2), call.outputs[0],
-            call.type, static_cast<int>(qkv.sizes[0]), a.height, a.width, static_cast<int>(qkv.last() / 3),
-            a.num_heads, a.window_size, a.shift_size, a.scale, a.mask_value, call.stream);
+        SwinAttention a{};
+        a.qkv = call.input(0);
+        a.bias = call.parameter(1);
+        a.logit_scale = call.parameter(2);
+        a.y = call.outputs[0];
+        a.type = call.type;
+        a.batch = static_cast<int>(qkv.sizes[0]);
+        a.height = attributes.height;
+        a.width = attributes.width;
+        a.channels = static_cast<int>(qkv.last() / 3);
+        a.num_heads = attributes.num_heads;
+        a.window_size = attributes.window_size;
+        a.shift_size = attributes.shift_size;
+        a.scale = attributes.scale;
+        a.mask_value = attributes.mask_value;
+        return swin_attention(&a, call.stream);
     }
 };
 

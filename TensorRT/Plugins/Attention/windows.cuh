@@ -1,5 +1,5 @@
-// What all attention kernels share: where the tokens of a window lie in the image, which of them see each other, and the
-// arithmetic of a tile of scores in the registers of a warp.
+// What all attention kernels share: where the tokens of a window lie in the image, which of them see each other, and how a
+// tile of them lies in shared memory.
 #pragma once
 
 #include <climits>
@@ -26,8 +26,24 @@ struct Windows {
     int height, width, window, shift;
     int positions;                      // N = window^2
     int windows_x, windows_y, windows;  // windows along an image's sides; in the whole batch
-    int reciprocal;                     // position / window == position * reciprocal >> 16, exact for window <= 32
+    int reciprocal;                     // position / window == position * reciprocal >> 16
 };
+
+// What replaces the division by a window's size in position_at.
+constexpr int reciprocal_of(int window) { return 65536 / window + 1; }
+constexpr bool reciprocal_is_exact(int window) {
+    for (int position = 0; position < window * window; ++position) {
+        if (position * reciprocal_of(window) >> 16 != position / window) return false;
+    }
+    return true;
+}
+constexpr bool reciprocals_are_exact() {
+    for (int window = 1; window <= kMaxWindow; ++window) {
+        if (!reciprocal_is_exact(window)) return false;
+    }
+    return true;
+}
+static_assert(reciprocals_are_exact());
 
 // Whether these are windows of the contract, and then these windows.
 inline bool describe(Windows& windows, int batch, int height, int width, int window_size, int shift_size) {
@@ -45,7 +61,7 @@ inline bool describe(Windows& windows, int batch, int height, int width, int win
     windows.windows_x = width / window_size;
     windows.windows_y = height / window_size;
     windows.windows = windows.windows_x * windows.windows_y * batch;
-    windows.reciprocal = 65536 / window_size + 1;
+    windows.reciprocal = reciprocal_of(window_size);
     return true;
 }
 
@@ -90,7 +106,7 @@ __device__ inline unsigned mask_axes(const Windows& windows, const Window& windo
     return static_cast<unsigned>(last_row) | static_cast<unsigned>(last_column) << 1;
 }
 
-// --- scores ------------------------------------------------------------------------------------------------------
+// --- tiles -------------------------------------------------------------------------------------------------------
 
 // A tile in shared memory is [rows][32] of 2-byte elements: 4 chunks of 16 bytes a row. Chunks are swizzled so that
 // the 8 rows that ldmatrix reads at once, or the 8 rows of an accumulator, lie in different banks.

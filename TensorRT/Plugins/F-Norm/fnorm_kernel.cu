@@ -68,12 +68,13 @@ template <class Shape> __global__ void __launch_bounds__(Shape::THREADS) fnorm_k
 }  // namespace
 }  // namespace swin
 
-int swin_fnorm(const void* x, void* y, int type, long long rows, int width, float epsilon, cudaStream_t stream) {
-    if (rows == 0) return cudaSuccess;
-    if (x == nullptr || y == nullptr) return cudaErrorInvalidValue;
-    const swin::FNormArguments a{x, y, rows, width, epsilon};
-    const bool aligned = swin::aligned16(x) && swin::aligned16(y);
-    return swin::dispatch_rows(type, width, width, aligned, [&](auto shape, int group) {
-        return swin::launch_rows<swin::fnorm_kernel<decltype(shape)>>(a, group, rows, stream);
+int swin_fnorm(const SwinFNorm* arguments, cudaStream_t stream) {
+    const SwinFNorm& given = *arguments;
+    if (given.rows == 0) return cudaSuccess;
+    if (given.x == nullptr || given.y == nullptr) return cudaErrorInvalidValue;
+    const swin::FNormArguments a{given.x, given.y, given.rows, given.width, given.epsilon};
+    const bool aligned = swin::aligned16(given.x) && swin::aligned16(given.y);
+    return swin::dispatch_rows(given.type, given.width, given.width, aligned, [&](auto shape, int group) {
+        return swin::launch_rows<swin::fnorm_kernel<decltype(shape)>>(a, group, given.rows, stream);
     });
 }

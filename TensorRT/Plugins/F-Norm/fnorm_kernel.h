@@ -8,7 +8,14 @@ extern "C" {
 #endif
 
 // y = x / max(|x|_2, epsilon) over each row, x and y [rows, width] of `type`. Returns a cudaError_t: see swin_types.h.
-int swin_fnorm(const void* x, void* y, int type, long long rows, int width, float epsilon, cudaStream_t stream);
+struct SwinFNorm {
+    const void* x;
+    void* y;
+    long long rows;
+    int type, width;
+    float epsilon;
+};
+int swin_fnorm(const struct SwinFNorm* arguments, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

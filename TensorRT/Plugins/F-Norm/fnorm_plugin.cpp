@@ -20,8 +20,14 @@ struct FNormOp : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
-        return swin_fnorm(call.inputs[0], call.outputs[0], call.type, x.rows(), static_cast<int>(x.last()),
-            attributes.epsilon, call.stream);
+        SwinFNorm a{};
+        a.x = call.input(0);
+        a.y = call.outputs[0];
+        a.rows = x.rows();
+        a.type = call.type;
+        a.width = static_cast<int>(x.last());
+        a.epsilon = attributes.epsilon;
+        return swin_fnorm(&a, call.stream);
     }
 };
 

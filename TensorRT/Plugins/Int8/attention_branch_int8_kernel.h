@@ -39,16 +39,7 @@ constexpr long long attention_branch_bytes_per_image(long long tokens, long long
 // image at least: attention_branch_bytes_per_image. Weights, factors, biases, logit_scale, gamma and beta are
 // constants: the kernel just before does not write them. Pointers are multiples of 16 bytes.
 // Returns a cudaError_t: see swin_types.h.
-extern "C" int swin_attention_branch_int8(const void* x_q, const void* x, const void* qkv_weight,
-    const float* qkv_factor, const float* qkv_bias, const void* proj_weight, const float* proj_factor,
-    const float* proj_bias, const float* bias, const float* gamma, const float* beta, const float* logit_scale,
-    void* y, void* y_q, int batch, int height, int width, int num_heads, int window_size, int shift_size,
-    int norm_first, float scale, float mask_value, float qkv_scale, float attention_scale, float proj_scale,
-    float epsilon, float y_scale, void* workspace, size_t workspace_bytes, cudaStream_t stream);
-
-namespace swin {
-
-struct AttentionBranchInt8 {
+struct SwinAttentionBranchInt8 {
     const int8_t* x_q;
     const void* x;
     const int8_t* qkv_weight;
@@ -57,20 +48,24 @@ struct AttentionBranchInt8 {
     const float *proj_factor, *proj_bias;
     const float* bias;
     const float *gamma, *beta;
-    const float* logit_scale;  // V2; null: V1
+    const float* logit_scale;
     void* y;
     int8_t* y_q;
-    int batch, height, width, num_heads, window_size, shift_size;
-    bool norm_first;
+    int batch, height, width, num_heads, window_size, shift_size, norm_first;
     float scale, mask_value;
     float qkv_scale, attention_scale, proj_scale, epsilon, y_scale;
-    cudaStream_t stream;
+    void* workspace;
+    size_t workspace_bytes;
 };
+extern "C" int swin_attention_branch_int8(const SwinAttentionBranchInt8* arguments, cudaStream_t stream);
+
+namespace swin {
 
 // Whether attention_branch_int8_sm90 takes the branch, and is faster at it than the kernels of its parts.
-__attribute__((weak)) bool fits_attention_branch_sm90(const AttentionBranchInt8& a, int multiprocessors);
+__attribute__((weak)) bool fits_attention_branch_sm90(const SwinAttentionBranchInt8& a, int multiprocessors);
 // All of it in one kernel, which keeps qkv, scores and attention's result on the chip, on compute capability 9.0. A
 // library for other GPUs is built without it, and its address is null there. Returns a cudaError_t.
-__attribute__((weak)) int attention_branch_int8_sm90(const AttentionBranchInt8& a, int multiprocessors);
+__attribute__((weak)) int attention_branch_int8_sm90(
+    const SwinAttentionBranchInt8& a, int multiprocessors, cudaStream_t stream);
 
 }  // namespace swin

@@ -75,13 +75,39 @@ struct AttentionBranchInt8Op : Operator {
         expect_shape("beta", inputs[10], {{channels}});
     }
 
-    static int launch(const Attributes& a, const Call& call) {
-        return swin_attention_branch_int8(call.input(0), call.input(1), call.input(2), call.parameter(3),
-            call.parameter(4), call.input(5), call.parameter(6), call.parameter(7), call.parameter(8),
-            call.parameter(9), call.parameter(10), call.parameter(11), call.outputs[0], call.outputs[1],
-            static_cast<int>(call.shapes[0].sizes[0]), a.height, a.width, a.num_heads, a.window_size, a.shift_size,
-            a.norm_first, a.scale, a.mask_value, a.qkv_scale, a.attention_scale, a.proj_scale, a.epsilon, a.y_scale,
-            call.workspace, kWorkspaceBytes, call.stream);
+    static int launch(const Attributes& attributes, const Call& call) {
+        SwinAttentionBranchInt8 a{};
+        a.x_q = static_cast<const int8_t*>(call.input(0));
+        a.x = call.input(1);
+        a.qkv_weight = static_cast<const int8_t*>(call.input(2));
+        a.qkv_factor = call.parameter(3);
+        a.qkv_bias = call.parameter(4);
+        a.proj_weight = static_cast<const int8_t*>(call.input(5));
+        a.proj_factor = call.parameter(6);
+        a.proj_bias = call.parameter(7);
+        a.bias = call.parameter(8);
+        a.gamma = call.parameter(9);
+        a.beta = call.parameter(10);
+        a.logit_scale = call.parameter(11);
+        a.y = call.outputs[0];
+        a.y_q = static_cast<int8_t*>(call.outputs[1]);
+        a.batch = static_cast<int>(call.shapes[0].sizes[0]);
+        a.height = attributes.height;
+        a.width = attributes.width;
+        a.num_heads = attributes.num_heads;
+        a.window_size = attributes.window_size;
+        a.shift_size = attributes.shift_size;
+        a.norm_first = attributes.norm_first;
+        a.scale = attributes.scale;
+        a.mask_value = attributes.mask_value;
+        a.qkv_scale = attributes.qkv_scale;
+        a.attention_scale = attributes.attention_scale;
+        a.proj_scale = attributes.proj_scale;
+        a.epsilon = attributes.epsilon;
+        a.y_scale = attributes.y_scale;
+        a.workspace = call.workspace;
+        a.workspace_bytes = kWorkspaceBytes;
+        return swin_attention_branch_int8(&a, call.stream);
     }
 };
 

@@ -14,7 +14,9 @@
 // cache. Another gathers the rows of the next window.
 #include <algorithm>
 #include <cfloat>
+#include <cstddef>
 
+#include "Attention/scores.cuh"
 #include "Attention/windows.cuh"
 #include "Int8/attention_branch_int8_kernel.h"
 #include "common/product_sm90.cuh"
@@ -33,6 +35,14 @@ constexpr int kBlockBytes = kRows * kTileBytes, kRowsBytes = kSteps * kBlockByte
 constexpr int kGroupBytes = kFeatureGroup * kTileBytes, kQkvBytes = 3 * kGroupBytes;
 constexpr int kProjBytes = kFeaturesEach * kTileBytes, kStageBytes = kProjBytes, kStages = 3;
 constexpr int kStepsOfWindow = (kHeadsEach + 1) * kSteps;
+static_assert(kHeads % kWarpgroups == 0 && kWidth == kHeads * kHeadDim);
+static_assert(kWarpgroups == 3, "NamedBarrier has three warpgroups");
+static_assert(kWidth % kTileBytes == 0 && kFeaturesEach % kFeatureGroup == 0 && kHeadDim == kFeatureGroup);
+static_assert(kQkvBytes <= kStageBytes && kStageBytes % kTileAlignment == 0 && kBlockBytes % kTileAlignment == 0,
+    "swizzled tiles begin at multiples");
+static_assert(kStages >= kSteps, "a product takes all of its stages before it gives one back");
+static_assert(kFeaturesEach / 2 + 2 * 4 * kFeaturesEach / kFeatureGroup + 32 <= RegisterSplit<kWarpgroups>::kConsumer,
+    "proj's sums, the residual and addresses fit into registers");
 
 // Of a row, or of a part of it: mean, and squares of the differences to it; or the sums of INT8 numbers and their squares.
 struct FloatMoments {
@@ -48,7 +58,7 @@ template <int kWindow_, bool kCosine_> struct Branch {
     static constexpr bool kCosine = kCosine_;
     static constexpr int kPositions = kWindow * kWindow;
     static constexpr int kDistances = 2 * kWindow - 1, kTable = kDistances * kDistances;  // relative positions
-    static_assert(kWindow <= kPitch);
+    static_assert(kWindow <= kPitch && kPitch * kWindow <= kRows, "a row of the window is 8 rows of the product");
 
     // A row of the product: where in the window it lies, if it does, and as which side of the wrap (mask_flags).
     static __device__ __forceinline__ Position position(int row) { return {row / kPitch, row % kPitch}; }
@@ -92,7 +102,7 @@ struct alignas(16) RowParameters {
 };
 
 template <class B> struct Shared {
-    alignas(1024) uint8_t stages[kWarpgroups][kStages][kStageBytes];
+    alignas(kTileAlignment) uint8_t stages[kWarpgroups][kStages][kStageBytes];
     uint8_t x[kRowsBytes], attention[kRowsBytes];
     __half values[kWarpgroups][kRows * kHeadDim];
     union {
@@ -306,7 +316,6 @@ constexpr int kRoundBits = 0x4B400000;
 template <class B>
 __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shared, const Queries& q, const ThreadRows<B>& rows,
     unsigned axes, int warpgroup, int head) {
-    using P = Packed<__half>;
     constexpr int kBlocks = B::kWindow;  // of 8 keys, a row of the window
     const int lane = static_cast<int>(threadIdx.x) % 32, quarter = lane % 4;
     const uint8_t* const keys = shared.own[warpgroup].keys;
@@ -340,50 +349,15 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
         }
     }
     if (axes) {
-#pragma unroll
-        for (int c = 0; c < 2 * kBlocks; ++c) {
-            const unsigned flags = B::mask_flags(a.windows, c / 2 * kPitch + 2 * quarter + (c & 1));
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                if ((flags ^ B::mask_flags(a.windows, rows.row(r))) & axes) {
-                    scores[c / 2][2 * r + (c & 1)] += a.mask_value;
-                }
-            }
-        }
+        add_mask(scores, axes, a.mask_value,
+            [&](int c) { return B::mask_flags(a.windows, c / 2 * kPitch + 2 * quarter + (c & 1)); },
+            [&](int r) { return B::mask_flags(a.windows, rows.row(r)); });
     }
-
-    // Softmax numerators.
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        float maximum = -INFINITY;
-#pragma unroll
-        for (int n = 0; n < kBlocks; ++n) maximum = fmaxf(maximum, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
-        maximum = quad_max(maximum) * kLog2e;
-#pragma unroll
-        for (int n = 0; n < kBlocks; ++n) {
-            scores[n][2 * r] = ex2_approx(fmaf(scores[n][2 * r], kLog2e, -maximum));
-            scores[n][2 * r + 1] = ex2_approx(fmaf(scores[n][2 * r + 1], kLog2e, -maximum));
-        }
-    }
-
-    // p v, and the row sums of the rounded p.
+    for (int r = 0; r < 2; ++r) softmax_numerators<false>(scores, r, row_maximum(scores, r, -INFINITY) * kLog2e);
     float out[4][4] = {}, sum[4] = {};
-#pragma unroll
-    for (int k = 0; k < (kBlocks + 1) / 2; ++k) {
-        uint32_t p[4] = {P::pack(scores[2 * k][0], scores[2 * k][1]), P::pack(scores[2 * k][2], scores[2 * k][3]), 0, 0};
-        if (2 * k + 1 < kBlocks) {
-            p[2] = P::pack(scores[(2 * k + 1) % kBlocks][0], scores[(2 * k + 1) % kBlocks][1]);
-            p[3] = P::pack(scores[(2 * k + 1) % kBlocks][2], scores[(2 * k + 1) % kBlocks][3]);
-        }
-        P::mma(sum, p, P::kOnes, P::kOnes, sum);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            uint32_t v[4];
-            ldmatrix_x4_trans(v, values + swizzled(k * 16 + (lane & 15), 2 * half + lane / 16));
-            P::mma(out[2 * half], p, v[0], v[1], out[2 * half]);
-            P::mma(out[2 * half + 1], p, v[2], v[3], out[2 * half + 1]);
-        }
-    }
+    multiply_values(out, sum, scores, values, lane);
+
     uint8_t* const block = shared.attention + head / 4 * kBlockBytes;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -446,16 +420,11 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
     for (int r = 0; r < 2; ++r) {
         if constexpr (B::kCosine) {
             moments[r].sum = quad_sum(moments[r].sum);
+            moments[r].squares = quad_sum(moments[r].squares);
         } else {
             moments[r].mean = quad_sum(moments[r].mean) * (1.0F / kFeaturesEach);
-#pragma unroll
-            for (int i = 0; i < kFeaturesEach / 4; ++i) {
-                float& value = normed[i / 2 * 4 + 2 * r + i % 2];
-                value -= moments[r].mean;
-                moments[r].squares = fmaf(value, value, moments[r].squares);
-            }
+            moments[r].squares = centre_row(normed, r, moments[r].mean);
         }
-        moments[r].squares = quad_sum(moments[r].squares);
         if (threadIdx.x % 4 == 0) shared.moments[warpgroup][rows.row(r)] = moments[r];
     }
     consumers_sync<kConsumers>();  // all have multiplied attention's results by now, too
@@ -523,7 +492,10 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
 template <class B>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_branch_kernel(const __grid_constant__ BranchMaps maps, const BranchArguments a) {
-    extern __shared__ __align__(1024) uint8_t memory[];
+    static_assert(sizeof(Shared<B>) <= kSharedOfBlock);
+    static_assert(offsetof(Shared<B>, x) % kTileAlignment == 0 && offsetof(Shared<B>, attention) % kTileAlignment == 0);
+    static_assert(offsetof(Shared<B>, values) % 16 == 0 && offsetof(Shared<B>, own) % 16 == 0);
+    extern __shared__ __align__(kTileAlignment) uint8_t memory[];
     Shared<B>& shared = *reinterpret_cast<Shared<B>*>(memory);
     if (threadIdx.x == kConsumers) {
         prefetch_tensormap(maps.qkv);
@@ -640,7 +612,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 }
 
-template <class B> int launch_branch(const AttentionBranchInt8& a, const Windows& windows, int multiprocessors) {
+template <class B> int launch_branch(
+    const SwinAttentionBranchInt8& a, const Windows& windows, int multiprocessors, cudaStream_t stream) {
     BranchMaps maps{};
     if (!make_weight_map<int8_t>(maps.qkv, a.qkv_weight, 3 * kWidth, kWidth, kFeatureGroup)
         || !make_weight_map<int8_t>(maps.proj, a.proj_weight, kWidth, kWidth, kFeaturesEach)) {
@@ -649,22 +622,37 @@ template <class B> int launch_branch(const AttentionBranchInt8& a, const Windows
     constexpr auto kKernel = attention_branch_kernel<B>;
     const cudaError_t error = allow_shared_memory<kKernel>(sizeof(Shared<B>));
     if (error != cudaSuccess) return error;
-    float epsilon = a.epsilon;
-    if (B::kCosine) epsilon = epsilon_in_steps(epsilon, a.proj_scale);
-    const BranchArguments arguments{windows, a.x_q, static_cast<const __half*>(a.x), a.qkv_factor, a.qkv_bias,
-        a.proj_factor, a.proj_bias, a.bias, a.gamma, a.beta, a.logit_scale, static_cast<__half*>(a.y), a.y_q,
-        (B::kPositions + 7) / 8 * 8, a.scale * a.qkv_scale * a.qkv_scale, a.mask_value,
-        1.0F / a.qkv_scale, a.qkv_scale / a.attention_scale, B::kCosine ? 1.0F / a.proj_scale : 0.0F, epsilon,
-        1.0F / a.y_scale};
+    BranchArguments arguments{};
+    arguments.windows = windows;
+    arguments.x_q = a.x_q;
+    arguments.x = static_cast<const __half*>(a.x);
+    arguments.qkv_factor = a.qkv_factor;
+    arguments.qkv_bias = a.qkv_bias;
+    arguments.proj_factor = a.proj_factor;
+    arguments.proj_bias = a.proj_bias;
+    arguments.bias = a.bias;
+    arguments.gamma = a.gamma;
+    arguments.beta = a.beta;
+    arguments.logit_scale = a.logit_scale;
+    arguments.y = static_cast<__half*>(a.y);
+    arguments.y_q = a.y_q;
+    arguments.bias_stride = (B::kPositions + 7) / 8 * 8;
+    arguments.scale = a.scale * a.qkv_scale * a.qkv_scale;
+    arguments.mask_value = a.mask_value;
+    arguments.inverse_qkv_scale = 1.0F / a.qkv_scale;
+    arguments.out_scale = a.qkv_scale / a.attention_scale;
+    arguments.inverse_proj_scale = B::kCosine ? 1.0F / a.proj_scale : 0.0F;
+    arguments.epsilon = B::kCosine ? epsilon_in_steps(a.epsilon, a.proj_scale) : a.epsilon;
+    arguments.inverse_y_scale = 1.0F / a.y_scale;
     return launch<kKernel>(
-        std::min(windows.windows, multiprocessors), kThreads, sizeof(Shared<B>), a.stream, maps, arguments);
+        std::min(windows.windows, multiprocessors), kThreads, sizeof(Shared<B>), stream, maps, arguments);
 }
 
 }  // namespace
 
-bool fits_attention_branch_sm90(const AttentionBranchInt8& a, int multiprocessors) {
-    const int window = a.norm_first ? 7 : 8;
-    if (a.num_heads != kHeads || a.window_size != window || (a.logit_scale == nullptr) != a.norm_first) return false;
+bool fits_attention_branch_sm90(const SwinAttentionBranchInt8& a, int multiprocessors) {
+    const int window = a.norm_first == 1 ? 7 : 8;
+    if (a.num_heads != kHeads || a.window_size != window || (a.logit_scale == nullptr) != (a.norm_first == 1)) return false;
     // Each multiprocessor takes a window in a round; the kernels of the parts spread over all of them, whatever the number
     // of windows. On an H100 a round takes as long as they take for the windows of 0.8 of a round, and they begin with what
     // takes as long as 0.45 of it (V1 0.9 and 0.55, V2 0.75 and 0.35): so one kernel from 0.35 of a round on, from 1.15 in
@@ -674,11 +662,11 @@ bool fits_attention_branch_sm90(const AttentionBranchInt8& a, int multiprocessor
     return 20 * windows >= multiprocessors * (16 * rounds - 9);
 }
 
-int attention_branch_int8_sm90(const AttentionBranchInt8& a, int multiprocessors) {
+int attention_branch_int8_sm90(const SwinAttentionBranchInt8& a, int multiprocessors, cudaStream_t stream) {
     Windows windows{};
     if (!describe(windows, a.batch, a.height, a.width, a.window_size, a.shift_size)) return cudaErrorInvalidValue;
-    return a.norm_first ? launch_branch<Branch<7, false>>(a, windows, multiprocessors)
-                        : launch_branch<Branch<8, true>>(a, windows, multiprocessors);
+    return a.norm_first == 1 ? launch_branch<Branch<7, false>>(a, windows, multiprocessors, stream)
+                             : launch_branch<Branch<8, true>>(a, windows, multiprocessors, stream);
 }
 
 }  // namespace swin

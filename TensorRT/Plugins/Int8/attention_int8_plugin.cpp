@@ -34,11 +34,25 @@ struct AttentionInt8Op : AttentionOperator {
             {a.height, a.width, a.num_heads, a.window_size, a.shift_size, a.scale, a.mask_value}, inputs);
     }
 
-    static int launch(const Attributes& a, const Call& call) {
+    static int launch(const Attributes& attributes, const Call& call) {
         const Shape& qkv = call.shapes[0];
-        return swin_attention_int8(call.inputs[0], call.parameter(1), call.parameter(2), call.outputs[0],
-            static_cast<int>(qkv.sizes[0]), a.height, a.width, static_cast<int>(qkv.last() / 3), a.num_heads,
-            a.window_size, a.shift_size, a.scale, a.mask_value, a.qkv_scale, a.y_scale, call.stream);
+        SwinAttentionInt8 a{};
+        a.qkv = call.input(0);
+        a.bias = call.parameter(1);
+        a.logit_scale = call.parameter(2);
+        a.y = call.outputs[0];
+        a.batch = static_cast<int>(qkv.sizes[0]);
+        a.height = attributes.height;
+        a.width = attributes.width;
+        a.channels = static_cast<int>(qkv.last() / 3);
+        a.num_heads = attributes.num_heads;
+        a.window_size = attributes.window_size;
+        a.shift_size = attributes.shift_size;
+        a.scale = attributes.scale;
+        a.mask_value = attributes.mask_value;
+        a.qkv_scale = attributes.qkv_scale;
+        a.y_scale = attributes.y_scale;
+        return swin_attention_int8(&a, call.stream);
     }
 };
 

@@ -23,35 +23,35 @@ template <Form FORM, class X> int launch_quantized(LayerNormArguments a, float y
 }  // namespace
 }  // namespace swin
 
-int swin_layernorm_int8(const void* x, const float* gamma, const float* beta, void* y_q, long long rows, int width,
-    float epsilon, float y_scale, cudaStream_t stream) {
+int swin_layernorm_int8(const SwinLayerNormInt8* arguments, cudaStream_t stream) {
+    const SwinLayerNormInt8& given = *arguments;
     swin::LayerNormArguments a{};
-    a.x = x;
-    a.gamma = gamma;
-    a.beta = beta;
-    a.y_q = static_cast<int8_t*>(y_q);
-    a.rows = rows;
-    a.width = width;
-    a.epsilon = epsilon;
-    return swin::launch_quantized<swin::Form::kNorm, __half>(a, y_scale, stream);
+    a.x = given.x;
+    a.gamma = given.gamma;
+    a.beta = given.beta;
+    a.y_q = static_cast<int8_t*>(given.y_q);
+    a.rows = given.rows;
+    a.width = given.width;
+    a.epsilon = given.epsilon;
+    return swin::launch_quantized<swin::Form::kNorm, __half>(a, given.y_scale, stream);
 }
 
-int swin_layernorm_add_int8(const void* x, const void* residual, const float* gamma, const float* beta, void* y,
-    void* y_q, long long rows, int width, float epsilon, float x_scale, float y_scale, cudaStream_t stream) {
-    if (residual == nullptr || y == nullptr || !(x_scale >= 0)) return cudaErrorInvalidValue;
+int swin_layernorm_add_int8(const SwinLayerNormAddInt8* arguments, cudaStream_t stream) {
+    const SwinLayerNormAddInt8& given = *arguments;
+    if (given.residual == nullptr || given.y == nullptr || !(given.x_scale >= 0)) return cudaErrorInvalidValue;
     swin::LayerNormArguments a{};
-    a.x = x;
-    a.residual = residual;
-    a.gamma = gamma;
-    a.beta = beta;
-    a.y = y;
-    a.y_q = static_cast<int8_t*>(y_q);
-    a.rows = rows;
-    a.width = width;
-    if (x_scale == 0) {
-        a.epsilon = epsilon;
-        return swin::launch_quantized<swin::Form::kNormAdd, __half>(a, y_scale, stream);
+    a.x = given.x;
+    a.residual = given.residual;
+    a.gamma = given.gamma;
+    a.beta = given.beta;
+    a.y = given.y;
+    a.y_q = static_cast<int8_t*>(given.y_q);
+    a.rows = given.rows;
+    a.width = given.width;
+    if (given.x_scale == 0) {
+        a.epsilon = given.epsilon;
+        return swin::launch_quantized<swin::Form::kNormAdd, __half>(a, given.y_scale, stream);
     }
-    a.epsilon = swin::epsilon_in_steps(epsilon, x_scale);
-    return swin::launch_quantized<swin::Form::kNormAdd, int8_t>(a, y_scale, stream);
+    a.epsilon = swin::epsilon_in_steps(given.epsilon, given.x_scale);
+    return swin::launch_quantized<swin::Form::kNormAdd, int8_t>(a, given.y_scale, stream);
 }

@@ -10,16 +10,36 @@ extern "C" {
 #endif
 
 // Swin V1: y_q = LN(x) * gamma + beta, [rows, width].
-int swin_layernorm_int8(const void* x, const float* gamma, const float* beta, void* y_q, long long rows, int width,
-    float epsilon, float y_scale, cudaStream_t stream);
+struct SwinLayerNormInt8 {
+    const void* x;
+    const float *gamma, *beta;
+    void* y_q;
+    long long rows;
+    int width;
+    float epsilon, y_scale;
+};
+int swin_layernorm_int8(const struct SwinLayerNormInt8* arguments, cudaStream_t stream);
 
 // Swin V2: y = residual + LN(x) * gamma + beta, and y_q of it, [rows, width].
 //   x_scale     0: x is FP16; else x is INT8, and stands for x * x_scale
-int swin_layernorm_add_int8(const void* x, const void* residual, const float* gamma, const float* beta, void* y,
-    void* y_q, long long rows, int width, float epsilon, float x_scale, float y_scale, cudaStream_t stream);
+struct SwinLayerNormAddInt8 {
+    const void *x, *residual;
+    const float *gamma, *beta;
+    void *y, *y_q;
+    long long rows;
+    int width;
+    float epsilon, x_scale, y_scale;
+};
+int swin_layernorm_add_int8(const struct SwinLayerNormAddInt8* arguments, cudaStream_t stream);
 
 // y_q = x quantised, count elements.
-int swin_quantize(const void* x, void* y_q, long long count, float y_scale, cudaStream_t stream);
+struct SwinQuantize {
+    const void* x;
+    void* y_q;
+    long long count;
+    float y_scale;
+};
+int swin_quantize(const struct SwinQuantize* arguments, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -29,8 +29,16 @@ struct LayerNormInt8Op : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
-        return swin_layernorm_int8(call.input(0), call.parameter(1), call.parameter(2), call.outputs[0], x.rows(),
-            static_cast<int>(x.last()), attributes.epsilon, attributes.y_scale, call.stream);
+        SwinLayerNormInt8 a{};
+        a.x = call.input(0);
+        a.gamma = call.parameter(1);
+        a.beta = call.parameter(2);
+        a.y_q = call.outputs[0];
+        a.rows = x.rows();
+        a.width = static_cast<int>(x.last());
+        a.epsilon = attributes.epsilon;
+        a.y_scale = attributes.y_scale;
+        return swin_layernorm_int8(&a, call.stream);
     }
 };
 
@@ -63,9 +71,19 @@ struct LayerNormAddInt8Op : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
-        return swin_layernorm_add_int8(call.input(0), call.input(1), call.parameter(2), call.parameter(3),
-            call.outputs[0], call.outputs[1], x.rows(), static_cast<int>(x.last()), attributes.epsilon,
-            attributes.x_scale, attributes.y_scale, call.stream);
+        SwinLayerNormAddInt8 a{};
+        a.x = call.input(0);
+        a.residual = call.input(1);
+        a.gamma = call.parameter(2);
+        a.beta = call.parameter(3);
+        a.y = call.outputs[0];
+        a.y_q = call.outputs[1];
+        a.rows = x.rows();
+        a.width = static_cast<int>(x.last());
+        a.epsilon = attributes.epsilon;
+        a.x_scale = attributes.x_scale;
+        a.y_scale = attributes.y_scale;
+        return swin_layernorm_add_int8(&a, call.stream);
     }
 };
 
@@ -88,7 +106,12 @@ struct QuantizeOp : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
-        return swin_quantize(call.input(0), call.outputs[0], x.rows() * x.last(), attributes.y_scale, call.stream);
+        SwinQuantize a{};
+        a.x = call.input(0);
+        a.y_q = call.outputs[0];
+        a.count = x.rows() * x.last();
+        a.y_scale = attributes.y_scale;
+        return swin_quantize(&a, call.stream);
     }
 };
 

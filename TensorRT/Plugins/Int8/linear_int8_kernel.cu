@@ -118,39 +118,41 @@ bool aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer
 }  // namespace
 }  // namespace swin
 
-int swin_linear_int8(const void* x, const void* weight, const float* scale, const float* bias, const void* residual,
-    void* y, long long rows, int in_features, int out_features, int gelu, float y_scale, cudaStream_t stream) {
+int swin_linear_int8(const SwinLinearInt8* arguments, cudaStream_t stream) {
     using namespace swin;
-    const bool shape = rows >= 0 && rows <= INT_MAX - 128 && in_features > 0 && in_features <= SWIN_MAX_INT8_FEATURES
-        && in_features % 16 == 0 && out_features > 0 && out_features <= SWIN_MAX_INT8_FEATURES
-        && out_features % 16 == 0;
-    const bool attributes = (gelu == 0 || (gelu == 1 && residual == nullptr)) && y_scale >= 0;
+    const SwinLinearInt8& given = *arguments;
+    const auto features = [](int count) { return count > 0 && count <= SWIN_MAX_INT8_FEATURES && count % 16 == 0; };
+    const bool shape = given.rows >= 0 && given.rows <= INT_MAX - 128 && features(given.in_features)
+        && features(given.out_features);
+    const bool attributes
+        = (given.gelu == 0 || (given.gelu == 1 && given.residual == nullptr)) && given.y_scale >= 0;
     if (!shape || !attributes) return cudaErrorInvalidValue;
-    if (rows == 0) return cudaSuccess;
-    const bool pointers = x != nullptr && weight != nullptr && scale != nullptr && bias != nullptr && y != nullptr
-        && aligned16(x) && aligned16(weight) && aligned16(scale) && aligned16(bias) && aligned16(residual)
-        && aligned16(y);
-    if (!pointers) return cudaErrorInvalidValue;
+    if (given.rows == 0) return cudaSuccess;
+    for (const void* pointer : {given.x, given.weight, static_cast<const void*>(given.scale),
+             static_cast<const void*>(given.bias), static_cast<const void*>(given.y)}) {
+        if (pointer == nullptr || !aligned16(pointer)) return cudaErrorInvalidValue;
+    }
+    if (!aligned16(given.residual)) return cudaErrorInvalidValue;
 
     LinearInt8 a{};
-    a.x = static_cast<const int8_t*>(x);
-    a.weight = static_cast<const int8_t*>(weight);
-    a.scale = scale;
-    a.bias = bias;
-    a.residual = residual;
-    a.y = y;
-    a.rows = static_cast<int>(rows);
-    a.in_features = in_features;
-    a.out_features = out_features;
-    a.gelu = gelu == 1;
-    a.quantized = y_scale > 0;
-    a.inverse_y_scale = a.quantized ? 1.0F / y_scale : 0.0F;
+    a.x = static_cast<const int8_t*>(given.x);
+    a.weight = static_cast<const int8_t*>(given.weight);
+    a.scale = given.scale;
+    a.bias = given.bias;
+    a.residual = given.residual;
+    a.y = given.y;
+    a.rows = static_cast<int>(given.rows);
+    a.in_features = given.in_features;
+    a.out_features = given.out_features;
+    a.gelu = given.gelu == 1;
+    a.quantized = given.y_scale > 0;
+    a.inverse_y_scale = a.quantized ? 1.0F / given.y_scale : 0.0F;
     a.stream = stream;
 
     const Gpu gpu = current_gpu();
     const bool gelu_in_halves = a.gelu && a.quantized;
-    const bool sm90 = gpu.is_sm90() && linear_int8_sm90 != nullptr && out_features % 32 == 0
-        && (residual == nullptr || !a.quantized)
-        && !(gelu_in_halves && (y_scale < kLeastScaleForHalves || y_scale > kMostScaleForHalves));
+    const bool sm90 = gpu.is_sm90() && linear_int8_sm90 != nullptr && a.out_features % 32 == 0
+        && (a.residual == nullptr || !a.quantized)
+        && !(gelu_in_halves && (given.y_scale < kLeastScaleForHalves || given.y_scale > kMostScaleForHalves));
     return sm90 ? linear_int8_sm90(a, gpu.multiprocessors) : launch(a);
 }

@@ -16,9 +16,16 @@
 // K and N are multiples of 16 up to SWIN_MAX_INT8_FEATURES; pointers are multiples of 16 bytes.
 // weight, scale and bias are constants: the kernel just before does not write them.
 // Returns a cudaError_t: see swin_types.h.
-extern "C" int swin_linear_int8(const void* x, const void* weight, const float* scale, const float* bias,
-    const void* residual, void* y, long long rows, int in_features, int out_features, int gelu, float y_scale,
-    cudaStream_t stream);
+struct SwinLinearInt8 {
+    const void *x, *weight;
+    const float *scale, *bias;
+    const void* residual;
+    void* y;
+    long long rows;
+    int in_features, out_features, gelu;
+    float y_scale;
+};
+extern "C" int swin_linear_int8(const SwinLinearInt8* arguments, cudaStream_t stream);
 
 namespace swin {
 

@@ -56,9 +56,19 @@ struct LinearInt8Op : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape &x = call.shapes[0], &weight = call.shapes[1];
-        return swin_linear_int8(call.input(0), call.input(1), call.parameter(2), call.parameter(3), call.input(4),
-            call.outputs[0], x.rows(), static_cast<int>(weight.last()), static_cast<int>(weight.sizes[0]),
-            attributes.gelu, attributes.y_scale, call.stream);
+        SwinLinearInt8 a{};
+        a.x = call.input(0);
+        a.weight = call.input(1);
+        a.scale = call.parameter(2);
+        a.bias = call.parameter(3);
+        a.residual = call.input(4);
+        a.y = call.outputs[0];
+        a.rows = x.rows();
+        a.in_features = static_cast<int>(weight.last());
+        a.out_features = static_cast<int>(weight.sizes[0]);
+        a.gelu = attributes.gelu;
+        a.y_scale = attributes.y_scale;
+        return swin_linear_int8(&a, call.stream);
     }
 };
 

@@ -70,8 +70,20 @@ int multiply_and_add(const Product& p) {
 }  // namespace
 
 int linear_int8_sm90(const LinearInt8& a, int multiprocessors) {
-    const Product p{a.x, a.weight, a.scale, a.bias, a.residual, a.y, a.rows, a.in_features, a.out_features, a.gelu,
-        a.inverse_y_scale, multiprocessors, a.stream};
+    Product p{};
+    p.x = a.x;
+    p.weight = a.weight;
+    p.scale = a.scale;
+    p.bias = a.bias;
+    p.residual = a.residual;
+    p.y = a.y;
+    p.rows = a.rows;
+    p.in_features = a.in_features;
+    p.out_features = a.out_features;
+    p.gelu = a.gelu;
+    p.inverse_y_scale = a.inverse_y_scale;
+    p.multiprocessors = multiprocessors;
+    p.stream = a.stream;
     if (a.residual != nullptr) return multiply_and_add(p);
     return a.quantized ? multiply<int8_t>(p) : multiply<__half>(p);
 }

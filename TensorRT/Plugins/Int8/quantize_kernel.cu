@@ -40,10 +40,10 @@ template <int VEC> int launch(const void* x, void* y, long long count, float inv
 }  // namespace
 }  // namespace swin
 
-int swin_quantize(const void* x, void* y_q, long long count, float y_scale, cudaStream_t stream) {
-    if (count == 0) return cudaSuccess;
-    if (count < 0 || x == nullptr || y_q == nullptr || !(y_scale > 0)) return cudaErrorInvalidValue;
-    const float inverse_scale = 1.0F / y_scale;
-    return swin::aligned16(x) && swin::aligned16(y_q) ? swin::launch<8>(x, y_q, count, inverse_scale, stream)
-                                                      : swin::launch<1>(x, y_q, count, inverse_scale, stream);
+int swin_quantize(const SwinQuantize* arguments, cudaStream_t stream) {
+    const SwinQuantize& a = *arguments;
+    if (a.count == 0) return cudaSuccess;
+    if (a.count < 0 || a.x == nullptr || a.y_q == nullptr || !(a.y_scale > 0)) return cudaErrorInvalidValue;
+    const auto launch = swin::aligned16(a.x) && swin::aligned16(a.y_q) ? swin::launch<8> : swin::launch<1>;
+    return launch(a.x, a.y_q, a.count, 1.0F / a.y_scale, stream);
 }

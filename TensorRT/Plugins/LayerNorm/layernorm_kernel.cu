@@ -2,15 +2,15 @@
 
 #include "common/layer_norm.cuh"
 
-int swin_layernorm(const void* x, const float* gamma, const float* beta, void* y, int type, long long rows, int width,
-    float epsilon, cudaStream_t stream) {
+int swin_layernorm(const SwinLayerNorm* arguments, cudaStream_t stream) {
+    const SwinLayerNorm& given = *arguments;
     swin::LayerNormArguments a{};
-    a.x = x;
-    a.gamma = gamma;
-    a.beta = beta;
-    a.y = y;
-    a.rows = rows;
-    a.width = width;
-    a.epsilon = epsilon;
-    return swin::launch_layer_norm<swin::Form::kNorm>(a, type, stream);
+    a.x = given.x;
+    a.gamma = given.gamma;
+    a.beta = given.beta;
+    a.y = given.y;
+    a.rows = given.rows;
+    a.width = given.width;
+    a.epsilon = given.epsilon;
+    return swin::launch_layer_norm<swin::Form::kNorm>(a, given.type, stream);
 }

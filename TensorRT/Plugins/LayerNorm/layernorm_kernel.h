@@ -9,8 +9,15 @@ extern "C" {
 
 // y = (x - mean) / sqrt(var + epsilon) [* gamma + beta], x and y [rows, width] of `type`, gamma and beta [width] FP32
 // or both null. Returns a cudaError_t: see swin_types.h.
-int swin_layernorm(const void* x, const float* gamma, const float* beta, void* y, int type, long long rows, int width,
-    float epsilon, cudaStream_t stream);
+struct SwinLayerNorm {
+    const void* x;
+    const float *gamma, *beta;
+    void* y;
+    long long rows;
+    int type, width;
+    float epsilon;
+};
+int swin_layernorm(const struct SwinLayerNorm* arguments, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

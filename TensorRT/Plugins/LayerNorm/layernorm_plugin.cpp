@@ -20,8 +20,14 @@ struct LayerNormOp : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
-        return swin_layernorm(call.inputs[0], nullptr, nullptr, call.outputs[0], call.type, x.rows(),
-            static_cast<int>(x.last()), attributes.epsilon, call.stream);
+        SwinLayerNorm a{};
+        a.x = call.input(0);
+        a.y = call.outputs[0];
+        a.rows = x.rows();
+        a.type = call.type;
+        a.width = static_cast<int>(x.last());
+        a.epsilon = attributes.epsilon;
+        return swin_layernorm(&a, call.stream);
     }
 };
 

@@ -10,19 +10,39 @@ extern "C" {
 
 // Swin V1, residual then norm: sum = x + residual, y = LN(sum) * gamma + beta, all [rows, width].
 // The sum is normalised as it is in FP32, before it is rounded to `type`. sum may be x.
-int swin_add_layernorm(const void* x, const void* residual, const float* gamma, const float* beta, void* sum, void* y,
-    int type, long long rows, int width, float epsilon, cudaStream_t stream);
+struct SwinAddLayerNorm {
+    const void *x, *residual;
+    const float *gamma, *beta;
+    void *sum, *y;
+    long long rows;
+    int type, width;
+    float epsilon;
+};
+int swin_add_layernorm(const struct SwinAddLayerNorm* arguments, cudaStream_t stream);
 
 // Swin V2, norm then residual: y = residual + LN(x) * gamma + beta, all [rows, width].
 // y may be x.
-int swin_layernorm_add(const void* x, const void* residual, const float* gamma, const float* beta, void* y, int type,
-    long long rows, int width, float epsilon, cudaStream_t stream);
+struct SwinLayerNormAdd {
+    const void *x, *residual;
+    const float *gamma, *beta;
+    void* y;
+    long long rows;
+    int type, width;
+    float epsilon;
+};
+int swin_layernorm_add(const struct SwinLayerNormAdd* arguments, cudaStream_t stream);
 
 // Patch merging: x [batch, height * width, channels] -> y [batch, height/2 * width/2, 4 * channels], the four
 // neighbours in the order (0,0), (1,0), (0,1), (1,1) of (row, column) offsets, then LN over 4 * channels with
 // gamma and beta [4 * channels]. gamma and beta null: the gather alone (epsilon unused). height and width are even.
-int swin_patch_merge(const void* x, const float* gamma, const float* beta, void* y, int type, int batch, int height,
-    int width, int channels, float epsilon, cudaStream_t stream);
+struct SwinPatchMerge {
+    const void* x;
+    const float *gamma, *beta;
+    void* y;
+    int type, batch, height, width, channels;
+    float epsilon;
+};
+int swin_patch_merge(const struct SwinPatchMerge* arguments, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -28,8 +28,16 @@ struct LayerNormWithParamsOp : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
-        return swin_layernorm(call.inputs[0], call.parameter(1), call.parameter(2), call.outputs[0], call.type,
-            x.rows(), static_cast<int>(x.last()), attributes.epsilon, call.stream);
+        SwinLayerNorm a{};
+        a.x = call.input(0);
+        a.gamma = call.parameter(1);
+        a.beta = call.parameter(2);
+        a.y = call.outputs[0];
+        a.rows = x.rows();
+        a.type = call.type;
+        a.width = static_cast<int>(x.last());
+        a.epsilon = attributes.epsilon;
+        return swin_layernorm(&a, call.stream);
     }
 };
 
@@ -56,9 +64,18 @@ struct AddLayerNormOp : ResidualLayerNorm {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
-        return swin_add_layernorm(call.inputs[0], call.inputs[1], call.parameter(2), call.parameter(3),
-            call.outputs[0], call.outputs[1], call.type, x.rows(), static_cast<int>(x.last()), attributes.epsilon,
-            call.stream);
+        SwinAddLayerNorm a{};
+        a.x = call.input(0);
+        a.residual = call.input(1);
+        a.gamma = call.parameter(2);
+        a.beta = call.parameter(3);
+        a.sum = call.outputs[0];
+        a.y = call.outputs[1];
+        a.rows = x.rows();
+        a.type = call.type;
+        a.width = static_cast<int>(x.last());
+        a.epsilon = attributes.epsilon;
+        return swin_add_layernorm(&a, call.stream);
     }
 };
 
@@ -67,8 +84,17 @@ struct LayerNormAddOp : ResidualLayerNorm {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
-        return swin_layernorm_add(call.inputs[0], call.inputs[1], call.parameter(2), call.parameter(3),
-            call.outputs[0], call.type, x.rows(), static_cast<int>(x.last()), attributes.epsilon, call.stream);
+        SwinLayerNormAdd a{};
+        a.x = call.input(0);
+        a.residual = call.input(1);
+        a.gamma = call.parameter(2);
+        a.beta = call.parameter(3);
+        a.y = call.outputs[0];
+        a.rows = x.rows();
+        a.type = call.type;
+        a.width = static_cast<int>(x.last());
+        a.epsilon = attributes.epsilon;
+        return swin_layernorm_add(&a, call.stream);
     }
 };
 
@@ -110,9 +136,18 @@ struct PatchMergeLayerNormOp : Merge {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
-        return swin_patch_merge(call.inputs[0], call.parameter(1), call.parameter(2), call.outputs[0], call.type,
-            static_cast<int>(x.sizes[0]), attributes.height, attributes.width, static_cast<int>(x.last()),
-            attributes.epsilon, call.stream);
+        SwinPatchMerge a{};
+        a.x = call.input(0);
+        a.gamma = call.parameter(1);
+        a.beta = call.parameter(2);
+        a.y = call.outputs[0];
+        a.type = call.type;
+        a.batch = static_cast<int>(x.sizes[0]);
+        a.height = attributes.height;
+        a.width = attributes.width;
+        a.channels = static_cast<int>(x.last());
+        a.epsilon = attributes.epsilon;
+        return swin_patch_merge(&a, call.stream);
     }
 };
 
@@ -132,9 +167,15 @@ struct PatchMergeOp : Merge {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape& x = call.shapes[0];
-        return swin_patch_merge(call.inputs[0], nullptr, nullptr, call.outputs[0], call.type,
-            static_cast<int>(x.sizes[0]), attributes.height, attributes.width, static_cast<int>(x.last()), 0.0f,
-            call.stream);
+        SwinPatchMerge a{};
+        a.x = call.input(0);
+        a.y = call.outputs[0];
+        a.type = call.type;
+        a.batch = static_cast<int>(x.sizes[0]);
+        a.height = attributes.height;
+        a.width = attributes.width;
+        a.channels = static_cast<int>(x.last());
+        return swin_patch_merge(&a, call.stream);
     }
 };
 

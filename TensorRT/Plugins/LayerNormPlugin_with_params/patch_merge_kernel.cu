@@ -27,34 +27,37 @@ int launch_gather(const void* x, void* y, int rows, int merged_width, int channe
 }  // namespace
 }  // namespace swin
 
-int swin_patch_merge(const void* x, const float* gamma, const float* beta, void* y, int type, int batch, int height,
-    int width, int channels, float epsilon, cudaStream_t stream) {
-    if (batch < 0 || height < 2 || width < 2 || height % 2 != 0 || width % 2 != 0) return cudaErrorInvalidValue;
-    if (channels < 1 || channels > SWIN_MAX_WIDTH / 4) return cudaErrorInvalidValue;
-    const long long rows = static_cast<long long>(batch) * (height / 2) * (width / 2);
+int swin_patch_merge(const SwinPatchMerge* arguments, cudaStream_t stream) {
+    const SwinPatchMerge& given = *arguments;
+    if (given.batch < 0 || given.height < 2 || given.width < 2 || given.height % 2 != 0 || given.width % 2 != 0) {
+        return cudaErrorInvalidValue;
+    }
+    if (given.channels < 1 || given.channels > SWIN_MAX_WIDTH / 4) return cudaErrorInvalidValue;
+    const long long rows = static_cast<long long>(given.batch) * (given.height / 2) * (given.width / 2);
     if (rows > INT_MAX / 4) return cudaErrorInvalidValue;
 
-    if (gamma != nullptr) {
+    if (given.gamma != nullptr) {
         swin::LayerNormArguments a{};
-        a.x = x;
-        a.gamma = gamma;
-        a.beta = beta;
-        a.y = y;
+        a.x = given.x;
+        a.gamma = given.gamma;
+        a.beta = given.beta;
+        a.y = given.y;
         a.rows = rows;
-        a.width = 4 * channels;
-        a.epsilon = epsilon;
-        a.merged_width = width / 2;
-        a.channels = channels;
-        return swin::launch_layer_norm<swin::Form::kMergeNorm>(a, type, stream);
+        a.width = 4 * given.channels;
+        a.epsilon = given.epsilon;
+        a.merged_width = given.width / 2;
+        a.channels = given.channels;
+        return swin::launch_layer_norm<swin::Form::kMergeNorm>(a, given.type, stream);
     }
 
-    const bool known = type == SWIN_FP32 || type == SWIN_FP16 || type == SWIN_BF16;
-    if (!known || x == nullptr || y == nullptr || beta != nullptr) return cudaErrorInvalidValue;
+    const bool known = given.type == SWIN_FP32 || given.type == SWIN_FP16 || given.type == SWIN_BF16;
+    if (!known || given.x == nullptr || given.y == nullptr || given.beta != nullptr) return cudaErrorInvalidValue;
     if (rows == 0) return cudaSuccess;
-    const int bytes = channels * swin::bytes_of(type);
-    const bool vectorised = bytes % 16 == 0 && swin::aligned16(x) && swin::aligned16(y);
+    const int bytes = given.channels * swin::bytes_of(given.type);
+    const bool vectorised = bytes % 16 == 0 && swin::aligned16(given.x) && swin::aligned16(given.y);
     const auto launch = vectorised ? swin::launch_gather<uint4>
-        : type == SWIN_FP32        ? swin::launch_gather<uint32_t>
+        : given.type == SWIN_FP32  ? swin::launch_gather<uint32_t>
                                    : swin::launch_gather<uint16_t>;
-    return launch(x, y, static_cast<int>(rows), width / 2, vectorised ? bytes / 16 : channels, stream);
+    return launch(given.x, given.y, static_cast<int>(rows), given.width / 2, vectorised ? bytes / 16 : given.channels,
+        stream);
 }

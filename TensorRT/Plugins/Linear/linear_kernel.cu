@@ -16,15 +16,7 @@
 namespace swin {
 namespace {
 
-struct Linear {
-    const void *x, *weight, *bias, *residual;
-    void* y;
-    int type;
-    long long rows;
-    int in_features, out_features;
-    bool gelu;
-    void* workspace;
-    size_t workspace_bytes;
+struct Linear : SwinLinear {
     cudaStream_t stream;
 };
 
@@ -237,25 +229,22 @@ int run_half(const Linear& a) {
         && a.out_features % 8 == 0 && aligned(a);
     const Gpu gpu = current_gpu();
     if (!fits || !gpu.is_sm90()) return run<__half>(a);
-    return linear_sm90(a.x, a.weight, a.bias, a.residual, a.y, static_cast<int>(a.rows), a.in_features, a.out_features,
-        a.gelu, gpu.multiprocessors, a.stream);
+    return linear_sm90(a, gpu.multiprocessors, a.stream);
 }
 
 }  // namespace
 }  // namespace swin
 
-int swin_linear(const void* x, const void* weight, const void* bias, const void* residual, void* y, int type,
-    long long rows, int in_features, int out_features, int gelu, void* workspace, size_t workspace_bytes,
-    cudaStream_t stream) {
-    if (rows == 0) return cudaSuccess;
-    if (x == nullptr || weight == nullptr || bias == nullptr || y == nullptr || rows < 0 || in_features < 1
-        || out_features < 1 || gelu < 0 || gelu > 1 || (gelu == 1 && residual != nullptr)) {
+int swin_linear(const SwinLinear* arguments, cudaStream_t stream) {
+    swin::Linear a{*arguments, stream};
+    if (a.rows == 0) return cudaSuccess;
+    if (a.x == nullptr || a.weight == nullptr || a.bias == nullptr || a.y == nullptr || a.rows < 0 || a.in_features < 1
+        || a.out_features < 1 || a.gelu < 0 || a.gelu > 1 || (a.gelu == 1 && a.residual != nullptr)) {
         return cudaErrorInvalidValue;
     }
-    const swin::Linear a{x, weight, bias, residual, y, type, rows, in_features, out_features, gelu == 1, workspace,
-        workspace != nullptr ? workspace_bytes : 0, stream};
+    if (a.workspace == nullptr) a.workspace_bytes = 0;
     try {
-        switch (type) {
+        switch (a.type) {
         case SWIN_FP32: return swin::run<float>(a);
         case SWIN_FP16: return swin::run_half(a);
         case SWIN_BF16: return swin::run<__nv_bfloat16>(a);

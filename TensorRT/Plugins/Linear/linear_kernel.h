@@ -19,9 +19,15 @@ extern "C" {
 // weight and bias are constants: the kernel just before does not write them.
 // The first call for a shape may ask cuBLASLt for an algorithm and keep the answer: make it outside of a graph capture.
 // Returns a cudaError_t: see swin_types.h.
-int swin_linear(const void* x, const void* weight, const void* bias, const void* residual, void* y, int type,
-    long long rows, int in_features, int out_features, int gelu, void* workspace, size_t workspace_bytes,
-    cudaStream_t stream);
+struct SwinLinear {
+    const void *x, *weight, *bias, *residual;
+    void* y;
+    long long rows;
+    int type, in_features, out_features, gelu;
+    void* workspace;
+    size_t workspace_bytes;
+};
+int swin_linear(const struct SwinLinear* arguments, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

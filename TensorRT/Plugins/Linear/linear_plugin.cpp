@@ -44,9 +44,20 @@ struct LinearOp : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape &x = call.shapes[0], &weight = call.shapes[1];
-        return swin_linear(call.input(0), call.input(1), call.input(2), call.input(3), call.outputs[0], call.type,
-            x.rows(), static_cast<int>(weight.sizes[1]), static_cast<int>(weight.sizes[0]), attributes.gelu,
-            call.workspace, kWorkspaceBytes, call.stream);
+        SwinLinear a{};
+        a.x = call.input(0);
+        a.weight = call.input(1);
+        a.bias = call.input(2);
+        a.residual = call.input(3);
+        a.y = call.outputs[0];
+        a.rows = x.rows();
+        a.type = call.type;
+        a.in_features = static_cast<int>(weight.sizes[1]);
+        a.out_features = static_cast<int>(weight.sizes[0]);
+        a.gelu = attributes.gelu;
+        a.workspace = call.workspace;
+        a.workspace_bytes = kWorkspaceBytes;
+        return swin_linear(&a, call.stream);
     }
 };
 

@@ -48,10 +48,20 @@ int multiply_fastest(const Product& p) {
 
 }  // namespace
 
-int linear_sm90(const void* x, const void* weight, const void* bias, const void* residual, void* y, int rows,
-    int in_features, int out_features, bool gelu, int multiprocessors, cudaStream_t stream) {
-    return multiply_fastest({x, weight, nullptr, bias, residual, y, rows, in_features, out_features, gelu, 0.0F,
-        multiprocessors, stream});
+int linear_sm90(const SwinLinear& a, int multiprocessors, cudaStream_t stream) {
+    Product p{};
+    p.x = a.x;
+    p.weight = a.weight;
+    p.bias = a.bias;
+    p.residual = a.residual;
+    p.y = a.y;
+    p.rows = static_cast<int>(a.rows);
+    p.in_features = a.in_features;
+    p.out_features = a.out_features;
+    p.gelu = a.gelu == 1;
+    p.multiprocessors = multiprocessors;
+    p.stream = stream;
+    return multiply_fastest(p);
 }
 
 }  // namespace swin

@@ -29,10 +29,20 @@ extern "C" {
 // Weights and biases are constants: the kernel just before does not write them.
 // The first call for a shape may ask cuBLASLt for an algorithm and keep the answer: make it outside of a graph capture.
 // Returns a cudaError_t: see swin_types.h.
-int swin_mlp(const void* x, const float* gamma, const float* beta, const void* weight1, const void* bias1,
-    const void* weight2, const void* bias2, const void* attention, const void* proj_weight, const void* proj_bias,
-    const float* proj_gamma, const float* proj_beta, void* y, int type, long long rows, int width, int hidden,
-    int norm_first, float epsilon, void* workspace, size_t workspace_bytes, cudaStream_t stream);
+struct SwinMlp {
+    const void* x;
+    const float *gamma, *beta;
+    const void *weight1, *bias1, *weight2, *bias2;
+    const void *attention, *proj_weight, *proj_bias;
+    const float *proj_gamma, *proj_beta;
+    void* y;
+    long long rows;
+    int type, width, hidden, norm_first;
+    float epsilon;
+    void* workspace;
+    size_t workspace_bytes;
+};
+int swin_mlp(const struct SwinMlp* arguments, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -57,11 +57,29 @@ struct MlpOp : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const Shape &x = call.shapes[0], &weight1 = call.shapes[3];
-        return swin_mlp(call.input(0), call.parameter(1), call.parameter(2), call.input(3), call.input(4),
-            call.input(5), call.input(6), call.input(7), call.input(8), call.input(9), call.parameter(10),
-            call.parameter(11), call.outputs[0], call.type, x.rows(), static_cast<int>(x.last()),
-            static_cast<int>(weight1.sizes[0]), attributes.norm_first, attributes.epsilon, call.workspace,
-            kWorkspaceBytes, call.stream);
+        SwinMlp a{};
+        a.x = call.input(0);
+        a.gamma = call.parameter(1);
+        a.beta = call.parameter(2);
+        a.weight1 = call.input(3);
+        a.bias1 = call.input(4);
+        a.weight2 = call.input(5);
+        a.bias2 = call.input(6);
+        a.attention = call.input(7);
+        a.proj_weight = call.input(8);
+        a.proj_bias = call.input(9);
+        a.proj_gamma = call.parameter(10);
+        a.proj_beta = call.parameter(11);
+        a.y = call.outputs[0];
+        a.rows = x.rows();
+        a.type = call.type;
+        a.width = static_cast<int>(x.last());
+        a.hidden = static_cast<int>(weight1.sizes[0]);
+        a.norm_first = attributes.norm_first;
+        a.epsilon = attributes.epsilon;
+        a.workspace = call.workspace;
+        a.workspace_bytes = kWorkspaceBytes;
+        return swin_mlp(&a, call.stream);
     }
 
 private:

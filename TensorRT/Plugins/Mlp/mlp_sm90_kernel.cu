@@ -38,8 +38,9 @@ template <int kWidth_, int kWarpgroups_, bool kProj_, int kChunks = 0> struct Sh
     static constexpr int kProjBlockBytes = kWidth * kRowBytes;
     static constexpr int kProjBlocks = kStageBytes / kProjBlockBytes < kBlocks ? kStageBytes / kProjBlockBytes : kBlocks;
     static constexpr int kProjStages = kProj ? (kBlocks + kProjBlocks - 1) / kProjBlocks : 0;
+    static constexpr int kForBarriers = 256;  // at most
     static constexpr int kStagesThatFit
-        = ((227 << 10) - 256 - kXBuffers * kWarpgroups * kXBytes) / kStageBytes;
+        = (kSharedOfBlock - kForBarriers - kXBuffers * kWarpgroups * kXBytes) / kStageBytes;
     static constexpr int kStages = kWeightsStay ? kProjStages + kChunks : kStagesThatFit < 6 ? kStagesThatFit : 6;
     struct Barriers {
         Pipeline<kStages, !kWeightsStay> weights;
@@ -48,7 +49,17 @@ template <int kWidth_, int kWarpgroups_, bool kProj_, int kChunks = 0> struct Sh
     static constexpr int kStagesOffset = kXBuffers * kWarpgroups * kXBytes;
     static constexpr int kBarriersOffset = kStagesOffset + kStages * kStageBytes;
     static constexpr int kSharedBytes = kBarriersOffset + static_cast<int>(sizeof(Barriers));
-    static_assert(kWidth % kBlockWidth == 0 && kStages >= 2 && kStages <= kStagesThatFit);
+    static constexpr int kRegisters = consumer_registers<kWarpgroups, (kWarpgroups > 1)>(kThreads, 1);
+    static_assert(kWidth % kBlockWidth == 0 && kWidth % kFeatureGroup == 0);
+    static_assert(kWidth <= 256 && kHidden <= 256, "a box of a tensor map, and a product, have at most 256");
+    static_assert(kBlockBytes % kTileAlignment == 0 && kProjBlockBytes % kTileAlignment == 0
+        && kStageBytes % kTileAlignment == 0, "swizzled tiles begin at multiples");
+    static_assert(kStages >= 2 && kStages <= kStagesThatFit);
+    static_assert(kProjStages <= kStages, "proj takes all of its stages before it gives one back");
+    static_assert(sizeof(Barriers) <= kForBarriers && kBarriersOffset % alignof(Barriers) == 0);
+    static_assert(kSharedBytes <= kSharedOfBlock);
+    static_assert(kWidth / 2 + kHidden / 2 + kHidden / 4 + 32 <= kRegisters,
+        "fc2's and fc1's sums, activations and addresses fit into registers");
 };
 
 struct MlpMaps {
@@ -247,14 +258,7 @@ __device__ __forceinline__ void centre(float (&sums)[kWidth / 2], float (&mean)[
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         mean[r] = quad_sum(mean[r]) * (1.0F / kWidth);
-        deviation[r] = 0.0F;
-#pragma unroll
-        for (int i = 0; i < kWidth / 4; ++i) {
-            float& value = sums[i / 2 * 4 + 2 * r + i % 2];
-            value -= mean[r];
-            deviation[r] = fmaf(value, value, deviation[r]);
-        }
-        deviation[r] = rsqrtf(fmaf(quad_sum(deviation[r]), 1.0F / kWidth, epsilon));
+        deviation[r] = rsqrtf(fmaf(centre_row(sums, r, mean[r]), 1.0F / kWidth, epsilon));
     }
 }
 
@@ -357,7 +361,7 @@ __device__ __forceinline__ void add_attention(const MlpArguments& a, float (&sum
 template <class Shape, bool kNormFirst>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     mlp_kernel(const __grid_constant__ MlpMaps maps, const MlpArguments a) {
-    extern __shared__ __align__(1024) uint8_t memory[];
+    extern __shared__ __align__(kTileAlignment) uint8_t memory[];
     const Shared<Shape> shared(memory);
     if (threadIdx.x == Shape::kConsumers) {
         prefetch_tensormap(maps.x);
@@ -478,10 +482,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
 }
 
-template <class Shape, bool kNormFirst> int launch_mlp(const Mlp& a, int multiprocessors) {
+template <class Shape, bool kNormFirst> int launch_mlp(const SwinMlp& a, int multiprocessors, cudaStream_t stream) {
+    const int rows = static_cast<int>(a.rows);
     constexpr int kRowBytes = Shape::kRowBytes;
     MlpMaps maps{};
-    bool made = make_rows_map<__half, kRowBytes>(maps.x, Shape::kProj ? a.attention : a.x, a.rows, a.width, 64)
+    bool made = make_rows_map<__half, kRowBytes>(maps.x, Shape::kProj ? a.attention : a.x, rows, a.width, 64)
         && make_rows_map<__half, kRowBytes>(maps.weight1, a.weight1, a.hidden, a.width, kHidden)
         && make_weight_map<__half>(maps.weight2, a.weight2, a.width, a.hidden, Shape::kWidth);
     if constexpr (Shape::kProj) {
@@ -492,41 +497,49 @@ template <class Shape, bool kNormFirst> int launch_mlp(const Mlp& a, int multipr
     const cudaError_t error = allow_shared_memory<kKernel>(Shape::kSharedBytes);
     if (error != cudaSuccess) return error;
     const void* residual = Shape::kProj ? a.y : a.x;
-    const MlpArguments arguments{{a.gamma, a.beta, a.epsilon}, static_cast<const __half*>(a.bias1),
-        {nullptr, a.bias2, static_cast<const __half*>(residual), a.y, a.rows, a.width, 0.0F}, a.hidden / kHidden,
-        static_cast<const __half*>(a.x), static_cast<const __half*>(a.proj_bias),
-        {a.proj_gamma, a.proj_beta, a.epsilon}};
-    const int blocks = (a.rows + 64 * Shape::kWarpgroups - 1) / (64 * Shape::kWarpgroups);
-    return launch<kKernel>(std::min(blocks, multiprocessors), Shape::kThreads, Shape::kSharedBytes, a.stream, maps,
+    MlpArguments arguments{};
+    arguments.norm = {a.gamma, a.beta, a.epsilon};
+    arguments.bias1 = static_cast<const __half*>(a.bias1);
+    arguments.epilogue.bias = a.bias2;
+    arguments.epilogue.residual = static_cast<const __half*>(residual);
+    arguments.epilogue.y = a.y;
+    arguments.epilogue.rows = rows;
+    arguments.epilogue.features = a.width;
+    arguments.chunks = a.hidden / kHidden;
+    arguments.x = static_cast<const __half*>(a.x);
+    arguments.proj_bias = static_cast<const __half*>(a.proj_bias);
+    arguments.proj_norm = {a.proj_gamma, a.proj_beta, a.epsilon};
+    const int blocks = (rows + 64 * Shape::kWarpgroups - 1) / (64 * Shape::kWarpgroups);
+    return launch<kKernel>(std::min(blocks, multiprocessors), Shape::kThreads, Shape::kSharedBytes, stream, maps,
         arguments);
 }
 
-template <class Shape> int with_norm(const Mlp& a, int multiprocessors) {
-    return a.norm_first ? launch_mlp<Shape, true>(a, multiprocessors) : launch_mlp<Shape, false>(a, multiprocessors);
+template <class Shape> int with_norm(const SwinMlp& a, int multiprocessors, cudaStream_t stream) {
+    return a.norm_first == 1 ? launch_mlp<Shape, true>(a, multiprocessors, stream) : launch_mlp<Shape, false>(a, multiprocessors, stream);
 }
 
-template <bool kProj> int of_width(const Mlp& a, int multiprocessors) {
+template <bool kProj> int of_width(const SwinMlp& a, int multiprocessors, cudaStream_t stream) {
     // One warpgroup a block where several would leave multiprocessors idle.
     const bool few = a.rows <= 64 * multiprocessors;
     switch (a.width) {
     case 96:
-        if (few) return with_norm<Shape<96, 1, kProj>>(a, multiprocessors);
-        if (a.hidden == 4 * 96) return with_norm<Shape<96, 3, kProj, 4 * 96 / kHidden>>(a, multiprocessors);
-        return with_norm<Shape<96, 3, kProj>>(a, multiprocessors);
+        if (few) return with_norm<Shape<96, 1, kProj>>(a, multiprocessors, stream);
+        if (a.hidden == 4 * 96) return with_norm<Shape<96, 3, kProj, 4 * 96 / kHidden>>(a, multiprocessors, stream);
+        return with_norm<Shape<96, 3, kProj>>(a, multiprocessors, stream);
     case 128:
-        return few ? with_norm<Shape<128, 1, kProj>>(a, multiprocessors)
-                   : with_norm<Shape<128, 2, kProj>>(a, multiprocessors);
+        return few ? with_norm<Shape<128, 1, kProj>>(a, multiprocessors, stream)
+                   : with_norm<Shape<128, 2, kProj>>(a, multiprocessors, stream);
     case 192:
-        return few ? with_norm<Shape<192, 1, kProj>>(a, multiprocessors)
-                   : with_norm<Shape<192, 2, kProj>>(a, multiprocessors);
+        return few ? with_norm<Shape<192, 1, kProj>>(a, multiprocessors, stream)
+                   : with_norm<Shape<192, 2, kProj>>(a, multiprocessors, stream);
     default: return cudaErrorInvalidValue;
     }
 }
 
 }  // namespace
 
-int mlp_sm90(const Mlp& a, int multiprocessors) {
-    return a.attention != nullptr ? of_width<true>(a, multiprocessors) : of_width<false>(a, multiprocessors);
+int mlp_sm90(const SwinMlp& a, int multiprocessors, cudaStream_t stream) {
+    return a.attention != nullptr ? of_width<true>(a, multiprocessors, stream) : of_width<false>(a, multiprocessors, stream);
 }
 
 }  // namespace swin

@@ -342,22 +342,36 @@ template <class T> int launch_16_bit(const PatchEmbedArguments& a, int first_maj
 }  // namespace
 }  // namespace swin
 
-int swin_patch_embed(const float* x, const float* weight, const float* bias, const float* gamma, const float* beta,
-    void* y, int y_type, int batch, int in_channels, int height, int width, int patch_size, int channels, float epsilon,
-    cudaStream_t stream) {
-    const bool valid = batch >= 0 && in_channels > 0 && patch_size > 0 && height > 0 && width > 0
-        && height % patch_size == 0 && width % patch_size == 0 && channels > 0 && channels <= SWIN_MAX_WIDTH
-        && static_cast<long long>(in_channels) * patch_size * patch_size <= SWIN_MAX_PATCH;
+int swin_patch_embed(const SwinPatchEmbed* arguments, cudaStream_t stream) {
+    const SwinPatchEmbed& given = *arguments;
+    const int patch = given.patch_size;
+    const bool valid = given.batch >= 0 && given.in_channels > 0 && patch > 0 && given.height > 0 && given.width > 0
+        && given.height % patch == 0 && given.width % patch == 0 && given.channels > 0 && given.channels <= SWIN_MAX_WIDTH
+        && static_cast<long long>(given.in_channels) * patch * patch <= SWIN_MAX_PATCH;
     if (!valid) return cudaErrorInvalidValue;
-    const long long tokens_of_image = static_cast<long long>(height / patch_size) * (width / patch_size);
-    if (tokens_of_image > INT_MAX || batch * tokens_of_image > INT_MAX) return cudaErrorInvalidValue;
-    if (batch == 0) return cudaSuccess;
-    if (x == nullptr || weight == nullptr || bias == nullptr || gamma == nullptr || beta == nullptr || y == nullptr) {
-        return cudaErrorInvalidValue;
+    const long long tokens_of_image = static_cast<long long>(given.height / patch) * (given.width / patch);
+    if (tokens_of_image > INT_MAX || given.batch * tokens_of_image > INT_MAX) return cudaErrorInvalidValue;
+    if (given.batch == 0) return cudaSuccess;
+    for (const void* pointer : {static_cast<const void*>(given.x), static_cast<const void*>(given.weight),
+             static_cast<const void*>(given.bias), static_cast<const void*>(given.gamma),
+             static_cast<const void*>(given.beta), static_cast<const void*>(given.y)}) {
+        if (pointer == nullptr) return cudaErrorInvalidValue;
     }
-    const swin::PatchEmbedArguments a{x, weight, bias, gamma, beta, y, batch * tokens_of_image, in_channels, height,
-        width, patch_size, channels, epsilon};
-    switch (y_type) {
+    swin::PatchEmbedArguments a{};
+    a.x = given.x;
+    a.weight = given.weight;
+    a.bias = given.bias;
+    a.gamma = given.gamma;
+    a.beta = given.beta;
+    a.y = given.y;
+    a.tokens = given.batch * tokens_of_image;
+    a.in_channels = given.in_channels;
+    a.height = given.height;
+    a.width = given.width;
+    a.patch_size = patch;
+    a.channels = given.channels;
+    a.epsilon = given.epsilon;
+    switch (given.y_type) {
     case SWIN_FP32: return swin::launch_plain<float>(a, stream);
     case SWIN_FP16: return swin::launch_16_bit<__half>(a, 7, stream);
     case SWIN_BF16: return swin::launch_16_bit<__nv_bfloat16>(a, 8, stream);

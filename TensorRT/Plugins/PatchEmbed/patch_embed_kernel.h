@@ -15,9 +15,13 @@ extern "C" {
 // All are FP32 but y, which is of y_type (SwinType). weight [channels, in_channels, P, P]; bias, gamma, beta [channels].
 // For 16-bit y, x and weight may be multiplied as sums of two numbers of y_type each: for FP16 they must be within its
 // range (beyond, y is NaN). Returns a cudaError_t: see swin_types.h.
-int swin_patch_embed(const float* x, const float* weight, const float* bias, const float* gamma, const float* beta,
-    void* y, int y_type, int batch, int in_channels, int height, int width, int patch_size, int channels, float epsilon,
-    cudaStream_t stream);
+struct SwinPatchEmbed {
+    const float *x, *weight, *bias, *gamma, *beta;
+    void* y;
+    int y_type, batch, in_channels, height, width, patch_size, channels;
+    float epsilon;
+};
+int swin_patch_embed(const struct SwinPatchEmbed* arguments, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

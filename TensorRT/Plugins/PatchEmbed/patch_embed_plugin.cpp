@@ -57,9 +57,22 @@ struct PatchEmbedOp : Operator {
 
     static int launch(const Attributes& attributes, const Call& call) {
         const auto size = [&](int input, int axis) { return static_cast<int>(call.shapes[input].sizes[axis]); };
-        return swin_patch_embed(call.parameter(0), call.parameter(1), call.parameter(2), call.parameter(3),
-            call.parameter(4), call.outputs[0], attributes.y_type, size(0, 0), size(0, 1), size(0, 2), size(0, 3),
-            attributes.patch_size, size(1, 0), attributes.epsilon, call.stream);
+        SwinPatchEmbed a{};
+        a.x = call.parameter(0);
+        a.weight = call.parameter(1);
+        a.bias = call.parameter(2);
+        a.gamma = call.parameter(3);
+        a.beta = call.parameter(4);
+        a.y = call.outputs[0];
+        a.y_type = attributes.y_type;
+        a.batch = size(0, 0);
+        a.in_channels = size(0, 1);
+        a.height = size(0, 2);
+        a.width = size(0, 3);
+        a.patch_size = attributes.patch_size;
+        a.channels = size(1, 0);
+        a.epsilon = attributes.epsilon;
+        return swin_patch_embed(&a, call.stream);
     }
 };
 

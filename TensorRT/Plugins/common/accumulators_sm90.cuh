@@ -32,6 +32,19 @@ __device__ __forceinline__ void eight_of(Sum (&eight)[8], const Sum (&sums)[kSum
     for (int i = 0; i < 8; ++i) eight[i] = sums[index_of(group, r, i)];
 }
 
+// LayerNorm's second moment, of differences to `mean`, which take the place of row r's values; the sum of their squares over
+// the four lanes that share the row.
+template <int kValues> __device__ __forceinline__ float centre_row(float (&values)[kValues], int r, float mean) {
+    float squares = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kValues / 2; ++i) {
+        float& value = values[i / 2 * 4 + 2 * r + i % 2];
+        value -= mean;
+        squares = fmaf(value, value, squares);
+    }
+    return quad_sum(squares);
+}
+
 // --- 8 neighbouring features -------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void load_floats(float (&to)[8], const float* from) {

@@ -136,4 +136,18 @@ template <int kConsumerWarpgroups> struct RegisterSplit {
         "setmaxnreg takes 24 to 256; a producer gives up registers, a consumer takes them");
 };
 
+// The registers of a thread that multiplies, in one of `blocks` blocks on a multiprocessor; kSplit: with RegisterSplit.
+template <int kConsumerWarpgroups, bool kSplit> constexpr int consumer_registers(int threads, int blocks) {
+    if constexpr (kSplit) return RegisterSplit<kConsumerWarpgroups>::kConsumer;
+    const int registers = 65536 / (threads * blocks) / 8 * 8;
+    return registers < 255 ? registers : 255;
+}
+
+// --- shared memory -----------------------------------------------------------------------------------------------------
+
+// A multiprocessor's, and what a block may ask for: the system takes 1 KiB of each block.
+constexpr int kSharedOfMultiprocessor = 228 << 10, kSharedOfSystem = 1 << 10;
+constexpr int kSharedOfBlock = kSharedOfMultiprocessor - kSharedOfSystem;
+constexpr int kTileAlignment = 1024;  // of a tile with the 128-byte swizzle
+
 }  // namespace swin

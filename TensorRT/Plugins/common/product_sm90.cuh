@@ -108,9 +108,16 @@ template <int kRows_, int kFeatures_, int kBlocks_, int kTeams_ = 1> struct Tile
     static constexpr int kRows = kRows_, kFeatures = kFeatures_, kBlocks = kBlocks_, kTeams = kTeams_;
     static constexpr int kTeam = 2 * kRows;            // threads
     static constexpr int kConsumers = kTeams * kTeam;  // threads that multiply
-    static_assert(kTeams == 1 || kBlocks == 1);
     static constexpr int kThreads = kConsumers + (kTeams > 1 ? 128 : 32);
     static constexpr int kXBytes = kRows * kTileBytes, kStageBytes = (kRows + kFeatures) * kTileBytes;
+    static constexpr int kRegisters = consumer_registers<kConsumers / 128, (kTeams > 1)>(kThreads, kBlocks);
+    static_assert(kRows % 64 == 0, "a warpgroup multiplies 64 rows");
+    static_assert(kFeatures % kFeatureGroup == 0, "a thread's sums are whole groups of features");
+    static_assert(kRows <= 256 && kFeatures <= 256, "a box of a tensor map, and a product, have at most 256");
+    static_assert(kTeams == 1 || kBlocks == 1, "teams split the registers of a whole multiprocessor");
+    static_assert(kThreads <= 1024);
+    static_assert(kXBytes % kTileAlignment == 0 && kStageBytes % kTileAlignment == 0, "swizzled tiles begin at multiples");
+    static_assert(kFeatures / 2 + 48 <= kRegisters, "sums, and what an epilogue takes, fit into registers");
 };
 
 // What is in a block's shared memory: stages, an INT8 y on its way to memory, barriers.
@@ -121,8 +128,9 @@ template <class Output, class Tile> struct SharedMemory {
     static constexpr bool kStagesY = std::is_same_v<Output, int8_t> && Tile::kBlocks == 1;
     static constexpr int kWarpRows = 16, kWarpYBytes = kStagesY ? kWarpRows * Tile::kFeatures : 0;
     static constexpr int kYBytes = Tile::kConsumers / 32 * kWarpYBytes;
-    // A multiprocessor has 228 KiB, of which each block loses one; barriers take 8 bytes each.
-    static constexpr int kStagesThatFit = ((228 << 10) / Tile::kBlocks - 1024 - 256 - kYBytes) / Tile::kStageBytes;
+    static constexpr int kForBarriers = 256;  // at most
+    static constexpr int kStagesThatFit
+        = (kSharedOfMultiprocessor / Tile::kBlocks - kSharedOfSystem - kForBarriers - kYBytes) / Tile::kStageBytes;
     static constexpr int kStages = kStagesThatFit < 8 ? kStagesThatFit : 8;
     struct Barriers {
         Pipeline<kStages> pipeline;
@@ -130,6 +138,10 @@ template <class Output, class Tile> struct SharedMemory {
     };
     static constexpr int kYOffset = kStages * Tile::kStageBytes, kBarriersOffset = kYOffset + kYBytes;
     static constexpr int kBytes = kBarriersOffset + static_cast<int>(sizeof(Barriers));
+    static_assert(kStages >= 2, "one is copied while another is multiplied");
+    static_assert(sizeof(Barriers) <= kForBarriers && kBarriersOffset % alignof(Barriers) == 0);
+    static_assert(kWarpYBytes % 128 == 0 && kYOffset % 128 == 0, "TMA stores from multiples of 128 bytes");
+    static_assert((kBytes + kSharedOfSystem) * Tile::kBlocks <= kSharedOfMultiprocessor);
 };
 
 struct Maps {
@@ -238,7 +250,7 @@ __device__ __forceinline__ void store_tile(const Epilogue& e, const SumOf<Elemen
     Features<Element> features, int warp_row, int tile_feature, Output* y, long long y_pitch) {
     constexpr int kGroups = Tile::kFeatures / kFeatureGroup;
     constexpr bool kClippedByCopy = SharedMemory<Output, Tile>::kStagesY;
-    static_assert(!kClippedByCopy || AFTER != After::kResidual);  // which is not read beyond the last row
+    static_assert(!kClippedByCopy || AFTER != After::kResidual, "a residual is not read beyond the last row");
     constexpr int kAhead = AFTER == After::kResidual ? 2 : 1;  // a residual leaves no registers for it before
     const int lane = static_cast<int>(threadIdx.x) % 32, row = warp_row + lane / 4;
     const int first_feature = tile_feature + lane % 4 * 8;
@@ -279,7 +291,10 @@ template <class Element, class Output, After AFTER, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     product_kernel(const __grid_constant__ Maps maps, const Epilogue epilogue, int steps) {
     using Memory = SharedMemory<Output, Tile>;
-    extern __shared__ __align__(1024) uint8_t shared[];
+    static_assert(std::is_same_v<Element, __half> || std::is_same_v<Element, int8_t>);
+    static_assert(std::is_same_v<Output, __half> || (std::is_same_v<Output, int8_t> && AFTER != After::kResidual),
+        "a residual is FP16, and so is what it is added to");
+    extern __shared__ __align__(kTileAlignment) uint8_t shared[];
     const int tiles_across = (epilogue.features + Tile::kFeatures - 1) / Tile::kFeatures;
     const int tiles = (epilogue.rows + Tile::kRows - 1) / Tile::kRows * tiles_across;
     constexpr bool kBackwards = AFTER == After::kGelu;  // launch.cuh says why

@@ -116,8 +116,8 @@ int failures = 0;
 void expect(bool condition, const std::string& what) {
     if (condition) return;
     ++failures;
-    std::printf("FAILED: %s%s%s\n", what.c_str(), logged.empty() ? "" : "; logged: ",
-        logged.empty() ? "" : logged.back().c_str());
+    std::printf("FAILED: %s%s%s\n", what.c_str(),
+        logged.empty() ? "" : "; logged: ", logged.empty() ? "" : logged.back().c_str());
 }
 
 // The plugin of either generation behind one face.
@@ -167,8 +167,8 @@ public:
         Builder builder;
         const std::vector<DimsExprs> given = expressions(inputs, builder);
         std::vector<DimsExprs> out(outputs());
-        const int32_t status = build()->getOutputShapes(given.data(), static_cast<int32_t>(given.size()), nullptr, 0,
-            out.data(), outputs(), builder);
+        const int32_t status = build()->getOutputShapes(
+            given.data(), static_cast<int32_t>(given.size()), nullptr, 0, out.data(), outputs(), builder);
         std::vector<Shape> shapes;
         for (const DimsExprs& dims : out) {
             if (status == 0) shapes.push_back(values(dims));
@@ -298,8 +298,10 @@ struct Valid {
 };
 
 DataType type_of(char letter, DataType activation) {
-    return letter == 'a' ? activation : letter == 'f' ? DataType::kFLOAT : letter == 'h' ? DataType::kHALF
-                                                                                         : DataType::kINT32;
+    return letter == 'a' ? activation
+        : letter == 'f'  ? DataType::kFLOAT
+        : letter == 'h'  ? DataType::kHALF
+                         : DataType::kINT32;
 }
 
 struct Invalid {
@@ -319,13 +321,9 @@ Attributes attention(int height, int width, int heads, int window, int shift) {
         {"shift_size!", shift}, {"scale", 0.17F}, {"mask_value", -100}};
 }
 
-Attributes linear(int gelu) {
-    return {{"gelu!", gelu}};
-}
+Attributes linear(int gelu) { return {{"gelu!", gelu}}; }
 
-Attributes mlp(int norm_first) {
-    return {{"norm_first!", norm_first}, {"epsilon", 1e-5F}};
-}
+Attributes mlp(int norm_first) { return {{"norm_first!", norm_first}, {"epsilon", 1e-5F}}; }
 
 // Inputs of a SwinMlp on x [-1, 32], its own and what an end of the attention branch has more.
 std::vector<Shape> mlp_inputs(const std::vector<Shape>& more) {
@@ -355,8 +353,8 @@ Attributes attention_int8(
 // proj_scale: 0 for V1, positive for V2.
 Attributes branch_int8(int height, int width, int heads, int window, int shift, int norm_first, float proj_scale) {
     Attributes attributes = attention_int8(height, width, heads, window, shift, 0.03F);
-    attributes.insert({{"epsilon", 1e-5F}, {"norm_first!", norm_first}, {"attention_scale", 0.04F},
-        {"proj_scale", proj_scale}});
+    attributes.insert(
+        {{"epsilon", 1e-5F}, {"norm_first!", norm_first}, {"attention_scale", 0.04F}, {"proj_scale", proj_scale}});
     return attributes;
 }
 
@@ -368,8 +366,8 @@ Attributes but(Attributes attributes, const std::string& name, float value) {
 
 // Inputs of a SwinAttentionBranchInt8 on 14 x 21 tokens of 96 channels, windows of 7; input `changed` is `shape`.
 std::vector<Shape> branch_inputs(int changed = -1, const Shape& shape = {}) {
-    std::vector<Shape> inputs{{-1, 294, 24}, {-1, 294, 96}, {288, 24}, {288}, {288}, {96, 24}, {96}, {96}, {3, 49, 56},
-        {96}, {96}, {3}};
+    std::vector<Shape> inputs{
+        {-1, 294, 24}, {-1, 294, 96}, {288, 24}, {288}, {288}, {96, 24}, {96}, {96}, {3, 49, 56}, {96}, {96}, {3}};
     if (changed >= 0) inputs[changed] = shape;
     return inputs;
 }
@@ -637,7 +635,8 @@ int main() {
         {"SwinAttentionBranchInt8", kBranchV2, branch_inputs(11, {3, 1}), "logit_scale is [3, 1] instead of [3]"},
         {"SwinAttentionBranchInt8", branch_int8(7, 7, 257, 7, 0, 1, 0),
             {{-1, 49, 2056}, {-1, 49, 8224}, {24672, 2056}, {24672}, {24672}, {8224, 2056}, {8224}, {8224},
-                {257, 49, 56}, {8224}, {8224}}, "wider than 8192"},
+                {257, 49, 56}, {8224}, {8224}},
+            "wider than 8192"},
         {"SwinAttentionBranchInt8", branch_int8(490, 490, 3, 7, 3, 1, 0), branch_inputs_v1(0, {-1, 240100, 24}),
             "more than the workspace's 67108864"},
     };

@@ -61,20 +61,20 @@ __device__ float dot(const float (&q)[kHeadDim], const float* k) {
 }
 
 template <typename T, typename Out, bool kCosine>
-__global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __restrict__ qkv, const float* __restrict__ bias,
-                                                                 const float* __restrict__ logit_scale,
-                                                                 Out* __restrict__ y, Shape shape) {
+__global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __restrict__ qkv,
+    const float* __restrict__ bias, const float* __restrict__ logit_scale, Out* __restrict__ y, Shape shape) {
     __shared__ alignas(16) float keys[kPlainKeys][kHeadDim];
     __shared__ alignas(16) float values[kPlainKeys][kHeadDim];
     __shared__ float key_scale[kPlainKeys];  // V1: scale; V2: logit_scale / |k|
 
-    int const head = blockIdx.y;
-    int const query = blockIdx.z * kPlainThreads + threadIdx.x;
-    bool const live = query < shape.positions;
-    Window const window = window_at(shape, blockIdx.x);
-    long long const token = token_of(shape, window, position_at(shape, live ? query : 0));
-    unsigned const flags = mask_flags(shape, query), axes = mask_axes(shape, window);
-    const float* bias_row = bias + (static_cast<long long>(head) * shape.positions + (live ? query : 0)) * shape.bias_stride;
+    const int head = blockIdx.y;
+    const int query = blockIdx.z * kPlainThreads + threadIdx.x;
+    const bool live = query < shape.positions;
+    const Window window = window_at(shape, blockIdx.x);
+    const long long token = token_of(shape, window, position_at(shape, live ? query : 0));
+    const unsigned flags = mask_flags(shape, query), axes = mask_axes(shape, window);
+    const float* bias_row
+        = bias + (static_cast<long long>(head) * shape.positions + (live ? query : 0)) * shape.bias_stride;
 
     swin::griddepcontrol_wait();
     float q[kHeadDim], out[kHeadDim] = {};
@@ -89,11 +89,11 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
     float maximum = -INFINITY, sum = 0.F;
 
     for (int first = 0; first < shape.positions; first += kPlainKeys) {
-        int const count = min(kPlainKeys, shape.positions - first);
+        const int count = min(kPlainKeys, shape.positions - first);
         __syncthreads();
         for (int i = threadIdx.x; i < count * kHeadDim; i += kPlainThreads) {
-            int const key = i / kHeadDim, d = i % kHeadDim;
-            long long const token = token_of(shape, window, position_at(shape, first + key));
+            const int key = i / kHeadDim, d = i % kHeadDim;
+            const long long token = token_of(shape, window, position_at(shape, first + key));
             const T* source = qkv + token * 3 * shape.channels + head * kHeadDim + d;
             keys[key][d] = to_float(source[shape.channels]);
             values[key][d] = to_float(source[2 * shape.channels]);
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
             float chunk_maximum = maximum;
 #pragma unroll
             for (int c = 0; c < kChunk; ++c) {
-                int const key = start + c;
+                const int key = start + c;
                 scores[c] = -INFINITY;
                 if (key < count) {
                     scores[c] = fmaf(dot(q, keys[key]), query_scale * key_scale[key], bias_row[first + key]);
@@ -128,13 +128,13 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
                 }
             }
             // Sums of a chunk are added to the running ones as a whole: far fewer roundings than key by key.
-            float const correction = expf(maximum - chunk_maximum);
+            const float correction = expf(maximum - chunk_maximum);
             float chunk_sum = 0.F, chunk_out[kHeadDim] = {};
             maximum = chunk_maximum;
 #pragma unroll
             for (int c = 0; c < kChunk; ++c) {
                 if (start + c < count) {
-                    float const p = expf(scores[c] - maximum);
+                    const float p = expf(scores[c] - maximum);
                     chunk_sum += p;
 #pragma unroll
                     for (int d = 0; d < kHeadDim; ++d) {
@@ -167,10 +167,10 @@ __global__ void __launch_bounds__(kPlainThreads) plain_attention(const T* __rest
 // The next window of a walk, which goes backwards.
 __device__ void step_back(Window& window, const Shape& shape) {
     window.x -= shape.stride.x;
-    int const row_before = window.x < 0;
+    const int row_before = window.x < 0;
     window.x += row_before ? shape.windows_x : 0;
     window.y -= shape.stride.y + row_before;
-    int const image_before = window.y < 0;
+    const int image_before = window.y < 0;
     window.y += image_before ? shape.windows_y : 0;
     window.tokens -= shape.stride.tokens + (image_before ? shape.height * shape.width : 0);
 }
@@ -194,17 +194,17 @@ template <> struct TensorCore<int8_t> {
 
 // Four INT8 as FP16. With its sign bit flipped a byte is x + 128, and as the low byte of 0x64.. the number 1024 + x + 128.
 __device__ uint2 halves_of(uint32_t bytes) {
-    __half2 const bias = __float2half2_rn(1152.F);
+    const __half2 bias = __float2half2_rn(1152.F);
     bytes ^= 0x80808080;
-    uint32_t const low = __byte_perm(bytes, 0x64646464, 0x4140), high = __byte_perm(bytes, 0x64646464, 0x4342);
-    __half2 const first = __hsub2(*reinterpret_cast<const __half2*>(&low), bias);
-    __half2 const second = __hsub2(*reinterpret_cast<const __half2*>(&high), bias);
+    const uint32_t low = __byte_perm(bytes, 0x64646464, 0x4140), high = __byte_perm(bytes, 0x64646464, 0x4342);
+    const __half2 first = __hsub2(*reinterpret_cast<const __half2*>(&low), bias);
+    const __half2 second = __hsub2(*reinterpret_cast<const __half2*>(&high), bias);
     return {*reinterpret_cast<const uint32_t*>(&first), *reinterpret_cast<const uint32_t*>(&second)};
 }
 
 template <typename T>
 __device__ float sum_of_squares(float sum, uint32_t pair) {
-    float2 const x = swin::Packed<T>::unpack(pair);
+    const float2 x = swin::Packed<T>::unpack(pair);
     return fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
 }
 
@@ -237,9 +237,8 @@ __device__ unsigned column_flags(const Shape& shape, int first_column) {
 // windows. By count, issuing instructions is what limits this kernel, so what does not change from window to window is
 // kept, windows are stepped through instead of divided out, and the row sums are one more column of p v (v = 1).
 template <typename T, typename Out, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
-__global__ void __launch_bounds__(32 * kWarps, kResident)
-    tensor_core_attention(const T* __restrict__ qkv, const float* __restrict__ bias,
-                          const float* __restrict__ logit_scale, Out* __restrict__ y, Shape shape) {
+__global__ void __launch_bounds__(32 * kWarps, kResident) tensor_core_attention(const T* __restrict__ qkv,
+    const float* __restrict__ bias, const float* __restrict__ logit_scale, Out* __restrict__ y, Shape shape) {
     using F = typename TensorCore<T>::Factor;
     using P = swin::Packed<F>;
     constexpr bool kInt8 = std::is_same_v<T, int8_t>, kInt8Out = std::is_same_v<Out, int8_t>;
@@ -249,10 +248,11 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     static_assert(kThreads == 2 * kTile, "two threads take the norm of a key");
     static_assert(kOneTile ? 8 * kBlocks <= kTile : 8 * kBlocks == kTile, "keys of a tile");
     static_assert(2 * kTile * kHeadDim * (2 * sizeof(T) + sizeof(F)) + 4 * kTile + (kInt8 ? 16 * kThreads : 8)
-                          + (kInt8 && !kInt8Out ? kTile * kHeadDim * sizeof(F) : 2) + 512 <= 48 << 10,
-                  "static shared memory");
+                + (kInt8 && !kInt8Out ? kTile * kHeadDim * sizeof(F) : 2) + 512
+            <= 48 << 10,
+        "static shared memory");
     static_assert(4 * kBlocks * (kOneTile ? 2 : 1) + 20 + 40 <= 65536 / (kThreads * kResident),
-                  "scores, the bias that is kept, p v and its sums, and addresses fit into registers");
+        "scores, the bias that is kept, p v and its sums, and addresses fit into registers");
     __shared__ alignas(128) T queries[2][kTile * kHeadDim];
     __shared__ alignas(128) T keys[2][kTile * kHeadDim];
     __shared__ alignas(128) F values[2][kTile * kHeadDim];
@@ -263,12 +263,12 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     // What y becomes where it is wider than q, whose own rows serve else.
     __shared__ alignas(128) F wider[kInt8 && !kInt8Out ? kTile * kHeadDim : 1];
 
-    int const warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int const head = blockIdx.x;
-    int const first_query = blockIdx.y * kTile;
-    int const tiles = kOneTile ? 1 : (shape.positions + kTile - 1) / kTile;
-    int const walks = static_cast<int>(gridDim.z), last_window = shape.windows - 1 - static_cast<int>(blockIdx.z);
-    int const items = (last_window / walks + 1) * tiles;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int head = blockIdx.x;
+    const int first_query = blockIdx.y * kTile;
+    const int tiles = kOneTile ? 1 : (shape.positions + kTile - 1) / kTile;
+    const int walks = static_cast<int>(gridDim.z), last_window = shape.windows - 1 - static_cast<int>(blockIdx.z);
+    const int items = (last_window / walks + 1) * tiles;
     const float* head_bias = bias + static_cast<long long>(head) * shape.positions * shape.bias_stride;
 
     if (kCosine && threadIdx.x == 0) {
@@ -277,13 +277,13 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
 
     // This lane's rows of the tile, as holder of accumulators (columns `column` and column + 1 of each 8) and as
     // copier of tokens (of a head's row the fourth number `chunk`: 16 bytes, INT8 8).
-    int const row[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
-    int const column = (lane & 3) * 2, chunk = lane & 3;
-    int const place[2] = {swizzled(row[0], chunk), swizzled(row[1], chunk)};
+    const int row[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
+    const int column = (lane & 3) * 2, chunk = lane & 3;
+    const int place[2] = {swizzled(row[0], chunk), swizzled(row[1], chunk)};
     // Of q and k; INT8 comes in chunks of 8 bytes, two to one of 16.
     auto place_of = [&](int r) { return kInt8 ? swizzled_bytes(row[r], chunk / 2) + chunk % 2 * 8 : place[r]; };
-    Position const query[2] = {position_at(shape, first_query + row[0]), position_at(shape, first_query + row[1])};
-    bool const live[2] = {first_query + row[0] < shape.positions, first_query + row[1] < shape.positions};
+    const Position query[2] = {position_at(shape, first_query + row[0]), position_at(shape, first_query + row[1])};
+    const bool live[2] = {first_query + row[0] < shape.positions, first_query + row[1] < shape.positions};
 
     // Item = one key tile of one window. Its K and V, and Q with the first tile of a window, go to stage item % 2.
     Window ahead = window_at(shape, last_window);
@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         }
     };
     auto load = [&](int item, int tile, int (&token)[2]) {
-        int const stage = item & 1;
+        const int stage = item & 1;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             if (kOneTile || tile == 0) {
@@ -316,9 +316,9 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
                 }
             }
             if (!kOneTile) {
-                int const key = tile * kTile + row[r];
-                bool const live_key = key < shape.positions;
-                long long const key_token = live_key ? token_of(shape, ahead, position_at(shape, key)) : 0;
+                const int key = tile * kTile + row[r];
+                const bool live_key = key < shape.positions;
+                const long long key_token = live_key ? token_of(shape, ahead, position_at(shape, key)) : 0;
                 const T* from = source + key_token * 3 * shape.channels;
                 copy(&keys[stage][place_of(r)], from + shape.channels, live_key);
                 copy_value(stage, r, from + 2 * shape.channels, live_key);
@@ -346,8 +346,8 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
     }
 
     // Of both rows, 2 bits each, as registers are short here.
-    unsigned const row_flags = mask_flags(shape, first_query + row[0]) | mask_flags(shape, first_query + row[1]) << 2;
-    unsigned const kept_flags = kOneTile ? column_flags<kBlocks>(shape, column) : 0;
+    const unsigned row_flags = mask_flags(shape, first_query + row[0]) | mask_flags(shape, first_query + row[1]) << 2;
+    const unsigned kept_flags = kOneTile ? column_flags<kBlocks>(shape, column) : 0;
     float2 kept_bias[kOneTile ? kBlocks : 1][2];
     if (kOneTile) {
 #pragma unroll
@@ -361,23 +361,23 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         begin();
     }
 
-    float const zeros[4] = {};
+    const float zeros[4] = {};
     uint32_t q[2][4];
     float row_scale[2] = {shape.scale * kLog2e, shape.scale * kLog2e};
     float maximum[2], out[4][4], sum[4];
     int token[2];
     unsigned axes = 0;
     for (int item = 0, tile = 0; item < items; ++item) {
-        int const stage = item & 1;
-        int const first_key = tile * kTile;
-        bool const first = kOneTile || tile == 0, last = kOneTile || tile == tiles - 1;
+        const int stage = item & 1;
+        const int first_key = tile * kTile;
+        const bool first = kOneTile || tile == 0, last = kOneTile || tile == tiles - 1;
         swin::cp_async_commit();
         swin::cp_async_wait<0>();
         if constexpr (kInt8) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                uint2 const bytes = packed[r][threadIdx.x];
-                uint2 const low = halves_of(bytes.x), high = halves_of(bytes.y);
+                const uint2 bytes = packed[r][threadIdx.x];
+                const uint2 low = halves_of(bytes.x), high = halves_of(bytes.y);
                 *reinterpret_cast<uint4*>(&values[stage][place[r]]) = make_uint4(low.x, low.y, high.x, high.y);
             }
         }
@@ -396,15 +396,15 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         }
 
         if (kCosine) {  // logit_scale / |k|, two threads a key
-            int const key = threadIdx.x / 2, half = threadIdx.x & 1;
+            const int key = threadIdx.x / 2, half = threadIdx.x & 1;
             float squares = 0.F;
             if constexpr (kInt8) {
-                uint4 const x = *reinterpret_cast<const uint4*>(&keys[stage][swizzled_bytes(key, half)]);
+                const uint4 x = *reinterpret_cast<const uint4*>(&keys[stage][swizzled_bytes(key, half)]);
                 squares = add_squares(add_squares(add_squares(add_squares(0, x.x), x.y), x.z), x.w);
             } else {
 #pragma unroll
                 for (int c = 0; c < 2; ++c) {
-                    uint4 const x = *reinterpret_cast<const uint4*>(&keys[stage][swizzled(key, 2 * half + c)]);
+                    const uint4 x = *reinterpret_cast<const uint4*>(&keys[stage][swizzled(key, 2 * half + c)]);
                     squares = sum_of_squares<F>(squares, x.x);
                     squares = sum_of_squares<F>(squares, x.y);
                     squares = sum_of_squares<F>(squares, x.z);
@@ -454,7 +454,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
         for (int n = 0; n < kBlocks; ++n) {
             if constexpr (kInt8) {
                 if (n % 2 == 0) {  // 8 keys' halves, and the next 8 keys'
-                    int const key = (n + lane / 16) * 8 + (lane & 7);
+                    const int key = (n + lane / 16) * 8 + (lane & 7);
                     swin::ldmatrix_x4(k, &keys[stage][swizzled_bytes(key, lane / 8 & 1)]);
                 }
                 int sums[4] = {};
@@ -474,24 +474,26 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
             }
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                float2 const b = kOneTile ? kept_bias[kOneTile ? n : 0][r]
-                                          : bias_pair(head_bias, shape, first_query + row[r], first_key + n * 8 + column);
+                const float2 b = kOneTile
+                    ? kept_bias[kOneTile ? n : 0][r]
+                    : bias_pair(head_bias, shape, first_query + row[r], first_key + n * 8 + column);
                 scores[n][2 * r] = fmaf(scores[n][2 * r], row_scale[r] * column_scale.x, b.x);
                 scores[n][2 * r + 1] = fmaf(scores[n][2 * r + 1], row_scale[r] * column_scale.y, b.y);
             }
         }
         if (axes) {
-            unsigned const flags = kOneTile ? kept_flags : column_flags<kBlocks>(shape, first_key + column);
-            add_mask(scores, axes, shape.mask_value * kLog2e, [&](int c) { return flags >> (2 * c); },
-                     [&](int r) { return row_flags >> (2 * r); });
+            const unsigned flags = kOneTile ? kept_flags : column_flags<kBlocks>(shape, first_key + column);
+            add_mask(
+                scores, axes, shape.mask_value * kLog2e, [&](int c) { return flags >> (2 * c); },
+                [&](int r) { return row_flags >> (2 * r); });
         }
 
         // Softmax numerators, with a running maximum over the tiles of a window.
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            float const new_maximum = row_maximum(scores, r, maximum[r]);
+            const float new_maximum = row_maximum(scores, r, maximum[r]);
             if (!first) {
-                float const correction = swin::ex2_approx(maximum[r] - new_maximum);
+                const float correction = swin::ex2_approx(maximum[r] - new_maximum);
 #pragma unroll
                 for (int c = 2 * r; c < 2 * r + 2; ++c) {
                     sum[c] *= correction;
@@ -509,9 +511,8 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
 
         if (last) {  // the window is done: through this warp's own rows of queries, in stores of 8 elements
             Out* const staged = reinterpret_cast<Out*>(kInt8 && !kInt8Out ? static_cast<void*>(wider) : queries[stage]);
-            auto staged_at = [](int row, int chunk) {
-                return kInt8Out ? row * kHeadDim + chunk * 8 : swizzled(row, chunk);
-            };
+            auto staged_at
+                = [](int row, int chunk) { return kInt8Out ? row * kHeadDim + chunk * 8 : swizzled(row, chunk); };
             __syncwarp();
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
@@ -521,7 +522,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident)
                 }
 #pragma unroll
                 for (int n = 0; n < 4; ++n) {
-                    float const first = out[n][2 * r] * normaliser, second = out[n][2 * r + 1] * normaliser;
+                    const float first = out[n][2 * r] * normaliser, second = out[n][2 * r + 1] * normaliser;
                     Out* const to = &staged[staged_at(row[r], n) + column];
                     if constexpr (kInt8Out) {
                         *reinterpret_cast<uint16_t*>(to) = swin::quantize_pair(first, second, shape.out_scale);
@@ -554,35 +555,36 @@ struct Tensors {
 
 template <typename T, typename Out, bool kCosine>
 void launch_plain(const Tensors& t, const Shape& shape, cudaStream_t stream) {
-    dim3 const grid(shape.windows, shape.num_heads, (shape.positions + kPlainThreads - 1) / kPlainThreads);
+    const dim3 grid(shape.windows, shape.num_heads, (shape.positions + kPlainThreads - 1) / kPlainThreads);
     swin::launch<plain_attention<T, Out, kCosine>>(grid, kPlainThreads, 0, stream, static_cast<const T*>(t.qkv), t.bias,
-                                              t.logit_scale, static_cast<Out*>(t.y), shape);
+        t.logit_scale, static_cast<Out*>(t.y), shape);
 }
 
 template <typename T, typename Out, bool kCosine, int kWarps, int kBlocks, bool kOneTile>
 void launch_tensor_core(const Tensors& t, Shape shape, int multiprocessors, cudaStream_t stream) {
     constexpr auto kernel = tensor_core_attention<T, Out, kCosine, kWarps, kBlocks, kOneTile>;
-    static int const resident_blocks = [] {
+    static const int resident_blocks = [] {
         int blocks = 0;
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, 32 * kWarps, 0);
         return blocks > 0 ? blocks : 1;
     }();
     // As many blocks as run at once: each then walks several windows and loads the next while it computes one.
-    int const query_tiles = (shape.positions + 16 * kWarps - 1) / (16 * kWarps);
-    int const wanted = (multiprocessors * resident_blocks + shape.num_heads * query_tiles - 1) / (shape.num_heads * query_tiles);
-    int const windows_per_block = (shape.windows + wanted - 1) / wanted;  // at most
-    dim3 const grid(shape.num_heads, query_tiles, (shape.windows + windows_per_block - 1) / windows_per_block);
+    const int query_tiles = (shape.positions + 16 * kWarps - 1) / (16 * kWarps);
+    const int wanted
+        = (multiprocessors * resident_blocks + shape.num_heads * query_tiles - 1) / (shape.num_heads * query_tiles);
+    const int windows_per_block = (shape.windows + wanted - 1) / wanted;  // at most
+    const dim3 grid(shape.num_heads, query_tiles, (shape.windows + windows_per_block - 1) / windows_per_block);
     shape.stride = window_at(shape, static_cast<int>(grid.z));
     swin::launch<kernel>(grid, 32 * kWarps, 0, stream, static_cast<const T*>(t.qkv), t.bias, t.logit_scale,
-                         static_cast<Out*>(t.y), shape);
+        static_cast<Out*>(t.y), shape);
 }
 
 // first_major: the compute capability from which on tensor cores multiply T.
 template <typename T, typename Out, bool kCosine>
 void launch_fastest(const Tensors& t, const Shape& shape, int first_major, cudaStream_t stream) {
-    swin::Gpu const gpu = swin::current_gpu();
-    bool const aligned = (reinterpret_cast<uintptr_t>(t.qkv) | reinterpret_cast<uintptr_t>(t.y)) % 16 == 0 &&
-                         reinterpret_cast<uintptr_t>(t.bias) % 8 == 0;
+    const swin::Gpu gpu = swin::current_gpu();
+    const bool aligned = (reinterpret_cast<uintptr_t>(t.qkv) | reinterpret_cast<uintptr_t>(t.y)) % 16 == 0
+        && reinterpret_cast<uintptr_t>(t.bias) % 8 == 0;
     if (gpu.major < first_major || !aligned) {
         launch_plain<T, Out, kCosine>(t, shape, stream);
     } else if (shape.positions <= 56) {  // window 7: 49 keys are 7 columns of 8
@@ -599,10 +601,10 @@ void launch_fastest(const Tensors& t, const Shape& shape, int first_major, cudaS
 template <bool kCosine>
 int launch(const Tensors& t, const Shape& shape, int type, cudaStream_t stream) {
     switch (type) {
-        case SWIN_FP32: launch_plain<float, float, kCosine>(t, shape, stream); break;
-        case SWIN_FP16: launch_fastest<__half, __half, kCosine>(t, shape, 7, stream); break;
-        case SWIN_BF16: launch_fastest<__nv_bfloat16, __nv_bfloat16, kCosine>(t, shape, 8, stream); break;
-        default: return cudaErrorInvalidValue;
+    case SWIN_FP32: launch_plain<float, float, kCosine>(t, shape, stream); break;
+    case SWIN_FP16: launch_fastest<__half, __half, kCosine>(t, shape, 7, stream); break;
+    case SWIN_BF16: launch_fastest<__nv_bfloat16, __nv_bfloat16, kCosine>(t, shape, 8, stream); break;
+    default: return cudaErrorInvalidValue;
     }
     return cudaGetLastError();
 }
@@ -618,8 +620,8 @@ void launch_int8(const Tensors& t, const Shape& shape, cudaStream_t stream) {
 
 // Whether this is a shape of the contract, and then that shape, without scales. Given: SwinAttention or SwinAttentionInt8.
 template <class Given> bool describe(Shape& shape, const Given& given) {
-    if (given.num_heads <= 0 || given.channels != given.num_heads * kHeadDim ||
-        !swin::describe(shape, given.batch, given.height, given.width, given.window_size, given.shift_size)) {
+    if (given.num_heads <= 0 || given.channels != given.num_heads * kHeadDim
+        || !swin::describe(shape, given.batch, given.height, given.width, given.window_size, given.shift_size)) {
         return false;
     }
     shape.channels = given.channels;
@@ -638,7 +640,7 @@ extern "C" int swin_attention(const SwinAttention* arguments, cudaStream_t strea
         return cudaErrorInvalidValue;
     }
     shape.scale = given.scale;
-    Tensors const tensors{given.qkv, given.bias, given.logit_scale, given.y};
+    const Tensors tensors{given.qkv, given.bias, given.logit_scale, given.y};
     return given.logit_scale ? launch<true>(tensors, shape, given.type, stream)
                              : launch<false>(tensors, shape, given.type, stream);
 }
@@ -651,7 +653,7 @@ extern "C" int swin_attention_int8(const SwinAttentionInt8* arguments, cudaStrea
     }
     shape.scale = given.scale * given.qkv_scale * given.qkv_scale;
     shape.out_scale = given.y_scale > 0 ? given.qkv_scale / given.y_scale : given.qkv_scale;
-    Tensors const tensors{given.qkv, given.bias, given.logit_scale, given.y};
+    const Tensors tensors{given.qkv, given.bias, given.logit_scale, given.y};
     if (given.y_scale > 0) {
         launch_int8<int8_t>(tensors, shape, stream);
     } else {

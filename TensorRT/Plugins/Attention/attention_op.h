@@ -28,8 +28,8 @@ inline void check_attention(const AttentionAttributes& a, const Inputs& inputs) 
         throw Refusal(window + " is not in 1 to " + std::to_string(kMaxWindow));
     }
     if (a.height % a.window_size != 0 || a.width % a.window_size != 0) {
-        throw Refusal(window + " does not divide height " + std::to_string(a.height) + " and width "
-            + std::to_string(a.width));
+        throw Refusal(
+            window + " does not divide height " + std::to_string(a.height) + " and width " + std::to_string(a.width));
     }
     if (a.shift_size < 0 || a.shift_size >= a.window_size) {
         throw Refusal("shift_size " + std::to_string(a.shift_size) + " is not in 0 .. window_size - 1");

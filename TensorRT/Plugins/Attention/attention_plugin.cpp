@@ -9,15 +9,15 @@ using namespace swin;
 
 struct AttentionOp : AttentionOperator {
     static constexpr const char* kName = "SwinAttention";
-    static constexpr Input kInputs[] = {
-        {"qkv", Type::kActivation}, {"bias", Type::kFp32}, {"logit_scale", Type::kFp32}};
+    static constexpr Input kInputs[]
+        = {{"qkv", Type::kActivation}, {"bias", Type::kFp32}, {"logit_scale", Type::kFp32}};
     static constexpr int kRequired = 2;  // with logit_scale: V2's scaled cosine, without: V1's dot product
 
     using Attributes = AttentionAttributes;
-    static constexpr Field<Attributes> kFields[] = {{"height", &Attributes::height}, {"width", &Attributes::width},
-        {"num_heads", &Attributes::num_heads}, {"window_size", &Attributes::window_size},
-        {"shift_size", &Attributes::shift_size}, {"scale", &Attributes::scale},
-        {"mask_value", &Attributes::mask_value}};
+    static constexpr Field<Attributes> kFields[]
+        = {{"height", &Attributes::height}, {"width", &Attributes::width}, {"num_heads", &Attributes::num_heads},
+            {"window_size", &Attributes::window_size}, {"shift_size", &Attributes::shift_size},
+            {"scale", &Attributes::scale}, {"mask_value", &Attributes::mask_value}};
 
     static void check(const Attributes& attributes, const Inputs& inputs) { check_attention(attributes, inputs); }
 

@@ -52,7 +52,8 @@ __device__ __forceinline__ void multiply_values(
     using P = Packed<F>;
 #pragma unroll
     for (int k = 0; k < (kBlocks + 1) / 2; ++k) {
-        uint32_t p[4] = {P::pack(scores[2 * k][0], scores[2 * k][1]), P::pack(scores[2 * k][2], scores[2 * k][3]), 0, 0};
+        uint32_t p[4]
+            = {P::pack(scores[2 * k][0], scores[2 * k][1]), P::pack(scores[2 * k][2], scores[2 * k][3]), 0, 0};
         if (2 * k + 1 < kBlocks) {
             p[2] = P::pack(scores[(2 * k + 1) % kBlocks][0], scores[(2 * k + 1) % kBlocks][1]);
             p[3] = P::pack(scores[(2 * k + 1) % kBlocks][2], scores[(2 * k + 1) % kBlocks][3]);

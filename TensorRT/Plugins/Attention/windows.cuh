@@ -17,16 +17,16 @@ constexpr float kLog2e = 1.4426950408889634F;
 // --- windows -----------------------------------------------------------------------------------------------------
 
 struct Window {
-    int y, x;    // in units of windows
+    int y, x;  // in units of windows
     int tokens;  // tokens of the images before this one
 };
 
 // The windows of a batch of images.
 struct Windows {
     int height, width, window, shift;
-    int positions;                      // N = window^2
+    int positions;  // N = window^2
     int windows_x, windows_y, windows;  // windows along an image's sides; in the whole batch
-    int reciprocal;                     // position / window == position * reciprocal >> 16
+    int reciprocal;  // position / window == position * reciprocal >> 16
 };
 
 // What replaces the division by a window's size in position_at.
@@ -47,9 +47,9 @@ static_assert(reciprocals_are_exact());
 
 // Whether these are windows of the contract, and then these windows.
 inline bool describe(Windows& windows, int batch, int height, int width, int window_size, int shift_size) {
-    bool const valid = batch > 0 && window_size > 0 && window_size <= kMaxWindow && height > 0 && width > 0 &&
-                       height % window_size == 0 && width % window_size == 0 && shift_size >= 0 &&
-                       shift_size < window_size && static_cast<long long>(batch) * height * width <= INT_MAX;
+    const bool valid = batch > 0 && window_size > 0 && window_size <= kMaxWindow && height > 0 && width > 0
+        && height % window_size == 0 && width % window_size == 0 && shift_size >= 0 && shift_size < window_size
+        && static_cast<long long>(batch) * height * width <= INT_MAX;
     if (!valid) {
         return false;
     }
@@ -66,8 +66,8 @@ inline bool describe(Windows& windows, int batch, int height, int width, int win
 }
 
 __host__ __device__ inline Window window_at(const Windows& windows, int index) {
-    int const row = index / windows.windows_x;
-    int const image = row / windows.windows_y;
+    const int row = index / windows.windows_x;
+    const int image = row / windows.windows_y;
     return {row - image * windows.windows_y, index - row * windows.windows_x, image * windows.height * windows.width};
 }
 
@@ -76,7 +76,7 @@ struct Position {
 };
 
 __device__ inline Position position_at(const Windows& windows, int index) {
-    int const row = index * windows.reciprocal >> 16;
+    const int row = index * windows.reciprocal >> 16;
     return {row, index - row * windows.window};
 }
 
@@ -94,15 +94,15 @@ __device__ inline int token_of(const Windows& windows, const Window& window, con
 // the rolled image, tokens with different bits come from opposite ends of the image and must not see each other:
 //   masked(i, j) = ((mask_flags(i) ^ mask_flags(j)) & mask_axes(window)) != 0
 __device__ inline unsigned mask_flags(const Windows& windows, int index) {
-    Position const position = position_at(windows, index);
-    int const wrap = windows.window - windows.shift;
+    const Position position = position_at(windows, index);
+    const int wrap = windows.window - windows.shift;
     return static_cast<unsigned>(position.row >= wrap) | static_cast<unsigned>(position.column >= wrap) << 1;
 }
 __device__ inline unsigned mask_axes(const Windows& windows, const Window& window) {
     if (windows.shift == 0) {
         return 0;
     }
-    bool const last_row = window.y + 1 == windows.windows_y, last_column = window.x + 1 == windows.windows_x;
+    const bool last_row = window.y + 1 == windows.windows_y, last_column = window.x + 1 == windows.windows_x;
     return static_cast<unsigned>(last_row) | static_cast<unsigned>(last_column) << 1;
 }
 

@@ -16,17 +16,17 @@ long long tokens_of(const SwinAttentionBranchInt8& a) { return static_cast<long 
 
 bool valid_attributes(const SwinAttentionBranchInt8& a) {
     const bool scales = a.qkv_scale > 0 && a.attention_scale > 0 && a.y_scale > 0;
-    return scales && (a.norm_first == 1 ? a.proj_scale == 0 && a.logit_scale == nullptr
-                                   : a.proj_scale > 0 && a.logit_scale != nullptr);
+    return scales
+        && (a.norm_first == 1 ? a.proj_scale == 0 && a.logit_scale == nullptr
+                              : a.proj_scale > 0 && a.logit_scale != nullptr);
 }
 
 bool valid_pointers(const SwinAttentionBranchInt8& a) {
     for (const void* pointer : {static_cast<const void*>(a.x_q), a.x, static_cast<const void*>(a.qkv_weight),
              static_cast<const void*>(a.qkv_factor), static_cast<const void*>(a.qkv_bias),
              static_cast<const void*>(a.proj_weight), static_cast<const void*>(a.proj_factor),
-             static_cast<const void*>(a.proj_bias), static_cast<const void*>(a.bias),
-             static_cast<const void*>(a.gamma), static_cast<const void*>(a.beta), static_cast<const void*>(a.y),
-             static_cast<const void*>(a.y_q)}) {
+             static_cast<const void*>(a.proj_bias), static_cast<const void*>(a.bias), static_cast<const void*>(a.gamma),
+             static_cast<const void*>(a.beta), static_cast<const void*>(a.y), static_cast<const void*>(a.y_q)}) {
         if (pointer == nullptr || !aligned16(pointer)) return false;
     }
     return aligned16(a.logit_scale);

@@ -25,8 +25,8 @@ struct AttentionBranchInt8Op : Operator {
     };
     static constexpr Field<Attributes> kFields[] = {{"height", &Attributes::height}, {"width", &Attributes::width},
         {"num_heads", &Attributes::num_heads}, {"window_size", &Attributes::window_size},
-        {"shift_size", &Attributes::shift_size}, {"norm_first", &Attributes::norm_first},
-        {"scale", &Attributes::scale}, {"mask_value", &Attributes::mask_value}, {"qkv_scale", &Attributes::qkv_scale},
+        {"shift_size", &Attributes::shift_size}, {"norm_first", &Attributes::norm_first}, {"scale", &Attributes::scale},
+        {"mask_value", &Attributes::mask_value}, {"qkv_scale", &Attributes::qkv_scale},
         {"attention_scale", &Attributes::attention_scale}, {"proj_scale", &Attributes::proj_scale},
         {"epsilon", &Attributes::epsilon}, {"y_scale", &Attributes::y_scale}};
 
@@ -38,8 +38,8 @@ struct AttentionBranchInt8Op : Operator {
         }
         const size_t expected = a.norm_first == 1 ? kRequired : kRequired + 1;
         if (inputs.size() != expected) {
-            throw Refusal("has " + std::to_string(inputs.size()) + " inputs; norm_first "
-                + std::to_string(a.norm_first) + " takes " + std::to_string(expected)
+            throw Refusal("has " + std::to_string(inputs.size()) + " inputs; norm_first " + std::to_string(a.norm_first)
+                + " takes " + std::to_string(expected)
                 + (a.norm_first == 1 ? ", without logit_scale" : ", with logit_scale"));
         }
         check_scale("qkv_scale", a.qkv_scale);

@@ -45,12 +45,8 @@ static_assert(kFeaturesEach / 2 + 2 * 4 * kFeaturesEach / kFeatureGroup + 32 <= 
     "proj's sums, the residual and addresses fit into registers");
 
 // Of a row, or of a part of it: mean, and squares of the differences to it; or the sums of INT8 numbers and their squares.
-struct FloatMoments {
-    float mean, squares;
-};
-struct Int8Moments {
-    int sum, squares;
-};
+struct FloatMoments { float mean, squares; };
+struct Int8Moments { int sum, squares; };
 
 // kCosine: V2, whose LayerNorm comes before the residual; V1 has a scaled dot product, and LayerNorm after the residual.
 template <int kWindow_, bool kCosine_> struct Branch {
@@ -75,9 +71,7 @@ template <int kWindow_, bool kCosine_> struct Branch {
     using Moments = std::conditional_t<kCosine, Int8Moments, FloatMoments>;
 };
 
-struct BranchMaps {
-    CUtensorMap qkv, proj;
-};
+struct BranchMaps { CUtensorMap qkv, proj; };
 
 struct BranchArguments {
     Windows windows;
@@ -94,9 +88,7 @@ struct BranchArguments {
 };
 
 // What becomes of the sums of a head's q, k and v, and of proj's sums of a warpgroup's features.
-struct alignas(16) QkvParameters {
-    float factor[3 * kHeadDim], bias[3 * kHeadDim];
-};
+struct alignas(16) QkvParameters { float factor[3 * kHeadDim], bias[3 * kHeadDim]; };
 struct alignas(16) RowParameters {
     float factor[kFeaturesEach], bias[kFeaturesEach], gamma[kFeaturesEach], beta[kFeaturesEach];
 };
@@ -122,13 +114,13 @@ template <class B> struct Shared {
 };
 
 __device__ __forceinline__ int windows_of_block(const Windows& windows) {
-    return (windows.windows - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+    return (windows.windows - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1)
+        / static_cast<int>(gridDim.x);
 }
 
 // What the warp does that copies a warpgroup's weights. They are constants: it does not wait for the kernel before.
 template <class B>
-__device__ __forceinline__ void copy_weights(
-    const BranchMaps& maps, Shared<B>& shared, int warpgroup, int windows) {
+__device__ __forceinline__ void copy_weights(const BranchMaps& maps, Shared<B>& shared, int warpgroup, int windows) {
     auto& pipeline = shared.weights[warpgroup];
     PipelineState<kStages> at;
     for (int number = 0; number < windows; ++number) {
@@ -141,11 +133,13 @@ __device__ __forceinline__ void copy_weights(
                 pipeline.producer_expect(at, kQkvBytes);
 #pragma unroll
                 for (int part = 0; part < 3; ++part) {
-                    tma_load(stage + part * kGroupBytes, maps.qkv, pipeline.barrier(at), k, 0, 0, 0, part * kHeads + head);
+                    tma_load(
+                        stage + part * kGroupBytes, maps.qkv, pipeline.barrier(at), k, 0, 0, 0, part * kHeads + head);
                 }
             } else {
                 pipeline.producer_expect(at, kProjBytes);
-                tma_load(stage, maps.proj, pipeline.barrier(at), k, 0, 0, 0, warpgroup * (kFeaturesEach / kFeatureGroup));
+                tma_load(
+                    stage, maps.proj, pipeline.barrier(at), k, 0, 0, 0, warpgroup * (kFeaturesEach / kFeatureGroup));
             }
         }
     }
@@ -234,7 +228,8 @@ __device__ __forceinline__ void copy_qkv_parameters(
     if (chunk < 6 * kChunks) {
         const int part = chunk / kChunks % 3;
         cp_async_16(shared.qkv_parameters[warpgroup].factor + chunk * 4,
-            (chunk < 3 * kChunks ? a.qkv_factor : a.qkv_bias) + (part * kHeads + head) * kHeadDim + chunk % kChunks * 4, true);
+            (chunk < 3 * kChunks ? a.qkv_factor : a.qkv_bias) + (part * kHeads + head) * kHeadDim + chunk % kChunks * 4,
+            true);
     }
     cp_async_commit();
 }
@@ -262,8 +257,8 @@ struct Queries {
 
 // Of a head of a warpgroup's window qkv's sums become INT8: q in registers, k and v, as FP16, in shared memory.
 template <class B>
-__device__ __forceinline__ Queries quantise_qkv(
-    const BranchArguments& a, Shared<B>& shared, const int (&sums)[48], const ThreadRows<B>& rows, int warpgroup, int head) {
+__device__ __forceinline__ Queries quantise_qkv(const BranchArguments& a, Shared<B>& shared, const int (&sums)[48],
+    const ThreadRows<B>& rows, int warpgroup, int head) {
     using P = Packed<__half>;
     const int quarter = static_cast<int>(threadIdx.x) % 4;
     uint8_t* const keys = shared.own[warpgroup].keys;
@@ -285,9 +280,11 @@ __device__ __forceinline__ Queries quantise_qkv(
             const Quantized quantized(value, a.inverse_qkv_scale);
             const int row = rows.row(r);
             if (part == 2) {
-                *reinterpret_cast<uint4*>(values + swizzled(row, quarter)) = make_uint4(
-                    P::pack(quantized.number(0), quantized.number(1)), P::pack(quantized.number(2), quantized.number(3)),
-                    P::pack(quantized.number(4), quantized.number(5)), P::pack(quantized.number(6), quantized.number(7)));
+                *reinterpret_cast<uint4*>(values + swizzled(row, quarter))
+                    = make_uint4(P::pack(quantized.number(0), quantized.number(1)),
+                        P::pack(quantized.number(2), quantized.number(3)),
+                        P::pack(quantized.number(4), quantized.number(5)),
+                        P::pack(quantized.number(6), quantized.number(7)));
                 continue;
             }
             const uint2 bytes = quantized.bytes();
@@ -314,8 +311,8 @@ constexpr int kRoundBits = 0x4B400000;
 
 // Attention of a head, from q, k and v to shared memory.
 template <class B>
-__device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shared, const Queries& q, const ThreadRows<B>& rows,
-    unsigned axes, int warpgroup, int head) {
+__device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shared, const Queries& q,
+    const ThreadRows<B>& rows, unsigned axes, int warpgroup, int head) {
     constexpr int kBlocks = B::kWindow;  // of 8 keys, a row of the window
     const int lane = static_cast<int>(threadIdx.x) % 32, quarter = lane % 4;
     const uint8_t* const keys = shared.own[warpgroup].keys;
@@ -327,7 +324,8 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
     // A lane's two columns are two keys of the window's row n. Of window 7 the last is padding, and looks where the one
     // before it does.
     const bool padding = 2 * quarter + 1 >= B::kWindow;
-    const float* const table = shared.table + head * B::kTable + B::table_place(position.row, position.column) - 2 * quarter;
+    const float* const table
+        = shared.table + head * B::kTable + B::table_place(position.row, position.column) - 2 * quarter;
     const float* const tables[2] = {table, table - !padding};
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n) {
@@ -349,7 +347,8 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
         }
     }
     if (axes) {
-        add_mask(scores, axes, a.mask_value,
+        add_mask(
+            scores, axes, a.mask_value,
             [&](int c) { return B::mask_flags(a.windows, c / 2 * kPitch + 2 * quarter + (c & 1)); },
             [&](int r) { return B::mask_flags(a.windows, rows.row(r)); });
     }
@@ -365,8 +364,8 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
             uint8_t* const to = block + swizzled_offset(rows.row(r), head % 4 * 2 + n / 2) + n % 2 * 8 + quarter * 2;
-            *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(
-                __byte_perm(quantize_but_for_ties(out[n][2 * r] * normaliser, a.out_scale),
+            *reinterpret_cast<uint16_t*>(to)
+                = static_cast<uint16_t>(__byte_perm(quantize_but_for_ties(out[n][2 * r] * normaliser, a.out_scale),
                     quantize_but_for_ties(out[n][2 * r + 1] * normaliser, a.out_scale), 0x0040));
         }
     }
@@ -374,8 +373,9 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
 
 // y and y_q of a warpgroup's third of the features, from proj's sums.
 template <class B>
-__device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& shared, const int (&sums)[kFeaturesEach / 2],
-    const uint4 (&x)[kFeaturesEach / kFeatureGroup][2], const ThreadRows<B>& rows, int warpgroup) {
+__device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& shared,
+    const int (&sums)[kFeaturesEach / 2], const uint4 (&x)[kFeaturesEach / kFeatureGroup][2], const ThreadRows<B>& rows,
+    int warpgroup) {
     constexpr int kGroups = kFeaturesEach / kFeatureGroup;
     const RowParameters& parameters = shared.own[warpgroup].row_parameters;
     const int first_feature = static_cast<int>(threadIdx.x) % 4 * 8;  // of the warpgroup's
@@ -444,8 +444,8 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
                 all.squares += parts[i].squares;
             }
             // 384 times the squares, and the sum's square, are below 2^32.
-            const unsigned variance
-                = kWidth * static_cast<unsigned>(all.squares) - static_cast<unsigned>(all.sum) * static_cast<unsigned>(all.sum);
+            const unsigned variance = kWidth * static_cast<unsigned>(all.squares)
+                - static_cast<unsigned>(all.sum) * static_cast<unsigned>(all.sum);
             deviation[r] = rsqrtf(fmaf(static_cast<float>(variance), 1.0F / (kWidth * kWidth), a.epsilon));
             const float sum = static_cast<float>(all.sum);
             centre[r] = rintf(sum * (1.0F / kWidth));
@@ -652,7 +652,8 @@ template <class B> int launch_branch(
 
 bool fits_attention_branch_sm90(const SwinAttentionBranchInt8& a, int multiprocessors) {
     const int window = a.norm_first == 1 ? 7 : 8;
-    if (a.num_heads != kHeads || a.window_size != window || (a.logit_scale == nullptr) != (a.norm_first == 1)) return false;
+    if (a.num_heads != kHeads || a.window_size != window || (a.logit_scale == nullptr) != (a.norm_first == 1))
+        return false;
     // Each multiprocessor takes a window in a round; the kernels of the parts spread over all of them, whatever the number
     // of windows. On an H100 a round takes as long as they take for the windows of 0.8 of a round, and they begin with what
     // takes as long as 0.45 of it (V1 0.9 and 0.55, V2 0.75 and 0.35): so one kernel from 0.35 of a round on, from 1.15 in

@@ -19,9 +19,8 @@ struct AttentionInt8Op : AttentionOperator {
     };
     static constexpr Field<Attributes> kFields[] = {{"height", &Attributes::height}, {"width", &Attributes::width},
         {"num_heads", &Attributes::num_heads}, {"window_size", &Attributes::window_size},
-        {"shift_size", &Attributes::shift_size}, {"scale", &Attributes::scale},
-        {"mask_value", &Attributes::mask_value}, {"qkv_scale", &Attributes::qkv_scale},
-        {"y_scale", &Attributes::y_scale}};
+        {"shift_size", &Attributes::shift_size}, {"scale", &Attributes::scale}, {"mask_value", &Attributes::mask_value},
+        {"qkv_scale", &Attributes::qkv_scale}, {"y_scale", &Attributes::y_scale}};
 
     static Type output_type(const Attributes& attributes, int) {
         return attributes.y_scale == 0 ? Type::kFp16 : Type::kInt8;
@@ -30,8 +29,7 @@ struct AttentionInt8Op : AttentionOperator {
     static void check(const Attributes& a, const Inputs& inputs) {
         check_scale("qkv_scale", a.qkv_scale);
         if (a.y_scale != 0) check_scale("y_scale", a.y_scale);
-        check_attention(
-            {a.height, a.width, a.num_heads, a.window_size, a.shift_size, a.scale, a.mask_value}, inputs);
+        check_attention({a.height, a.width, a.num_heads, a.window_size, a.shift_size, a.scale, a.mask_value}, inputs);
     }
 
     static int launch(const Attributes& attributes, const Call& call) {

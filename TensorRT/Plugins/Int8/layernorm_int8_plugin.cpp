@@ -12,11 +12,9 @@ struct LayerNormInt8Op : Operator {
     static constexpr Input kInputs[] = {{"x", Type::kFp16}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
     static constexpr int kRequired = 3;
 
-    struct Attributes {
-        float epsilon, y_scale;
-    };
-    static constexpr Field<Attributes> kFields[] = {
-        {"epsilon", &Attributes::epsilon}, {"y_scale", &Attributes::y_scale}};
+    struct Attributes { float epsilon, y_scale; };
+    static constexpr Field<Attributes> kFields[]
+        = {{"epsilon", &Attributes::epsilon}, {"y_scale", &Attributes::y_scale}};
 
     static Type output_type(const Attributes&, int) { return Type::kInt8; }
 
@@ -44,16 +42,14 @@ struct LayerNormInt8Op : Operator {
 
 struct LayerNormAddInt8Op : Operator {
     static constexpr const char* kName = "SwinLayerNormAddInt8";
-    static constexpr Input kInputs[] = {
-        {"x", Type::kFp16}, {"residual", Type::kFp16}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
+    static constexpr Input kInputs[]
+        = {{"x", Type::kFp16}, {"residual", Type::kFp16}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
     static constexpr int kRequired = 4;
     static constexpr int kOutputs = 2;
 
-    struct Attributes {
-        float epsilon, x_scale, y_scale;
-    };
-    static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon},
-        {"x_scale", &Attributes::x_scale}, {"y_scale", &Attributes::y_scale}};
+    struct Attributes { float epsilon, x_scale, y_scale; };
+    static constexpr Field<Attributes> kFields[]
+        = {{"epsilon", &Attributes::epsilon}, {"x_scale", &Attributes::x_scale}, {"y_scale", &Attributes::y_scale}};
 
     static Type input_type(const Attributes& attributes, int input, Type listed) {
         return input == 0 && attributes.x_scale != 0 ? Type::kInt8 : listed;
@@ -92,9 +88,7 @@ struct QuantizeOp : Operator {
     static constexpr Input kInputs[] = {{"x", Type::kFp16}};
     static constexpr int kRequired = 1;
 
-    struct Attributes {
-        float y_scale;
-    };
+    struct Attributes { float y_scale; };
     static constexpr Field<Attributes> kFields[] = {{"y_scale", &Attributes::y_scale}};
 
     static Type output_type(const Attributes&, int) { return Type::kInt8; }

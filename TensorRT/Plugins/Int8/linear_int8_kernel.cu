@@ -122,10 +122,9 @@ int swin_linear_int8(const SwinLinearInt8* arguments, cudaStream_t stream) {
     using namespace swin;
     const SwinLinearInt8& given = *arguments;
     const auto features = [](int count) { return count > 0 && count <= SWIN_MAX_INT8_FEATURES && count % 16 == 0; };
-    const bool shape = given.rows >= 0 && given.rows <= INT_MAX - 128 && features(given.in_features)
-        && features(given.out_features);
-    const bool attributes
-        = (given.gelu == 0 || (given.gelu == 1 && given.residual == nullptr)) && given.y_scale >= 0;
+    const bool shape
+        = given.rows >= 0 && given.rows <= INT_MAX - 128 && features(given.in_features) && features(given.out_features);
+    const bool attributes = (given.gelu == 0 || (given.gelu == 1 && given.residual == nullptr)) && given.y_scale >= 0;
     if (!shape || !attributes) return cudaErrorInvalidValue;
     if (given.rows == 0) return cudaSuccess;
     for (const void* pointer : {given.x, given.weight, static_cast<const void*>(given.scale),

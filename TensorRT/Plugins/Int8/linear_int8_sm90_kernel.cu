@@ -50,8 +50,7 @@ template <class Output> int multiply(const Product& p) {
     }
     if constexpr (std::is_same_v<Output, int8_t>) {
         return multiply_in_fastest<Output, After::kNothing>(p, TileTime<Small>{1.347F, 0.0F, 0.192F, 0.872F, 0.056F},
-            TileTime<Medium>{1.840F, 0.0F, 0.254F, 0.869F, 0.0F},
-            TileTime<Large>{2.370F, 0.046F, 0.291F, 0.990F, 0.0F},
+            TileTime<Medium>{1.840F, 0.0F, 0.254F, 0.869F, 0.0F}, TileTime<Large>{2.370F, 0.046F, 0.291F, 0.990F, 0.0F},
             TileTime<Wide>{2.231F, 0.285F, 0.423F, 1.216F, 0.045F});
     } else {
         return multiply_in_fastest<Output, After::kNothing>(p, TileTime<Small>{1.065F, 0.274F, 0.166F, 0.200F, 0.177F},
@@ -63,8 +62,7 @@ template <class Output> int multiply(const Product& p) {
 int multiply_and_add(const Product& p) {
     return multiply_in_fastest<__half, After::kResidual>(p, TileTime<Small>{0.0F, 1.391F, 0.197F, 0.769F, 0.0F},
         TileTime<Tile<64, 96, 3>>{0.0F, 1.609F, 0.251F, 2.733F, 0.239F},
-        TileTime<Medium>{0.0F, 2.117F, 0.251F, 0.605F, 0.025F},
-        TileTime<Flat>{0.605F, 2.040F, 0.241F, 0.0F, 0.061F});
+        TileTime<Medium>{0.0F, 2.117F, 0.251F, 0.605F, 0.025F}, TileTime<Flat>{0.605F, 2.040F, 0.241F, 0.0F, 0.061F});
 }
 
 }  // namespace

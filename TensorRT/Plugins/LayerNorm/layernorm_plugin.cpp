@@ -11,9 +11,7 @@ struct LayerNormOp : Operator {
     static constexpr Input kInputs[] = {{"x", Type::kActivation}};
     static constexpr int kRequired = 1;
 
-    struct Attributes {
-        float epsilon;
-    };
+    struct Attributes { float epsilon; };
     static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon}};
 
     static void check(const Attributes&, const Inputs& inputs) { check_rows(inputs[0], inputs[0].last()); }

@@ -7,9 +7,7 @@ namespace {
 
 using namespace swin;
 
-struct EpsilonAttribute {
-    float epsilon;
-};
+struct EpsilonAttribute { float epsilon; };
 constexpr Field<EpsilonAttribute> kEpsilonField{"epsilon", &EpsilonAttribute::epsilon};
 
 struct LayerNormWithParamsOp : Operator {
@@ -43,8 +41,8 @@ struct LayerNormWithParamsOp : Operator {
 
 // What the forms with a residual share.
 struct ResidualLayerNorm : Operator {
-    static constexpr Input kInputs[] = {
-        {"x", Type::kActivation}, {"residual", Type::kActivation}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
+    static constexpr Input kInputs[]
+        = {{"x", Type::kActivation}, {"residual", Type::kActivation}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
     static constexpr int kRequired = 4;
 
     using Attributes = EpsilonAttribute;
@@ -124,8 +122,8 @@ struct PatchMergeLayerNormOp : Merge {
         float epsilon;
         int32_t height, width;
     };
-    static constexpr Field<Attributes> kFields[] = {
-        {"epsilon", &Attributes::epsilon}, {"height", &Attributes::height}, {"width", &Attributes::width}};
+    static constexpr Field<Attributes> kFields[]
+        = {{"epsilon", &Attributes::epsilon}, {"height", &Attributes::height}, {"width", &Attributes::width}};
 
     static void check(const Attributes& attributes, const Inputs& inputs) {
         check_merge(inputs, attributes.height, attributes.width);
@@ -156,9 +154,7 @@ struct PatchMergeOp : Merge {
     static constexpr Input kInputs[] = {{"x", Type::kActivation}};
     static constexpr int kRequired = 1;
 
-    struct Attributes {
-        int32_t height, width;
-    };
+    struct Attributes { int32_t height, width; };
     static constexpr Field<Attributes> kFields[] = {{"height", &Attributes::height}, {"width", &Attributes::width}};
 
     static void check(const Attributes& attributes, const Inputs& inputs) {

@@ -58,6 +58,6 @@ int swin_patch_merge(const SwinPatchMerge* arguments, cudaStream_t stream) {
     const auto launch = vectorised ? swin::launch_gather<uint4>
         : given.type == SWIN_FP32  ? swin::launch_gather<uint32_t>
                                    : swin::launch_gather<uint16_t>;
-    return launch(given.x, given.y, static_cast<int>(rows), given.width / 2, vectorised ? bytes / 16 : given.channels,
-        stream);
+    return launch(
+        given.x, given.y, static_cast<int>(rows), given.width / 2, vectorised ? bytes / 16 : given.channels, stream);
 }

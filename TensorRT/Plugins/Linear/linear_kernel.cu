@@ -16,9 +16,7 @@
 namespace swin {
 namespace {
 
-struct Linear : SwinLinear {
-    cudaStream_t stream;
-};
+struct Linear : SwinLinear { cudaStream_t stream; };
 
 // x * Phi(x), exact also in the tail where 1 + erf cancels.
 __device__ __forceinline__ float exact_gelu(float x) { return x * normcdff(x); }
@@ -43,8 +41,8 @@ __global__ void __launch_bounds__(256) gelu_or_add_kernel(T* y, const T* residua
 template <class T, int VEC> void launch_gelu_or_add(const Linear& a) {
     const long long vectors = a.rows * a.out_features / VEC;
     const auto blocks = static_cast<unsigned>(std::min((vectors + 255) / 256, 1LL << 30));
-    gelu_or_add_kernel<T, VEC><<<blocks, 256, 0, a.stream>>>(
-        static_cast<T*>(a.y), static_cast<const T*>(a.residual), vectors);
+    gelu_or_add_kernel<T, VEC>
+        <<<blocks, 256, 0, a.stream>>>(static_cast<T*>(a.y), static_cast<const T*>(a.residual), vectors);
 }
 
 // --- the product where cuBLASLt has no algorithm -------------------------------------------------------------------
@@ -92,9 +90,7 @@ template <class T> void launch_plain(const Linear& a) {
 
 // --- cuBLASLt --------------------------------------------------------------------------------------------------------
 
-struct CublasFailure {
-    cublasStatus_t status;
-};
+struct CublasFailure { cublasStatus_t status; };
 
 void check(cublasStatus_t status) {
     if (status != CUBLAS_STATUS_SUCCESS) throw CublasFailure{status};
@@ -162,9 +158,9 @@ public:
         const Choice choice = choose(a, product);
         if (!choice.exists) return false;
         const float one = 1.0f, zero = 0.0f;
-        const cublasStatus_t status = cublasLtMatmul(handle_, &product.operation, &one, a.weight, &product.weight, a.x,
-            &product.x, &zero, a.y, &product.y, a.y, &product.y, &choice.algorithm, a.workspace, a.workspace_bytes,
-            a.stream);
+        const cublasStatus_t status
+            = cublasLtMatmul(handle_, &product.operation, &one, a.weight, &product.weight, a.x, &product.x, &zero, a.y,
+                &product.y, a.y, &product.y, &choice.algorithm, a.workspace, a.workspace_bytes, a.stream);
         if (status == CUBLAS_STATUS_NOT_SUPPORTED) return false;
         check(status);
         return true;

@@ -13,9 +13,7 @@ struct LinearOp : Operator {
     static constexpr int kRequired = 3;
     static constexpr size_t kWorkspaceBytes = SWIN_LINEAR_WORKSPACE_BYTES;
 
-    struct Attributes {
-        int32_t gelu;
-    };
+    struct Attributes { int32_t gelu; };
     static constexpr Field<Attributes> kFields[] = {{"gelu", &Attributes::gelu}};
 
     static void check(const Attributes& attributes, const Inputs& inputs) {

@@ -17,15 +17,11 @@
 
 namespace swin {
 
-struct CutlassActivation {
-    bool gelu;
-};
+struct CutlassActivation { bool gelu; };
 
 // What becomes of the sums, as a node of CUTLASS's epilogue tree: its children are the sums, the bias and, where there
 // is one, the residual, in this order and in FP32.
-template <class Vector> struct CutlassEpilogue {
-    using Arguments = CutlassActivation;
-};
+template <class Vector> struct CutlassEpilogue { using Arguments = CutlassActivation; };
 template <int N> struct CutlassEpilogue<cutlass::Array<float, N>> {
     using Arguments = CutlassActivation;
     using Vector = cutlass::Array<float, N>;
@@ -69,8 +65,8 @@ template <bool kResidual, int kRows, int kFeatures> int multiply_by_cutlass(cons
     using Sums = fusion::Sm90AccFetch;
     using Bias = fusion::Sm90RowBroadcast<0, TileShape, half_t, float>;
     using Residual = fusion::Sm90SrcFetch<half_t>;
-    using Tree = std::conditional_t<kResidual, fusion::Sm90EVT<Node, Sums, Bias, Residual>,
-        fusion::Sm90EVT<Node, Sums, Bias>>;
+    using Tree
+        = std::conditional_t<kResidual, fusion::Sm90EVT<Node, Sums, Bias, Residual>, fusion::Sm90EVT<Node, Sums, Bias>>;
 
     using RowMajor = cutlass::layout::RowMajor;
     using CollectiveEpilogue = typename epilogue::CollectiveBuilder<Sm90, TensorOp, TileShape, Cluster, EpilogueTile,

@@ -157,15 +157,16 @@ int swin_mlp(const SwinMlp* arguments, cudaStream_t stream) {
     if (a.rows == 0) return cudaSuccess;
     const bool known = a.type == SWIN_FP32 || a.type == SWIN_FP16 || a.type == SWIN_BF16;
     const bool proj = a.attention != nullptr, proj_norm = proj && a.norm_first == 0;
-    if (!known || a.x == nullptr || a.gamma == nullptr || a.beta == nullptr || a.weight1 == nullptr || a.bias1 == nullptr
-        || a.weight2 == nullptr || a.bias2 == nullptr || a.y == nullptr || a.rows < 0 || a.width < 1
-        || a.width > SWIN_MAX_WIDTH || a.hidden < 1 || a.norm_first < 0 || a.norm_first > 1
+    if (!known || a.x == nullptr || a.gamma == nullptr || a.beta == nullptr || a.weight1 == nullptr
+        || a.bias1 == nullptr || a.weight2 == nullptr || a.bias2 == nullptr || a.y == nullptr || a.rows < 0
+        || a.width < 1 || a.width > SWIN_MAX_WIDTH || a.hidden < 1 || a.norm_first < 0 || a.norm_first > 1
         || (a.proj_weight != nullptr) != proj || (a.proj_bias != nullptr) != proj
         || (a.proj_gamma != nullptr) != proj_norm || (a.proj_beta != nullptr) != proj_norm) {
         return cudaErrorInvalidValue;
     }
     const swin::Gpu gpu = swin::current_gpu();
-    if (a.type == SWIN_FP16 && gpu.is_sm90() && swin::fits_sm90(a)) return swin::mlp_sm90(a, gpu.multiprocessors, stream);
+    if (a.type == SWIN_FP16 && gpu.is_sm90() && swin::fits_sm90(a))
+        return swin::mlp_sm90(a, gpu.multiprocessors, stream);
     const size_t row_bytes = (static_cast<size_t>(a.hidden) + (proj ? a.width : 0)) * swin::bytes_of(a.type);
     if (a.workspace == nullptr || a.workspace_bytes < SWIN_LINEAR_WORKSPACE_BYTES + row_bytes) {
         return cudaErrorInvalidValue;

@@ -36,7 +36,8 @@ template <int kWidth_, int kWarpgroups_, bool kProj_, int kChunks = 0> struct Sh
     static constexpr int kWeight1Bytes = kBlocks * kBlockBytes, kStageBytes = kWeight1Bytes + kWidth * kTileBytes;
     // proj's weight takes stages too, as many blocks in each as there is room for.
     static constexpr int kProjBlockBytes = kWidth * kRowBytes;
-    static constexpr int kProjBlocks = kStageBytes / kProjBlockBytes < kBlocks ? kStageBytes / kProjBlockBytes : kBlocks;
+    static constexpr int kProjBlocks
+        = kStageBytes / kProjBlockBytes < kBlocks ? kStageBytes / kProjBlockBytes : kBlocks;
     static constexpr int kProjStages = kProj ? (kBlocks + kProjBlocks - 1) / kProjBlocks : 0;
     static constexpr int kForBarriers = 256;  // at most
     static constexpr int kStagesThatFit
@@ -52,8 +53,9 @@ template <int kWidth_, int kWarpgroups_, bool kProj_, int kChunks = 0> struct Sh
     static constexpr int kRegisters = consumer_registers<kWarpgroups, (kWarpgroups > 1)>(kThreads, 1);
     static_assert(kWidth % kBlockWidth == 0 && kWidth % kFeatureGroup == 0);
     static_assert(kWidth <= 256 && kHidden <= 256, "a box of a tensor map, and a product, have at most 256");
-    static_assert(kBlockBytes % kTileAlignment == 0 && kProjBlockBytes % kTileAlignment == 0
-        && kStageBytes % kTileAlignment == 0, "swizzled tiles begin at multiples");
+    static_assert(
+        kBlockBytes % kTileAlignment == 0 && kProjBlockBytes % kTileAlignment == 0 && kStageBytes % kTileAlignment == 0,
+        "swizzled tiles begin at multiples");
     static_assert(kStages >= 2 && kStages <= kStagesThatFit);
     static_assert(kProjStages <= kStages, "proj takes all of its stages before it gives one back");
     static_assert(sizeof(Barriers) <= kForBarriers && kBarriersOffset % alignof(Barriers) == 0);
@@ -76,7 +78,7 @@ struct MlpArguments {
     Norm norm;
     const __half* bias1;
     Epilogue epilogue;  // of fc2
-    int chunks;         // of kHidden
+    int chunks;  // of kHidden
     // With attention:
     const __half *x, *proj_bias;
     Norm proj_norm;  // V2
@@ -99,7 +101,8 @@ template <class Shape> struct Shared {
 
 // Where a warpgroup's number-th rows are in the ring of x.
 template <class Shape>
-__device__ __forceinline__ PipelineState<Shape::kXBuffers * Shape::kWarpgroups> place_of_rows(int warpgroup, int number) {
+__device__ __forceinline__ PipelineState<Shape::kXBuffers * Shape::kWarpgroups> place_of_rows(
+    int warpgroup, int number) {
     return {number % Shape::kXBuffers * Shape::kWarpgroups + warpgroup, number / Shape::kXBuffers & 1};
 }
 
@@ -128,7 +131,8 @@ __device__ __forceinline__ void copy_all(
             const int first = step * Shape::kProjBlocks, end = min(first + Shape::kProjBlocks, Shape::kBlocks);
             pipeline.producer_expect(at, (end - first) * Shape::kProjBlockBytes);
             for (int block = first; block < end; ++block) {
-                tma_load(shared.proj(at.stage, block), maps.proj, pipeline.barrier(at), block * Shape::kBlockWidth, 0, 0, 0, 0);
+                tma_load(shared.proj(at.stage, block), maps.proj, pipeline.barrier(at), block * Shape::kBlockWidth, 0,
+                    0, 0, 0);
             }
             return;
         }
@@ -254,7 +258,8 @@ __device__ __forceinline__ void store_to_y(const Epilogue& e, int row, int featu
 // In place of a warpgroup's sums, and of their `mean`'s sums over a thread's features: differences to a row's mean; and
 // what normalises them.
 template <int kWidth>
-__device__ __forceinline__ void centre(float (&sums)[kWidth / 2], float (&mean)[2], float (&deviation)[2], float epsilon) {
+__device__ __forceinline__ void centre(
+    float (&sums)[kWidth / 2], float (&mean)[2], float (&deviation)[2], float epsilon) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         mean[r] = quad_sum(mean[r]) * (1.0F / kWidth);
@@ -273,7 +278,8 @@ __device__ __forceinline__ void store_rows(
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
         float bias[8];
-        unpack_halves(bias, ld_global_nc(static_cast<const __half*>(a.epilogue.bias) + first_feature + group * kFeatureGroup));
+        unpack_halves(
+            bias, ld_global_nc(static_cast<const __half*>(a.epilogue.bias) + first_feature + group * kFeatureGroup));
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -441,8 +447,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             uint32_t bias[kHidden / 8];
 #pragma unroll
             for (int j = 0; j < kHidden / 8; ++j) {
-                bias[j] = __ldg(reinterpret_cast<const uint32_t*>(
-                    a.bias1 + chunk * kHidden + j * 8 + threadIdx.x % 4 * 2));
+                bias[j]
+                    = __ldg(reinterpret_cast<const uint32_t*>(a.bias1 + chunk * kHidden + j * 8 + threadIdx.x % 4 * 2));
             }
             wgmma_wait<0>();
             fence_operand(hidden);
@@ -463,8 +469,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
             const uint64_t weight2 = make_smem_desc(shared.weight2(at.stage));
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                WgmmaRS<Shape::kWidth>::mma(
-                    sums, activations[k], weight2 + 2 * k, chunk > 0 || k > 0);
+                WgmmaRS<Shape::kWidth>::mma(sums, activations[k], weight2 + 2 * k, chunk > 0 || k > 0);
             }
             wgmma_commit();
             before = at.stage;
@@ -510,12 +515,13 @@ template <class Shape, bool kNormFirst> int launch_mlp(const SwinMlp& a, int mul
     arguments.proj_bias = static_cast<const __half*>(a.proj_bias);
     arguments.proj_norm = {a.proj_gamma, a.proj_beta, a.epsilon};
     const int blocks = (rows + 64 * Shape::kWarpgroups - 1) / (64 * Shape::kWarpgroups);
-    return launch<kKernel>(std::min(blocks, multiprocessors), Shape::kThreads, Shape::kSharedBytes, stream, maps,
-        arguments);
+    return launch<kKernel>(
+        std::min(blocks, multiprocessors), Shape::kThreads, Shape::kSharedBytes, stream, maps, arguments);
 }
 
 template <class Shape> int with_norm(const SwinMlp& a, int multiprocessors, cudaStream_t stream) {
-    return a.norm_first == 1 ? launch_mlp<Shape, true>(a, multiprocessors, stream) : launch_mlp<Shape, false>(a, multiprocessors, stream);
+    return a.norm_first == 1 ? launch_mlp<Shape, true>(a, multiprocessors, stream)
+                             : launch_mlp<Shape, false>(a, multiprocessors, stream);
 }
 
 template <bool kProj> int of_width(const SwinMlp& a, int multiprocessors, cudaStream_t stream) {
@@ -539,7 +545,8 @@ template <bool kProj> int of_width(const SwinMlp& a, int multiprocessors, cudaSt
 }  // namespace
 
 int mlp_sm90(const SwinMlp& a, int multiprocessors, cudaStream_t stream) {
-    return a.attention != nullptr ? of_width<true>(a, multiprocessors, stream) : of_width<false>(a, multiprocessors, stream);
+    return a.attention != nullptr ? of_width<true>(a, multiprocessors, stream)
+                                  : of_width<false>(a, multiprocessors, stream);
 }
 
 }  // namespace swin

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(256) plain_patch_embed(const PatchEmbedArgumen
     const int patch = a.patch_size;
     const int depth = a.in_channels * patch * patch;
     float* pixels = reinterpret_cast<float*>(shared);  // [depth][TOKENS]
-    float* rows = pixels + padded(depth) * TOKENS;     // [TOKENS][channels]
+    float* rows = pixels + padded(depth) * TOKENS;  // [TOKENS][channels]
     const long long first_token = static_cast<long long>(blockIdx.x) * TOKENS;
     const int live = static_cast<int>(min(static_cast<long long>(TOKENS), a.tokens - first_token));
     const int columns = a.width / patch;
@@ -181,12 +181,12 @@ template <class T> struct Split {
 
 // The second bound, blocks of a multiprocessor, gives the compiler the registers that 16 tokens need.
 template <class T, int GROUPS>
-__global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 3 : 2)
+__global__ void __launch_bounds__(kWarp* kWarps, GROUPS <= 3 ? 3 : 2)
     tensor_core_patch_embed(const PatchEmbedArguments a) {
     using P = Packed<T>;
     constexpr int CHANNELS = 32 * GROUPS;
     constexpr int BLOCKS = 4 * GROUPS;  // accumulators, of 8 channels
-    __shared__ uint2 weight[kColours][BLOCKS][kWarp];       // B fragments: high parts
+    __shared__ uint2 weight[kColours][BLOCKS][kWarp];  // B fragments: high parts
     __shared__ uint2 weight_rest[kColours][BLOCKS][kWarp];  // and low parts
     __shared__ alignas(16) float parameters[3][CHANNELS];  // bias, gamma, beta
     const int lane = threadIdx.x % kWarp;
@@ -203,8 +203,8 @@ __global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 3 : 2)
         const unsigned token = static_cast<unsigned>(min(wanted, a.tokens - 2));
         const unsigned token_row = token / columns, column = token - token_row * columns;
         const unsigned image = token_row / rows, row = token_row - image * rows;
-        const float* from = a.x + image * kColours * plane + static_cast<long long>(row * kPatch + place) * a.width
-            + column * kPatch;
+        const float* from
+            = a.x + image * kColours * plane + static_cast<long long>(row * kPatch + place) * a.width + column * kPatch;
 #pragma unroll
         for (int colour = 0; colour < kColours; ++colour) {
             const float4* both = reinterpret_cast<const float4*>(from + colour * plane);
@@ -221,8 +221,8 @@ __global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 3 : 2)
         const int holder = i % kWarp, n = i / kWarp % BLOCKS, colour = i / kWarp / BLOCKS;
         const int slot = holder / 4;
         const int channel = n / 4 * 32 + slot / 2 * 8 + n % 4 * 2 + slot % 2;
-        const float4 w = __ldg(reinterpret_cast<const float4*>(
-            a.weight + (channel * kColours + colour) * kPixels + holder % 4 * kPatch));
+        const float4 w = __ldg(
+            reinterpret_cast<const float4*>(a.weight + (channel * kColours + colour) * kPixels + holder % 4 * kPatch));
         const Split<T> left(w.x, w.y), right(w.z, w.w);
         weight[colour][n][holder] = make_uint2(left.high, right.high);
         weight_rest[colour][n][holder] = make_uint2(left.low, right.low);
@@ -246,8 +246,7 @@ __global__ void __launch_bounds__(kWarp * kWarps, GROUPS <= 3 ? 3 : 2)
         float sums[BLOCKS][4];
 #pragma unroll
         for (int n = 0; n < BLOCKS; ++n) {
-            const float2 bias
-                = *reinterpret_cast<const float2*>(&parameters[0][n / 4 * 32 + place * 8 + n % 4 * 2]);
+            const float2 bias = *reinterpret_cast<const float2*>(&parameters[0][n / 4 * 32 + place * 8 + n % 4 * 2]);
             sums[n][0] = sums[n][2] = bias.x;
             sums[n][1] = sums[n][3] = bias.y;
         }
@@ -327,8 +326,8 @@ int launch_tensor_core(const PatchEmbedArguments& a, int multiprocessors, cudaSt
 // first_major: the compute capability from which on tensor cores multiply T.
 template <class T> int launch_16_bit(const PatchEmbedArguments& a, int first_major, cudaStream_t stream) {
     const Gpu gpu = current_gpu();
-    const bool fits = gpu.major >= first_major && a.in_channels == kColours && a.patch_size == kPatch && a.width % 8 == 0
-        && aligned16(a.x) && aligned16(a.weight) && aligned16(a.y);
+    const bool fits = gpu.major >= first_major && a.in_channels == kColours && a.patch_size == kPatch
+        && a.width % 8 == 0 && aligned16(a.x) && aligned16(a.weight) && aligned16(a.y);
     switch (fits ? a.channels : 0) {
     case 32: return launch_tensor_core<T, 1>(a, gpu.multiprocessors, stream);
     case 64: return launch_tensor_core<T, 2>(a, gpu.multiprocessors, stream);
@@ -346,7 +345,8 @@ int swin_patch_embed(const SwinPatchEmbed* arguments, cudaStream_t stream) {
     const SwinPatchEmbed& given = *arguments;
     const int patch = given.patch_size;
     const bool valid = given.batch >= 0 && given.in_channels > 0 && patch > 0 && given.height > 0 && given.width > 0
-        && given.height % patch == 0 && given.width % patch == 0 && given.channels > 0 && given.channels <= SWIN_MAX_WIDTH
+        && given.height % patch == 0 && given.width % patch == 0 && given.channels > 0
+        && given.channels <= SWIN_MAX_WIDTH
         && static_cast<long long>(given.in_channels) * patch * patch <= SWIN_MAX_PATCH;
     if (!valid) return cudaErrorInvalidValue;
     const long long tokens_of_image = static_cast<long long>(given.height / patch) * (given.width / patch);

@@ -17,8 +17,8 @@ struct PatchEmbedOp : Operator {
         int32_t patch_size;
         int32_t y_type;  // SWIN_FP32 or SWIN_FP16
     };
-    static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon},
-        {"patch_size", &Attributes::patch_size}, {"y_type", &Attributes::y_type}};
+    static constexpr Field<Attributes> kFields[]
+        = {{"epsilon", &Attributes::epsilon}, {"patch_size", &Attributes::patch_size}, {"y_type", &Attributes::y_type}};
 
     static Type output_type(const Attributes& attributes, int /* output */) {
         return attributes.y_type == SWIN_FP16 ? Type::kFp16 : Type::kFp32;

@@ -24,7 +24,9 @@ template <class Element> using SumOf = std::conditional_t<std::is_same_v<Element
 
 // Of each group of features a thread has 8 neighbouring ones, from 8 (lane % 4) on, in two rows of its warpgroup's 64:
 // this one and the one 8 below.
-__device__ __forceinline__ constexpr int index_of(int group, int r, int i) { return 16 * group + i / 2 * 4 + 2 * r + i % 2; }
+__device__ __forceinline__ constexpr int index_of(int group, int r, int i) {
+    return 16 * group + i / 2 * 4 + 2 * r + i % 2;
+}
 __device__ __forceinline__ int row_of_thread() { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4; }
 template <class Sum, int kSums>
 __device__ __forceinline__ void eight_of(Sum (&eight)[8], const Sum (&sums)[kSums], int group, int r) {

@@ -21,8 +21,9 @@ namespace swin {
 // arithmetic that it can, also of what should overlap with the kernel before; but not over a branch, and this one is
 // never taken.
 __device__ __forceinline__ void compute_before_what_follows(int x) {
-    asm volatile("{\n.reg .pred negative;\nsetp.lt.s32 negative, %0, 0;\n@!negative bra go_on;\ntrap;\ngo_on:\n}" ::"r"(x)
-                 : "memory");
+    asm volatile(
+        "{\n.reg .pred negative;\nsetp.lt.s32 negative, %0, 0;\n@!negative bra go_on;\ntrap;\ngo_on:\n}" ::"r"(x)
+        : "memory");
 }
 
 // Whether the code of `kernel` that the current device runs has the wait in it. Asked once per kernel: the devices of

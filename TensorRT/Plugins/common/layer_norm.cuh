@@ -76,8 +76,7 @@ __device__ __forceinline__ InverseRoot inverse_root(float x) {
 // The largest block. Four vectors of an INT8 x need more registers than RowShape's bound leaves, and the widest row needs
 // fewer threads then.
 template <class Shape, class X>
-constexpr int kMostThreads
-    = sizeof(X) == 1 && Shape::ITEMS == 4 ? SWIN_MAX_WIDTH / (4 * Shape::VEC) : Shape::THREADS;
+constexpr int kMostThreads = sizeof(X) == 1 && Shape::ITEMS == 4 ? SWIN_MAX_WIDTH / (4 * Shape::VEC) : Shape::THREADS;
 
 // X: the type of x. INT8 is read as whole numbers; what their step does is in epsilon (layernorm_int8_kernel.cu).
 // QUANTIZED: the result goes to y_q, and to y as well where it is a sum that a later residual needs (kNormAdd).

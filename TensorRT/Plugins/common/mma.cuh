@@ -19,18 +19,15 @@ template <typename T> struct Packed;
 
 template <> struct Packed<__half> {
     static constexpr uint32_t kOnes = 0x3C003C00;
-    static __device__ __forceinline__ uint32_t pack(float low, float high)
-    {
-        __half2 const pair = __floats2half2_rn(low, high);
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        const __half2 pair = __floats2half2_rn(low, high);
         return *reinterpret_cast<const uint32_t*>(&pair);
     }
-    static __device__ __forceinline__ float2 unpack(uint32_t pair)
-    {
+    static __device__ __forceinline__ float2 unpack(uint32_t pair) {
         return __half22float2(*reinterpret_cast<const __half2*>(&pair));
     }
     static __device__ __forceinline__ void mma(
-        float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4])
-    {
+        float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
 #if __CUDA_ARCH__ >= 800
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
             "{%10, %11, %12, %13};"
@@ -42,8 +39,7 @@ template <> struct Packed<__half> {
     }
     // d[16x8] = a[16x8] b[8x8] + c[16x8]
     static __device__ __forceinline__ void mma_8(
-        float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, const float (&c)[4])
-    {
+        float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, const float (&c)[4]) {
         asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
             : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
             : "r"(a0), "r"(a1), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
@@ -53,18 +49,15 @@ template <> struct Packed<__half> {
 
 template <> struct Packed<__nv_bfloat16> {
     static constexpr uint32_t kOnes = 0x3F803F80;
-    static __device__ __forceinline__ uint32_t pack(float low, float high)
-    {
-        __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
         return *reinterpret_cast<const uint32_t*>(&pair);
     }
-    static __device__ __forceinline__ float2 unpack(uint32_t pair)
-    {
+    static __device__ __forceinline__ float2 unpack(uint32_t pair) {
         return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
     }
     static __device__ __forceinline__ void mma(
-        float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4])
-    {
+        float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
 #if __CUDA_ARCH__ >= 800
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
             "{%10, %11, %12, %13};"
@@ -107,7 +100,7 @@ __device__ __forceinline__ float quad_max(float x) {
 
 // Sum of two pairs, added in FP32 and rounded once.
 template <typename T> __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
-    float2 const x = Packed<T>::unpack(a), y = Packed<T>::unpack(b);
+    const float2 x = Packed<T>::unpack(a), y = Packed<T>::unpack(b);
     return Packed<T>::pack(x.x + y.x, x.y + y.y);
 }
 

@@ -52,7 +52,9 @@ template <int kStages, bool kRefilled = true> struct Pipeline {
     }
 
     // Waits until the stage is empty; the first time that it comes to a stage it does not wait.
-    __device__ __forceinline__ void producer_acquire(const State& at) { mbarrier_wait(&empty[at.stage], at.parity ^ 1); }
+    __device__ __forceinline__ void producer_acquire(const State& at) {
+        mbarrier_wait(&empty[at.stage], at.parity ^ 1);
+    }
     // One arrival, and `bytes` that copies will bring, which are given barrier(at).
     __device__ __forceinline__ void producer_expect(const State& at, int bytes) {
         mbarrier_arrive_expect_tx(&full[at.stage], bytes);
@@ -104,7 +106,7 @@ template <int kGroups> struct Turn {
 
 // The barriers of bar.sync, of which a block has 16.
 enum class NamedBarrier {
-    kBlock = 0,       // __syncthreads()
+    kBlock = 0,  // __syncthreads()
     kWarpgroup0 = 1,  // a warpgroup that multiplies, and the two after it
     kWarpgroup1,
     kWarpgroup2,

@@ -59,8 +59,8 @@ void check_image(const char* input, const Shape& x, int64_t height, int64_t widt
     expect_rank(input, x, 3);
     if (height < 1 || width < 1) throw Refusal("height and width must be positive");
     if (x.sizes[1] != kUnknown && x.sizes[1] != height * width) {
-        throw Refusal(std::string(input) + " has " + std::to_string(x.sizes[1]) + " tokens instead of height * width = "
-            + std::to_string(height) + " * " + std::to_string(width));
+        throw Refusal(std::string(input) + " has " + std::to_string(x.sizes[1])
+            + " tokens instead of height * width = " + std::to_string(height) + " * " + std::to_string(width));
     }
 }
 
@@ -103,9 +103,7 @@ SymbolicSize SymbolicSize::operator/(int divisor) const {
     return {*builder_->operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *expression_, *by), *builder_};
 }
 
-int64_t SymbolicSize::value() const {
-    return expression_->isConstant() ? expression_->getConstantValue() : kUnknown;
-}
+int64_t SymbolicSize::value() const { return expression_->isConstant() ? expression_->getConstantValue() : kUnknown; }
 
 Shape shape_of(const nvinfer1::Dims& dims, Type type) {
     Shape shape{{dims.d, dims.d + std::max(dims.nbDims, 0)}};

@@ -39,9 +39,7 @@ constexpr const char* kNamespace = "swin";
 constexpr const char* kVersion = "1";
 
 // A shape, type or attribute outside an operator's contract; what() says which and why.
-struct Refusal : std::invalid_argument {
-    using std::invalid_argument::invalid_argument;
-};
+struct Refusal : std::invalid_argument { using std::invalid_argument::invalid_argument; };
 
 constexpr int64_t kUnknown = -1;  // a dynamic dimension while the engine is built
 
@@ -79,7 +77,7 @@ public:
     SymbolicSize operator*(const SymbolicSize& other) const;
     SymbolicSize operator*(int factor) const;
     SymbolicSize operator/(int divisor) const;  // rounded down
-    int64_t value() const;                      // or kUnknown
+    int64_t value() const;  // or kUnknown
     const nvinfer1::IDimensionExpr* expression() const { return expression_; }
 
 private:
@@ -102,8 +100,7 @@ struct Operator {
         return Type::kActivation;
     }
     template <class Attributes>
-    static SymbolicShape output_shape(
-        const Attributes&, int /* output */, const std::vector<SymbolicShape>& inputs) {
+    static SymbolicShape output_shape(const Attributes&, int /* output */, const std::vector<SymbolicShape>& inputs) {
         return inputs[0];
     }
 };
@@ -111,11 +108,11 @@ struct Operator {
 // An attribute of the ONNX node: an int or a float member of Op::Attributes.
 template <class Attributes> struct Field {
     const char* name;
-    int32_t Attributes::*integer = nullptr;
-    float Attributes::*real = nullptr;
+    int32_t Attributes::* integer = nullptr;
+    float Attributes::* real = nullptr;
 
-    constexpr Field(const char* name, int32_t Attributes::*member) : name(name), integer(member) {}
-    constexpr Field(const char* name, float Attributes::*member) : name(name), real(member) {}
+    constexpr Field(const char* name, int32_t Attributes::* member) : name(name), integer(member) {}
+    constexpr Field(const char* name, float Attributes::* member) : name(name), real(member) {}
 
     nvinfer1::PluginFieldType type() const {
         return integer != nullptr ? nvinfer1::PluginFieldType::kINT32 : nvinfer1::PluginFieldType::kFLOAT32;

@@ -50,8 +50,8 @@ public:
         return guard(none, [&] { return output_dims<Op>(attributes_, inputs, count, builder)[output]; });
     }
 
-    bool supportsFormatCombination(int32_t position, const nvinfer1::PluginTensorDesc* tensors, int32_t inputs,
-        int32_t) noexcept override {
+    bool supportsFormatCombination(
+        int32_t position, const nvinfer1::PluginTensorDesc* tensors, int32_t inputs, int32_t) noexcept override {
         try {
             checked_inputs<Op>(attributes_, inputs, [&](int i) { return tensors[i].dims; });
         } catch (const std::exception&) {
@@ -98,7 +98,10 @@ public:
     }
     void destroy() noexcept override { delete this; }
     void setPluginNamespace(const char* name) noexcept override {
-        guard(0, [&] { namespace_ = name; return 0; });
+        guard(0, [&] {
+            namespace_ = name;
+            return 0;
+        });
     }
     const char* getPluginNamespace() const noexcept override { return namespace_.c_str(); }
 
@@ -155,8 +158,8 @@ public:
 
     nvinfer1::IPluginV2* deserializePlugin(const char* layer, const void* data, size_t length) noexcept override {
         const std::string name = name_or_empty(layer);
-        return guarded<Plugin<Op>*>(Op::kName, name, nullptr,
-            [&] { return Plugin<Op>::deserialize(name, data, length); });
+        return guarded<Plugin<Op>*>(
+            Op::kName, name, nullptr, [&] { return Plugin<Op>::deserialize(name, data, length); });
     }
 
 private:

@@ -64,19 +64,19 @@ public:
         });
     }
 
-    bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors,
-        int32_t inputs, int32_t) noexcept override {
+    bool supportsFormatCombination(
+        int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors, int32_t inputs, int32_t) noexcept override {
         return supports_format<Op>(
             attributes_, position, inputs, [&](int i) -> const auto& { return tensors[i].desc; });
     }
 
-    int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc*, int32_t,
-        const nvinfer1::DynamicPluginTensorDesc*, int32_t) noexcept override {
+    int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc*, int32_t, const nvinfer1::DynamicPluginTensorDesc*,
+        int32_t) noexcept override {
         return 0;
     }
 
-    size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc*, int32_t,
-        const nvinfer1::DynamicPluginTensorDesc*, int32_t) const noexcept override {
+    size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc*, int32_t, const nvinfer1::DynamicPluginTensorDesc*,
+        int32_t) const noexcept override {
         return Op::kWorkspaceBytes;
     }
 
@@ -131,11 +131,11 @@ public:
     const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &names_; }
 
     // Build and runtime alike: an engine stores the attributes as the same fields that the ONNX node has.
-    nvinfer1::IPluginV3* createPlugin(const char* layer, const nvinfer1::PluginFieldCollection* fields,
-        nvinfer1::TensorRTPhase) noexcept override {
+    nvinfer1::IPluginV3* createPlugin(
+        const char* layer, const nvinfer1::PluginFieldCollection* fields, nvinfer1::TensorRTPhase) noexcept override {
         const std::string name = name_or_empty(layer);
-        return guarded<Plugin<Op>*>(Op::kName, name, nullptr,
-            [&] { return new Plugin<Op>(name, read_attributes<Op>(*fields)); });
+        return guarded<Plugin<Op>*>(
+            Op::kName, name, nullptr, [&] { return new Plugin<Op>(name, read_attributes<Op>(*fields)); });
     }
 
 private:

@@ -21,10 +21,10 @@ namespace swin {
 
 struct Product {
     const void *x, *weight;  // [rows, K] and [N, K], INT8 or FP16
-    const float* scale;      // [N]; INT8 alone
-    const void* bias;        // [N]; FP32 where x is INT8, FP16 where it is FP16
-    const void* residual;    // [rows, N] FP16, or null
-    void* y;                 // [rows, N]
+    const float* scale;  // [N]; INT8 alone
+    const void* bias;  // [N]; FP32 where x is INT8, FP16 where it is FP16
+    const void* residual;  // [rows, N] FP16, or null
+    void* y;  // [rows, N]
     int rows, in_features, out_features;
     bool gelu;
     float inverse_y_scale;  // y is INT8
@@ -72,8 +72,8 @@ template <> struct Features<int8_t> {
 
 // y of 8 neighbouring features of a row, from their sums.
 template <After AFTER, class Element, class Output, class Sum>
-__device__ __forceinline__ void store(const Epilogue& e, const Features<Element>& features, Output* y,
-    const Sum (&sums)[8], const uint4& residual) {
+__device__ __forceinline__ void store(
+    const Epilogue& e, const Features<Element>& features, Output* y, const Sum (&sums)[8], const uint4& residual) {
     float value[8];
     features.add_to(value, sums);
     if constexpr (AFTER == After::kResidual) {
@@ -106,7 +106,7 @@ __device__ __forceinline__ void store(const Epilogue& e, const Features<Element>
 // kBlocks blocks to a multiprocessor.
 template <int kRows_, int kFeatures_, int kBlocks_, int kTeams_ = 1> struct Tile {
     static constexpr int kRows = kRows_, kFeatures = kFeatures_, kBlocks = kBlocks_, kTeams = kTeams_;
-    static constexpr int kTeam = 2 * kRows;            // threads
+    static constexpr int kTeam = 2 * kRows;  // threads
     static constexpr int kConsumers = kTeams * kTeam;  // threads that multiply
     static constexpr int kThreads = kConsumers + (kTeams > 1 ? 128 : 32);
     static constexpr int kXBytes = kRows * kTileBytes, kStageBytes = (kRows + kFeatures) * kTileBytes;
@@ -116,7 +116,8 @@ template <int kRows_, int kFeatures_, int kBlocks_, int kTeams_ = 1> struct Tile
     static_assert(kRows <= 256 && kFeatures <= 256, "a box of a tensor map, and a product, have at most 256");
     static_assert(kTeams == 1 || kBlocks == 1, "teams split the registers of a whole multiprocessor");
     static_assert(kThreads <= 1024);
-    static_assert(kXBytes % kTileAlignment == 0 && kStageBytes % kTileAlignment == 0, "swizzled tiles begin at multiples");
+    static_assert(
+        kXBytes % kTileAlignment == 0 && kStageBytes % kTileAlignment == 0, "swizzled tiles begin at multiples");
     static_assert(kFeatures / 2 + 48 <= kRegisters, "sums, and what an epilogue takes, fit into registers");
 };
 
@@ -154,7 +155,9 @@ struct Course {
     int steps, step = 0;
 
     // A stride may be negative: then the tile after the last is below 0.
-    __device__ __forceinline__ bool ended() const { return static_cast<unsigned>(tile) >= static_cast<unsigned>(tiles); }
+    __device__ __forceinline__ bool ended() const {
+        return static_cast<unsigned>(tile) >= static_cast<unsigned>(tiles);
+    }
     __device__ __forceinline__ void advance() {
         if (++step == steps) {
             step = 0;
@@ -299,7 +302,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const int tiles = (epilogue.rows + Tile::kRows - 1) / Tile::kRows * tiles_across;
     constexpr bool kBackwards = AFTER == After::kGelu;  // launch.cuh says why
     const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
-    const Course course{kBackwards ? tiles - 1 - block : block, kBackwards ? -blocks : blocks, tiles, tiles_across, steps};
+    const Course course{
+        kBackwards ? tiles - 1 - block : block, kBackwards ? -blocks : blocks, tiles, tiles_across, steps};
     auto& barriers = *reinterpret_cast<typename Memory::Barriers*>(shared + Memory::kBarriersOffset);
     if (threadIdx.x == Tile::kConsumers) {
         prefetch_tensormap(maps.x);

@@ -15,8 +15,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 // 16 bytes from global to shared memory without passing through registers; zeros where `live` is false.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool live) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-        "r"(live ? 16 : 0)
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(live ? 16 : 0)
         : "memory");
 #else
     *static_cast<uint4*>(shared) = live ? *static_cast<const uint4*>(global) : uint4{};
@@ -26,8 +26,8 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bo
 // The same for 8 bytes.
 __device__ __forceinline__ void cp_async_8(void* shared, const void* global, bool live) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global),
-        "r"(live ? 8 : 0)
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(live ? 8 : 0)
         : "memory");
 #else
     *static_cast<uint2*>(shared) = live ? *static_cast<const uint2*>(global) : uint2{};
@@ -44,14 +44,12 @@ __device__ __forceinline__ void cp_async_4(float* shared, const float* global) {
 }
 
 // What was started before a commit is one group; wait<N> until at most N groups are under way.
-__device__ __forceinline__ void cp_async_commit()
-{
+__device__ __forceinline__ void cp_async_commit() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-template <int N> __device__ __forceinline__ void cp_async_wait()
-{
+template <int N> __device__ __forceinline__ void cp_async_wait() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 #endif
@@ -60,15 +58,15 @@ template <int N> __device__ __forceinline__ void cp_async_wait()
 // Four 8x8 matrices of 16-bit elements from shared memory; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&fragment)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-                 : "r"(shared_address(row))
-                 : "memory");
+        : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+        : "r"(shared_address(row))
+        : "memory");
 }
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&fragment)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-                 : "r"(shared_address(row))
-                 : "memory");
+        : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+        : "r"(shared_address(row))
+        : "memory");
 }
 
 // exp2 to 2 ulp; results below 2^-126 are 0.
@@ -96,19 +94,22 @@ __device__ __forceinline__ float rsqrt_approx(float x) {
 // ld_global_nc: of constants.
 __device__ __forceinline__ uint4 ld_global_nc(const void* from) {
     uint4 x;
-    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+        : "l"(from));
     return x;
 }
 __device__ __forceinline__ uint4 ld_global(const void* from) {
     uint4 x;
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "l"(from)
-                 : "memory");
+        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+        : "l"(from)
+        : "memory");
     return x;
 }
 __device__ __forceinline__ void st_global(void* to, const uint4& x) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+        : "memory");
 }
 
 // --- programmatic dependent launch (launch.cuh) ------------------------------------------------------------------------

@@ -50,7 +50,7 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
 }
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-                 : "memory");
+        : "memory");
 }
 // Waits for the end of a phase; parity: 0 for the first, third ... phase of the barrier, 1 for the others.
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
@@ -59,8 +59,9 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
                  "again:\n"
                  "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                  "@!done bra again;\n"
-                 "}" ::"r"(shared_address(barrier)), "r"(parity)
-                 : "memory");
+                 "}" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
 }
 
 // What threads of this block stored in shared memory is seen by copies and products that come after a barrier.
@@ -73,29 +74,29 @@ __device__ __forceinline__ void prefetch_tensormap(const CUtensorMap& map) {
 }
 // Starts a copy into shared memory, zeros outside of the tensor; it arrives at the barrier as bytes.
 __device__ __forceinline__ void tma_load(void* tile, const CUtensorMap& map, uint64_t* barrier, int c0, int c1) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
-                 ::"r"(shared_address(tile)), "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+            shared_address(tile)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1)
+        : "memory");
 }
 __device__ __forceinline__ void tma_load(
     void* tile, const CUtensorMap& map, uint64_t* barrier, int c0, int c1, int c2, int c3, int c4) {
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-                 "[%1, {%3, %4, %5, %6, %7}], [%2];"
-                 ::"r"(shared_address(tile)), "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3),
-                 "r"(c4)
-                 : "memory");
+                 "[%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared_address(tile)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+        : "memory");
 }
 
 // Starts a copy out of shared memory, but for what is outside of the tensor.
 __device__ __forceinline__ void tma_store(const void* tile, const CUtensorMap& map, int c0, int c1) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];\n"
-                 "cp.async.bulk.commit_group;" ::"l"(&map), "r"(shared_address(tile)), "r"(c0), "r"(c1)
-                 : "memory");
+                 "cp.async.bulk.commit_group;" ::"l"(&map),
+        "r"(shared_address(tile)), "r"(c0), "r"(c1)
+        : "memory");
 }
 // The copies that this thread started are done with shared memory.
-__device__ __forceinline__ void tma_store_wait() {
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
+__device__ __forceinline__ void tma_store_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
 // --- around products of a warpgroup (wgmma.cuh) ------------------------------------------------------------------------
 

@@ -33,8 +33,8 @@ __device__ __forceinline__ uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c
     return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
 __device__ __forceinline__ uint32_t quantize_quad(float a, float b, float c, float d, float inverse_scale) {
-    return low_bytes(quantize(a, inverse_scale), quantize(b, inverse_scale), quantize(c, inverse_scale),
-        quantize(d, inverse_scale));
+    return low_bytes(
+        quantize(a, inverse_scale), quantize(b, inverse_scale), quantize(c, inverse_scale), quantize(d, inverse_scale));
 }
 
 // VEC neighbouring elements, 1 or 8, as one store; y is a multiple of VEC bytes.
@@ -44,9 +44,8 @@ __device__ __forceinline__ void store_quantized(int8_t* y, const float (&value)[
     if constexpr (VEC == 1) {
         *y = static_cast<int8_t>(quantize(value[0], inverse_scale));
     } else {
-        *reinterpret_cast<uint2*>(y)
-            = make_uint2(quantize_quad(value[0], value[1], value[2], value[3], inverse_scale),
-                quantize_quad(value[4], value[5], value[6], value[7], inverse_scale));
+        *reinterpret_cast<uint2*>(y) = make_uint2(quantize_quad(value[0], value[1], value[2], value[3], inverse_scale),
+            quantize_quad(value[4], value[5], value[6], value[7], inverse_scale));
     }
 }
 
@@ -59,7 +58,8 @@ __device__ __forceinline__ void store_quantized_but_for_ties(int8_t* y, const fl
 }
 // The same of FP16 pairs in FP16, where it takes 1.5 * 2^10: up to 2^-11 of a value and 255 * 2^-12 + 0.002 steps off where
 // a step is 2^-16 to 64.
-__device__ __forceinline__ void store_quantized_but_for_ties(int8_t* y, const __half2 (&value)[4], float inverse_scale) {
+__device__ __forceinline__ void store_quantized_but_for_ties(
+    int8_t* y, const __half2 (&value)[4], float inverse_scale) {
     const __half2 inverse = __float2half2_rn(inverse_scale * (1.0F / 255.0F));
     uint32_t pair[4];
 #pragma unroll

@@ -33,8 +33,8 @@ inline EncodeTensorMap encode_tensor_map() {
 // number of bytes, not swizzled.
 // sizes, strides (of all but the innermost, in rows of sizes[0] elements) and box: innermost first.
 template <class Element, int kRowBytes, int kRank>
-bool make_map(CUtensorMap& map, const void* tensor, const cuuint64_t (&sizes)[kRank], const cuuint64_t (&strides)[kRank - 1],
-    const cuuint32_t (&box)[kRank]) {
+bool make_map(CUtensorMap& map, const void* tensor, const cuuint64_t (&sizes)[kRank],
+    const cuuint64_t (&strides)[kRank - 1], const cuuint32_t (&box)[kRank]) {
     const EncodeTensorMap encode = encode_tensor_map();
     if (encode == nullptr) return false;
     constexpr auto kType
@@ -42,7 +42,8 @@ bool make_map(CUtensorMap& map, const void* tensor, const cuuint64_t (&sizes)[kR
     constexpr cuuint32_t kOnes[5] = {1, 1, 1, 1, 1};
     cuuint64_t bytes[kRank - 1];
     for (int i = 0; i < kRank - 1; ++i) bytes[i] = strides[i] * sizes[0] * sizeof(Element);
-    return encode(&map, kType, kRank, const_cast<void*>(tensor), sizes, bytes, box, kOnes, CU_TENSOR_MAP_INTERLEAVE_NONE,
+    return encode(&map, kType, kRank, const_cast<void*>(tensor), sizes, bytes, box, kOnes,
+               CU_TENSOR_MAP_INTERLEAVE_NONE,
                kRowBytes == 128      ? CU_TENSOR_MAP_SWIZZLE_128B
                    : kRowBytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
                                      : CU_TENSOR_MAP_SWIZZLE_NONE,

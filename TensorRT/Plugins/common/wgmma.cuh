@@ -31,19 +31,18 @@ template <int kRowBytes = kTileBytes> __device__ __forceinline__ int swizzled_of
 template <class Sum, int N> struct WgmmaSS;
 template <int N> struct WgmmaRS;
 
-#define SWIN_R8(c, i) c(sums[i]), c(sums[i + 1]), c(sums[i + 2]), c(sums[i + 3]), c(sums[i + 4]), c(sums[i + 5]), \
-    c(sums[i + 6]), c(sums[i + 7])
+#define SWIN_R8(c, i) \
+    c(sums[i]), c(sums[i + 1]), c(sums[i + 2]), c(sums[i + 3]), c(sums[i + 4]), c(sums[i + 5]), c(sums[i + 6]), \
+        c(sums[i + 7])
 #define SWIN_R32(c, i) SWIN_R8(c, i), SWIN_R8(c, i + 8), SWIN_R8(c, i + 16), SWIN_R8(c, i + 24)
 #define SWIN_N32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define SWIN_N48 \
-    SWIN_N32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define SWIN_N64 \
-    SWIN_N48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SWIN_N48 SWIN_N32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define SWIN_N64 SWIN_N48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define SWIN_N96 \
     SWIN_N64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+             "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 // The operands after the sums: x, weight and add, numbered X, W and A.
 #define SWIN_WGMMA(N, SHAPE_HALF, SHAPE_INT8, LIST, X, W, A, ...) \
     template <> struct WgmmaSS<float, N> { \
@@ -51,16 +50,16 @@ template <int N> struct WgmmaRS;
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #A ", 0;\n" \
                          "wgmma.mma_async.sync.aligned." SHAPE_HALF ".f32.f16.f16 {" LIST "}, %" #X ", %" #W \
                          ", p, 1, 1, 0, 0;\n}" \
-                         : __VA_ARGS__(SWIN_FLOAT) \
-                         : "l"(x), "l"(weight), "r"(add)); \
+                : __VA_ARGS__(SWIN_FLOAT) \
+                : "l"(x), "l"(weight), "r"(add)); \
         } \
     }; \
     template <> struct WgmmaSS<int, N> { \
         static __device__ __forceinline__ void mma(int (&sums)[N / 2], uint64_t x, uint64_t weight, int add) { \
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #A ", 0;\n" \
                          "wgmma.mma_async.sync.aligned." SHAPE_INT8 ".s32.s8.s8 {" LIST "}, %" #X ", %" #W ", p;\n}" \
-                         : __VA_ARGS__(SWIN_INT) \
-                         : "l"(x), "l"(weight), "r"(add)); \
+                : __VA_ARGS__(SWIN_INT) \
+                : "l"(x), "l"(weight), "r"(add)); \
         } \
     };
 // The same with x in registers, two FP16 in each: of the warp's 16 rows, row lane / 4 and the one 8 below, alternating,
@@ -73,8 +72,8 @@ template <int N> struct WgmmaRS;
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #A ", 0;\n" \
                          "wgmma.mma_async.sync.aligned." SHAPE ".f32.f16.f16 {" LIST "}, {%" #X0 ", %" #X1 ", %" #X2 \
                          ", %" #X3 "}, %" #W ", p, 1, 1, 0;\n}" \
-                         : __VA_ARGS__(SWIN_FLOAT) \
-                         : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(weight), "r"(add)); \
+                : __VA_ARGS__(SWIN_FLOAT) \
+                : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(weight), "r"(add)); \
         } \
     };
 #define SWIN_FLOAT(x) "+f"(x)

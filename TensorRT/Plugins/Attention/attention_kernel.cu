@@ -192,7 +192,8 @@ template <> struct TensorCore<int8_t> {
     using Chunk = uint2;
 };
 
-// Four INT8 as FP16. With its sign bit flipped a byte is x + 128, and as the low byte of 0x64.. the number 1024 + x + 128.
+// Four INT8 as FP16. With its sign bit flipped a byte is x + 128, and as the low byte of 0x64.. the number 1024 + x +
+// 128.
 __device__ uint2 halves_of(uint32_t bytes) {
     const __half2 bias = __float2half2_rn(1152.F);
     bytes ^= 0x80808080;
@@ -231,8 +232,8 @@ __device__ unsigned column_flags(const Shape& shape, int first_column) {
     return flags;
 }
 
-// Grid: (num_heads, query tiles, walks through the windows). All walks go side by side from the last window to the first
-// (common/launch.cuh says why). kBlocks: accumulators of 8 key columns in a tile. kOneTile: the
+// Grid: (num_heads, query tiles, walks through the windows). All walks go side by side from the last window to the
+// first (common/launch.cuh says why). kBlocks: accumulators of 8 key columns in a tile. kOneTile: the
 // window fits one tile (window 7 and 8); the bias of the block's head then stays in registers while the block walks its
 // windows. By count, issuing instructions is what limits this kernel, so what does not change from window to window is
 // kept, windows are stepped through instead of divided out, and the row sums are one more column of p v (v = 1).
@@ -618,7 +619,8 @@ void launch_int8(const Tensors& t, const Shape& shape, cudaStream_t stream) {
     }
 }
 
-// Whether this is a shape of the contract, and then that shape, without scales. Given: SwinAttention or SwinAttentionInt8.
+// Whether this is a shape of the contract, and then that shape, without scales. Given: SwinAttention or
+// SwinAttentionInt8.
 template <class Given> bool describe(Shape& shape, const Given& given) {
     if (given.num_heads <= 0 || given.channels != given.num_heads * kHeadDim
         || !swin::describe(shape, given.batch, given.height, given.width, given.window_size, given.shift_size)) {

@@ -1,7 +1,8 @@
 // A tile of scores in the registers of a warp, as flash attention has it: shift mask, softmax and p v.
 //
-// A lane holds, of the warp's 16 queries, rows lane / 4 and lane / 4 + 8 (r = 0, 1), and of every 8 keys two neighbours, the
-// first being 2 (lane % 4): scores[n][2 * r + e] is that of key 8n + 2 (lane % 4) + e. Column c = 2n + e.
+// A lane holds, of the warp's 16 queries, rows lane / 4 and lane / 4 + 8 (r = 0, 1), and of every 8 keys two
+// neighbours, the first being 2 (lane % 4): scores[n][2 * r + e] is that of key 8n + 2 (lane % 4) + e. Column c = 2n +
+// e.
 #pragma once
 
 #include "Attention/windows.cuh"
@@ -44,8 +45,8 @@ __device__ __forceinline__ void softmax_numerators(float (&scores)[kBlocks][4], 
     }
 }
 
-// out += p v and sum += p 1, of p rounded to F. Two neighbouring accumulators of scores are one A fragment. values: rows of
-// kHeadDim, swizzled; of F = __half or __nv_bfloat16. out[n] has features 8n + 2 (lane % 4) and the next.
+// out += p v and sum += p 1, of p rounded to F. Two neighbouring accumulators of scores are one A fragment. values:
+// rows of kHeadDim, swizzled; of F = __half or __nv_bfloat16. out[n] has features 8n + 2 (lane % 4) and the next.
 template <class F, int kBlocks>
 __device__ __forceinline__ void multiply_values(
     float (&out)[4][4], float (&sum)[4], const float (&scores)[kBlocks][4], const F* values, int lane) {

@@ -1,5 +1,5 @@
-// What all attention kernels share: where the tokens of a window lie in the image, which of them see each other, and how a
-// tile of them lies in shared memory.
+// What all attention kernels share: where the tokens of a window lie in the image, which of them see each other, and
+// how a tile of them lies in shared memory.
 #pragma once
 
 #include <climits>

@@ -44,11 +44,13 @@ static_assert(kStages >= kSteps, "a product takes all of its stages before it gi
 static_assert(kFeaturesEach / 2 + 2 * 4 * kFeaturesEach / kFeatureGroup + 32 <= RegisterSplit<kWarpgroups>::kConsumer,
     "proj's sums, the residual and addresses fit into registers");
 
-// Of a row, or of a part of it: mean, and squares of the differences to it; or the sums of INT8 numbers and their squares.
+// Of a row, or of a part of it: mean, and squares of the differences to it; or the sums of INT8 numbers and their
+// squares.
 struct FloatMoments { float mean, squares; };
 struct Int8Moments { int sum, squares; };
 
-// kCosine: V2, whose LayerNorm comes before the residual; V1 has a scaled dot product, and LayerNorm after the residual.
+// kCosine: V2, whose LayerNorm comes before the residual; V1 has a scaled dot product, and LayerNorm after the
+// residual.
 template <int kWindow_, bool kCosine_> struct Branch {
     static constexpr int kWindow = kWindow_;
     static constexpr bool kCosine = kCosine_;
@@ -63,8 +65,8 @@ template <int kWindow_, bool kCosine_> struct Branch {
         const int wrap = kWindow - windows.shift;
         return static_cast<unsigned>(row / kPitch >= wrap) | static_cast<unsigned>(row % kPitch >= wrap) << 1;
     }
-    // In a head's table: the key in the window's first corner, seen from a position; others lie as much before that as they
-    // are away from the corner.
+    // In a head's table: the key in the window's first corner, seen from a position; others lie as much before that as
+    // they are away from the corner.
     static __device__ __forceinline__ int table_place(int row, int column) {
         return (row + kWindow - 1) * kDistances + column + kWindow - 1;
     }
@@ -248,8 +250,8 @@ __device__ __forceinline__ void read_floats(float (&to)[8], const float* from) {
     to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
 }
 
-// What a thread has of a head's queries: an A fragment, whose columns are in an order of their own, in which k's rows are
-// read too; and what its rows' products with k are multiplied with.
+// What a thread has of a head's queries: an A fragment, whose columns are in an order of their own, in which k's rows
+// are read too; and what its rows' products with k are multiplied with.
 struct Queries {
     uint32_t fragment[4];
     float scale[2];
@@ -381,8 +383,8 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
     const int first_feature = static_cast<int>(threadIdx.x) % 4 * 8;  // of the warpgroup's
     __half* const y = a.y + warpgroup * kFeaturesEach;
     int8_t* const y_q = a.y_q + warpgroup * kFeaturesEach;
-    // What LayerNorm takes, and its moments: of INT8 (V2) sums of numbers and of squares, which are exact; of FP16 (V1) the
-    // mean of this warpgroup's features, and differences to it.
+    // What LayerNorm takes, and its moments: of INT8 (V2) sums of numbers and of squares, which are exact; of FP16 (V1)
+    // the mean of this warpgroup's features, and differences to it.
     float normed[B::kCosine ? 1 : kFeaturesEach / 2];
     uint2 numbers[kGroups][2];
     typename B::Moments moments[2] = {};
@@ -429,8 +431,8 @@ __device__ __forceinline__ void store_rows(const BranchArguments& a, Shared<B>& 
     }
     consumers_sync<kConsumers>();  // all have multiplied attention's results by now, too
 
-    // LayerNorm is normed * deviation + offset; of INT8 normed is the difference to a whole number near the mean, so that
-    // equal numbers give zeros, however small epsilon is in their steps.
+    // LayerNorm is normed * deviation + offset; of INT8 normed is the difference to a whole number near the mean, so
+    // that equal numbers give zeros, however small epsilon is in their steps.
     float deviation[2], offset[2], centre[2] = {};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -520,8 +522,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     warpgroup_reg_alloc<RegisterSplit<kWarpgroups>::kConsumer>();
 
-    // Seen from the four corners of a window, its keys are at all distances that there are; those at distance 0 along an axis
-    // count from the first corner.
+    // Seen from the four corners of a window, its keys are at all distances that there are; those at distance 0 along
+    // an axis count from the first corner.
 #pragma unroll
     for (int i = static_cast<int>(threadIdx.x); i < 4 * kHeads * B::kPositions; i += kConsumers) {
         const int key = i % B::kPositions, corner = i / B::kPositions % 4, head = i / B::kPositions / 4;
@@ -654,10 +656,10 @@ bool fits_attention_branch_sm90(const SwinAttentionBranchInt8& a, int multiproce
     const int window = a.norm_first == 1 ? 7 : 8;
     if (a.num_heads != kHeads || a.window_size != window || (a.logit_scale == nullptr) != (a.norm_first == 1))
         return false;
-    // Each multiprocessor takes a window in a round; the kernels of the parts spread over all of them, whatever the number
-    // of windows. On an H100 a round takes as long as they take for the windows of 0.8 of a round, and they begin with what
-    // takes as long as 0.45 of it (V1 0.9 and 0.55, V2 0.75 and 0.35): so one kernel from 0.35 of a round on, from 1.15 in
-    // two rounds, and always in three.
+    // Each multiprocessor takes a window in a round; the kernels of the parts spread over all of them, whatever the
+    // number of windows. On an H100 a round takes as long as they take for the windows of 0.8 of a round, and they
+    // begin with what takes as long as 0.45 of it (V1 0.9 and 0.55, V2 0.75 and 0.35): so one kernel from 0.35 of a
+    // round on, from 1.15 in two rounds, and always in three.
     const long long windows = static_cast<long long>(a.batch) * a.height * a.width / (window * window);
     const long long rounds = (windows + multiprocessors - 1) / multiprocessors;
     return 20 * windows >= multiprocessors * (16 * rounds - 9);

@@ -9,9 +9,9 @@ namespace swin {
 namespace {
 
 // How long a product takes with a tile, in us: `start`, for each wave of blocks `wave` and for each step of K in it
-// `step`, and as much again by how full the waves are (`full`, `full_step`). Fitted to what an H100 took for the products
-// of Small at batches 1, 8, 32 and 128 (with a residual: 1, 32 and 128). What is chosen by it takes at most 4 % (5 %) more
-// than the fastest tile for each product would, over all products of a batch with the same epilogue
+// `step`, and as much again by how full the waves are (`full`, `full_step`). Fitted to what an H100 took for the
+// products of Small at batches 1, 8, 32 and 128 (with a residual: 1, 32 and 128). What is chosen by it takes at most 4
+// % (5 %) more than the fastest tile for each product would, over all products of a batch with the same epilogue
 // (Results/experiments.md).
 template <class Tile> struct TileTime {
     float start, wave, step, full, full_step;

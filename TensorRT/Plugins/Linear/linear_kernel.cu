@@ -21,10 +21,10 @@ struct Linear : SwinLinear { cudaStream_t stream; };
 // x * Phi(x), exact also in the tail where 1 + erf cancels.
 __device__ __forceinline__ float exact_gelu(float x) { return x * normcdff(x); }
 
-// --- what follows the bias, in a second pass over y --------------------------------------------------------------------
+// --- what follows the bias, in a second pass over y ------------------------------------------------------------------
 
-// Not in cuBLASLt's epilogue: its GELU is the tanh form, and in 16-bit types it rounds the sums with the residual before
-// it adds the bias.
+// Not in cuBLASLt's epilogue: its GELU is the tanh form, and in 16-bit types it rounds the sums with the residual
+// before it adds the bias.
 template <class T, int VEC>
 __global__ void __launch_bounds__(256) gelu_or_add_kernel(T* y, const T* residual, long long vectors) {
     const long long step = static_cast<long long>(gridDim.x) * blockDim.x;

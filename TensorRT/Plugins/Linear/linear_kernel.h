@@ -12,9 +12,9 @@
 extern "C" {
 #endif
 
-// y = act(x weight^T + bias) + residual: x [rows, in_features], weight [out_features, in_features], bias [out_features],
-// residual (or null) and y [rows, out_features], all of `type`. workspace: workspace_bytes of device memory, 256-byte
-// aligned, that no other stream uses meanwhile; null with 0 bytes will do.
+// y = act(x weight^T + bias) + residual: x [rows, in_features], weight [out_features, in_features], bias
+// [out_features], residual (or null) and y [rows, out_features], all of `type`. workspace: workspace_bytes of device
+// memory, 256-byte aligned, that no other stream uses meanwhile; null with 0 bytes will do.
 //   gelu  1: act(v) is the exact GELU v * Phi(v), and residual is null; 0: act(v) = v
 // weight and bias are constants: the kernel just before does not write them.
 // The first call for a shape may ask cuBLASLt for an algorithm and keep the answer: make it outside of a graph capture.

@@ -1,8 +1,8 @@
 // FP16 products on Hopper by CUTLASS 4.2's parts (TMA copies, wgmma):
 // y = act(x weight^T + bias) + residual.
 //
-// A block is persistent: it computes tile after tile of y, and loads the next one's x and weight while it multiplies. Two
-// warpgroups compute a tile each, one its epilogue while the other multiplies.
+// A block is persistent: it computes tile after tile of y, and loads the next one's x and weight while it multiplies.
+// Two warpgroups compute a tile each, one its epilogue while the other multiplies.
 #pragma once
 
 #include <cute/tensor.hpp>

@@ -45,9 +45,9 @@ long long rows_of_slice(const Sliced& a) {
     return quotient_up(quotient_up(a.mlp.rows, slices), unit) * unit;
 }
 
-// `rows` rows from `first` on, at most `step`. y holds what LayerNorm gives (V1) or takes (V2), sums what proj gives and
-// then what x and that add up to. LayerNorm writes where it reads: a group of threads has all of its row in registers before
-// it writes any of it, and touches no other row.
+// `rows` rows from `first` on, at most `step`. y holds what LayerNorm gives (V1) or takes (V2), sums what proj gives
+// and then what x and that add up to. LayerNorm writes where it reads: a group of threads has all of its row in
+// registers before it writes any of it, and touches no other row.
 int run_slice(const Sliced& a, long long first, long long rows, long long step) {
     const SwinMlp& m = a.mlp;
     const int bytes = bytes_of(m.type);

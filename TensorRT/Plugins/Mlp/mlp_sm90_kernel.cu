@@ -1,17 +1,17 @@
-// The MLP branch of a Swin block on Hopper, one kernel for sm_90a alone: LayerNorm, fc1, GELU, fc2 and the residual; and the
-// end of the attention branch before it, where that is given: proj, in V2 its LayerNorm, and its residual.
+// The MLP branch of a Swin block on Hopper, one kernel for sm_90a alone: LayerNorm, fc1, GELU, fc2 and the residual;
+// and the end of the attention branch before it, where that is given: proj, in V2 its LayerNorm, and its residual.
 //
-// A warpgroup takes 64 rows of x and goes through the hidden features 64 at a time: it multiplies its rows with as much of
-// fc1's weight, has the sums in registers, puts GELU over them, rounds them to FP16 and multiplies them, from registers,
-// with fc2's columns of the same features (as flash attention does with scores and values). So hidden activations, four
-// times as wide as x, are never in memory. One warpgroup's GELU runs beside the others' products. One more warpgroup gives
-// its registers to those that multiply; a warp of it copies x and the weights.
+// A warpgroup takes 64 rows of x and goes through the hidden features 64 at a time: it multiplies its rows with as much
+// of fc1's weight, has the sums in registers, puts GELU over them, rounds them to FP16 and multiplies them, from
+// registers, with fc2's columns of the same features (as flash attention does with scores and values). So hidden
+// activations, four times as wide as x, are never in memory. One warpgroup's GELU runs beside the others' products. One
+// more warpgroup gives its registers to those that multiply; a warp of it copies x and the weights.
 //
-// With attention, its rows arrive where x's would. From proj's sums comes x as it is from there on: it goes to y, where the
-// same threads read it again as the residual, and, as fc1's operand, to the place of attention.
+// With attention, its rows arrive where x's would. From proj's sums comes x as it is from there on: it goes to y, where
+// the same threads read it again as the residual, and, as fc1's operand, to the place of attention.
 //
-// Where all weights fit into shared memory beside x (width 96), they are copied once and the warpgroups go their own ways;
-// else they pass through a ring of stages, which the warpgroups of a block share.
+// Where all weights fit into shared memory beside x (width 96), they are copied once and the warpgroups go their own
+// ways; else they pass through a ring of stages, which the warpgroups of a block share.
 #include <algorithm>
 
 #include "Mlp/mlp_sm90_kernel.h"
@@ -22,8 +22,8 @@ namespace {
 
 constexpr int kHidden = 64;  // hidden features at a time
 
-// kWidth: of x. kWarpgroups: that multiply. kProj: with attention. kChunks: how many times kHidden hidden features there
-// are, where weights stay in shared memory; 0 where they do not.
+// kWidth: of x. kWarpgroups: that multiply. kProj: with attention. kChunks: how many times kHidden hidden features
+// there are, where weights stay in shared memory; 0 where they do not.
 template <int kWidth_, int kWarpgroups_, bool kProj_, int kChunks = 0> struct Shape {
     static constexpr int kWidth = kWidth_, kWarpgroups = kWarpgroups_;
     static constexpr bool kProj = kProj_, kWeightsStay = kChunks > 0;
@@ -309,8 +309,8 @@ __device__ __forceinline__ void store_rows(
     }
 }
 
-// From proj's sums of a warpgroup's rows: x with the attention branch added, to y, and fc1's operand, to `tile`. In V1 that
-// is LN of it.
+// From proj's sums of a warpgroup's rows: x with the attention branch added, to y, and fc1's operand, to `tile`. In V1
+// that is LN of it.
 template <class Shape, bool kNormFirst>
 __device__ __forceinline__ void add_attention(const MlpArguments& a, float (&sums)[Shape::kWidth / 2],
     const Residual<Shape::kWidth>& x, int first_row, uint8_t* tile) {

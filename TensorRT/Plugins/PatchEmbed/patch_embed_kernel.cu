@@ -6,7 +6,7 @@
 // weight^T [K, channels]. The image, sums, bias and LayerNorm are FP32.
 //
 // Two kernels:
-//   plain_patch_embed        FP32 arithmetic: for FP32 results, BF16 before sm_80, and whatever the other does not take.
+//   plain_patch_embed        FP32 arithmetic: FP32 results, BF16 before sm_80, and whatever the other does not take.
 //   tensor_core_patch_embed  FP16 results, and BF16 from sm_80 on: RGB, patches of 4, channels 32, 64, 96, 128 or 192,
 //                            image width a multiple of 8, aligned pointers. A warp makes 16 tokens, whole rows of which
 //                            lie in its accumulators. Each factor is the sum of two 16-bit numbers (Split), so that
@@ -147,7 +147,7 @@ template <class T> int launch_plain(const PatchEmbedArguments& a, cudaStream_t s
 // fragments stands for is free, and chosen so that a thread moves 16 bytes at a time. With quad = lane / 4 and
 // place = lane % 4:
 //   A rows quad and quad + 8 are the neighbouring tokens 2 * quad and 2 * quad + 1; a step of depth 16 is one colour,
-//     and columns 2 * place, + 1, + 8, + 9 are the four pixels of row `place` of the patch: one load of 16 bytes a token;
+//     and columns 2 * place, + 1, + 8, + 9 are the four pixels of row `place` of the patch: a load of 16 bytes;
 //   B columns of accumulator n are channels such that accumulators 4g to 4g + 3 give a thread the eight channels from
 //     32 * g + 8 * place on of both tokens: one store of 16 bytes each.
 constexpr int kColours = 3;
@@ -167,8 +167,8 @@ __device__ __forceinline__ void read_8(const float* address, float (&value)[8]) 
     }
 }
 
-// Two FP32 numbers as a pair of high parts, rounded to T, and a pair of what that lost, rounded to T. For FP16 the numbers
-// must be within its range: beyond 65504 the parts are infinite and their sum NaN.
+// Two FP32 numbers as a pair of high parts, rounded to T, and a pair of what that lost, rounded to T. For FP16 the
+// numbers must be within its range: beyond 65504 the parts are infinite and their sum NaN.
 template <class T> struct Split {
     uint32_t high, low;
 

@@ -12,9 +12,9 @@ extern "C" {
 
 // x [batch, in_channels, height, width] -> y [batch, height/P * width/P, channels]:
 // y = LN(conv(x, weight, stride P) + bias) * gamma + beta, P = patch_size, which divides height and width.
-// All are FP32 but y, which is of y_type (SwinType). weight [channels, in_channels, P, P]; bias, gamma, beta [channels].
-// For 16-bit y, x and weight may be multiplied as sums of two numbers of y_type each: for FP16 they must be within its
-// range (beyond, y is NaN). Returns a cudaError_t: see swin_types.h.
+// All are FP32 but y, which is of y_type (SwinType). weight [channels, in_channels, P, P]; bias, gamma, beta
+// [channels]. For 16-bit y, x and weight may be multiplied as sums of two numbers of y_type each: for FP16 they must be
+// within its range (beyond, y is NaN). Returns a cudaError_t: see swin_types.h.
 struct SwinPatchEmbed {
     const float *x, *weight, *bias, *gamma, *beta;
     void* y;

@@ -34,8 +34,8 @@ __device__ __forceinline__ void eight_of(Sum (&eight)[8], const Sum (&sums)[kSum
     for (int i = 0; i < 8; ++i) eight[i] = sums[index_of(group, r, i)];
 }
 
-// LayerNorm's second moment, of differences to `mean`, which take the place of row r's values; the sum of their squares over
-// the four lanes that share the row.
+// LayerNorm's second moment, of differences to `mean`, which take the place of row r's values; the sum of their squares
+// over the four lanes that share the row.
 template <int kValues> __device__ __forceinline__ float centre_row(float (&values)[kValues], int r, float mean) {
     float squares = 0.0F;
 #pragma unroll
@@ -47,7 +47,7 @@ template <int kValues> __device__ __forceinline__ float centre_row(float (&value
     return quad_sum(squares);
 }
 
-// --- 8 neighbouring features -------------------------------------------------------------------------------------------
+// --- 8 neighbouring features -----------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void load_floats(float (&to)[8], const float* from) {
     const uint4 low = ld_global_nc(from), high = ld_global_nc(from + 4);

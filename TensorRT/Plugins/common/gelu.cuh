@@ -22,8 +22,8 @@ __device__ __forceinline__ float gelu(float x) {
     return fmaf(-a, ex2_approx(exponent), fmaxf(x, 0.0F));
 }
 
-// The same of two FP16 in FP16, half as many instructions, for a result that is then rounded to INT8: at most 4.2e-4 and
-// a rounding off for every FP16 (numpy emulation of the steps, with what PTX allows ex2.approx.f16 to be off).
+// The same of two FP16 in FP16, half as many instructions, for a result that is then rounded to INT8: at most 4.2e-4
+// and a rounding off for every FP16 (numpy emulation of the steps, with what PTX allows ex2.approx.f16 to be off).
 __device__ __forceinline__ __half2 gelu(__half2 x) {
     const __half2 a = __hmin2(__habs2(x), __float2half2_rn(65504.0F));  // infinity times a tail of 0 is no number
     __half2 exponent = __float2half2_rn(-4.73293970e-4F);

@@ -73,15 +73,15 @@ __device__ __forceinline__ InverseRoot inverse_root(float x) {
     return {value, x < INFINITY ? 0.5f * value * residual : 0.0f};
 }
 
-// The largest block. Four vectors of an INT8 x need more registers than RowShape's bound leaves, and the widest row needs
-// fewer threads then.
+// The largest block. Four vectors of an INT8 x need more registers than RowShape's bound leaves, and the widest row
+// needs fewer threads then.
 template <class Shape, class X>
 constexpr int kMostThreads = sizeof(X) == 1 && Shape::ITEMS == 4 ? SWIN_MAX_WIDTH / (4 * Shape::VEC) : Shape::THREADS;
 
 // X: the type of x. INT8 is read as whole numbers; what their step does is in epsilon (layernorm_int8_kernel.cu).
 // QUANTIZED: the result goes to y_q, and to y as well where it is a sum that a later residual needs (kNormAdd).
-// EARLY: gamma and beta are read before the row is there, into registers of their own. That hides their latency, of which
-// a small tensor's time consists, and costs a large one occupancy.
+// EARLY: gamma and beta are read before the row is there, into registers of their own. That hides their latency, of
+// which a small tensor's time consists, and costs a large one occupancy.
 template <Form FORM, class Shape, class X, bool QUANTIZED, bool EARLY>
 __global__ void __launch_bounds__(kMostThreads<Shape, X>) layer_norm_kernel(const LayerNormArguments a) {
     using T = typename Shape::T;

@@ -1,7 +1,7 @@
 // Matrix products of a warp on tensor cores (mma.sync), and reductions over their accumulators.
 //
-// FP16 runs from sm_75 on: there a product of depth 16 is two of depth 8. BF16 products exist from sm_80 on; before, the
-// launchers must take another kernel.
+// FP16 runs from sm_75 on: there a product of depth 16 is two of depth 8. BF16 products exist from sm_80 on; before,
+// the launchers must take another kernel.
 #pragma once
 
 #include <cstdint>
@@ -69,8 +69,8 @@ template <> struct Packed<__nv_bfloat16> {
     }
 };
 
-// d[16x8] += a[16x32] b[32x8] of INT8, INT32 sums. Fragments are those of ldmatrix_x4, an INT8 row of 16 being one of its
-// rows of 16 bytes.
+// d[16x8] += a[16x32] b[32x8] of INT8, INT32 sums. Fragments are those of ldmatrix_x4, an INT8 row of 16 being one of
+// its rows of 16 bytes.
 __device__ __forceinline__ void mma_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "

@@ -1,6 +1,6 @@
-// How the warps of a block on Hopper hand tiles to each other and share the tensor cores: rings of stages in shared memory
-// (producer and consumer, as CUTLASS's PipelineTmaAsync and ThunderKittens have them), ordered turns, named barriers, and the
-// split of registers.
+// How the warps of a block on Hopper hand tiles to each other and share the tensor cores: rings of stages in shared
+// memory (producer and consumer, as CUTLASS's PipelineTmaAsync and ThunderKittens have them), ordered turns, named
+// barriers, and the split of registers.
 //
 //     producer, one warp                            consumers
 //     pipeline.producer_acquire(at);                pipeline.consumer_wait(at);
@@ -18,7 +18,7 @@
 
 namespace swin {
 
-// --- rings of stages ---------------------------------------------------------------------------------------------------
+// --- rings of stages -------------------------------------------------------------------------------------------------
 
 // A place in a ring: which stage, and which parity the phase has that ends when it is filled.
 // kRefilled: false where each stage is filled once and stays.
@@ -73,7 +73,7 @@ template <int kStages, bool kRefilled = true> struct Pipeline {
     __device__ __forceinline__ void consumer_release_by_thread(const State& at) { mbarrier_arrive(&empty[at.stage]); }
 };
 
-// --- ordered turns -----------------------------------------------------------------------------------------------------
+// --- ordered turns ---------------------------------------------------------------------------------------------------
 
 // kGroups groups of warps do something one after the other, the first group first, again and again: multiply, while the
 // others do something else (CUTLASS: OrderedSequenceBarrier).
@@ -102,7 +102,7 @@ template <int kGroups> struct Turn {
     }
 };
 
-// --- named barriers ----------------------------------------------------------------------------------------------------
+// --- named barriers --------------------------------------------------------------------------------------------------
 
 // The barriers of bar.sync, of which a block has 16.
 enum class NamedBarrier {
@@ -121,11 +121,11 @@ template <int kThreads> __device__ __forceinline__ void consumers_sync() {
     named_barrier_sync<kThreads>(static_cast<int>(NamedBarrier::kConsumers));
 }
 
-// --- registers ---------------------------------------------------------------------------------------------------------
+// --- registers -------------------------------------------------------------------------------------------------------
 
-// How kConsumerWarpgroups warpgroups that multiply and one that copies share a multiprocessor's registers, as numbers of a
-// thread. A quarter of a multiprocessor has 512 for each lane and runs a warp of each warpgroup. All begin with the same
-// number, which __launch_bounds__(threads, 1) gives; the warpgroup that copies gives up as many as it can.
+// How kConsumerWarpgroups warpgroups that multiply and one that copies share a multiprocessor's registers, as numbers
+// of a thread. A quarter of a multiprocessor has 512 for each lane and runs a warp of each warpgroup. All begin with
+// the same number, which __launch_bounds__(threads, 1) gives; the warpgroup that copies gives up as many as it can.
 template <int kConsumerWarpgroups> struct RegisterSplit {
     static constexpr int kUnit = 8;  // of setmaxnreg
     static constexpr int kEnoughToCopy = 32;
@@ -145,7 +145,7 @@ template <int kConsumerWarpgroups, bool kSplit> constexpr int consumer_registers
     return registers < 255 ? registers : 255;
 }
 
-// --- shared memory -----------------------------------------------------------------------------------------------------
+// --- shared memory ---------------------------------------------------------------------------------------------------
 
 // A multiprocessor's, and what a block may ask for: the system takes 1 KiB of each block.
 constexpr int kSharedOfMultiprocessor = 228 << 10, kSharedOfSystem = 1 << 10;

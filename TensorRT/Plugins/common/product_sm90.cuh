@@ -1,10 +1,10 @@
 // Matrix products for Hopper (compute capability 9.0a) with the epilogues of Swin's linear layers:
 // y = act(x weight^T [* scale] + bias) + residual.
 //
-// A block computes tile after tile of y: one warp has tiles of x and weight copied into a ring of stages in shared memory,
-// warpgroups multiply them. So that the tensor cores work while sums become y (Swin's products are short, K is 96 to 768
-// in most of them, and their epilogues as long), either teams of warpgroups take turns, each multiplying while the others
-// are in their epilogues, or several blocks share a multiprocessor.
+// A block computes tile after tile of y: one warp has tiles of x and weight copied into a ring of stages in shared
+// memory, warpgroups multiply them. So that the tensor cores work while sums become y (Swin's products are short, K is
+// 96 to 768 in most of them, and their epilogues as long), either teams of warpgroups take turns, each multiplying
+// while the others are in their epilogues, or several blocks share a multiprocessor.
 // Weights are copied before the kernel waits for the one before it: they are constants.
 #pragma once
 
@@ -100,10 +100,10 @@ __device__ __forceinline__ void store(
     }
 }
 
-// --- the ring of stages ------------------------------------------------------------------------------------------------
+// --- the ring of stages ----------------------------------------------------------------------------------------------
 
-// kRows x kFeatures of y at a time, a warpgroup to 64 rows: a team. kTeams teams to a block, each with tiles of its own;
-// kBlocks blocks to a multiprocessor.
+// kRows x kFeatures of y at a time, a warpgroup to 64 rows: a team. kTeams teams to a block, each with tiles of its
+// own; kBlocks blocks to a multiprocessor.
 template <int kRows_, int kFeatures_, int kBlocks_, int kTeams_ = 1> struct Tile {
     static constexpr int kRows = kRows_, kFeatures = kFeatures_, kBlocks = kBlocks_, kTeams = kTeams_;
     static constexpr int kTeam = 2 * kRows;  // threads
@@ -244,10 +244,10 @@ __device__ __forceinline__ void multiply_tiles(SumOf<Element> (&sums)[Tile::kFea
     ring.pipeline.consumer_release(before);
 }
 
-// A warpgroup's sums of a tile to y. Memory answers late: what a pair of groups needs of the residual is asked for at once,
-// and what a group of features needs while the group before is stored; of the first group, before the products.
-// warp_row, tile_feature: the first of this warp's rows and of the tile's features. y: where they go, in memory or, INT8,
-// in shared memory; rows are y_pitch elements apart.
+// A warpgroup's sums of a tile to y. Memory answers late: what a pair of groups needs of the residual is asked for at
+// once, and what a group of features needs while the group before is stored; of the first group, before the products.
+// warp_row, tile_feature: the first of this warp's rows and of the tile's features. y: where they go, in memory or,
+// INT8, in shared memory; rows are y_pitch elements apart.
 template <class Element, class Output, After AFTER, class Tile>
 __device__ __forceinline__ void store_tile(const Epilogue& e, const SumOf<Element> (&sums)[Tile::kFeatures / 2],
     Features<Element> features, int warp_row, int tile_feature, Output* y, long long y_pitch) {
@@ -288,7 +288,7 @@ __device__ __forceinline__ void store_tile(const Epilogue& e, const SumOf<Elemen
     }
 }
 
-// --- the kernel --------------------------------------------------------------------------------------------------------
+// --- the kernel ------------------------------------------------------------------------------------------------------
 
 template <class Element, class Output, After AFTER, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
@@ -352,7 +352,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     if (Memory::kStagesY && first_lane) tma_store_wait();  // shared memory ends with the block
 }
 
-// --- launching ---------------------------------------------------------------------------------------------------------
+// --- launching -------------------------------------------------------------------------------------------------------
 
 template <class Element> int steps_of(const Product& p) {
     return static_cast<int>((p.in_features * sizeof(Element) + kTileBytes - 1) / kTileBytes);

@@ -88,7 +88,7 @@ __device__ __forceinline__ float rsqrt_approx(float x) {
     return y;
 }
 
-// --- 16 bytes of global memory -----------------------------------------------------------------------------------------
+// --- 16 bytes of global memory ---------------------------------------------------------------------------------------
 
 // The compiler neither moves nor splits these: it would keep what it read in registers that sums need.
 // ld_global_nc: of constants.
@@ -112,7 +112,7 @@ __device__ __forceinline__ void st_global(void* to, const uint4& x) {
         : "memory");
 }
 
-// --- programmatic dependent launch (launch.cuh) ------------------------------------------------------------------------
+// --- programmatic dependent launch (launch.cuh) ----------------------------------------------------------------------
 
 // Waits for the end of the kernel before this one in the stream.
 __device__ __forceinline__ void griddepcontrol_wait() {

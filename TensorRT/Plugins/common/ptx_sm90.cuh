@@ -1,5 +1,5 @@
-// Hopper's PTX instructions (compute capability 9.0a), one function each, under the names of the PTX ISA and of CUTLASS:
-// PTX ISA 8.0, sections "mbarrier", "cp.async.bulk.tensor", "wgmma" and "setmaxnreg".
+// Hopper's PTX instructions (compute capability 9.0a), one function each, under the names of the PTX ISA and of
+// CUTLASS: PTX ISA 8.0, sections "mbarrier", "cp.async.bulk.tensor", "wgmma" and "setmaxnreg".
 #pragma once
 
 #include <cuda.h>
@@ -8,10 +8,10 @@
 
 namespace swin {
 
-// --- warps and warpgroups ----------------------------------------------------------------------------------------------
+// --- warps and warpgroups --------------------------------------------------------------------------------------------
 
-// One thread of a warp, the same each time; all 32 ask. The compiler then knows that what only it does is done once, and
-// keeps addresses in uniform registers.
+// One thread of a warp, the same each time; all 32 ask. The compiler then knows that what only it does is done once,
+// and keeps addresses in uniform registers.
 __device__ __forceinline__ bool elect_one() {
     uint32_t is_elected;
     asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xFFFFFFFF;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(is_elected));
@@ -28,14 +28,14 @@ template <int COUNT> __device__ __forceinline__ void warpgroup_reg_alloc() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-// --- barriers ----------------------------------------------------------------------------------------------------------
+// --- barriers --------------------------------------------------------------------------------------------------------
 
 // bar.sync for kThreads threads of a block; see NamedBarrier in pipeline_sm90.cuh.
 template <int kThreads> __device__ __forceinline__ void named_barrier_sync(int barrier) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
 
-// --- barriers in shared memory -----------------------------------------------------------------------------------------
+// --- barriers in shared memory ---------------------------------------------------------------------------------------
 
 // A phase of a barrier ends when `arrivals` threads have arrived and all bytes that they announced have been copied.
 __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, int arrivals) {
@@ -67,7 +67,7 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
 // What threads of this block stored in shared memory is seen by copies and products that come after a barrier.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// --- tiles by tensor maps ----------------------------------------------------------------------------------------------
+// --- tiles by tensor maps --------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void prefetch_tensormap(const CUtensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
@@ -98,10 +98,10 @@ __device__ __forceinline__ void tma_store(const void* tile, const CUtensorMap& m
 // The copies that this thread started are done with shared memory.
 __device__ __forceinline__ void tma_store_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
-// --- around products of a warpgroup (wgmma.cuh) ------------------------------------------------------------------------
+// --- around products of a warpgroup (wgmma.cuh) ----------------------------------------------------------------------
 
-// Registers that a product under way reads or writes: called after the wait, this keeps the compiler from using them for
-// something else, or from reading them, before.
+// Registers that a product under way reads or writes: called after the wait, this keeps the compiler from using them
+// for something else, or from reading them, before.
 template <int N> __device__ __forceinline__ void fence_operand(float (&registers)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) asm volatile("" : "+f"(registers[i])::"memory");

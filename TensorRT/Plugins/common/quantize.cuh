@@ -17,8 +17,8 @@ __device__ __forceinline__ uint32_t quantize(float value, float inverse_scale) {
     const float rounded = fmaf(value, inverse_scale, kRoundToInteger);
     return __float_as_uint(fminf(fmaxf(rounded, kRoundToInteger - 128.0F), kRoundToInteger + 127.0F));
 }
-// The same without comparisons, of which there are half as many a clock as FMA: the first FMA, saturated to [0, 1], says
-// where the value is between -128 and 127 steps. Within 255 * 2^-23 steps of a tie the neighbour may come out.
+// The same without comparisons, of which there are half as many a clock as FMA: the first FMA, saturated to [0, 1],
+// says where the value is between -128 and 127 steps. Within 255 * 2^-23 steps of a tie the neighbour may come out.
 __device__ __forceinline__ uint32_t quantize_but_for_ties(float value, float inverse_scale) {
     const float place = __saturatef(fmaf(value, inverse_scale * (1.0F / 255.0F), 128.0F / 255.0F));
     return __float_as_uint(fmaf(place, 255.0F, kRoundToInteger - 128.0F));
@@ -56,8 +56,8 @@ __device__ __forceinline__ void store_quantized_but_for_ties(int8_t* y, const fl
     for (int i = 0; i < 8; ++i) q[i] = quantize_but_for_ties(value[i], inverse_scale);
     *reinterpret_cast<uint2*>(y) = make_uint2(low_bytes(q[0], q[1], q[2], q[3]), low_bytes(q[4], q[5], q[6], q[7]));
 }
-// The same of FP16 pairs in FP16, where it takes 1.5 * 2^10: up to 2^-11 of a value and 255 * 2^-12 + 0.002 steps off where
-// a step is 2^-16 to 64.
+// The same of FP16 pairs in FP16, where it takes 1.5 * 2^10: up to 2^-11 of a value and 255 * 2^-12 + 0.002 steps off
+// where a step is 2^-16 to 64.
 __device__ __forceinline__ void store_quantized_but_for_ties(
     int8_t* y, const __half2 (&value)[4], float inverse_scale) {
     const __half2 inverse = __float2half2_rn(inverse_scale * (1.0F / 255.0F));

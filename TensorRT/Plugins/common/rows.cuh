@@ -93,8 +93,8 @@ int launch_rows(const Arguments& arguments, int group, long long rows, cudaStrea
     return launch<KERNEL>(dim3(static_cast<unsigned>(blocks)), dim3(group, rows_per_block), 0, stream, arguments);
 }
 
-// The row of a thread, blocks with the last rows first (launch.cuh says why). Groups past the last row take the last one:
-// they read what is there and must write nothing.
+// The row of a thread, blocks with the last rows first (launch.cuh says why). Groups past the last row take the last
+// one: they read what is there and must write nothing.
 struct Row {
     long long index;
     bool live;

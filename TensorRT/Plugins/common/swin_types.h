@@ -11,8 +11,9 @@ enum SwinType {
     SWIN_BF16 = 2,
 };
 
-// The C interface: a function of each operator, which takes a structure of the same name with all that the launch needs, and
-// the stream. Every field is set by its name; what an operator does not have (a null pointer, 0) is said as well.
+// The C interface: a function of each operator, which takes a structure of the same name with all that the launch
+// needs, and the stream. Every field is set by its name; what an operator does not have (a null pointer, 0) is said as
+// well.
 //
 // Every launcher returns a cudaError_t as int: cudaErrorInvalidValue for a shape or type outside its contract,
 // otherwise what the launch itself returned. No launcher allocates, synchronises or uses a stream but the given one.

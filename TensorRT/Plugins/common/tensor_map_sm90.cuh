@@ -1,4 +1,5 @@
-// Tensor maps, by which TMA copies tiles between memory and shared memory (CUDA driver API, "Tensor Map Object Management").
+// Tensor maps, by which TMA copies tiles between memory and shared memory (CUDA driver API, "Tensor Map Object
+// Management").
 #pragma once
 
 #include <type_traits>

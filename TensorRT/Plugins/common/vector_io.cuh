@@ -88,8 +88,8 @@ template <class T, int VEC> __device__ __forceinline__ Raw<T, VEC> pack(const fl
     return pack.raw;
 }
 
-// VEC FP32 parameters from `address`, or `fallback` in each where there are none. They are constants while a kernel runs,
-// so the compiler may move these loads past stores.
+// VEC FP32 parameters from `address`, or `fallback` in each where there are none. They are constants while a kernel
+// runs, so the compiler may move these loads past stores.
 template <int VEC>
 __device__ __forceinline__ void load_parameters(const float* address, int column, float fallback, float (&value)[VEC]) {
 #pragma unroll

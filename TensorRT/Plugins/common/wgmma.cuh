@@ -63,8 +63,8 @@ template <int N> struct WgmmaRS;
         } \
     };
 // The same with x in registers, two FP16 in each: of the warp's 16 rows, row lane / 4 and the one 8 below, alternating,
-// columns 2 (lane % 4) and the next in the first two, 8 more in the others. The registers must stay as they are until the
-// product has been waited for: see fence_operand.
+// columns 2 (lane % 4) and the next in the first two, 8 more in the others. The registers must stay as they are until
+// the product has been waited for: see fence_operand.
 #define SWIN_WGMMA_REGISTERS(N, SHAPE, LIST, X0, X1, X2, X3, W, A, ...) \
     template <> struct WgmmaRS<N> { \
         static __device__ __forceinline__ void mma( \

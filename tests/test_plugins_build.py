@@ -2,7 +2,7 @@
 
     pytest tests/test_plugins_build.py  # needs nvcc and cuBLAS; with TensorRT's headers (TENSORRT_ROOT) the plugins too
 
-Builds into TensorRT/Plugins/build/tests, so that a second run compiles what changed alone.
+Builds into TensorRT/Plugins/build/tests, so that a second run compiles only what changed.
 """
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def rows_cases(draw: Draw, rows: int, width: int, dtype: torch.dtype) -> Iterato
     y = ((rows, width), dtype)
     shape = f"[{rows}, {width}]"
     yield Case("layernorm", shape, lambda k, y: k.layernorm(x, gamma, beta, y, EPSILON), [y])
-    yield Case("layernorm", f"{shape} alone", lambda k, y: k.layernorm(x, None, None, y, EPSILON), [y])
+    yield Case("layernorm", f"{shape} plain", lambda k, y: k.layernorm(x, None, None, y, EPSILON), [y])
     yield Case("add_layernorm", shape, lambda k, t, y: k.add_layernorm(x, residual, gamma, beta, t, y, EPSILON), [y, y])
     yield Case("layernorm_add", shape, lambda k, y: k.layernorm_add(x, residual, gamma, beta, y, EPSILON), [y])
     heads = x.view(-1, 32)
@@ -122,7 +122,7 @@ def image_cases(draw: Draw, batch: int, side: int, width: int, dtype: torch.dtyp
     merged = ((batch, side * side // 4, 4 * width), dtype)
     shape = f"[{batch}, {side}x{side}, {width}]"
     yield Case("patch_merge", shape, lambda k, y: k.patch_merge(x, gamma, beta, y, side, side, EPSILON), [merged])
-    yield Case("patch_merge", f"{shape} alone", lambda k, y: k.patch_merge(x, None, None, y, side, side, EPSILON),
+    yield Case("patch_merge", f"{shape} gather", lambda k, y: k.patch_merge(x, None, None, y, side, side, EPSILON),
                [merged])
 
 

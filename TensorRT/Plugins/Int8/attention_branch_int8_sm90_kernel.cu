@@ -1,4 +1,4 @@
-// The attention branch of a Swin block in INT8 on Hopper, one kernel for sm_90a alone: qkv, window attention, proj,
+// The attention branch of a Swin block in INT8 on Hopper, one kernel, for sm_90a only: qkv, window attention, proj,
 // LayerNorm and the residual, and nothing between x_q and y in memory.
 //
 // A block takes a window at a time. Its tokens are the 64 rows of a warpgroup's product, 8 for each row of the window;
@@ -44,8 +44,8 @@ static_assert(kStages >= kSteps, "a product takes all of its stages before it gi
 static_assert(kFeaturesEach / 2 + 2 * 4 * kFeaturesEach / kFeatureGroup + 32 <= RegisterSplit<kWarpgroups>::kConsumer,
     "proj's sums, the residual and addresses fit into registers");
 
-// Of a row, or of a part of it: mean, and squares of the differences to it; or the sums of INT8 numbers and their
-// squares.
+// Moments of a row or of a part of it: the mean, and the squares of the differences to it; or the sums of INT8 numbers
+// and of their squares.
 struct FloatMoments { float mean, squares; };
 struct Int8Moments { int sum, squares; };
 
@@ -257,7 +257,7 @@ struct Queries {
     float scale[2];
 };
 
-// Of a head of a warpgroup's window qkv's sums become INT8: q in registers, k and v, as FP16, in shared memory.
+// The sums of a head's q, k and v become INT8: q in registers, k in shared memory, and v there as FP16.
 template <class B>
 __device__ __forceinline__ Queries quantise_qkv(const BranchArguments& a, Shared<B>& shared, const int (&sums)[48],
     const ThreadRows<B>& rows, int warpgroup, int head) {
@@ -323,7 +323,7 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
     // Scores: q k^T, scaled, with bias and mask.
     float scores[kBlocks][4];
     const Position position = B::position(rows.row(0));
-    // A lane's two columns are two keys of the window's row n. Of window 7 the last is padding, and looks where the one
+    // A lane's two columns are two keys of the window's row n. In window 7 the last is padding, and looks where the one
     // before it does.
     const bool padding = 2 * quarter + 1 >= B::kWindow;
     const float* const table

@@ -1,4 +1,4 @@
-// LayerNorm forms with an INT8 output, and quantisation alone: C interface. README.md beside this file is the contract.
+// LayerNorm forms with an INT8 output, and quantisation by itself: C interface. README.md beside this file is the contract.
 // gamma and beta are FP32, x (but for an x_scale), residual and y FP16, y_q INT8 quantised with y_scale. Each returns a
 // cudaError_t: see swin_types.h.
 #pragma once

@@ -1,4 +1,4 @@
-// INT8 linear layers on Hopper, compiled for sm_90a alone.
+// INT8 linear layers on Hopper, compiled for sm_90a only.
 #include <algorithm>
 #include <iterator>
 

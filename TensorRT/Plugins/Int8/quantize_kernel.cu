@@ -1,4 +1,4 @@
-// Quantisation alone: FP16 to INT8, 8 elements a thread.
+// Quantisation by itself: FP16 to INT8, 8 elements a thread.
 #include <climits>
 
 #include "common/quantize.cuh"

@@ -1,4 +1,4 @@
-// SwinLayerNorm: normalisation alone. README.md beside this file is the contract.
+// SwinLayerNorm: normalisation without weight and bias. README.md beside this file is the contract.
 #include "LayerNorm/layernorm_kernel.h"
 #include "common/registration.h"
 

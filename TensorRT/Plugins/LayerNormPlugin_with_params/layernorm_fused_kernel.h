@@ -34,7 +34,7 @@ int swin_layernorm_add(const struct SwinLayerNormAdd* arguments, cudaStream_t st
 
 // Patch merging: x [batch, height * width, channels] -> y [batch, height/2 * width/2, 4 * channels], the four
 // neighbours in the order (0,0), (1,0), (0,1), (1,1) of (row, column) offsets, then LN over 4 * channels with
-// gamma and beta [4 * channels]. gamma and beta null: the gather alone (epsilon unused). height and width are even.
+// gamma and beta [4 * channels]. gamma and beta null: only the gather (epsilon unused). height and width are even.
 struct SwinPatchMerge {
     const void* x;
     const float *gamma, *beta;

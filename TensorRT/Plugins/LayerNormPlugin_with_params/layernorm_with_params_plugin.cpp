@@ -1,4 +1,4 @@
-// LayerNorm with weight and bias, alone and fused with its neighbours. README.md beside this file is the contract.
+// LayerNorm with weight and bias, by itself and fused with its neighbours. README.md beside this file is the contract.
 #include "LayerNorm/layernorm_kernel.h"
 #include "LayerNormPlugin_with_params/layernorm_fused_kernel.h"
 #include "common/registration.h"

@@ -4,7 +4,7 @@
 namespace swin {
 namespace {
 
-// The gather alone moves bits: one warp a row, WORD by WORD. channels counts WORDs.
+// The gather without LayerNorm moves bits: one warp a row, WORD by WORD. channels counts WORDs.
 template <class WORD>
 __global__ void __launch_bounds__(128)
     gather_kernel(const WORD* __restrict__ x, WORD* __restrict__ y, int rows, int merged_width, int channels) {

@@ -1,4 +1,4 @@
-// FP16 linear layers on Hopper, compiled for sm_90a alone, by our own product (common/product_sm90.cuh) or CUTLASS's,
+// FP16 linear layers on Hopper, compiled for sm_90a only, by our own product (common/product_sm90.cuh) or CUTLASS's,
 // whichever was measured to be faster.
 #include "Linear/product_cutlass.cuh"
 #include "linear_sm90_kernel.h"
@@ -15,8 +15,8 @@ template <int kRows, int kFeatures> int by_cutlass(const Product& p) {
     if (p.residual == nullptr) return multiply_by_cutlass<false, kRows, kFeatures>(p);
     return multiply_by_cutlass<true, kRows, kFeatures>(p);
 }
-// Of many tiles: the wider, the less is read for each product, but what a tile has beyond the last feature is lost. A
-// feature takes 5 and 6 % longer in the narrower ones (products of Small's third stage on an H100).
+// Where tiles are many: the wider a tile, the less is read for each product, but its part beyond the last feature is
+// lost. A feature takes 5 and 6 % longer in the narrower ones (products of Small's third stage on an H100).
 int by_cutlass_in_large_tiles(const Product& p) {
     const auto time = [&p](int features, float of_one) {
         return static_cast<float>((p.out_features + features - 1) / features * features) * of_one;

@@ -1,4 +1,4 @@
-// The MLP branch of a Swin block on Hopper, one kernel for sm_90a alone: LayerNorm, fc1, GELU, fc2 and the residual;
+// The MLP branch of a Swin block on Hopper, one kernel, for sm_90a only: LayerNorm, fc1, GELU, fc2 and the residual;
 // and the end of the attention branch before it, where that is given: proj, in V2 its LayerNorm, and its residual.
 //
 // A warpgroup takes 64 rows of x and goes through the hidden features 64 at a time: it multiplies its rows with as much

@@ -12,7 +12,7 @@ namespace swin {
 
 constexpr int kFeatureGroup = 32;  // the permutation takes features by so many
 
-// Of weight[N, K], boxes of `box_features` rows in that order.
+// The map of weight[N, K], for boxes of `box_features` rows in that order.
 template <class Element, int kRowBytes = kTileBytes>
 bool make_weight_map(CUtensorMap& map, const void* weight, int n, int k, int box_features) {
     return make_map<Element, kRowBytes, 5>(map, weight,
@@ -22,7 +22,7 @@ bool make_weight_map(CUtensorMap& map, const void* weight, int n, int k, int box
 
 template <class Element> using SumOf = std::conditional_t<std::is_same_v<Element, int8_t>, int, float>;
 
-// Of each group of features a thread has 8 neighbouring ones, from 8 (lane % 4) on, in two rows of its warpgroup's 64:
+// In each group of features a thread has 8 neighbouring ones, from 8 (lane % 4) on, in two rows of its warpgroup's 64:
 // this one and the one 8 below.
 __device__ __forceinline__ constexpr int index_of(int group, int r, int i) {
     return 16 * group + i / 2 * 4 + 2 * r + i % 2;

@@ -3,7 +3,7 @@
 //
 // A kernel launched with `launch` must call griddepcontrol_wait in every thread before it touches memory that
 // another kernel writes or reads, its own outputs included: their memory may still be in use. Before the wait it may
-// read constants (weights) alone.
+// read only constants (weights).
 //
 // In which order kernels go through the rows of a batch is agreed too. Products go from the first to the last,
 // LayerNorm and attention on tensor cores, which stand between them, from the last to the first, and so does fc1, for

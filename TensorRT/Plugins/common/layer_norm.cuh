@@ -1,4 +1,4 @@
-// The LayerNorm kernel behind all of its forms: alone or affine, with a residual Add before or after, with patch
+// The LayerNorm kernel behind all of its forms: plain or affine, with a residual Add before or after, with patch
 // merging's gather in front.
 //
 // FP32 arithmetic whatever the element type, on a row that stays in registers. Variances come from differences to a
@@ -6,8 +6,8 @@
 //   16-bit elements, whole vectors: each thread's differences to the mean of its own elements, merged in one reduction
 //     (group_moments). What an FP32 mean rounds away is far below what the result is rounded to.
 //   FP32, and rows element by element: differences to the row's mean, and then that mean is refined: with
-//     d = x - mean0, mean = mean0 + sum(d)/C and var = sum(d^2)/C - (sum(d)/C)^2, where sum(d)/C is rounding error
-//     alone. That keeps FP32 rows of mean 1e4 exact, for a second reduction.
+//     d = x - mean0, mean = mean0 + sum(d)/C and var = sum(d^2)/C - (sum(d)/C)^2, where sum(d)/C is only rounding
+//     error. That keeps FP32 rows of mean 1e4 exact, for a second reduction.
 #pragma once
 
 #include "quantize.cuh"

@@ -173,7 +173,7 @@ template <class Op> void check_count(int inputs) {
     }
 }
 
-// Of tensor `position`: inputs first, then outputs.
+// The type of tensor `position`: inputs first, then outputs.
 template <class Op> Type type_at(const typename Op::Attributes& attributes, int position, int inputs) {
     return position < inputs ? input_type<Op>(attributes, position) : Op::output_type(attributes, position - inputs);
 }
@@ -271,7 +271,7 @@ typename Op::Attributes read_attributes(const nvinfer1::PluginFieldCollection& c
     return attributes;
 }
 
-// Op's attributes as fields that point into `attributes`; with null they say the names and types alone.
+// Op's attributes as fields that point into `attributes`; with null they say only names and types.
 template <class Op>
 std::vector<nvinfer1::PluginField> fields_of(typename Op::Attributes* attributes) {
     std::vector<nvinfer1::PluginField> fields;

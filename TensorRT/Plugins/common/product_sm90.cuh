@@ -21,7 +21,7 @@ namespace swin {
 
 struct Product {
     const void *x, *weight;  // [rows, K] and [N, K], INT8 or FP16
-    const float* scale;  // [N]; INT8 alone
+    const float* scale;  // [N]; INT8 only
     const void* bias;  // [N]; FP32 where x is INT8, FP16 where it is FP16
     const void* residual;  // [rows, N] FP16, or null
     void* y;  // [rows, N]
@@ -146,7 +146,7 @@ template <class Output, class Tile> struct SharedMemory {
 };
 
 struct Maps {
-    CUtensorMap x, weight, y;  // y: INT8 alone
+    CUtensorMap x, weight, y;  // y: INT8 only
 };
 
 // What a block does, step by step: each of its tiles, kTileBytes of K at a time.

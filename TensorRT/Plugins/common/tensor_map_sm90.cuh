@@ -52,7 +52,7 @@ bool make_map(CUtensorMap& map, const void* tensor, const cuuint64_t (&sizes)[kR
         == CUDA_SUCCESS;
 }
 
-// Of x[rows, K], boxes of `box_rows` rows.
+// The map of x[rows, K], for boxes of `box_rows` rows.
 template <class Element, int kRowBytes = kTileBytes>
 bool make_rows_map(CUtensorMap& map, const void* x, int rows, int k, int box_rows) {
     return make_map<Element, kRowBytes, 2>(map, x, {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)}, {1},

@@ -26,7 +26,7 @@ template <int kRowBytes = kTileBytes> __device__ __forceinline__ int swizzled_of
 }
 
 // sums[64 x N] (+)= x[64 rows] weight[N rows]^T over 32 bytes of K: 16 FP16 or 32 INT8. sums are set where `add` is 0.
-// Of each 8 columns a thread has, of its warp's 16 rows, row lane / 4 in sums[4j], [4j + 1] and the row 8 below in
+// In each 8 columns a thread has, of its warp's 16 rows, row lane / 4 in sums[4j], [4j + 1] and the row 8 below in
 // sums[4j + 2], [4j + 3]: columns 8j + 2 (lane % 4) and the next.
 template <class Sum, int N> struct WgmmaSS;
 template <int N> struct WgmmaRS;

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from graphs import attention_branch_int8, patterns
 from models.swin import WindowAttention
 from TensorRT import swin_work
 from TensorRT.Plugins import benchmark, kernel_blocks, kernel_table
@@ -276,6 +277,12 @@ def test_every_kernel_has_a_place_at_every_batch():
         found = [by_layer(batch, model) for _, model in SMALL]
         assert {kernel.id for kernel in KERNELS} == set(found[0]) | set(found[1])
         assert len(found[0]["SwinAttentionBranchInt8/W-MSA"]) == 1
+
+
+def test_the_surgery_chooses_by_the_same_widths():
+    """Which benchmark.py cannot import: a GPU host may lack onnx-graphsurgeon."""
+    assert attention_branch_int8.WIDTHS == kernel_blocks.BRANCH_WIDTHS
+    assert patterns.MOST_CHANNELS == kernel_blocks.NARROW
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------

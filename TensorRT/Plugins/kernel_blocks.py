@@ -17,7 +17,7 @@ from models.swin_v2 import SwinTransformerV2
 from TensorRT.Plugins import swin_kernels as kernels
 from TensorRT.swin_work import CHANNELS_IN, MLP_RATIO, PATCH, Swin
 
-NARROW = 192  # blocks up to so many channels have their MLP in one FP16 kernel: MOST_CHANNELS of add_mlp.py
+NARROW = 192  # blocks up to so many channels have their MLP in one FP16 kernel: MOST_CHANNELS of graphs/patterns.py
 BRANCH_WIDTHS = (384,)  # of INT8 blocks whose attention branch is one kernel: WIDTHS of attention_branch_int8.py
 EPSILON = 1e-5
 HEAD_DIM = 32

@@ -4,7 +4,7 @@ build_*_layernorm*.sh are built from.
     python onnx/graphsurgeon/add_every_layernorm.py --onnx onnx/swinv2.onnx  # writes onnx/swinv2_layernorm.onnx
 
 add_residual_layernorm.py, and add_layernorm_with_params.py for those that are left. V2's engine needs less memory so
-than with its Adds by themselves, and less than the unpatched one (Results/experiments.md).
+than with its Adds by themselves, and less than the unpatched one (docs/experiments/memory.md).
 """
 from __future__ import annotations
 

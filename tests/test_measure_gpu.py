@@ -1,106 +1,115 @@
-"""Results/measure_gpu.mk as far as a machine without a GPU shows it: what would be run, in which order, and where."""
+"""TensorRT/measure_gpu.sh over stand-ins: what is run, in which order, on which GPU, and what is done again."""
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
-from pathlib import Path
+import sys
 
 import pytest
 
 from race import PRECISIONS, RUNNERS
 from utils import ROOT
 
-TIMED, OTHER = "5", "6"  # no GPUs of a usual number, so that a default would show
-
-
-def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(["make", "-f", "Results/measure_gpu.mk", "V1=a.pth", "V2=b.pth", f"TIMED={TIMED}",
-                           f"OTHER={OTHER}", *arguments], cwd=cwd, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module")
-def commands() -> dict[str, tuple[str, str]]:
-    """name of each step: (its GPU, its command), in the order in which one job at a time runs them."""
-    done = make("-n", "RUN_ID=test")
-    assert done.returncode == 0, done.stderr
-    steps = re.findall(r'echo "\$\(date \+%T\) (\S+)"; if \(export CUDA_VISIBLE_DEVICES=(\d*); (.*?)\) > \.cache',
-                       done.stdout.replace("\\\n", " "))
-    return {name: (gpu, command) for name, gpu, command in steps}
-
-
-def test_a_dry_run_leaves_nothing(commands):
-    assert not (ROOT / ".cache/measure_gpu/test").exists()
-
-
-def test_every_runner_is_raced_in_its_precisions(commands):
-    raced = {(runner, precision) for _, command in commands.values() if "race.py" in command
-             for runner in re.search(r"--runner (\S+)", command)[1].split(",")
-             for precision in re.search(r"--precision (\S+)", command)[1].split(",")}
-    # One is a CPU's, timm's is a peer in FP16 alone, and INT8 is ours alone.
-    wanted = {(runner, precision) for runner in RUNNERS for precision in PRECISIONS if runner != "ort-cpu"
-              and precision != "int8"} - {("trt-timm", "fp32")} | {("trt-plugins", "int8")}
-    assert raced == wanted
-
-
-def test_the_timed_gpu_has_one_thing_to_do_at_a_time(commands):
-    """But for engines, which are built there several at a time, and for training, before all else."""
-    recipes = make("-n", "RUN_ID=test").stdout.replace("\\\n", " ").splitlines()
-    for name, (gpu, _) in commands.items():
-        recipe, = (line for line in recipes if f' {name}"; if ' in line)
-        lock = re.search(r"flock (-\w) 9;", recipe)
-        wanted = None if gpu != TIMED or name.endswith(".pth") else "-s" if name.endswith(".plan") else "-x"
-        assert (lock and lock[1]) == wanted, name
-
-
-def test_fp32_comes_after_all_of_fp16():
-    done = make("-n", "RUN_ID=test", "race-torch-fp32").stdout
-    for precision in PRECISIONS:
-        assert (f'race-ort-{precision}"; if ' in done) == (precision == "fp16")
-
-
-def test_what_is_timed_is_built_before(commands):
-    order = list(commands)
-    for name, (_, command) in commands.items():
-        for plan in re.findall(r"--plan (.*)", command):
-            for path in re.findall(r"TRT_Engine/(\S+\.plan)", plan):
-                assert path in order[:order.index(name)], f"{name} needs {path}"
-    for plan in ("swinv1_timm_b1_fp16.plan", "swinv2_timm_b128_fp16.plan", "swinv1_fp16.plan"):
-        assert order.index(plan) < order.index("race-trt-fp16")
-
-
-def test_memory_is_measured_when_the_other_gpu_has_nothing_else_to_do(commands):
-    order = list(commands)
-    behind = [name for name in order[order.index("memory") + 1:] if commands[name][0] == OTHER]
-    assert behind == ["memory-tests", "memcheck", "racecheck", "compiled-max-autotune-fp32"]  # each waits
-    memory = make("-n", "RUN_ID=test", "memory").stdout
-    for name, (gpu, _) in commands.items():
-        if gpu == OTHER and name not in ("memory", *behind):
-            assert f' {name}"; if ' in memory, f"memory does not wait for {name}"
+STAND_IN = f"""#!/bin/sh
+if [ "$1" = once.py ]; then exec {sys.executable} "$@"; fi
+echo "$CUDA_VISIBLE_DEVICES $(basename $0) $*" >> calls
+case "$*" in
+    *"$(cat broken)"*) echo reason; exit 3 ;;
+    *--collect-only*) printf "tests/test_kernels_gpu.py::test_%s\\n" one two ;;
+esac
+"""
+ALONE = ["memory", "memory-tests", "memcheck", "racecheck"]
 
 
 @pytest.fixture
-def checkout(tmp_path):
-    """This checkout, with a folder onnx/ and a .cache/ of its own."""
-    for path in ROOT.iterdir():
-        if path.name not in ("onnx", ".cache", ".git"):
-            (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "onnx").mkdir()
-    for path in ROOT.glob("onnx/*.py"):
-        (tmp_path / "onnx" / path.name).symlink_to(path)
-    return tmp_path
+def measure(tmp_path):
+    """measure(*steps, **environment): the script in a folder of its own; what it printed, and the calls."""
+    (tmp_path / "TensorRT").mkdir()
+    for name in ("once.py", "TensorRT/measure_gpu.sh"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    for name in ("bin/python3", "bin/make", "bin/env", "TensorRT/swinv2_question.sh"):
+        (tmp_path / name).write_text(STAND_IN)
+        (tmp_path / name).chmod(0o755)
+    for name in ("v1.pth", "v2.pth"):
+        (tmp_path / name).touch()
+
+    def run(*steps: str, broken: str = "no such word", **environment: str):
+        (tmp_path / "broken").write_text(broken)
+        (tmp_path / "calls").unlink(missing_ok=True)
+        done = subprocess.run(["/bin/bash", "TensorRT/measure_gpu.sh", "v1.pth", "v2.pth", *steps], cwd=tmp_path,
+                              capture_output=True, text=True, env={
+                                  **os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RUN_ID": "r",
+                                  "TIMED": "5", **environment})
+        calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+        return done, calls
+
+    return run
 
 
-def test_a_step_that_fails_is_named_and_the_status_says_so(checkout):
-    """A checkpoint that cannot be read, and what would be made of it; what was made before of another goes."""
-    broken, old = checkout / "broken.pth", checkout / "onnx/swinv1.onnx"
-    broken.write_text("no checkpoint")
-    old.write_text("of another checkpoint")
-    os.utime(old, (0, 0))
-    for target in ("all", "race-plugins-fp16"):
-        done = make("RUN_ID=test", f"V1={broken}", f"V2={broken}", "-o", "report", ".cache/measure_gpu/data1", target,
-                    cwd=checkout)
-        assert done.returncode == 2, target
-        assert re.search(r"swinv1\.onnx FAILED: .*broken\.pth", done.stdout), done.stdout + done.stderr
-        assert "data1 FAILED" in done.stdout and not (checkout / ".cache/measure_gpu/data1").exists()
-        assert not old.exists()
+def steps(done: subprocess.CompletedProcess) -> list[str]:
+    return re.findall(r"^  (\S+) +(?:\d+ s|FAILED)  ", done.stdout, re.MULTILINE)
+
+
+def test_every_runner_is_raced_in_its_precisions_and_fp32_comes_last(measure):
+    done, calls = measure()
+    assert done.returncode == 0, done.stdout + done.stderr
+    raced = [(runner, re.search(r"--precision (\S+)", call)[1]) for call in calls if "race.py" in call
+             and "--prepare" not in call for runner in re.search(r"--runner (\S+)", call)[1].split(",")]
+    # One is a CPU's, timm's is a peer in FP16 alone, and INT8 is ours alone.
+    assert set(raced) == {(runner, precision) for runner in RUNNERS for precision in PRECISIONS if runner != "ort-cpu"
+                          and precision != "int8"} - {("trt-timm", "fp32")} | {("trt-plugins", "int8")}
+    precisions = [precision for _, precision in raced]
+    assert precisions == sorted(precisions, key=lambda precision: precision == "fp32")
+    assert all("--run-id r " in call for call in calls if "race.py" in call)
+
+
+def test_one_gpu_makes_files_then_times_then_does_the_rest(measure):
+    done, calls = measure()
+    order = steps(done)
+    assert order.index("engines-v2") < order.index("race-plugins-fp16") < order.index("race-autotune-fp32") < (
+        order.index("accuracy-v1"))
+    assert order[-5:] == [*ALONE, "draw"]
+    assert {call.split()[0] for call in calls[:-3]} == {"5"}
+
+
+def test_of_two_gpus_one_only_times(measure):
+    done, calls = measure(OTHER="6")
+    assert done.returncode == 0, done.stdout + done.stderr
+    on_timed = [call for call in calls if call.startswith("5 ") and "Results/d" not in call and "report" not in call]
+    assert len(on_timed) == 15
+    assert all(any(word in call for word in ("race.py", "benchmark", "profile")) for call in on_timed)
+    assert not any("--prepare" in call for call in on_timed)
+    assert [name for name in steps(done) if name in ALONE] == ALONE
+
+
+def test_a_failure_stops_nothing_and_is_tried_again(measure):
+    done, _ = measure(broken="race.py --resume v1.pth v2.pth --run-id r --batch 1,8,32,128 --results Results "
+                                 "--runner trt --")
+    assert done.returncode == 1 and "failed: race-trt-fp16; RUN_ID=r goes on" in done.stderr
+    assert re.search(r"^  race-trt-fp16 +FAILED  reason$", done.stdout, re.MULTILINE) and "draw" in steps(done)
+    again, _ = measure()
+    assert again.returncode == 0 and steps(again) == ["race-trt-fp16"]
+    other, _ = measure(RUN_ID="another")
+    assert len(steps(other)) > 30
+
+
+def test_a_sanitizer_has_a_process_for_each_test(measure):
+    _, calls = measure("memcheck", SANITIZER="mine")
+    assert [call.split()[-1] for call in calls if "env" in call.split()[1]] == [
+        "tests/test_kernels_gpu.py::test_one", "tests/test_kernels_gpu.py::test_two"]
+    assert all("mine --tool memcheck" in call for call in calls[1:])
+
+
+def test_single_steps(measure):
+    done, calls = measure("memory", "kernels", RESULTS="elsewhere")
+    assert steps(done) == ["kernels", "memory"] and "--results elsewhere" in calls[1]
+
+
+def test_a_checkpoint_that_is_not_there_is_trained(measure, tmp_path):
+    (tmp_path / "v2.pth").unlink()
+    _, calls = measure("train-v1", "train-v2")
+    (call,) = calls
+    assert "models/train.py --type swinv2" in call and call.endswith("--output v2.pth")

@@ -3,72 +3,102 @@
     python -c "from config import get_config; from models.build import load_model; \
                print(load_model(get_config('models/swin_micro.yaml')))"
 
-Checkpoints of the official repository, of timm, and of models/train.py are read, .pth or .safetensors. What a file
-holds must be exactly what the model needs; a difference is an error that lists it.
+Checkpoints of the libraries in models/layouts.py are read, .pth or .safetensors. What a file holds must be exactly what
+the model needs; a difference is an error that lists it and names the yaml that fits. What no file tells, and what was
+done to read it, is printed.
 """
 from __future__ import annotations
 
-import math
-import pickle
 import re
-import struct
-from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from config import get_config
+from models import layouts
+from models.checkpoint import read_checkpoint
+from models.layouts import DERIVED
 from models.swin import SwinTransformer, WindowAttentionBase
 from models.swin_v2 import SwinTransformerV2, WindowAttentionV2
 from utils import ROOT, UserError, existing_file, shown, whole_file
 
 CHECKPOINTS = ROOT / "models" / "checkpoints"
 
-# Buffers that official and older timm files hold beside the weights. The models here compute their own.
-DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask")
-
-# The configuration inside a file of the official training script is read as a plain dictionary: torch.load then needs
-# to run no code of the file's choosing.
-_SAFE_GLOBALS = [(OrderedDict, "yacs.config.CfgNode")]
-
-# What reading a file raises that is damaged or something else: found by truncating and corrupting files.
-_DAMAGED = (safetensors.SafetensorError, pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError,
-            LookupError, ValueError, TypeError, AttributeError, AssertionError, OverflowError)
-
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what weights may have; they become FP32
 LISTED = 10  # keys that an error names, of each kind
+# What the weights' names and shapes never tell, and what the yaml says of it.
+UNTOLD = ("MODEL.SWIN.ACT", "MODEL.SWIN.QK_SCALE", "MODEL.SWIN.NORM_EPS", "MODEL.SWIN.WINDOW_SIZE",
+          "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "DATA.IMG_SIZE")
 
 
-def build_model(config: CfgNode) -> SwinTransformer:
-    """The model of a configuration, with random weights, FP32 on the CPU, in eval mode."""
+@dataclass
+class Read:
+    """Weights that fit a model.
+
+    Attributes:
+        model: with random weights, of the configuration and as many classes or maps as the file has.
+        state: the weights, official names, FP32 on the CPU.
+        said: what was done to read them, and what is taken on trust: lines for the user.
+    """
+
+    model: SwinTransformer
+    state: dict[str, Tensor]
+    said: list[str]
+
+
+def build_model(config: CfgNode, *, head: bool = True, maps: Sequence[int] = (),
+                map_norms: Sequence[int] = ()) -> SwinTransformer:
+    """The model of a configuration, with random weights, FP32 on the CPU, in eval mode.
+
+    Args:
+        config: from config.get_config.
+        head: without it the output is pooled features.
+        maps, map_norms: as in SwinTransformer.
+    """
     swin = config.MODEL.SWIN
     architecture = {
         "img_size": config.DATA.IMG_SIZE, "patch_size": swin.PATCH_SIZE, "in_chans": swin.IN_CHANS,
-        "num_classes": config.MODEL.NUM_CLASSES, "embed_dim": swin.EMBED_DIM, "depths": swin.DEPTHS,
-        "num_heads": swin.NUM_HEADS, "window_size": swin.WINDOW_SIZE, "mlp_ratio": swin.MLP_RATIO,
+        "num_classes": config.MODEL.NUM_CLASSES if head else 0, "embed_dim": swin.EMBED_DIM, "depths": swin.DEPTHS,
+        "num_heads": swin.NUM_HEADS, "window_size": swin.WINDOW_SIZE, "mlp_ratio": swin.MLP_RATIO, "act": swin.ACT,
+        "norm_eps": swin.NORM_EPS, "maps": maps, "map_norms": map_norms,
     }
     if config.MODEL.TYPE == "swinv2":
         model = SwinTransformerV2(pretrained_window_sizes=swin.PRETRAINED_WINDOW_SIZES, **architecture)
     else:
-        model = SwinTransformer(**architecture)
+        model = SwinTransformer(qk_scale=swin.QK_SCALE, **architecture)
     return model.eval()
 
 
-def load_model(config: CfgNode, resume: str | Path | None = None, pretrained: bool = False) -> SwinTransformer:
+def load_model(config: CfgNode, resume: str | Path | None = None, pretrained: bool = False,
+               outputs: Sequence[str] = ("logits", "features")) -> SwinTransformer:
     """The model with the weights of a checkpoint, FP32 on the CPU, in eval mode; as many classes as the file has.
+
+    Prints what was done to read a file that is no plain official one, and what is taken on trust.
 
     Args:
         config: from config.get_config.
         resume: checkpoint file; None takes the official one, or the one that ships with a micro variant.
         pretrained: take the official checkpoint, downloading it where it is not there yet.
+        outputs: what the caller can use: "logits", "features" (of a file without a head), "maps" (of a backbone).
 
     Raises:
-        UserError: no such file, not a checkpoint, the checkpoint of another model, or a download that failed.
+        UserError: no such file, not a checkpoint, the checkpoint of another model or with other outputs, weights that
+            are no finite numbers, or a download that failed.
     """
-    model, state = _model_and_state(checkpoint_path(config, resume, pretrained), config)
-    model.load_state_dict(state)
-    return model
+    path = checkpoint_path(config, resume, pretrained)
+    read = _read(path, config)
+    kind = "maps" if read.model.maps else read.model.output_names[0]
+    if kind not in outputs:
+        raise UserError(f"{shown(path)}: has no classifier and gives {kind}; this needs {' or '.join(outputs)}")
+    read.model.load_state_dict(read.state)
+    for line in read.said:
+        print(line, flush=True)
+    return read.model
 
 
 def load_checkpoint(path: str | Path, config: CfgNode) -> dict[str, Tensor]:
@@ -77,9 +107,9 @@ def load_checkpoint(path: str | Path, config: CfgNode) -> dict[str, Tensor]:
     The number of classes alone may differ from the configuration's.
 
     Raises:
-        UserError: no such file, not a checkpoint, or the checkpoint of another model.
+        UserError: as load_model.
     """
-    return _model_and_state(Path(path), config)[1]
+    return _read(Path(path), config).state
 
 
 def checkpoint_path(config: CfgNode, resume: str | Path | None = None, pretrained: bool = False) -> Path:
@@ -120,72 +150,163 @@ def _download(url: str, path: Path) -> None:
         except OSError as error:  # urllib's errors are among them
             raise UserError(f"{url}: download failed ({error}); or get the file by other means "
                             "and give --resume FILE") from error
-        _read_state_dict(partial, url)
+        read_checkpoint(partial, url)
 
 
-def _model_and_state(path: Path, config: CfgNode) -> tuple[SwinTransformer, dict[str, Tensor]]:
-    """A model with random weights, and the weights for it: official keys, FP32, checked to fit."""
-    found = _official_keys(_read_state_dict(path, shown(path)))
-    if "head.weight" in found and found["head.weight"].ndim == 2:
-        config = config.clone()
-        config.defrost()
-        config.MODEL.NUM_CLASSES = found["head.weight"].shape[0]
-    model = build_model(config)
-    state = {key: value.float() for key, value in found.items() if not key.endswith(DERIVED)}
-    problems = _differences(model, state) or _other_windows(model, found)
+def _read(path: Path, config: CfgNode) -> Read:
+    """The weights in a file, and a model that they were checked to fit."""
+    source = shown(path)
+    checkpoint = read_checkpoint(path)
+    name, prefix, official = _chosen(checkpoint.weights, config.MODEL.WEIGHTS, source)
+    state = official.state
+    config = config.clone()
+    config.defrost()
+    shape = state["head.weight"].shape if "head.weight" in state else ()
+    if len(shape) == 2 and shape[0] != config.MODEL.NUM_CLASSES:
+        if "MODEL.NUM_CLASSES" in config.OPTS:
+            raise UserError(f"{source}: has {shape[0]} classes and --opts says {config.MODEL.NUM_CLASSES}; leave "
+                            "MODEL.NUM_CLASSES out: a checkpoint brings its own number")
+        config.MODEL.NUM_CLASSES = shape[0]
+    if len(shape) == 2 and not shape[0]:
+        raise UserError(f"{source}: head.weight is of {list(shape)}: no class; give a checkpoint that has some")
+    maps, map_norms = _maps(state)
+    head = any(key.startswith("head.") for key in state)
+    with torch.device("meta"):  # costs no memory, whatever sizes a file claims
+        expected = build_model(config, head=head, maps=maps, map_norms=map_norms).state_dict()
+    weights = {key: value for key, value in state.items() if not key.endswith(DERIVED)}
+    problems = _differences(expected, weights)
     if problems:
-        raise UserError(f"{shown(path)}: does not fit {config.MODEL.NAME}: it holds {_described(found)}; choose its "
-                        f"variant with --cfg or --type. {'; '.join(problems)}")
-    return model, state
+        raise UserError(f"{source}: does not fit {config.MODEL.NAME}: it holds {_described(state)}; "
+                        f"{_which_yaml(state)}. {'; '.join(problems)}")
+    _check_sound(weights, source)
+    model = build_model(config, head=head, maps=maps, map_norms=map_norms)
+    problems = _other_windows(model, state) + _contradictions(config, checkpoint.told)
+    if problems:
+        raise UserError(f"{source}: does not fit {config.MODEL.NAME}: it holds {_described(state)}; "
+                        f"{_which_yaml(state)}. {'; '.join(problems)}")
+    weights = {key: value.detach().float().contiguous() for key, value in weights.items()}
+    for key, value in weights.items():
+        if not value.isfinite().all():
+            raise UserError(f"{source}: {key} is beyond FP32 in places; give a checkpoint whose weights fit it")
+    others = [other for other in checkpoint.weights if other != name]
+    said = [*_how_read(source, name, prefix, official, others), *_on_trust(config, checkpoint.told, state)]
+    if not head:
+        outputs = f"maps of stages {', '.join(map(str, maps))}" if maps else "pooled features"
+        said.append(f"output  no classifier in the file: the model gives {outputs}")
+    return Read(model, weights, said)
 
 
-def _read_state_dict(path: Path, source: str) -> dict[str, Tensor]:
-    """The tensors by name that a file holds; `source` names it in errors.
+def _chosen(weights: dict[str, dict[str, Tensor]], wanted: str,
+            source: str) -> tuple[str, str, layouts.Official]:
+    """The weights to take of those in a file: the keys that lead there, the prefix of names, and with official names.
 
     Raises:
-        UserError: no such file, truncated, or no checkpoint.
+        UserError: none is a Swin Transformer, none is called `wanted`, or nothing decides between several.
     """
-    existing_file(path, "a checkpoint (--resume)")
-    with path.open("rb") as file, torch.serialization.safe_globals(_SAFE_GLOBALS):
-        try:
-            if path.suffix == ".safetensors":
-                found = safetensors.torch.load(file.read())
-            else:
-                found = torch.load(file, map_location="cpu", weights_only=True)
-        except _DAMAGED as error:
-            # torch's text of an UnpicklingError advises weights_only=False, which would run code that is in the file.
-            text = "" if isinstance(error, pickle.UnpicklingError) else str(error).strip().split("\n")[0]
-            reason = text or type(error).__name__
-            raise UserError(f"{source}: truncated, or no PyTorch or safetensors checkpoint ({reason}); "
-                            "get the file again") from error
-    for key in ("model", "state_dict"):  # official files and training scripts nest the weights under one of these
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{source}: holds no state dict of tensors, neither by itself nor under 'model'")
-    return found
+    found = {f"{name}.{prefix}".strip("."): (name, prefix, layout)
+             for name, tensors in weights.items() for prefix, layout in layouts.find(tensors)}
+    if not found:
+        names = [key for tensors in weights.values() for key in tensors]
+        raise UserError(f"{source}: no Swin Transformer of a layout that is read ({', '.join(layouts.LAYOUTS)}, timm): "
+                        f"its {len(names)} tensors are called {', '.join(names[:5])}{', ...' if names[5:] else ''}")
+
+    def listed(labels: Sequence[str]) -> str:
+        return ", ".join(f"'{label}'" if label else "weights without a name" for label in list(labels)[:LISTED])
+
+    if wanted:
+        labels = [label for label in found if label == wanted] or [label for label in found if wanted in label]
+        if not labels:
+            raise UserError(f"{source}: --weights {wanted}: it holds {listed(list(found))}; choose one of them")
+    else:
+        labels = [label for label in found if "ema" not in re.split(r"[._]", label.lower())] or list(found)
+        for container in ("model", "state_dict", "model_state_dict", "module", "net"):
+            if len(labels) > 1:
+                labels = [label for label in labels if found[label][0] == container] or labels
+    if len(labels) > 1:
+        raise UserError(f"{source}: holds several models: {listed(labels)}; choose one with --weights NAME")
+    name, prefix, layout = found[labels[0]]
+    return name, prefix, layouts.to_official(weights[name], prefix, layout)
 
 
-def _official_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's names turned into the official ones; a state dict that has official names comes back unchanged.
-
-    timm calls the classifier head.fc, and puts patch merging at the beginning of the stage that follows.
-    """
-    shifted = any(key.startswith("layers.1.downsample.") for key in state) and not any(
-        key.startswith("layers.0.downsample.") for key in state
-    )
-
-    def official(key: str) -> str:
-        if shifted:
-            key = re.sub(r"^layers\.(\d+)\.downsample\.", lambda match: f"layers.{int(match[1]) - 1}.downsample.", key)
-        return re.sub(r"^head\.fc\.", "head.", key)
-
-    return {official(key): value for key, value in state.items()}
+def _maps(state: dict[str, Tensor]) -> tuple[list[int], list[int]]:
+    """The stages whose maps a backbone gives, and those that have a norm of their own; none of a classifier."""
+    norms = sorted({int(match[1]) for key in state if (match := re.fullmatch(r"norm(\d)\.(?:weight|bias)", key))})
+    if norms or "norm.weight" in state or "norm.bias" in state or "head.weight" in state:
+        return norms, norms
+    stages = {int(match[1]) for key in state if (match := re.match(r"layers\.(\d)\.blocks\.", key))}
+    return sorted(stages), []
 
 
-def _differences(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
+def _check_sound(weights: dict[str, Tensor], source: str) -> None:
+    """Raise a UserError that names the first tensor that is no dense tensor of finite floating-point numbers."""
+    for key, value in weights.items():
+        problem = ""
+        if value.is_meta:
+            problem = "is on the device meta: it has a shape and no numbers"
+        elif value.layout != torch.strided:
+            problem = f"is sparse ({value.layout}); save it with .to_dense()"
+        elif value.dtype not in DTYPES:
+            problem = f"holds {str(value.dtype).removeprefix('torch.')}, not floating-point numbers"
+        elif value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            problem = "is a view that repeats a few numbers; save it with .contiguous()"
+        elif not (finite := value.isfinite()).all():
+            problem = f"has {int((~finite).sum())} of {value.numel()} values that are NaN or infinite"
+        if problem:
+            raise UserError(f"{source}: {key} {problem}; give a checkpoint with whole weights")
+
+
+def _how_read(source: str, name: str, prefix: str, official: layouts.Official, others: list[str]) -> list[str]:
+    """What was done to read weights, in one line; none where they lay in the file as the model has them."""
+    parts = []
+    if name and (name not in ("model", "state_dict") or others):
+        parts.append(f"taken under '{name}'" + (f", not {', '.join(map(repr, others))} (--weights)" if others else ""))
+    if prefix:
+        parts.append(f"prefix '{prefix}' taken off")
+    if official.layout != "official":
+        parts.append(f"layout of {official.layout}")
+    parts += official.notes
+    if official.left_out:
+        whose = sorted({key.split(".")[0] for key in official.left_out})
+        parts.append(f"{len(official.left_out)} tensors of other parts left out: {', '.join(whose[:LISTED])}")
+    return [f"weights {source}: {'; '.join(parts)}"] if parts else []
+
+
+def _value(config: CfgNode, key: str) -> object:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _contradictions(config: CfgNode, told: dict[str, object]) -> list[str]:
+    """Where a file says otherwise than the configuration. The image size may differ: the weights take any."""
+    return [f"the file says {key} {value}, the configuration {_value(config, key)}" for key, value in told.items()
+            if key in UNTOLD and key != "DATA.IMG_SIZE" and not _same(value, _value(config, key), config)]
+
+
+def _same(value: object, ours: object, config: CfgNode) -> bool:
+    if isinstance(ours, list):  # windows of the pre-training: 0 is this model's own
+        own = config.MODEL.SWIN.WINDOW_SIZE
+        return isinstance(value, (list, tuple)) and [v or own for v in value] == [v or own for v in ours]
+    if isinstance(ours, float):
+        return isinstance(value, (int, float)) and abs(value - ours) <= 1e-6 * max(abs(ours), 1e-9)
+    return value == ours
+
+
+def _on_trust(config: CfgNode, told: dict[str, object], state: dict[str, Tensor]) -> list[str]:
+    """What nothing in the file tells and the configuration decides, in one line."""
+    v2 = config.MODEL.TYPE == "swinv2"
+    known = set(told)
+    if layouts.window_of(state, "layers.0.blocks.0"):
+        known.add("MODEL.SWIN.WINDOW_SIZE")
+    if any(key.endswith("relative_coords_table") for key in state):
+        known.add("MODEL.SWIN.PRETRAINED_WINDOW_SIZES")
+    known.add("MODEL.SWIN.QK_SCALE" if v2 else "MODEL.SWIN.PRETRAINED_WINDOW_SIZES")
+    values = [f"{key.rpartition('.')[2]} {_value(config, key)}" for key in UNTOLD if key not in known]
+    return [f"trusted {config.MODEL.NAME}'s yaml, as nothing in the file tells: {', '.join(values)}"] if values else []
+
+
+def _differences(expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
     """What is missing, unexpected or of another shape in a state dict, in words; empty if the model can load it."""
-    expected = model.state_dict()
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     reshaped = [
@@ -206,30 +327,51 @@ def _other_windows(model: nn.Module, found: dict[str, Tensor]) -> list[str]:
     shift mask says nothing: it may be of another image size.
     """
     for name, module in model.named_modules():
-        index = found.get(f"{name}.relative_position_index")
-        if isinstance(module, WindowAttentionBase) and index is not None:
-            trained, window = math.isqrt(len(index)), module.window_size
-            if trained != window:
-                return [f"{name} was trained with a window of {trained}, the model has one of {window}"]
+        if not isinstance(module, WindowAttentionBase):
+            continue
+        trained, window = layouts.window_of(found, name.removesuffix(".attn")), module.window_size
+        if trained not in (None, window):
+            return [f"{name} was trained with a window of {trained}, the model has one of {window}"]
         table = found.get(f"{name}.relative_coords_table")
         # FP16 and BF16 round these numbers, of at most 1.4, by up to 0.004; a pre-training window of one more or less
         # moves the largest by 0.019 at 24 tokens and by more at fewer.
-        if isinstance(module, WindowAttentionV2) and table is not None and not torch.allclose(
-                table.float(), module.relative_coords_table, rtol=0, atol=0.01):
+        if isinstance(module, WindowAttentionV2) and table is not None and not (
+                table.shape == module.relative_coords_table.shape
+                and torch.allclose(table.float(), module.relative_coords_table, rtol=0, atol=0.01)):
             return [f"{name} was trained with other MODEL.SWIN.PRETRAINED_WINDOW_SIZES"]
     return []
 
 
 def _described(found: dict[str, Tensor]) -> str:
     """What a state dict is of, as far as its names and shapes tell."""
-    if any(key.endswith(".attn.logit_scale") for key in found):
-        model_type = "swinv2"
-    elif any(key.endswith(".attn.relative_position_bias_table") for key in found):
-        model_type = "swinv1"
-    else:
+    facts = layouts.described(found)
+    if "MODEL.TYPE" not in facts:
         return "no Swin Transformer"
-    blocks = {tuple(match.groups()) for key in found if (match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", key))}
-    stages = sorted({stage for stage, _ in blocks})
-    depths = [sum(stage == of for of, _ in blocks) for stage in stages]
-    embed_dim = found["patch_embed.proj.weight"].shape[0] if "patch_embed.proj.weight" in found else "unknown"
-    return f"a {model_type} of EMBED_DIM {embed_dim}, DEPTHS {depths}"
+    rest = [f"{key.rpartition('.')[2]} {facts.get(key, 'unknown')}"
+            for key in ("MODEL.SWIN.EMBED_DIM", "MODEL.SWIN.DEPTHS", "MODEL.SWIN.NUM_HEADS", "MODEL.SWIN.WINDOW_SIZE")
+            if key in facts or key.endswith("EMBED_DIM")]
+    return f"a {facts['MODEL.TYPE']} of {', '.join(rest)}"
+
+
+def _which_yaml(found: dict[str, Tensor]) -> str:
+    """Which of models/*.yaml fits the names and shapes in a file, in words."""
+    facts = layouts.described(found)
+    if "MODEL.TYPE" not in facts:
+        return "choose its variant with --cfg or --type"
+    table = next((value for key, value in found.items() if key.endswith(".relative_coords_table")), None)
+    fitting = []
+    for path in sorted((ROOT / "models").glob("*.yaml")):
+        config = _yaml(path)
+        if all(_value(config, key) == value for key, value in facts.items()):
+            fitting.append(path)
+    if table is not None and table.ndim == 4 and len(fitting) > 1:  # tells the window of the pre-training too
+        fitting = [path for path in fitting if not _other_windows(build_model(_yaml(path)), found)] or fitting
+    if not fitting:
+        return "no yaml in models/ fits: write one like them (keys: config.py), and give it with --cfg"
+    untold = "" if "MODEL.SWIN.WINDOW_SIZE" in facts else ", whose windows nothing in the file tells apart"
+    return f"give --cfg {' or '.join(shown(path) for path in fitting)}{untold if len(fitting) > 1 else ''}"
+
+
+@cache
+def _yaml(path: Path) -> CfgNode:
+    return get_config(path)

@@ -14,6 +14,7 @@ written as -1 in a reshape, so that an exported graph takes any batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ from torch.nn import functional as F
 # Added to the logits between tokens that only the cyclic shift brought together. The official value; weaker than -inf
 # where logits differ by as much, so it must not be replaced by that.
 MASK_VALUE = -100.0
+
+# MODEL.SWIN.ACT -> what F.gelu calls it. The exact GELU is what the official models have; the other is wrong by up to
+# 5e-4 of a hidden value where the weights were trained with the first, and the other way round.
+ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 def shift_mask(resolution: int, window_size: int, shift_size: int) -> Tensor:
@@ -126,11 +131,16 @@ class WindowAttentionBase(nn.Module):
 
 
 class WindowAttention(WindowAttentionBase):
-    """V1: scaled dot product, and a learned bias for each relative position. Arguments as in the base class."""
+    """V1: scaled dot product, and a learned bias for each relative position.
 
-    def __init__(self, dim: int, resolution: int, num_heads: int, window_size: int, shift_size: int) -> None:
+    Args:
+        qk_scale: what q is multiplied by; 0 = 1 / sqrt(d). The others as in the base class.
+    """
+
+    def __init__(self, dim: int, resolution: int, num_heads: int, window_size: int, shift_size: int, *,
+                 qk_scale: float = 0.0) -> None:
         super().__init__(dim, resolution, num_heads, window_size, shift_size, qkv_bias=True)
-        self.scale = self.head_dim**-0.5
+        self.scale = qk_scale or self.head_dim**-0.5
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
@@ -146,16 +156,23 @@ class WindowAttention(WindowAttentionBase):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear."""
+    """Linear, GELU, Linear.
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    Args:
+        dim: C.
+        hidden_dim: channels between the two.
+        act: a key of ACTIVATIONS.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, act: str = "gelu") -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
+        self.approximate = ACTIVATIONS[act]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]"""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class SwinTransformerBlock(nn.Module):
@@ -164,14 +181,15 @@ class SwinTransformerBlock(nn.Module):
     Args:
         attention: the block's (shifted) window attention.
         mlp_ratio: hidden channels of the MLP, as a multiple of C.
+        act: the MLP's activation, a key of ACTIVATIONS.
     """
 
-    def __init__(self, attention: WindowAttention, mlp_ratio: float) -> None:
+    def __init__(self, attention: WindowAttention, mlp_ratio: float, act: str = "gelu") -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(attention.dim)
         self.attn = attention
         self.norm2 = nn.LayerNorm(attention.dim)
-        self.mlp = Mlp(attention.dim, int(attention.dim * mlp_ratio))
+        self.mlp = Mlp(attention.dim, int(attention.dim * mlp_ratio), act)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H*W, C] -> [B, H*W, C]"""
@@ -230,26 +248,36 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H*W, C] -> [B, H/2*W/2, 2C], or [B, H*W, C] in the last stage"""
+        x = self.run_blocks(x)
+        return x if self.downsample is None else self.downsample(x)
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """[B, H*W, C] -> [B, H*W, C]: what a feature map is taken from."""
         for block in self.blocks:
             x = block(x)
-        return x if self.downsample is None else self.downsample(x)
+        return x
 
 
 class SwinTransformer(nn.Module):
-    """Swin Transformer with a classification head.
+    """Swin Transformer. Gives logits; pooled features where it has no head; or feature maps of stages.
 
     Args:
         img_size: S, pixels along one side of the input; a multiple of patch_size such that each stage has a whole
             number of windows.
         patch_size: pixels along one side of a token.
         in_chans: channels of the input.
-        num_classes: length of the logits.
+        num_classes: length of the logits; 0 = no head: the output is what a head would read, [B, C of the last stage].
         embed_dim: C of the first stage.
         depths: blocks per stage.
         num_heads: nH per stage.
         window_size: w. A stage of at most w x w tokens is one window of its own size, without shift.
         mlp_ratio: hidden channels of the MLPs, as a multiple of C.
         attentions: per stage, what makes the attention of its blocks; V1's where it is None.
+        act: activation of the MLPs, a key of ACTIVATIONS.
+        qk_scale: V1's factor of q; 0 = 1 / sqrt(d).
+        norm_eps: epsilon of every LayerNorm.
+        maps: stages whose feature map is an output, for a backbone; none: one output, logits or features.
+        map_norms: those of `maps` that a LayerNorm of their own, norm<stage>, comes after.
     """
 
     # What V2 does otherwise.
@@ -257,34 +285,50 @@ class SwinTransformer(nn.Module):
 
     def __init__(self, *, img_size: int, patch_size: int, in_chans: int, num_classes: int, embed_dim: int,
                  depths: Sequence[int], num_heads: Sequence[int], window_size: int, mlp_ratio: float,
-                 attentions: Sequence[Callable[..., WindowAttentionBase]] | None = None) -> None:
+                 attentions: Sequence[Callable[..., WindowAttentionBase]] | None = None, act: str = "gelu",
+                 qk_scale: float = 0.0, norm_eps: float = 1e-5, maps: Sequence[int] = (),
+                 map_norms: Sequence[int] = ()) -> None:
         super().__init__()
         self.img_size = img_size
-        self.num_classes = num_classes
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.layers = nn.ModuleList()
-        attentions = attentions or [WindowAttention] * len(depths)
+        attentions = attentions or [partial(WindowAttention, qk_scale=qk_scale)] * len(depths)
         dim, resolution = embed_dim, img_size // patch_size
         for stage, depth in enumerate(depths):
             if stage:
                 dim, resolution = 2 * dim, resolution // 2
             window, shift = (window_size, window_size // 2) if resolution > window_size else (resolution, 0)
             blocks = [
-                self.block(attentions[stage](dim, resolution, num_heads[stage], window, shift * (index % 2)), mlp_ratio)
+                self.block(attentions[stage](dim, resolution, num_heads[stage], window, shift * (index % 2)), mlp_ratio,
+                           act)
                 for index in range(depth)
             ]
             last = stage == len(depths) - 1
             self.layers.append(Stage(blocks, None if last else self.merging(dim, resolution)))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, num_classes)
+        self.maps = tuple(maps)
+        for stage in map_norms:
+            setattr(self, f"norm{stage}", nn.LayerNorm(embed_dim * 2**stage))
+        self.norm = None if maps else nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes) if num_classes and not maps else None
+        self.num_classes = dim if self.head is None else num_classes  # length of what comes out for an image
         for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = norm_eps
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_chans, S, S], normalised -> logits [B, num_classes].
+    @property
+    def output_names(self) -> list[str]:
+        """What the outputs are called in an exported graph: logits, features, or stage0, stage1, ... for maps."""
+        if self.maps:
+            return [f"stage{stage}" for stage in self.maps]
+        return ["features" if self.head is None else "logits"]
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Images [B, in_chans, S, S], normalised -> logits [B, num_classes], or features [B, C] without a head, or for
+        each stage of `maps` its map [B, C, H, W].
 
         Raises:
             ValueError: the images are of another size.
@@ -293,9 +337,26 @@ class SwinTransformer(nn.Module):
         if not torch.jit.is_tracing() and x.shape[-2:] != (self.img_size, self.img_size):
             raise ValueError(f"images of {tuple(x.shape[-2:])}; the model takes {self.img_size} by {self.img_size}")
         x = self.patch_embed(x)
+        if self.maps:
+            return self._feature_maps(x)
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.norm(x).mean(dim=1))
+        x = self.norm(x).mean(dim=1)
+        return x if self.head is None else self.head(x)
+
+    def _feature_maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Tokens [B, H*W, C] -> a map [B, C, H, W] for each stage of `maps`, taken before patch merging."""
+        outputs = []
+        for stage, layer in enumerate(self.layers):
+            x = layer.run_blocks(x)
+            if stage in self.maps:
+                norm = getattr(self, f"norm{stage}", None)
+                side = layer.blocks[0].attn.resolution
+                y = (x if norm is None else norm(x)).transpose(1, 2)
+                outputs.append(y.reshape(-1, y.shape[1], side, side))
+            if layer.downsample is not None:
+                x = layer.downsample(x)
+        return tuple(outputs)
 
     def fold_constants(self) -> SwinTransformer:
         """Turn what does not depend on the input into buffers, in place; the model computes the same afterwards.

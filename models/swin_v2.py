@@ -121,7 +121,7 @@ class SwinTransformerV2(SwinTransformer):
 
     Args:
         pretrained_window_sizes: per stage, the window of the pre-training that this model was fine-tuned from; 0 = its
-            own. The others as in V1.
+            own. The others as in V1, but for qk_scale: cosine attention has a logit_scale instead.
     """
 
     block, merging = SwinTransformerBlockV2, PatchMergingV2

@@ -33,7 +33,7 @@ def test_type_alone_means_small():
 
 def test_official_names_say_what_the_yaml_holds():
     official = [path for path in MODELS.glob("*.yaml") if "patch" in path.stem]
-    assert len(official) == 14
+    assert len(official) == 17
     for path in official:
         config = get_config(path)
         assert path.stem == config.MODEL.NAME

@@ -52,20 +52,20 @@ class Read:
 
 
 def build_model(config: CfgNode, *, head: bool = True, maps: Sequence[int] = (),
-                map_norms: Sequence[int] = ()) -> SwinTransformer:
+                map_norms: Sequence[int] = (), keep_shift: bool = False) -> SwinTransformer:
     """The model of a configuration, with random weights, FP32 on the CPU, in eval mode.
 
     Args:
         config: from config.get_config.
         head: without it the output is pooled features.
-        maps, map_norms: as in SwinTransformer.
+        maps, map_norms, keep_shift: as in SwinTransformer.
     """
     swin = config.MODEL.SWIN
     architecture = {
         "img_size": config.DATA.IMG_SIZE, "patch_size": swin.PATCH_SIZE, "in_chans": swin.IN_CHANS,
         "num_classes": config.MODEL.NUM_CLASSES if head else 0, "embed_dim": swin.EMBED_DIM, "depths": swin.DEPTHS,
         "num_heads": swin.NUM_HEADS, "window_size": swin.WINDOW_SIZE, "mlp_ratio": swin.MLP_RATIO, "act": swin.ACT,
-        "norm_eps": swin.NORM_EPS, "maps": maps, "map_norms": map_norms,
+        "norm_eps": swin.NORM_EPS, "maps": maps, "map_norms": map_norms, "keep_shift": keep_shift,
     }
     if config.MODEL.TYPE == "swinv2":
         model = SwinTransformerV2(pretrained_window_sizes=swin.PRETRAINED_WINDOW_SIZES, **architecture)
@@ -171,15 +171,22 @@ def _read(path: Path, config: CfgNode) -> Read:
         raise UserError(f"{source}: head.weight is of {list(shape)}: no class; give a checkpoint that has some")
     maps, map_norms = _maps(state)
     head = any(key.startswith("head.") for key in state)
+    # Backbones for detection (mmdetection, the official one, Hugging Face's) shift in every stage; timm's do not.
+    kind = {"head": head, "maps": maps, "map_norms": map_norms,
+            "keep_shift": bool(map_norms) and config.MODEL.TYPE == "swinv1"}
     with torch.device("meta"):  # costs no memory, whatever sizes a file claims
-        expected = build_model(config, head=head, maps=maps, map_norms=map_norms).state_dict()
+        expected = build_model(config, **kind).state_dict()
     weights = {key: value for key, value in state.items() if not key.endswith(DERIVED)}
     problems = _differences(expected, weights)
     if problems:
         raise UserError(f"{source}: does not fit {config.MODEL.NAME}: it holds {_described(state)}; "
                         f"{_which_yaml(state)}. {'; '.join(problems)}")
     _check_sound(weights, source)
-    model = build_model(config, head=head, maps=maps, map_norms=map_norms)
+    smallest = config.DATA.IMG_SIZE // config.MODEL.SWIN.PATCH_SIZE // 2 ** (len(config.MODEL.SWIN.DEPTHS) - 1)
+    if kind["keep_shift"] and smallest < config.MODEL.SWIN.WINDOW_SIZE:
+        raise UserError(f"{source}: a backbone, which pads its last map of {smallest} x {smallest} tokens to a window of "
+                        f"{config.MODEL.SWIN.WINDOW_SIZE}: no model here does; give a larger DATA.IMG_SIZE")
+    model = build_model(config, **kind)
     problems = _other_windows(model, state) + _contradictions(config, checkpoint.told)
     if problems:
         raise UserError(f"{source}: does not fit {config.MODEL.NAME}: it holds {_described(state)}; "
@@ -280,13 +287,12 @@ def _value(config: CfgNode, key: str) -> object:
 def _contradictions(config: CfgNode, told: dict[str, object]) -> list[str]:
     """Where a file says otherwise than the configuration. The image size may differ: the weights take any."""
     return [f"the file says {key} {value}, the configuration {_value(config, key)}" for key, value in told.items()
-            if key in UNTOLD and key != "DATA.IMG_SIZE" and not _same(value, _value(config, key), config)]
+            if key in UNTOLD and key != "DATA.IMG_SIZE" and not _same(value, _value(config, key))]
 
 
-def _same(value: object, ours: object, config: CfgNode) -> bool:
-    if isinstance(ours, list):  # windows of the pre-training: 0 is this model's own
-        own = config.MODEL.SWIN.WINDOW_SIZE
-        return isinstance(value, (list, tuple)) and [v or own for v in value] == [v or own for v in ours]
+def _same(value: object, ours: object) -> bool:
+    if isinstance(ours, list):  # windows of the pre-training; Hugging Face's default has four, however many stages
+        return isinstance(value, (list, tuple)) and list(value[:len(ours)]) == ours
     if isinstance(ours, float):
         return isinstance(value, (int, float)) and abs(value - ours) <= 1e-6 * max(abs(ours), 1e-9)
     return value == ours

@@ -278,6 +278,7 @@ class SwinTransformer(nn.Module):
         norm_eps: epsilon of every LayerNorm.
         maps: stages whose feature map is an output, for a backbone; none: one output, logits or features.
         map_norms: those of `maps` that a LayerNorm of their own, norm<stage>, comes after.
+        keep_shift: whether a stage of exactly one window shifts it too, as backbones for detection do.
     """
 
     # What V2 does otherwise.
@@ -287,7 +288,7 @@ class SwinTransformer(nn.Module):
                  depths: Sequence[int], num_heads: Sequence[int], window_size: int, mlp_ratio: float,
                  attentions: Sequence[Callable[..., WindowAttentionBase]] | None = None, act: str = "gelu",
                  qk_scale: float = 0.0, norm_eps: float = 1e-5, maps: Sequence[int] = (),
-                 map_norms: Sequence[int] = ()) -> None:
+                 map_norms: Sequence[int] = (), keep_shift: bool = False) -> None:
         super().__init__()
         self.img_size = img_size
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
@@ -297,7 +298,8 @@ class SwinTransformer(nn.Module):
         for stage, depth in enumerate(depths):
             if stage:
                 dim, resolution = 2 * dim, resolution // 2
-            window, shift = (window_size, window_size // 2) if resolution > window_size else (resolution, 0)
+            window = min(window_size, resolution)
+            shift = window // 2 if resolution > window or keep_shift else 0
             blocks = [
                 self.block(attentions[stage](dim, resolution, num_heads[stage], window, shift * (index % 2)), mlp_ratio,
                            act)

@@ -134,7 +134,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _short(text: str, most: int = 300) -> str:
-    return text if len(text) <= most else f"{text[:most]} ..."
+    return text if len(text) <= most else f"{text[:most * 2 // 3]} ... {text[-most // 3:]}"
 
 
 class _PlainLoader(yaml.SafeLoader):

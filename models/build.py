@@ -97,8 +97,13 @@ def load_model(config: CfgNode, resume: str | Path | None = None, pretrained: bo
         raise UserError(f"{shown(path)}: has no classifier and gives {kind}; this needs {' or '.join(outputs)}")
     read.model.load_state_dict(read.state)
     for line in read.said:
-        print(line, flush=True)
+        _say(line)
     return read.model
+
+
+@cache  # a script that loads a file twice says once how it did
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def load_checkpoint(path: str | Path, config: CfgNode) -> dict[str, Tensor]:
@@ -184,8 +189,8 @@ def _read(path: Path, config: CfgNode) -> Read:
     _check_sound(weights, source)
     smallest = config.DATA.IMG_SIZE // config.MODEL.SWIN.PATCH_SIZE // 2 ** (len(config.MODEL.SWIN.DEPTHS) - 1)
     if kind["keep_shift"] and smallest < config.MODEL.SWIN.WINDOW_SIZE:
-        raise UserError(f"{source}: a backbone, which pads its last map of {smallest} x {smallest} tokens to a window of "
-                        f"{config.MODEL.SWIN.WINDOW_SIZE}: no model here does; give a larger DATA.IMG_SIZE")
+        raise UserError(f"{source}: a backbone, which pads its last map of {smallest} x {smallest} tokens to a window "
+                        f"of {config.MODEL.SWIN.WINDOW_SIZE}: no model here does; give a larger DATA.IMG_SIZE")
     model = build_model(config, **kind)
     problems = _other_windows(model, state) + _contradictions(config, checkpoint.told)
     if problems:
@@ -196,10 +201,10 @@ def _read(path: Path, config: CfgNode) -> Read:
         if not value.isfinite().all():
             raise UserError(f"{source}: {key} is beyond FP32 in places; give a checkpoint whose weights fit it")
     others = [other for other in checkpoint.weights if other != name]
-    said = [*_how_read(source, name, prefix, official, others), *_on_trust(config, checkpoint.told, state)]
+    said = [*_how_read(source, name, prefix, official, others), *_on_trust(source, config, checkpoint.told, state)]
     if not head:
         outputs = f"maps of stages {', '.join(map(str, maps))}" if maps else "pooled features"
-        said.append(f"output  no classifier in the file: the model gives {outputs}")
+        said.append(f"output  {source}: no classifier in the file: the model gives {outputs}")
     return Read(model, weights, said)
 
 
@@ -263,9 +268,9 @@ def _check_sound(weights: dict[str, Tensor], source: str) -> None:
 
 
 def _how_read(source: str, name: str, prefix: str, official: layouts.Official, others: list[str]) -> list[str]:
-    """What was done to read weights, in one line; none where they lay in the file as the model has them."""
+    """What was done to read weights, in one line; none where the file is the official names and nothing else."""
     parts = []
-    if name and (name not in ("model", "state_dict") or others):
+    if name:
         parts.append(f"taken under '{name}'" + (f", not {', '.join(map(repr, others))} (--weights)" if others else ""))
     if prefix:
         parts.append(f"prefix '{prefix}' taken off")
@@ -298,7 +303,7 @@ def _same(value: object, ours: object) -> bool:
     return value == ours
 
 
-def _on_trust(config: CfgNode, told: dict[str, object], state: dict[str, Tensor]) -> list[str]:
+def _on_trust(source: str, config: CfgNode, told: dict[str, object], state: dict[str, Tensor]) -> list[str]:
     """What nothing in the file tells and the configuration decides, in one line."""
     v2 = config.MODEL.TYPE == "swinv2"
     known = set(told)
@@ -308,7 +313,7 @@ def _on_trust(config: CfgNode, told: dict[str, object], state: dict[str, Tensor]
         known.add("MODEL.SWIN.PRETRAINED_WINDOW_SIZES")
     known.add("MODEL.SWIN.QK_SCALE" if v2 else "MODEL.SWIN.PRETRAINED_WINDOW_SIZES")
     values = [f"{key.rpartition('.')[2]} {_value(config, key)}" for key in UNTOLD if key not in known]
-    return [f"trusted {config.MODEL.NAME}'s yaml, as nothing in the file tells: {', '.join(values)}"] if values else []
+    return [f"trusted {source}: nothing in it tells, {config.MODEL.NAME} says {', '.join(values)}"] if values else []
 
 
 def _differences(expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:

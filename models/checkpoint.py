@@ -32,7 +32,7 @@ _DAMAGED = (safetensors.SafetensorError, pickle.UnpicklingError, struct.error, z
 
 # A file of weights has no use for these; one that names them is refused rather than read with a stand-in.
 _COMMANDS = re.compile(r"(os|posix|nt|sys|subprocess|shutil|importlib|runpy|pty|socket|_?ctypes|_?pickle|builtins|"
-                       r"webbrowser)(\.|$)")
+                       r"__builtin__|commands|webbrowser)(\.|$)")  # commands: subprocess, as pickle's protocol 2 says
 _HARMLESS = {f"builtins.{name}" for name in ("set", "frozenset", "slice", "range", "list", "dict", "tuple", "int",
                                              "float", "str", "bool", "bytes", "complex", "object", "type")}
 _DEPTH = 4  # of nesting, in which weights are looked for: {"ema": {"module": {"model": {...}}}} has three
@@ -169,8 +169,9 @@ def _load_pickle(path: Path, source: str) -> object:
             stand_ins[name] = _stand_in(name, source)
     while len(stand_ins) <= _MOST_CLASSES:
         try:
-            with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            allowed = torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()])
+            with allowed, path.open("rb") as file:  # by its name, torch would take a .safetensors for what it says
+                return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             text = str(error)
             # Files from before torch 1.6 tell their classes one by one.
@@ -182,7 +183,7 @@ def _load_pickle(path: Path, source: str) -> object:
                     stand_ins[name] = stand_in
                     continue
             reason = re.search(r"Can only \w+[^\n]{0,60}|Trying to call reduce[^\n]{0,60}|Unsupported operand \d+|"
-                               r"``torch[^\n]{0,80}", text)
+                               r"Only persistent_load[^\n]{0,60}|``torch[^\n]{0,80}", text)
             if reason:
                 raise UserError(f"{source}: cannot be read without running code of its own, or is damaged "
                                 f"({' '.join(reason[0].split())}); where it was made, save the weights alone: "

@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +27,7 @@ from config import DEFAULT_CFG, get_config
 from data.images import IMAGENET_MEAN, IMAGENET_STD
 from data.photo_crops import CLASSES, CROP_SIDE, held_out_batch, photo, tiles
 from models.build import build_model
-from utils import ROOT, Progress, UserError, run_script, shown, whole_file
+from utils import ROOT, Progress, UserError, check_writable, run_script, shown, whole_file
 
 # The highest learning rate is this over EMBED_DIM, smaller for wider models: 1e-3 for the micro variants, 3.3e-4 for
 # Small. At 1e-3 V1 Small hardly learnt in a trial at 32 x 32, at 3e-4 it did.
@@ -35,6 +37,7 @@ LABEL_SMOOTHING = 0.05
 MAX_GRADIENT_NORM = 1.0
 WARM_UP = 0.1  # share of the steps
 JITTER = 0.2  # brightness, contrast and saturation change by up to this share
+LARGEST_FLAG = 1e30  # a learning rate beyond it does not fit the optimizer's FP32
 STRETCH = 4 / 3  # greatest ratio of a training crop's sides
 
 
@@ -172,14 +175,47 @@ def train(model: nn.Module, crops: TrainCrops, *, steps: int, batch_size: int, l
             print(f"step {step + 1:5d}/{steps}  loss {value:.3f}  lr {optimizer.param_groups[0]['lr']:.1e}  "
                   f"{(step + 1) * batch_size / progress.seconds:.0f} images/s  {progress.left}", flush=True)
     model.eval()
+    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:  # the last step comes after the last loss
+        raise UserError(f"{len(broken)} tensors are no finite numbers after {steps} steps, {broken[0]} first; give a "
+                        f"smaller --lr than {learning_rate:g}")
+
+
+def save(weights: dict[str, Tensor], output: Path, metadata: dict[str, str]) -> None:
+    """Write a checkpoint; where that fails, as on a full disk, to another folder, so that no training is lost.
+
+    Raises:
+        UserError: it was not written to `output`; says where it lies.
+    """
+    problems = []
+    for path in (output, *(Path(folder) / output.name for folder in (Path.cwd(), Path.home(), tempfile.gettempdir()))):
+        if path is not output and path.exists():
+            continue
+        try:
+            with whole_file(path) as partial:
+                save_file(weights, partial, metadata=metadata)
+        except (UserError, OSError, SafetensorError) as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            raise UserError(f"{shown(output)}: could not be written ({problems[0]}); what was trained lies in {path}")
+        return
+    raise UserError(f"{shown(output)}: could not be written ({problems[0]}), nor anywhere else; the training is lost")
 
 
 @torch.inference_mode()
 def held_out_top1(model: nn.Module, count: int, device: torch.device) -> list[float]:
-    """FP32 top-1, 0 to 1, over the first `count` held-out crops, for each class."""
+    """FP32 top-1, 0 to 1, over the first `count` held-out crops, for each class.
+
+    Raises:
+        UserError: the model gives NaN or infinity.
+    """
     images, labels = held_out_batch(count, model.img_size)
-    right = torch.cat([model(torch.from_numpy(part).to(device)).argmax(dim=1).cpu() for part in
-                       (images[i:i + 64] for i in range(0, count, 64))]) == torch.from_numpy(labels)
+    logits = torch.cat([model(torch.from_numpy(part).to(device)).cpu() for part in
+                        (images[i:i + 64] for i in range(0, count, 64))])
+    if not logits.isfinite().all():
+        raise UserError("the trained model gives NaN or infinity for held-out crops; give a smaller --lr")
+    right = logits.argmax(dim=1) == torch.from_numpy(labels)
     return [right[labels == label].float().mean().item() for label in range(len(CLASSES))]
 
 
@@ -187,7 +223,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--type", choices=tuple(DEFAULT_CFG), help="model type; with no --cfg, its Small variant")
     parser.add_argument("--cfg", type=Path, metavar="YAML", help="the variant, e.g. models/swinv2_micro.yaml")
-    parser.add_argument("--opts", nargs="+", default=[], metavar=("KEY", "VALUE"), help="override configuration keys")
+    parser.add_argument("--opts", nargs="+", action="extend", default=[], metavar=("KEY", "VALUE"),
+                        help="override configuration keys; NUM_CLASSES is that of the photographs")
     parser.add_argument("--output", type=Path, metavar="FILE",
                         help="safetensors file to write (default: models/checkpoints/<MODEL.NAME>.safetensors)")
     parser.add_argument("--half", action="store_true", help="store the weights in FP16, half the size")
@@ -203,11 +240,16 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     for flag in ("steps", "batch_size", "lr", "count"):
         value = getattr(args, flag)
-        if value is not None and not value > 0:
-            parser.error(f"--{flag.replace('_', '-')} must be above zero")
+        if value is not None and not 0 < value <= LARGEST_FLAG:  # NaN never is
+            parser.error(f"--{flag.replace('_', '-')} must be above zero and at most {LARGEST_FLAG:g}")
     if args.count < len(CLASSES):
         parser.error(f"--count must be at least {len(CLASSES)}, one crop of every class")
-    config = get_config(args.cfg, [*args.opts, "MODEL.NUM_CLASSES", str(len(CLASSES))], args.type)
+    config = get_config(args.cfg, args.opts, args.type)
+    if "MODEL.NUM_CLASSES" in config.OPTS and len(CLASSES) != config.MODEL.NUM_CLASSES:
+        raise UserError(f"--opts MODEL.NUM_CLASSES {config.MODEL.NUM_CLASSES}: the photographs are of {len(CLASSES)} "
+                        "classes; leave it out")
+    config.defrost()
+    config.MODEL.NUM_CLASSES = len(CLASSES)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
     learning_rate = args.lr or WIDTH_TIMES_RATE / config.MODEL.SWIN.EMBED_DIM
@@ -217,6 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     if output.suffix != ".safetensors":
         raise UserError(f"{output}: give --output a name that ends in .safetensors")
 
+    check_writable(output)
     torch.manual_seed(args.seed)
     model = build_model(config).to(device)
     crops = TrainCrops(model.img_size, device, args.seed)
@@ -224,20 +267,20 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{config.MODEL.NAME}: {parameters:.1f} M parameters, {model.img_size} x {model.img_size}, on {device} in "
           f"{precision}; {len(crops.tiles)} training tiles of {len(CLASSES)} photographs", flush=True)
     start = time.perf_counter()
-    with whole_file(output) as partial:  # opened first: a folder that cannot be written to shows before the work
-        train(model, crops, steps=args.steps, batch_size=args.batch_size, learning_rate=learning_rate,
-              precision=precision)
-        seconds = time.perf_counter() - start
-        weights = {key: value.half() if args.half else value for key, value in model.state_dict().items()}
-        model.load_state_dict(weights)  # so that what is tested is what is written
-        by_class = held_out_top1(model, args.count, device)
-        top1, worst = sum(by_class) / len(CLASSES), min(range(len(CLASSES)), key=by_class.__getitem__)
-        save_file(weights, partial, metadata={
-            "made_by": "models/train.py", "model": config.MODEL.NAME, "type": config.MODEL.TYPE,
-            "img_size": str(model.img_size), "classes": ",".join(CLASSES), "held_out_top1": f"{top1:.4f}",
-            "steps": str(args.steps), "batch_size": str(args.batch_size), "lr": f"{learning_rate:g}",
-            "seed": str(args.seed), "precision": precision, "torch": torch.__version__,
-        })
+    train(model, crops, steps=args.steps, batch_size=args.batch_size, learning_rate=learning_rate, precision=precision)
+    seconds = time.perf_counter() - start
+    weights = {key: value.half() if args.half else value for key, value in model.state_dict().items()}
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise UserError("--half: the weights are beyond FP16 (65504); leave it out, or give a smaller --lr")
+    model.load_state_dict(weights)  # so that what is tested is what is written
+    by_class = held_out_top1(model, args.count, device)
+    top1, worst = sum(by_class) / len(CLASSES), min(range(len(CLASSES)), key=by_class.__getitem__)
+    save(weights, output, {
+        "made_by": "models/train.py", "model": config.MODEL.NAME, "type": config.MODEL.TYPE,
+        "img_size": str(model.img_size), "classes": ",".join(CLASSES), "held_out_top1": f"{top1:.4f}",
+        "steps": str(args.steps), "batch_size": str(args.batch_size), "lr": f"{learning_rate:g}",
+        "seed": str(args.seed), "precision": precision, "torch": torch.__version__,
+    })
     print(f"trained in {seconds:.0f} s; held-out top-1 {100 * top1:.2f} % over {args.count} crops, worst class "
           f"{CLASSES[worst]} {100 * by_class[worst]:.1f} %; wrote {shown(output)} "
           f"({output.stat().st_size / 2**20:.1f} MiB)")

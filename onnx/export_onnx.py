@@ -3,7 +3,8 @@
     python onnx/export_onnx.py --type swinv2 --resume models/checkpoints/swinv2_small_patch4_window8_256.pth
     python onnx/export_onnx.py --cfg models/swin_micro.yaml
 
-Writes onnx/<MODEL.NAME>.onnx: input `input` float32 [batch, 3, S, S], output `logits` float32 [batch, num_classes].
+Writes onnx/<MODEL.NAME>.onnx: input `input` float32 [batch, 3, S, S], output `logits` float32 [batch, num_classes]. A
+checkpoint without a classifier gives `features` [batch, C], a backbone its maps, `stage0` and so on, [batch, C, H, W].
 What does not depend on the input (V2's continuous position bias and its scale, V1's gathered bias) is a constant in
 the file. From opset 17 on LayerNorm is one LayerNormalization node, below it a chain of nine.
 
@@ -53,8 +54,8 @@ def trace(model: torch.nn.Module, opset_version: int) -> onnx.ModelProto:
         # They say that this exporter is the old one. Warnings about the model (TracerWarning) are of another kind.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(model, (images,), exported, dynamo=False, opset_version=opset_version,
-                          input_names=["input"], output_names=["logits"],
-                          dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}})
+                          input_names=["input"], output_names=model.output_names,
+                          dynamic_axes={name: {0: "batch"} for name in ("input", *model.output_names)})
     return onnx.load_from_string(exported.getvalue())
 
 
@@ -120,10 +121,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     start = time.perf_counter()
     checkpoint = checkpoint_path(config, args.resume, args.pretrained)
-    model = load_model(config, checkpoint)
+    model = load_model(config, checkpoint, outputs=("logits", "features", "maps"))
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    gives = (f"maps {', '.join(model.output_names)}" if model.maps else
+             f"{model.num_classes} {'classes' if model.output_names == ['logits'] else 'features'}")
     print(f"read    {shown(checkpoint)}: {config.MODEL.NAME}, {millions:.1f} M parameters, "
-          f"{model.num_classes} classes, images of {model.img_size} x {model.img_size}", flush=True)
+          f"{gives}, images of {model.img_size} x {model.img_size}", flush=True)
     exported = export(model, args.opset, config.MODEL.NAME)
     with whole_file(output) as partial:
         onnx.save(exported, str(partial))

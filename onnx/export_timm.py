@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     start = time.perf_counter()
     checkpoint = checkpoint_path(config, args.resume, args.pretrained)
-    model = load_model(config, checkpoint)
+    model = load_model(config, checkpoint, outputs=("logits",))
     print(f"read    {shown(checkpoint)}: {config.MODEL.NAME}, {model.num_classes} classes", flush=True)
     images = real_images(args.batch, model.img_size)
     with torch.inference_mode():

@@ -6,11 +6,13 @@ import re
 
 import pytest
 
+import config
 from config import add_model_arguments, get_config
+from models import swin
 from utils import ROOT, UserError
 
 MODELS = ROOT / "models"
-RELEASES = r"https://github\.com/SwinTransformer/storage/releases/download/v[12]\.0\.0/"
+RELEASES = r"https://github\.com/SwinTransformer/storage/releases/download/v(?:[12]\.0\.0|1\.0\.5)/"
 
 
 def error_of(*arguments, **keywords) -> str:
@@ -39,6 +41,7 @@ def test_official_names_say_what_the_yaml_holds():
         assert path.stem == config.MODEL.NAME
         assert re.fullmatch(RELEASES + re.escape(path.stem) + r"\.pth", config.MODEL.PRETRAINED)
         transferred = re.search(r"window(\d+)to(\d+)_(\d+)to(\d+)", path.stem)
+        assert (21841 if path.stem.endswith("_22k") else 1000) == config.MODEL.NUM_CLASSES
         named = transferred.group(2, 4) if transferred else re.search(r"window(\d+)_(\d+)", path.stem).groups()
         assert tuple(map(int, named)) == (config.MODEL.SWIN.WINDOW_SIZE, config.DATA.IMG_SIZE)
         assert ([12, 12, 12, 6] if transferred else [0, 0, 0, 0]) == config.MODEL.SWIN.PRETRAINED_WINDOW_SIZES
@@ -99,6 +102,49 @@ def test_a_yaml_that_describes_no_model(tmp_path, text, expected):
     assert expected in message
 
 
+@pytest.mark.parametrize(("text", "expected"), [
+    ("MODEL: {TYPE: swinv1, NAME: ../../outside}", "MODEL.NAME is '../../outside'; files are named by it"),
+    ("MODEL: {TYPE: swinv1, NAME: /etc/x}", "no path"),
+    ("MODEL: {TYPE: swinv1, NAME: '-rf'}", "no path"),
+    ("MODEL: {TYPE: swinv1, NAME: 'a b'}", "no path"),
+    ('MODEL: {TYPE: swinv1, NAME: "a\\nb"}', "no path"),
+    (f"MODEL: {{TYPE: swinv1, NAME: {'a' * 129}}}", "no path"),
+    ("MODEL: {TYPE: swinv1, PRETRAINED: ../../a.pth}", "must be the URL of a file"),
+    ("MODEL: {TYPE: swinv1, PRETRAINED: 'https://a.b/..'}", "must be the URL of a file"),
+    ("MODEL: {TYPE: swinv1, SWIN: {MLP_RATIO: .inf}}", "MLP_RATIO is inf; at most 64"),
+    ("MODEL: {TYPE: swinv1, SWIN: {MLP_RATIO: .nan}}", "MLP_RATIO is nan; at most 64"),
+    ("MODEL: {TYPE: swinv1, SWIN: {MLP_RATIO: 1.0e+999}}", "MLP_RATIO is inf; at most 64"),
+    ("MODEL: {TYPE: swinv1, SWIN: {MLP_RATIO: -.inf}}", "above zero"),
+    (f"MODEL: {{TYPE: swinv1, SWIN: {{EMBED_DIM: {'9' * 5000}}}}}", "not a model's yaml"),
+    (f"MODEL: {{TYPE: swinv1, SWIN: {{EMBED_DIM: 0x{'f' * 5000}}}}}", "EMBED_DIM is a number of thousands of digits"),
+    ("MODEL: {TYPE: swinv1, SWIN: {EMBED_DIM: 4000000000}}", "EMBED_DIM is 4000000000; at most 4096"),
+    ("MODEL: {TYPE: swinv1, SWIN: {DEPTHS: [true, 2, 6, 2]}}", "a list of whole numbers"),
+    ("MODEL: {TYPE: swinv1, SWIN: {DEPTHS: [.nan, 2, 6, 2]}}", "a list of whole numbers"),
+    ("MODEL: {TYPE: swinv1, SWIN: {DEPTHS: [2, 2, 100000000, 2]}}", "DEPTHS is 100000000; at most 512"),
+    ("MODEL: {TYPE: swinv1, SWIN: {WINDOW_SIZE: true}}", "WINDOW_SIZE"),
+    ("MODEL: {TYPE: swinv1, NUM_CLASSES: 2001-13-45}", "not a model's yaml"),
+    ("MODEL: &m {TYPE: swinv1, SWIN: *m}", "an alias"),
+    ("a: &a [*a]", "an alias"),
+    ("[" * 20000, "not a"),
+    ("{a: " * 3000, "not a"),
+    ("x" * 70000, "at most 65536"),
+    ("MODEL: {TYPE: swinv1}\nOPTS: [MODEL.TYPE]", "OPTS is filled from --opts"),
+    ("MODEL: {TYPE: swinv1, SWIN: {ACT: relu}}", "one of gelu, gelu_tanh"),
+    ("MODEL: {TYPE: swinv2, SWIN: {WINDOW_SIZE: 7, QK_SCALE: 0.5}}", "read by swinv1 alone"),
+    ("MODEL: {TYPE: swinv1, SWIN: {QK_SCALE: -1.0}}", "above zero"),
+    ("MODEL: {TYPE: swinv1, SWIN: {NORM_EPS: 0.0}}", "between 0 and 1"),
+    ("MODEL: !!python/object/apply:os.getcwd []", "not a yaml file"),
+])
+def test_a_yaml_that_means_harm_or_nothing(tmp_path, text, expected):
+    (tmp_path / "wrong.yaml").write_text(text)
+    message = error_of(tmp_path / "wrong.yaml")
+    assert "wrong.yaml" in message and expected in message and len(message) < 700
+
+
+def test_activations_are_those_of_the_models():
+    assert list(config.ACTIVATIONS) == list(swin.ACTIVATIONS)
+
+
 def test_a_yaml_that_is_not_text(tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_bytes(b"\xff\xfe\x00\x80")
@@ -110,10 +156,18 @@ def test_a_yaml_that_is_not_text(tmp_path):
     (["DATA.SIZE", "224"], "DATA.SIZE"),
     (["DATA.IMG_SIZE", "big"], "DATA.IMG_SIZE"),
     (["DATA.IMG_SIZE", "100"], "IMG_SIZE 100"),
+    (["DATA.IMG_SIZE", "9" * 5000], "DATA.IMG_SIZE"),
+    (["DATA.IMG_SIZE", "[" * 5000], "DATA.IMG_SIZE"),
+    (["MODEL.SWIN.MLP_RATIO", "1e999"], "MLP_RATIO is inf"),
+    (["MODEL.NAME", "../x"], "no path"),
+    (["MODEL", "{}"], "MODEL is no single value"),
+    (["MODEL.SWIN", "{}"], "MODEL.SWIN is no single value"),
+    (["DATA", "1"], "DATA is no single value"),
+    (["OPTS", "[1]"], "OPTS is filled from --opts"),
 ])
 def test_wrong_opts(opts, expected):
     message = error_of(MODELS / "swin.yaml", opts)
-    assert expected in message
+    assert expected in message and len(message) < 1000
     assert "--opts" in message
 
 
@@ -136,6 +190,12 @@ def test_model_arguments(capsys):
     arguments = parser.parse_args(["--cfg", "models/swin.yaml", "--resume", "a.pth", "--opts", "DATA.IMG_SIZE", "448"])
     assert (arguments.type, arguments.pretrained) == (None, False)
     assert get_config(MODELS / "swin.yaml", arguments.opts, arguments.type).DATA.IMG_SIZE == 448
+    arguments = parser.parse_args(["--cfg", "x", "--weights", "ema", "--opts", "DATA.IMG_SIZE", "448"])
+    assert get_config(MODELS / "swin.yaml", arguments.opts).MODEL.WEIGHTS == "ema"
+    arguments = parser.parse_args(["--opts", "DATA.IMG_SIZE", "448", "--weights", "ema"])
+    config = get_config(MODELS / "swin.yaml", arguments.opts)
+    assert (config.MODEL.WEIGHTS, config.DATA.IMG_SIZE) == ("ema", 448)
+    assert config.OPTS == ["DATA.IMG_SIZE", "MODEL.WEIGHTS"]
     for wrong in (["--type", "swin"], ["--config", "x.yaml"]):
         with pytest.raises(SystemExit) as caught:
             parser.parse_args(wrong)

@@ -1,16 +1,19 @@
 """Training: what the model sees, how the steps are made, what is written."""
 from __future__ import annotations
 
+import errno
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
 from config import get_config
@@ -149,19 +152,67 @@ def test_bf16_trains_and_keeps_fp32_weights(tmp_path):
 
 def test_bad_input_is_named_and_leaves_nothing(tmp_path):
     (tmp_path / "file").touch()
-    tiny = ["--cfg", str(ROOT / "models/swin_micro.yaml"), "--opts", *TINY, "--batch-size", "4"]
+    tiny = ["--cfg", str(ROOT / "models/swin_micro.yaml"), "--batch-size", "4", "--opts", *TINY]
     for arguments, problem in [
         ([*tiny, "--steps", "30", "--lr", "1e30", "--output", str(tmp_path / "out.safetensors")], "the loss is"),
         ([*tiny, "--steps", "1", "--output", str(tmp_path / "file" / "out.safetensors")], "cannot be written"),
         ([*tiny, "--steps", "1", "--output", str(tmp_path / "out.pth")], r"ends in \.safetensors"),
         (["--cfg", str(tmp_path / "no.yaml")], "no such file"),
+        ([*tiny, "MODEL.NUM_CLASSES", "7"], "the photographs are of 18 classes"),
     ]:
         with pytest.raises(UserError, match=problem):
             run_train(*arguments)
-    for arguments in (["--steps", "0"], ["--count", "17"]):
+    for arguments in (["--steps", "0"], ["--count", "17"], ["--lr", "inf"], ["--lr", "nan"], ["--lr", "0"]):
         with pytest.raises(SystemExit):
             run_train(*tiny, *arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_last_step_is_checked_too(tmp_path, monkeypatch):
+    """The loss of a step is that of the weights before it: one that breaks them shows in the weights only."""
+    class Breaks(torch.optim.SGD):
+        def step(self):
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(math.nan)
+
+    monkeypatch.setattr(train, "make_optimizer", lambda model, rate: Breaks(model.parameters(), rate))
+    tiny = ["--cfg", str(ROOT / "models/swin_micro.yaml"), "--opts", *TINY, "--batch-size", "4", "--steps", "1",
+            "--output", str(tmp_path / "out.safetensors")]
+    with pytest.raises(UserError, match=r"1 tensors are no finite numbers after 1 steps, patch_embed\.proj\.weight"):
+        run_train(*tiny)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_gives_no_numbers_is_not_written(tmp_path):
+    tiny = ["--cfg", str(ROOT / "models/swin_micro.yaml"), "--opts", *TINY, "--batch-size", "4", "--steps", "1",
+            "--output", str(tmp_path / "out.safetensors")]
+    with pytest.raises(UserError, match=r"gives NaN or infinity|are no finite numbers"):
+        run_train(*tiny, "--lr", "1e30")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"),
+                                   SafetensorError("No space left on device (os error 28)")], ids=["os", "safetensors"])
+def test_a_full_disk_loses_no_training(error, tmp_path, monkeypatch):
+    folders = {name: tmp_path / name for name in ("full", "here", "home")}
+    for folder in folders.values():
+        folder.mkdir()
+    monkeypatch.chdir(folders["here"])
+    monkeypatch.setenv("HOME", str(folders["home"]))
+    full = ["full", "here"]
+
+    def save_file(weights, path, metadata):
+        Path(path).write_bytes(b"half")
+        if any(Path(path).is_relative_to(folders[name]) for name in full):
+            raise error
+        safetensors.torch.save_file(weights, path, metadata)
+
+    monkeypatch.setattr(train, "save_file", save_file)
+    weights = {"a": torch.arange(3.0)}
+    with pytest.raises(UserError, match=r"full/out\.safetensors: could not be written .*No space.* lies in .*home"):
+        train.save(weights, folders["full"] / "out.safetensors", {"made_by": "a test"})
+    assert torch.equal(safetensors.torch.load_file(folders["home"] / "out.safetensors")["a"], weights["a"])
+    assert [path.name for name in full for path in folders[name].iterdir()] == []
 
 
 def test_missing_photographs_are_one_line_and_a_status(tmp_path):

@@ -1,6 +1,6 @@
 """Latency of ONNX files under onnxruntime, on the CPU and by CUDA, with the error of the same runs beside it.
 
-    python Onnx_Latency.py --model onnx/swinv2.onnx onnx/swinv2_fp16.onnx --runner ort-cpu,ort-cuda
+    python Onnx_Latency.py --onnx onnx/swinv2.onnx onnx/swinv2_fp16.onnx --runner ort-cpu,ort-cuda
 
 One row per file, runner and batch goes to Results/latency.csv (ort-cuda: two, launched kernel by kernel and as one CUDA
 graph). The precision is what the graph computes in. Input and output stay on the device (IO binding), the batch is
@@ -39,7 +39,7 @@ from Results.tables import (
 from Results.timing import add_measuring_arguments, latency_figures, timed_runs, timing_of
 from utils import ROOT, UserError, choices, first_line, run_script, shown
 
-# The file to measure; --model overrides it.
+# The file to measure; --onnx overrides it.
 ONNX_FILE = "onnx/swinv1.onnx"
 
 RUNNERS = ("ort-cpu", "ort-cuda")
@@ -128,8 +128,8 @@ def measure(path: Path, runner: str, variant: str, images: np.ndarray, **timing:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, nargs="+", default=[ROOT / ONNX_FILE], metavar="FILE",
-                        help=f"ONNX files (default: {ONNX_FILE})")
+    parser.add_argument("--onnx", "--model", dest="model", type=Path, nargs="+", metavar="FILE",
+                        default=[ROOT / ONNX_FILE], help=f"ONNX files (default: {ONNX_FILE})")
     parser.add_argument("--runner", type=lambda text: choices(text, RUNNERS), metavar="R,R",
                         help=f"any of {','.join(RUNNERS)} (default: those that the installed onnxruntime has)")
     parser.add_argument("--variant", type=lambda text: choices(text, CUDA_VARIANTS), default=list(CUDA_VARIANTS),

@@ -27,7 +27,7 @@ from graphs.names import belongs_to, engine_precision, unpatched_engine
 from Results.tables import LATENCY_COLUMNS, RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
 from Results.timing import add_timing_arguments, latency_figures, timed_runs, timing_of
 from TensorRT.backend import add_backend_argument
-from utils import ROOT, UserError, batch_sizes, existing_file, from_zero, run_script, shown, whole_file
+from utils import ROOT, UserError, batch_sizes, existing_file, folder_to_write, from_zero, run_script, shown, whole_file
 
 # The engine to test; --plan overrides it.
 PLANFILE = "TensorRT/TRT_Engine/swinv1.plan"
@@ -94,7 +94,7 @@ def find_batches(plan: Path, pattern: str | None) -> list[Batch]:
         model = max((name for name in models if belongs_to(plan.stem, name)), key=len, default=None)
         if model is None:
             raise UserError(f"{shown(plan)}: no data/<model>-b<N>.npz of its model; "
-                            "data/batch_data_gen.py --model onnx/<model>.onnx writes them")
+                            "data/batch_data_gen.py --onnx onnx/<model>.onnx writes them")
         pattern = f"data/{model}-b*.npz"
     paths = [Path(pattern)] if Path(pattern).is_absolute() else sorted(ROOT.glob(pattern))
     batches = [load_batch(path) for path in paths]
@@ -114,7 +114,7 @@ def chosen_batches(plan: Path, arguments: argparse.Namespace) -> list[Batch]:
         return batches
     missing = set(arguments.batch) - {len(batch.input) for batch in batches}
     if missing:
-        raise UserError(f"{shown(plan)}: no data of batch {min(missing)}; data/batch_data_gen.py --batches "
+        raise UserError(f"{shown(plan)}: no data of batch {min(missing)}; data/batch_data_gen.py --batch "
                         f"{min(missing)} writes it")
     return [batch for batch in batches if len(batch.input) in arguments.batch]
 
@@ -152,7 +152,7 @@ def int8_error(plan: Path, model: str) -> float:
                 errors.append(max_abs_err(quantised.logits, exact.logits))
     if not errors:
         raise UserError(f"{shown(plan)}: data/{model}_int8-b<N>.npz says what error INT8 may have; write it with "
-                        f"data/batch_data_gen.py --model onnx/{model}_int8.onnx, or give --tolerance")
+                        f"data/batch_data_gen.py --onnx onnx/{model}_int8.onnx, or give --tolerance")
     return max(errors)
 
 
@@ -318,7 +318,8 @@ def main() -> None:
     parser.add_argument("--memory", type=batch_sizes, nargs="?", const=[1, 4, 16, 128], metavar="N,N",
                         help="measure device memory instead, at these batches, default 1,4,16,128")
     add_timing_arguments(parser)
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the tables go")
+    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
+                        help="where the tables go")
     add_backend_argument(parser)
     arguments = parser.parse_args()
     plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]

@@ -4,7 +4,7 @@
 
 Has make make the files that are missing or out of date (the Makefile says which is made from which), measures each
 runner with the script that measures it, and draws. All rows go to Results/latency.csv under one run_id;
-Results/latency.png and Results/speedup.md come of them. TensorRT is run by $TRT_PYTHON (default: this Python), and
+Images/latency.png and Results/speedup.md come of them. TensorRT is run by $TRT_PYTHON (default: this Python), and
 $BUILD_FLAGS go to TensorRT/build.sh.
 
 What is stopped goes on with --run-id: what has its rows is not measured again. A step that fails does not stop the
@@ -42,9 +42,9 @@ import torch
 
 from config import get_config
 from models.build import checkpoint_path
-from Results.tables import RESULTS, latency_rows, new_run_id, row_problem
+from Results.tables import IMAGES, RESULTS, latency_rows, new_run_id, row_problem
 from Results.timing import add_timing_arguments
-from utils import ROOT, UserError, batch_sizes, choices, run_script, shown
+from utils import ROOT, UserError, batch_sizes, choices, folder_to_write, run_script, shown
 
 PYTHON, TRT_PYTHON = sys.executable, os.environ.get("TRT_PYTHON", sys.executable)
 
@@ -335,9 +335,10 @@ def chosen_models(args: argparse.Namespace) -> list[Model]:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Results/latency.png and Results/speedup.md of the run."""
+    """Images/latency.png and Results/speedup.md of the run."""
     run = ["--run", args.run_id] if args.run_id else []
-    command = [PYTHON, ROOT / "Results" / "draw_latency.py", "--results", args.results, *run]
+    command = [PYTHON, ROOT / "Results" / "draw_latency.py", "--results", args.results, "--pictures", args.pictures,
+               *run]
     if subprocess.run(command).returncode:
         raise UserError("Results/draw_latency.py could not draw; the reason stands above")
 
@@ -371,10 +372,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--take-files", action="store_true",
                         help="take files that are there as they are, whatever made them")
     add_timing_arguments(parser, warmup_s=WARMUP_S)
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
-                        help="of latency.csv, latency.png and speedup.md (default: Results/)")
+    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
+                        help="of latency.csv and speedup.md (default: Results/)")
+    parser.add_argument("--pictures", type=folder_to_write, default=str(IMAGES), metavar="FOLDER",
+                        help="where latency.png goes (default: Images/)")
     args = parser.parse_args(arguments)
-    args.results = args.results.resolve()
+    args.results, args.pictures = args.results.resolve(), args.pictures.resolve()
     if args.draw_only:
         draw(args)
         return

@@ -58,6 +58,7 @@ from utils import (
     check_writable,
     choices,
     existing_file,
+    folder_to_write,
     from_one,
     run_script,
     shown,
@@ -446,7 +447,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="images at a time; every size runs over all images and gives its own row (default: 8)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="of PyTorch and onnxruntime (default: the GPU if torch finds one)")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
+    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
                         help="where accuracy.csv and environment/ are (default: Results/)")
     args = parser.parse_args(arguments)
     if args.labels and not args.images:

@@ -164,6 +164,22 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)  # and with it the lock
 
 
+def file_to_write(text: str) -> Path:
+    """What a flag takes that names a file to write; refused before the work where it cannot be written."""
+    check_writable(text)
+    return Path(text)
+
+
+def folder_to_write(text: str) -> Path:
+    """What a flag takes that names a folder to write files into; refused before the work where none can be.
+
+    Raises:
+        UserError: see check_writable.
+    """
+    check_writable(Path(text) / "a file")
+    return Path(text)
+
+
 PICTURES = (".jpg", ".jpeg", ".pdf", ".png", ".svg", ".webp")
 
 

@@ -2,7 +2,7 @@
 
     python Results/draw.py --cfg models/swin_micro.yaml --onnx onnx/swinv1_micro.onnx
 
-Writes Results/<MODEL.NAME>.png. The images are held-out crops of the packaged photographs, one of each, or from a
+Writes Images/<MODEL.NAME>.png. The images are held-out crops of the packaged photographs, one of each, or from a
 folder. An error is that of the worst logit against PyTorch in FP32.
 """
 from __future__ import annotations
@@ -23,8 +23,8 @@ from data.photo_crops import CLASSES, crops
 from graphs.compare import max_abs_err
 from graphs.sessions import onnx_logits, onnx_session
 from models.build import checkpoint_path, load_model
-from Results.tables import RESULTS
-from utils import UserError, run_script, shown, whole_file
+from Results.tables import IMAGES
+from utils import UserError, picture_target, run_script, shown, whole_file
 
 COLUMNS, COUNT = 6, 18
 WIDTH, HEIGHT, HEADING, FOOT = 2.6, 3.3, 0.7, 0.7  # inches, of an image with its text, and above and below all
@@ -82,9 +82,10 @@ def main(arguments: list[str] | None = None) -> None:
                         help="ONNX files of the model, patched or not")
     parser.add_argument("--images", type=Path, metavar="FOLDER",
                         help="images to draw (default: held-out crops of the packaged photographs)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: Results/<MODEL.NAME>.png")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: Images/<MODEL.NAME>.png")
     args = parser.parse_args(arguments)
     config = get_config(args.cfg, args.opts, args.type)
+    path = picture_target(args.output or IMAGES / f"{config.MODEL.NAME}.png")  # refused now, not after the work
     weights = checkpoint_path(config, args.resume, args.pretrained)
     model = load_model(config, weights)
     name, classes = config.MODEL.NAME, model.num_classes
@@ -104,10 +105,9 @@ def main(arguments: list[str] | None = None) -> None:
     errors = {runner: max_abs_err(output, logits["PyTorch"]) for runner, output in logits.items()}
     figure = draw(images, labels, logits, names, f"{name}: top-1 of PyTorch in FP32 and of ONNX files in onnxruntime, "
                   "its probability, and the error of the worst logit against PyTorch")
-    path = args.output or RESULTS / f"{name}.png"
     with whole_file(path) as partial:
-        # Without the date and the version of matplotlib in it, the same input gives the same file.
-        figure.savefig(partial, dpi=80, metadata={"Software": None})
+        # Without the version of matplotlib in it, the same input gives the same PNG.
+        figure.savefig(partial, dpi=80, metadata={"Software": None} if path.suffix == ".png" else None)
     told = ", ".join(f"{runner} off by {error:.1e}" for runner, error in list(errors.items())[1:])
     print(f"wrote {shown(path)}: {len(images)} images; {told}")
 

@@ -3,7 +3,7 @@
     python Results/draw_latency.py                         # the newest race on a GPU, INT8 of the newest run with it
     python Results/draw_latency.py --run 20261122-220232   # that run
 
-Reads Results/latency.csv alone; writes Results/latency.png, a panel for each model and precision, and
+Reads Results/latency.csv alone; writes Images/latency.png, a panel for each model and precision, and
 Results/speedup.md, which it prints too. A runner has several rows for a batch: launched kernel by kernel, as a CUDA
 graph, by the modes of torch.compile, TensorRT on this project's export and on timm's. The fastest one counts, for every
 runner.
@@ -30,8 +30,8 @@ from Results.latency_tables import (
     speedup_table,
     what_counts,
 )
-from Results.tables import RESULTS, latency_rows, on_gpu, row_problem
-from utils import UserError, run_script, shown, whole_file
+from Results.tables import IMAGES, RESULTS, latency_rows, on_gpu, row_problem
+from utils import UserError, folder_to_write, run_script, shown, whole_file
 
 # runner: its name in the legend, colour and marker. Colours that the colour-blind tell apart (Okabe and Ito, 2008).
 STYLES = {
@@ -114,8 +114,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", metavar="RUN_ID", help="default: of what was measured on a GPU, if there is that, the "
                         "newest run that has other runners beside ours; INT8 of the newest that has it")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
-                        help="of latency.csv, and where the picture and the table go (default: Results/)")
+    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
+                        help="of latency.csv, and where speedup.md goes (default: Results/)")
+    parser.add_argument("--pictures", type=folder_to_write, default=str(IMAGES), metavar="FOLDER",
+                        help="where the picture goes (default: Images/)")
     args = parser.parse_args(arguments)
     rows = latency_rows(args.results)
     if args.run:
@@ -129,13 +131,12 @@ def main(arguments: list[str] | None = None) -> None:
     rows = race or int8
     table = markdown(race, int8)
     print(table)
-    with whole_file(args.results / "speedup.md") as partial:
-        partial.write_text(table)
     gpus = ", ".join(dict.fromkeys(row["gpu"] for row in rows)).removeprefix("none ").strip("()")
     figure = draw(race, int8, f"Throughput on {gpus}")
-    with whole_file(args.results / "latency.png") as partial:
-        # Without the version of matplotlib in it, the same rows give the same file.
-        figure.savefig(partial, dpi=110, metadata={"Software": None})
+    # Both or neither. Without the version of matplotlib in it, the same rows give the same picture.
+    with whole_file(args.results / "speedup.md") as text, whole_file(args.pictures / "latency.png") as picture:
+        text.write_text(table)
+        figure.savefig(picture, dpi=110, metadata={"Software": None})
     print(f"wrote {shown(args.results / 'latency.png')} and {shown(args.results / 'speedup.md')}: "
           f"{len(rows)} rows of run {rows[0]['run_id']}")
 

@@ -3,7 +3,7 @@
     python Results/draw_profile.py
 
 Reads Results/profile.csv alone, which TensorRT/profile_engine.py fills, of each engine the newest run; writes
-Results/profile.png: a row of panels for each model and precision, a panel for each batch, a bar for each engine. The
+Images/profile.png: a row of panels for each model and precision, a panel for each batch, a bar for each engine. The
 percentage inside a segment is how much of the GPU the group uses: the larger of the fractions of its arithmetic peak
 and of its bandwidth peak, for the operations and bytes that the network asks for. What it does not ask for, such as a
 copy, has none.
@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from graphs.names import unpatched_engine
-from Results.tables import RESULTS
-from utils import UserError, run_script, shown, whole_file
+from Results.tables import IMAGES, RESULTS
+from utils import UserError, folder_to_write, run_script, shown, whole_file
 
 # group of profile.csv: colour. In the order in which they are stacked, products below, what moves data above.
 COLOURS = {
@@ -113,12 +113,14 @@ def profile_rows(results: Path, run_id: str | None = None) -> list[Row]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", metavar="RUN_ID", help="default: of each engine the newest")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
-                        help="of profile.csv, and where the picture goes (default: Results/)")
+    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
+                        help="of profile.csv (default: Results/)")
+    parser.add_argument("--pictures", type=folder_to_write, default=str(IMAGES), metavar="FOLDER",
+                        help="where the picture goes (default: Images/)")
     args = parser.parse_args(arguments)
     rows = profile_rows(args.results, args.run)
     figure = draw(rows, f"Where the time goes on {', '.join(dict.fromkeys(row['gpu'] for row in rows))}")
-    with whole_file(args.results / "profile.png") as partial:
+    with whole_file(args.pictures / "profile.png") as partial:
         # Without the version of matplotlib in it, the same rows give the same file.
         figure.savefig(partial, dpi=110, metadata={"Software": None})
     print(f"wrote {shown(args.results / 'profile.png')}: {len(rows)} rows of run "

@@ -28,7 +28,7 @@ from Results.latency_tables import (
     speedup_table,
     what_counts,
 )
-from Results.tables import RESULTS, on_gpu
+from Results.tables import IMAGES, RESULTS, on_gpu
 from utils import ROOT, UserError, run_script, shown, whole_file
 
 BEGIN, END = "<!-- GPU results, by Results/report.py: begin -->", "<!-- GPU results: end -->"
@@ -71,7 +71,7 @@ def measured_by(rows: list[Row], command: str) -> list[str]:
     return [f"{where}. Again: `{command}`", ""]
 
 
-def speed(results: Path) -> list[str]:
+def speed(results: Path, pictures: Path) -> list[str]:
     """Latency of every runner, the speed-up with the errors, and the plot."""
     rows = [{**row, "model": MODELS[row["model"]]} for row in gpu_rows(results / "latency.csv")
             if row["model"] in MODELS]
@@ -95,14 +95,14 @@ def speed(results: Path) -> list[str]:
             text += [*markdown_table(runner_table(best, precision, RUNNERS)), ""]
     text += ["The same with the largest error of a logit, against the FP32 ONNX model on the same images:", "",
              *markdown_table(speedup_table(best)), ""]
-    if (results / "latency.png").exists():
-        text += ["![Images per second over batch, for every runner](Results/latency.png)", ""]
+    if (pictures / "latency.png").exists():
+        text += ["![Images per second over batch, for every runner](Images/latency.png)", ""]
     return text
 
 
-def profile(results: Path) -> list[str]:
+def profile(results: Path, pictures: Path) -> list[str]:
     """The picture of where the time goes."""
-    if not (results / "profile.png").exists() or not gpu_rows(results / "profile.csv"):
+    if not (pictures / "profile.png").exists() or not gpu_rows(results / "profile.csv"):
         return []
     rows = profile_rows(results)
     patched = {"_attention" in row["engine"] for row in rows}
@@ -113,7 +113,7 @@ def profile(results: Path) -> list[str]:
                                "python Results/draw_profile.py"),
             "Percentages are of the GPU's peaks as benchmark.py measured them, a copy's bandwidth or an FP16 product's "
             "arithmetic, whichever is nearer: what lies in the L2 cache, and INT8, can go beyond.", "",
-            f"![Time of each group of layers{beside}, with the fraction of the GPU's peak](Results/profile.png)", ""]
+            f"![Time of each group of layers{beside}, with the fraction of the GPU's peak](Images/profile.png)", ""]
 
 
 def accuracy(results: Path) -> list[str]:
@@ -213,9 +213,10 @@ def largest_error(rows: list[Row]) -> str:
     return max((row["max_abs_err"] for row in rows), key=float)
 
 
-def section(results: Path) -> str:
-    """All that was measured on a GPU; empty where nothing was."""
-    return "\n".join(line for part in (speed, profile, accuracy, memory, kernels) for line in part(results))
+def section(results: Path, pictures: Path = IMAGES) -> str:
+    """All that was measured on a GPU; empty where nothing was. Pictures are shown that are in their folder."""
+    return "\n".join([*speed(results, pictures), *profile(results, pictures), *accuracy(results), *memory(results),
+                      *kernels(results)])
 
 
 def in_readme(readme: str) -> str:
@@ -234,8 +235,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="into README.md, between the two marks")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE", help="default: README.md")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: Results/")
+    parser.add_argument("--pictures", type=Path, default=IMAGES, metavar="FOLDER", help="default: Images/")
     args = parser.parse_args(arguments)
-    text = section(args.results)
+    text = section(args.results, args.pictures)
     if not text:
         raise UserError(f"{shown(args.results)}: no rows of a Small model on a GPU; race.py and test_swinV2.py measure "
                         "them")

@@ -23,6 +23,7 @@ from graphs.compare import max_abs_err, median_rel_err, top1_agreement
 from utils import ROOT, UserError, alone_in, shown, whole_file
 
 RESULTS = ROOT / "Results"
+IMAGES = ROOT / "Images"  # pictures that pages show
 LATENCY_COLUMNS = (
     "run_id", "commit", "gpu", "runner", "model", "precision", "batch", "latency_ms_median", "latency_ms_p99",
     "images_per_s", "max_abs_err", "median_rel_err", "top1_agreement", "notes",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from Results.tables import RESULTS
-from utils import ROOT, batch_sizes, from_zero
+from utils import ROOT, batch_sizes, folder_to_write, from_zero
 
 
 def timed_runs(run_once_ms: Callable[[], float], *, warmup_runs: int = 10, warmup_s: float | None = None,
@@ -45,7 +45,7 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR",
                         help="folder of <model>-b<N>.npz files; where there is none for a batch, held-out crops are "
                              "used (default: data/)")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
+    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="DIR",
                         help="folder of latency.csv and environment/ (default: Results/)")
     add_timing_arguments(parser)
 

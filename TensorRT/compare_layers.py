@@ -26,9 +26,21 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from data.batches import load_arrays
 from graphs.files import load_onnx
 from graphs.names import belongs_to
-from Results.tables import RESULTS, read_rows
+from Results.tables import IMAGES, RESULTS, read_rows
 from TensorRT.backend import add_backend_argument
-from utils import ROOT, UserError, existing_file, from_one, from_zero, run_script, shown, whole_file
+from utils import (
+    ROOT,
+    UserError,
+    existing_file,
+    file_to_write,
+    folder_to_write,
+    from_one,
+    from_zero,
+    picture_target,
+    run_script,
+    shown,
+    whole_file,
+)
 
 COLUMNS = ("depth", "tensor", "op", "shape", "max_abs_ref", "max_abs_err", "rel_err", "nan", "inf")
 
@@ -106,7 +118,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     model = load_onnx(path)
     reference_path = Path(arguments.reference) if arguments.reference else reference_of(path)
     reference = load_onnx(reference_path)
-    images = load_input(arguments.data, path, model, arguments.images)
+    images = load_input(arguments.input, path, model, arguments.count)
 
     depth = {name: index for index, name in enumerate(live_tensors(reference.graph))}
     operators = {name: op for name, op in live_tensors(model.graph).items() if name in depth}
@@ -287,6 +299,7 @@ def plot(arguments: argparse.Namespace) -> None:
         panels.insert(0, (arguments.title, list(map(Path, arguments.tables))))
     if not panels or not all(paths for _, paths in panels):
         raise UserError("plot: no table; give what `compare_layers.py run` wrote, or --panel TITLE TABLE...")
+    picture = picture_target(Path(arguments.output or IMAGES / f"{panels[0][1][0].stem}.png"))
     figure, all_axes = pyplot.subplots(len(panels), figsize=(14, 0.5 + 3.5 * len(panels)), layout="constrained",
                                        squeeze=False)
     for (title, paths), axes in zip(panels, all_axes[:, 0]):
@@ -304,7 +317,6 @@ def plot(arguments: argparse.Namespace) -> None:
         axes.margins(y=0.25)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     all_axes[-1, 0].set_xlabel("stage.block, > patch merging")
-    picture = Path(arguments.output or RESULTS / f"{panels[0][1][0].stem}.png")
     with whole_file(picture) as partial:
         figure.savefig(partial, dpi=130)
     pyplot.close(figure)
@@ -343,12 +355,13 @@ def main() -> None:
     command.add_argument("--onnx", required=True, metavar="FILE", help="the graph to examine")
     command.add_argument("--reference", metavar="FILE",
                          help="FP32 graph; default the graph itself, for *_fp16 the one that it was made from")
-    command.add_argument("--data", metavar="NPZ", help="its array `input` is run; default data/<model>-b<N>.npz")
-    command.add_argument("--images", type=from_one, default=1, metavar="N", help="images of it; default 1")
+    command.add_argument("--input", metavar="NPZ", help="its array `input` is run; default data/<model>-b<N>.npz")
+    command.add_argument("--count", type=from_one, default=1, metavar="N", help="images of it; default 1")
     command.add_argument("--every", type=from_one, default=1, metavar="N",
                          help="mark every n-th tensor; default 1, all")
     command.add_argument("--match", default="", metavar="REGEX", help="of the tensors whose name matches; default all")
-    command.add_argument("--output", default=ROOT / "onnx", metavar="FOLDER", help="default onnx/")
+    command.add_argument("--output", type=folder_to_write, default=str(ROOT / "onnx"), metavar="FOLDER",
+                         help="default onnx/")
     command.set_defaults(command=prepare)
 
     command = commands.add_parser("run", help="compare the engine built from the marked graph (needs TensorRT)")
@@ -357,7 +370,7 @@ def main() -> None:
     command.add_argument("--plugins", metavar="LIB", help="plugin library; default this project's where it is built")
     command.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
                          help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
-    command.add_argument("--output", metavar="CSV", help="default Results/layers_<graph>.csv")
+    command.add_argument("--output", type=file_to_write, metavar="CSV", help="default Results/layers_<graph>.csv")
     add_backend_argument(command)
     command.set_defaults(command=run)
 
@@ -367,7 +380,7 @@ def main() -> None:
                          help="a panel with its own tables; may be given several times")
     command.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE", help="as for run; default 0.01")
     command.add_argument("--title", default="Error of the engine's tensors against FP32 on the CPU")
-    command.add_argument("--output", metavar="PNG", help="default Results/<first table>.png")
+    command.add_argument("--output", metavar="PNG", help="default Images/<first table>.png")
     command.set_defaults(command=plot)
 
     arguments = parser.parse_args()

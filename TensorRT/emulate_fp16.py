@@ -1,6 +1,6 @@
 """Where would FP16 go wrong? Every tensor of an FP32 graph rounded to FP16, on the CPU, compared with FP32.
 
-    python TensorRT/emulate_fp16.py --onnx onnx/swinv2_micro.onnx --data data/swinv2_micro-b1.npz
+    python TensorRT/emulate_fp16.py --onnx onnx/swinv2_micro.onnx --input data/swinv2_micro-b1.npz
 
 Writes Results/layers_<graph>_emulated.csv, the table that compare_layers.py run writes of an engine, for its plot. It
 is what an engine would give that computes each operator in FP32 and stores each result in FP16: the least that FP16
@@ -24,7 +24,7 @@ from graphs.files import PLUGIN_DOMAIN, load_onnx, onnx_precision, onnx_refusals
 from graphs.reference import OPERANDS, element_types, expand
 from Results.tables import RESULTS
 from TensorRT.compare_layers import live_tensors, load_input, mark, report, row_of, session_of, write_table
-from utils import UserError, about, first_line, from_one, from_zero, run_script, shown
+from utils import UserError, about, file_to_write, first_line, from_one, from_zero, run_script, shown
 
 
 def float_tensors(model: onnx.ModelProto) -> set[str]:
@@ -129,16 +129,17 @@ def compare_all(model: onnx.ModelProto, images: np.ndarray, every: int = 1) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--onnx", required=True, metavar="FILE", help="an FP32 graph, patched or not")
-    parser.add_argument("--data", metavar="NPZ", help="its array `input` is run; default data/<model>-b<N>.npz")
-    parser.add_argument("--images", type=from_one, default=1, metavar="N", help="images of it; default 1")
+    parser.add_argument("--input", metavar="NPZ", help="its array `input` is run; default data/<model>-b<N>.npz")
+    parser.add_argument("--count", type=from_one, default=1, metavar="N", help="images of it; default 1")
     parser.add_argument("--every", type=from_one, default=1, metavar="N", help="every n-th tensor; default 1, all")
     parser.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
                         help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
-    parser.add_argument("--output", metavar="CSV", help="default Results/layers_<graph>_emulated.csv")
+    parser.add_argument("--output", type=file_to_write, metavar="CSV",
+                        help="default Results/layers_<graph>_emulated.csv")
     arguments = parser.parse_args()
     path = Path(arguments.onnx)
     model = load_onnx(path)
-    images = load_input(arguments.data, path, model, arguments.images)
+    images = load_input(arguments.input, path, model, arguments.count)
     with about(path):
         rows = compare_all(model, images, arguments.every)
     table = Path(arguments.output or RESULTS / f"layers_{path.stem}_emulated.csv")

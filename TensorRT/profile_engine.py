@@ -29,7 +29,7 @@ from graphs.names import engine_precision
 from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
 from TensorRT.backend import add_backend_argument
 from TensorRT.swin_work import WHOLE_BRANCH, WHOLE_MLP, Work, read_swin, work_of, yaml_of
-from utils import UserError, batch_sizes, existing_file, run_script, shown, whole_file
+from utils import UserError, batch_sizes, existing_file, file_to_write, folder_to_write, run_script, shown, whole_file
 
 COLUMNS = ("run_id", "commit", "gpu", "engine", "batch", "group", "layers", "time_ms_median", "share", "gflop", "mb",
            "tflop_per_s", "arithmetic_fraction", "gb_per_s", "bandwidth_fraction", "int8_layers")
@@ -198,8 +198,10 @@ def main() -> None:
                              "above)")
     parser.add_argument("--peak-gbps", type=float, metavar="GB/S",
                         help="of a kernel that copies, read and written together (default: likewise)")
-    parser.add_argument("--layers", type=Path, metavar="FILE", help="write the time of every layer to this file")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where profile.csv goes")
+    parser.add_argument("--layers", type=file_to_write, metavar="FILE",
+                        help="write the time of every layer to this file")
+    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
+                        help="where profile.csv goes")
     add_backend_argument(parser)
     arguments = parser.parse_args()
     plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]

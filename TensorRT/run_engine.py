@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from TensorRT.backend import add_backend_argument
-from utils import UserError, batch_sizes, existing_file, run_script, shown, whole_file
+from utils import UserError, batch_sizes, existing_file, file_to_write, run_script, shown, whole_file
 
 
 def load_images(path: str) -> np.ndarray:
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--plan", required=True, metavar="FILE", help="the engine")
     parser.add_argument("--input", required=True, metavar="NPY",
                         help="images [n, 3, S, S], normalised, FP32; or data/<model>-b<N>.npz")
-    parser.add_argument("--output", required=True, metavar="NPY",
+    parser.add_argument("--output", type=file_to_write, required=True, metavar="NPY",
                         help="to write: logits [n, classes]; of several batch sizes [batch sizes, n, classes]")
     parser.add_argument("--batch", type=batch_sizes, default=[32], metavar="N,N",
                         help="images in one run, one size or several; default 32")

@@ -29,7 +29,7 @@ study_flags = $(if $(filter %_fp32,$(1)),--noTF32,$(if $(filter %_opset12_fp16 %
 
 $(STUDY)/%_layers.onnx $(STUDY)/%_layers.npz: $(STUDY)/%.onnx $$(call images_of,$$*) $(running) always
 	$(call once,marking$(call what,$*),$(STUDY)/$*_layers.onnx $(STUDY)/$*_layers.npz) \
-	    python3 TensorRT/compare_layers.py prepare --onnx $< --data $(call images_of,$*) --every $(EVERY) --match '$(MATCH)' \
+	    python3 TensorRT/compare_layers.py prepare --onnx $< --input $(call images_of,$*) --every $(EVERY) --match '$(MATCH)' \
 	    --output $(STUDY)
 $(STUDY)/%_layers.plan: BUILD_FLAGS = $(MARKED_FLAGS)
 $(STUDY)/%_layers.plan: $$(call graph_of,$$*)_layers.onnx $$(call library,$$*) $(builder) always
@@ -41,7 +41,7 @@ $(STUDY)/%-b$(RUN_BATCHES).npy: $(STUDY)/%.plan $$(call images_of,$$*) $(running
 	$(call once,run$(call what,$*),,$(machine)) $(TRT_PYTHON) TensorRT/run_engine.py --plan $< --input $(call images_of,$*) \
 	    --batch $(RUN_BATCHES) --output $@
 $(STUDY)/layers_%_emulated.csv: $$(call fp32_of,$$*).onnx $$(call images_of,$$*) $(running) $(surgery) always
-	$(call once,emulation$(call what,$*)) python3 TensorRT/emulate_fp16.py --onnx $< --data $(call images_of,$*) \
+	$(call once,emulation$(call what,$*)) python3 TensorRT/emulate_fp16.py --onnx $< --input $(call images_of,$*) \
 	    --every $(EVERY) --output $@
 $(STUDY)/layers_%.csv: $(STUDY)/%_layers.plan $$(call graph_of,$$*)_layers.npz $(running) always
 	$(call once,tensors$(call what,$*),,$(machine)) $(TRT_PYTHON) TensorRT/compare_layers.py run --plan $< \

@@ -5,7 +5,7 @@
 #   bash TensorRT/swinv2_question.sh --cfg models/swinv2_micro.yaml --emulate     the same question asked of a CPU
 #
 # Has make make stressed weights (models/stress.py), graphs, engines and engines with marked tensors, run them, and compare
-# (swinv2_question.mk), and writes Results/swinv2_question.csv and Results/swinv2_question_<model>.png. All else
+# (swinv2_question.mk), and writes Results/swinv2_question.csv and Images/swinv2_question_<model>.png. All else
 # lies in .cache/swinv2_question/. Two calls for two models may run at once, each on its own GPU (CUDA_VISIBLE_DEVICES).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -153,5 +153,5 @@ for weight in ${weights//,/ }; do
     ((${#tables[@]} == 0)) || panels+=(--panel "$name, weights: $weight" "${tables[@]}")
 done
 ((${#panels[@]} == 0)) || python3 TensorRT/compare_layers.py plot "${panels[@]}" --tolerance 0.1 \
-    --output "Results/swinv2_question_$name$([[ $emulate == no ]] || echo _emulated).png"
+    --output "Images/swinv2_question_$name$([[ $emulate == no ]] || echo _emulated).png"
 ((${#missing[@]} == 0)) || fail "could not be made: ${missing[*]}; their logs are in .cache/logs/"

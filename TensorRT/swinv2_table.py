@@ -33,7 +33,7 @@ from Results.tables import (
     write_environment,
 )
 from TensorRT.compare_layers import broken, first_offender, read_table
-from utils import UserError, alone_in, from_zero, run_script, shown, whole_file
+from utils import UserError, alone_in, file_to_write, from_zero, run_script, shown, whole_file
 
 COLUMNS = ("run_id", "commit", "gpu", "model", "weights", "engine", "batch", "images", "images_nan_or_inf",
            "max_abs_err", "median_rel_err", "largest_logit", "top1_agreement", "layers_max_abs_err", "tensors",
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="logits and tables of this model")
     parser.add_argument("--tolerance", type=from_zero, default=0.1, metavar="SHARE",
                         help="error of a tensor that is an offence, as a share of its largest element; default 0.1")
-    parser.add_argument("--output", type=Path, default=RESULTS / "swinv2_question.csv", metavar="CSV",
+    parser.add_argument("--output", type=file_to_write, default=str(RESULTS / "swinv2_question.csv"), metavar="CSV",
                         help="default Results/swinv2_question.csv")
     parser.add_argument("--tensorrt", metavar="VERSION", help="TensorRT's version, for Results/environment")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Write batches of real images with the logits that the ONNX model gives for them: what TRT_test.py compares with.
 
-    python data/batch_data_gen.py --model onnx/swinv2.onnx --images ~/imagenet/val --batches 1,4,8,16
+    python data/batch_data_gen.py --onnx onnx/swinv2.onnx --images ~/imagenet/val --batch 1,4,8,16
 
 Writes data/<model>-b<N>.npz for each batch size N, <model> being the ONNX file's name without .onnx:
 
@@ -27,19 +27,19 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from data.batches import real_images
 from graphs.files import has_plugins, load_onnx, onnx_precision
 from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
-from utils import ROOT, UserError, batch_sizes, run_script, shown, whole_file
+from utils import ROOT, UserError, batch_sizes, folder_to_write, run_script, shown, whole_file
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, metavar="FILE",
+    parser.add_argument("--onnx", "--model", dest="model", type=Path, required=True, metavar="FILE",
                         help="FP32 ONNX file, from onnx/export_onnx.py; or the Q/DQ graph, from TensorRT/INT8/quant.py")
-    parser.add_argument("--images", type=Path, metavar="DIR",
+    parser.add_argument("--images", type=Path, metavar="FOLDER",
                         help="folder of images, in class folders or flat (default: held-out crops of the packaged "
                              "photographs)")
-    parser.add_argument("--batches", type=batch_sizes, default=[1, 4, 8, 16], metavar="N,N",
+    parser.add_argument("--batch", "--batches", dest="batches", type=batch_sizes, default=[1, 4, 8, 16], metavar="N,N",
                         help="batch sizes (default: 1,4,8,16)")
-    parser.add_argument("--output", type=Path, default=ROOT / "data", metavar="DIR",
+    parser.add_argument("--output", type=folder_to_write, default=str(ROOT / "data"), metavar="FOLDER",
                         help="folder to write to (default: data/)")
     args = parser.parse_args(arguments)
 

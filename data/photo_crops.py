@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from data.images import load_image, normalise
-from utils import ROOT, UserError, run_script, shown, whole_file
+from utils import ROOT, UserError, folder_to_write, run_script, shown, whole_file
 
 # Class name: package, folder in it, file. What else the wheels hold is left out: drawings, silhouettes and test
 # patterns, the second view of the motorcycle, pictures with next to nothing in them or too small to cut up.
@@ -168,7 +168,7 @@ def held_out_batch(count: int, img_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--export", metavar="FOLDER", type=Path, required=True,
+    parser.add_argument("--export", metavar="FOLDER", type=folder_to_write, required=True,
                         help="copy the photographs, as they are, into this folder")
     folder = parser.parse_args().export
     sources = [photo_path(name) for name in CLASSES]

@@ -36,7 +36,7 @@ from data.photo_crops import held_out_batch
 from models.build import CHECKPOINTS, checkpoint_path, load_model
 from models.swin import SwinTransformer
 from models.swin_v2 import MAX_LOGIT_SCALE, SwinTransformerV2, WindowAttentionV2
-from utils import UserError, run_script, shown, whole_file
+from utils import UserError, file_to_write, run_script, shown, whole_file
 
 IMAGES = 4  # held-out crops that sizes are measured on
 
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--norm-input", type=positive, metavar="SIZE",
                         help="largest magnitude that a LayerNorm reads, e.g. 1e4")
     parser.add_argument("--saturate", action="store_true", help="V2: every logit_scale at ln(100)")
-    parser.add_argument("--output", type=Path, metavar="FILE",
+    parser.add_argument("--output", type=file_to_write, metavar="FILE",
                         help=".safetensors; default models/checkpoints/<MODEL.NAME>_stressed.safetensors")
     args = parser.parse_args(arguments)
     if args.qk is None and args.norm_input is None and not args.saturate:

@@ -91,7 +91,8 @@ def export(model: nn.Module, images: torch.Tensor, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
-    parser.add_argument("--batch", type=from_one, default=1, metavar="N", help="the batch that is fixed (default: 1)")
+    parser.add_argument("--fixed-batch", "--batch", dest="batch", type=from_one, default=1, metavar="N",
+                        help="the batch that is fixed in the graph (default: 1)")
     parser.add_argument("--output", type=Path, metavar="FILE",
                         help="ONNX file to write (default: onnx/<MODEL.NAME>_timm_b<N>.onnx)")
     args = parser.parse_args(arguments)

@@ -60,9 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="the file to test (default: onnx/<MODEL.NAME>.onnx)")
     add_model_arguments(parser)
-    parser.add_argument("--images", type=Path, metavar="DIR",
+    parser.add_argument("--images", type=Path, metavar="FOLDER",
                         help="folder of images (default: held-out crops of the packaged photographs)")
-    parser.add_argument("--batches", type=batch_sizes, default=[1, 3, 8], metavar="N,N",
+    parser.add_argument("--batch", "--batches", dest="batches", type=batch_sizes, default=[1, 3, 8], metavar="N,N",
                         help="batch sizes, each on images of its own (default: 1,3,8)")
     parser.add_argument("--tolerance", type=from_zero, metavar="SHARE",
                         help="allowed largest error as a share of the largest |logit| (default: 1e-5 for an FP32 file, "

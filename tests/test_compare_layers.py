@@ -56,13 +56,13 @@ def small_graph(tmp_path):
 
 def prepare(folder: Path, graph: str, *flags: str) -> subprocess.CompletedProcess:
     return shell(sys.executable, ROOT / "TensorRT/compare_layers.py", "prepare", "--onnx", folder / graph,
-                 "--data", folder / "x.npz", "--output", folder, *flags)
+                 "--input", folder / "x.npz", "--output", folder, *flags)
 
 
 @pytest.mark.parametrize("graph", ["m", "m_fp16"])
 def test_prepare_stores_what_the_tensors_are_in_fp32(small_graph, graph):
     folder, weights = small_graph
-    done = prepare(folder, f"{graph}.onnx", "--images", "2")
+    done = prepare(folder, f"{graph}.onnx", "--count", "2")
     assert done.returncode == 0, done.stderr
     with np.load(folder / f"{graph}_layers.npz") as file:
         stored = dict(file)
@@ -108,7 +108,7 @@ def test_prepare_chooses_tensors(small_graph):
             assert list(file["names"]) == [*names, "logits"]
     assert "no tensor to compare" in one_line_error(prepare(folder, "m.onnx", "--match", "nothing"))
     assert "'0': not a whole number above zero" in one_line_error(prepare(folder, "m.onnx", "--every", "0"))
-    for flag in ("--every", "--images"):
+    for flag in ("--every", "--count"):
         done = shell(sys.executable, ROOT / "TensorRT/emulate_fp16.py", "--onnx", folder / "m.onnx", flag, "0")
         assert "'0': not a whole number above zero" in one_line_error(done)
     assert "--match '(': is no regular expression" in one_line_error(prepare(folder, "m.onnx", "--match", "("))
@@ -118,7 +118,7 @@ def test_images_of_another_size_are_refused(small_graph, tmp_path):
     folder, _ = small_graph
     np.savez(tmp_path / "other.npz", input=np.zeros((1, 3, 8, 8), np.float32))
     for script, *first in (("compare_layers.py", "prepare"), ("emulate_fp16.py",)):
-        done = shell(sys.executable, ROOT / "TensorRT" / script, *first, "--onnx", folder / "m.onnx", "--data",
+        done = shell(sys.executable, ROOT / "TensorRT" / script, *first, "--onnx", folder / "m.onnx", "--input",
                      tmp_path / "other.npz")
         assert re.search(r"other\.npz: holds images \[3, 8, 8\], and .*m\.onnx takes \[", one_line_error(done))
 

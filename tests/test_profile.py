@@ -352,11 +352,11 @@ def test_picture_has_a_bar_for_each_engine_and_the_fraction_of_the_peak(tmp_path
     append_rows(tmp_path / "profile.csv", profile_engine.COLUMNS, [
         *profiled("swinv1_fp16", 32, 9, run_id="0"), *profiled("swinv1_fp16", 32, 2),
         *profiled("swinv1_attention_fp16", 32, 1), *profiled("swinv1_fp16", 1, 0.1)])
-    draw_profile.main(["--results", str(tmp_path)])
+    draw_profile.main(["--results", str(tmp_path), "--pictures", str(tmp_path)])
     first = (tmp_path / "profile.png").read_bytes()
-    draw_profile.main(["--results", str(tmp_path), "--run", "1"])
+    draw_profile.main(["--results", str(tmp_path), "--pictures", str(tmp_path), "--run", "1"])
     assert (tmp_path / "profile.png").read_bytes() == first
-    draw_profile.main(["--results", str(tmp_path), "--run", "0"])
+    draw_profile.main(["--results", str(tmp_path), "--pictures", str(tmp_path), "--run", "0"])
     assert (tmp_path / "profile.png").read_bytes() != first
     with (tmp_path / "profile.csv").open() as file:
         assert "run_id" in next(csv.reader(file))
@@ -392,4 +392,4 @@ def test_each_engine_is_drawn_of_its_newest_run_on_the_last_gpu(tmp_path):
 
 def test_no_rows_to_draw_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"no rows of run 9; TensorRT/profile_engine\.py measures them"):
-        draw_profile.main(["--results", str(tmp_path), "--run", "9"])
+        draw_profile.main(["--results", str(tmp_path), "--pictures", str(tmp_path), "--run", "9"])

@@ -853,7 +853,7 @@ def test_sensitivity_report(small, tmp_path, capsys):
     """A row for each part; the errors of the parts, being independent, add up to that of all of them in squares."""
     folder = small(1)
     arguments = ["--onnx", str(folder / "m.onnx"), "--cache", str(folder / "m.cache"), "--count", "12", "--results",
-                 str(tmp_path)]
+                 str(tmp_path), "--pictures", str(tmp_path)]
     sensitivity.main([*arguments, "--agreement", "0"])
     rows = [line.split(",") for line in (tmp_path / "sensitivity.csv").read_text().splitlines()]
     header, fp32, together, *parts = [dict(zip(rows[0], row)) for row in rows]
@@ -871,7 +871,7 @@ def test_sensitivity_takes_out_the_worst_until_it_agrees(small, tmp_path, monkey
     share = iter([1.0, 0.5, *[0.9] * 20, 0.6, 0.95])  # FP32, all, each part, without one, without two
     monkeypatch.setattr(sensitivity, "top1_agreement", lambda *_: next(share))
     sensitivity.main(["--onnx", str(folder / "m.onnx"), "--cache", str(folder / "m.cache"), "--count", "4", "--results",
-                      str(tmp_path), "--agreement", "0.94"])
+                      str(tmp_path), "--pictures", str(tmp_path), "--agreement", "0.94"])
     last = capsys.readouterr().out.splitlines()[-1]
     kept = set(re.search(r"agreement 95.00% of at least 94.00% with --narrow --keep (\S+)", last)[1].split(","))
     rows = [line.split(",") for line in (tmp_path / "sensitivity.csv").read_text().splitlines()[3:23]]
@@ -966,7 +966,7 @@ def test_bad_caches(small, tmp_path, spoil, words):
 @pytest.mark.parametrize(("flags", "words"), [
     (["--images", "{}/absent"], r"absent: no such folder"),
     (["--images", "{}/empty"], r"empty: holds no image"),
-    (["--images", "{}/few"], r"few: holds 3 images, 2 batches of 8 need 16; add images, or lower --batches"),
+    (["--images", "{}/few"], r"few: holds 3 images, 2 batches of 8 need 16; add images, or lower --calibration"),
     (["--images", "{}/plain"], r"plain/0.png: is of one colour"),
     (["--onnx", "{}/m_int8.onnx"], r"m_int8.onnx: is quantised already"),
     (["--onnx", "{}/patched.onnx"], r"patched.onnx: holds plugin nodes; give the unpatched graph"),

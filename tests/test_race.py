@@ -398,20 +398,21 @@ def test_the_fastest_trt_row_counts_and_says_that_it_is_of_timms_export():
 def test_the_picture_and_the_table_are_drawn_from_the_rows_of_one_run(tmp_path, capsys):
     append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [*ROWS, row("trt", 1, 77.0, run_id="2"),
                                                              row("ort-cpu", 1, 88.0, run_id="4", gpu=cpu_name())])
-    race.main(["--draw-only", "--run-id", "1", "--results", str(tmp_path)])
+    race.main(["--draw-only", "--run-id", "1", "--results", str(tmp_path), "--pictures", str(tmp_path)])
     table = (tmp_path / "speedup.md").read_text()
     assert "| m | fp16 | 1 | 0.500 | 1.000e-03 | trt, CUDA graph | 1.200 | 1.000e-03 | 2.40 |" in table
     assert "Run 1 on A GPU, commit abc" in table and "77" not in table
     assert table.count("\n- m fp16") == 2 and "beyond the tolerance" in table and "NaN" in table
     first = (tmp_path / "latency.png").read_bytes()
-    draw_latency.main(["--run", "1", "--results", str(tmp_path)])
+    draw_latency.main(["--run", "1", "--results", str(tmp_path), "--pictures", str(tmp_path)])
     assert (tmp_path / "latency.png").read_bytes() == first
-    draw_latency.main(["--results", str(tmp_path)])  # run 2 has nothing of ours, run 4 was not on a GPU
+    # Run 2 has nothing of ours, run 4 was not on a GPU.
+    draw_latency.main(["--results", str(tmp_path), "--pictures", str(tmp_path)])
     assert (tmp_path / "latency.png").read_bytes() == first
-    draw_latency.main(["--run", "2", "--results", str(tmp_path)])
+    draw_latency.main(["--run", "2", "--results", str(tmp_path), "--pictures", str(tmp_path)])
     assert "77.000" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"no rows of run 3; race\.py measures them"):
-        draw_latency.main(["--run", "3", "--results", str(tmp_path)])
+        draw_latency.main(["--run", "3", "--results", str(tmp_path), "--pictures", str(tmp_path)])
 
 
 def test_plot_has_a_panel_for_each_model_and_precision_and_a_line_for_each_runner():
@@ -440,7 +441,7 @@ def test_int8_has_the_last_panel_with_our_fp16_beside_it():
 def test_a_run_of_int8_alone_is_drawn(tmp_path):
     append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [
         row("trt-plugins", 8, 1.2, "m_attention_int8; CUDA graph; good", precision="int8", run_id="2")])
-    draw_latency.main(["--run", "2", "--results", str(tmp_path)])
+    draw_latency.main(["--run", "2", "--results", str(tmp_path), "--pictures", str(tmp_path)])
     assert "| m | int8 | 8 | 1.200 | 1.000e-03 | - | - | - | - |" in (tmp_path / "speedup.md").read_text()
     (panel,) = draw_latency.draw([], [row("trt-plugins", 8, 1.2, "good", precision="int8")], "title").axes[:1]
     assert panel.get_title() == "m, INT8"
@@ -461,7 +462,7 @@ def test_int8_of_a_later_run_is_compared_with_fp16_of_that_run(tmp_path, capsys)
              row("trt-plugins", 8, 1.2, "m_attention_int8; CUDA graph; good", precision="int8", run_id="2")]
     older = row("trt-plugins", 8, 1.9, "m_attention_int8; CUDA graph; good", precision="int8")
     append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [*ROWS, older, *later])
-    draw_latency.main(["--results", str(tmp_path)])
+    draw_latency.main(["--results", str(tmp_path), "--pictures", str(tmp_path)])
     table = (tmp_path / "speedup.md").read_text()
     assert "Run 1, 2 on A GPU" in table
     assert "| m | fp16 | 8 | 2.000 | 1.000e-03 | torch-compile, mode max-autotune | 2.500 | 1.000e-03 | 1.25 |" in table

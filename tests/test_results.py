@@ -141,7 +141,7 @@ def measured(tmp_path):
 
 def test_section_is_made_of_the_newest_rows(measured):
     """Of the last GPU, where rows are compared with each other; of accuracy and memory on any, with the run."""
-    text = report.section(measured)
+    text = report.section(measured, measured)
     assert cells_of(text, "TensorRT with plugins") == ["TensorRT with plugins", "2.000", "4.000"]
     assert cells_of(text, "torch.compile") == ["torch.compile", "5.000", "-"]
     assert cells_of(text, "times as fast as") == ["plugins, times as fast as the best other", "2.50", "-"]
@@ -164,7 +164,7 @@ def test_int8_of_another_run_says_of_which(measured):
                    batch="32", latency_ms_median=ms, max_abs_err="1e-2", notes="x; CUDA graph; good")
 
     append_rows(measured / "latency.csv", LATENCY_COLUMNS, [row_of("fp16", "2.1"), row_of("int8", "1.4")])
-    text = report.section(measured)
+    text = report.section(measured, measured)
     assert "run 2, commit abc" in text and "run 7, commit abd" in text
     assert cells_of(text, "TensorRT with plugins", "4.000") == ["TensorRT with plugins", "2.000", "4.000"]
     assert cells_of(text, "TensorRT with plugins, FP16") == ["TensorRT with plugins, FP16", "2.100"]
@@ -179,20 +179,20 @@ def test_kernels_are_compared_on_one_gpu(measured):
     (measured / "kernels.csv").unlink()
     elsewhere = {**rows[0], "gpu": "Another GPU", "runner": "flash", "time_us_median": "0.1"}
     append_rows(measured / "kernels.csv", tuple(rows[0]), [elsewhere, *rows])
-    assert cells_of(report.section(measured), "SwinAttention")[8:] == ["flex", "12.0", "2e-3", "1.50"]
+    assert cells_of(report.section(measured, measured), "SwinAttention")[8:] == ["flex", "12.0", "2e-3", "1.50"]
 
 
 def test_section_goes_between_the_marks_and_nowhere_else(measured, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
     for _ in range(2):  # a second time changes nothing
-        report.main(["--write", "--results", str(measured), "--readme", str(readme)])
+        report.main(["--write", "--results", str(measured), "--pictures", str(measured), "--readme", str(readme)])
         text = readme.read_text()
         assert text.startswith("before\n\n") and text.endswith("\n\nafter\n") and "old" not in text
-        assert report.in_readme(text) == report.section(measured).strip("\n")
+        assert report.in_readme(text) == report.section(measured, measured).strip("\n")
     readme.write_text("no marks\n")
     with pytest.raises(UserError, match="lacks the lines"):
-        report.main(["--write", "--results", str(measured), "--readme", str(readme)])
+        report.main(["--write", "--results", str(measured), "--pictures", str(measured), "--readme", str(readme)])
     assert readme.read_text() == "no marks\n"
 
 

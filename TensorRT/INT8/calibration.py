@@ -70,7 +70,7 @@ def image_batches(folder: Path | None, batches: int, batch_size: int, img_size: 
     paths = list_images(folder)
     if len(paths) < count:
         raise UserError(f"{folder}: holds {len(paths)} images, {batches} batches of {batch_size} need {count}; "
-                        "add images, or lower --batches")
+                        "add images, or lower --calibration-batches")
     chosen = [paths[i * len(paths) // count] for i in range(count)]
     for start in range(0, count, batch_size):
         yield np.stack([_calibration_image(path, img_size) for path in chosen[start:start + batch_size]])

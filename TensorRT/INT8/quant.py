@@ -42,7 +42,7 @@ from TensorRT.INT8.calibration import (
 )
 from TensorRT.INT8.calibration_cache import Cache, fingerprint, read_cache, write_cache
 from TensorRT.INT8.qdq import all_parts, blocks_of, faster_in_fp16, quantised, quantised_tensors, with_attention
-from utils import ROOT, UserError, from_one, run_script, shown, whole_file
+from utils import ROOT, UserError, file_to_write, from_one, run_script, shown, whole_file
 
 # Edit here, or give the flag of the same name.
 ONNX = "onnx/swinv1.onnx"
@@ -136,10 +136,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help=f"how a range is chosen (default: that of the cache if it is there, else {METHOD})")
     parser.add_argument("--percentile", type=float, metavar="P",
                         help=f"share of elements in percent within the range, for that method (default: {PERCENTILE})")
-    parser.add_argument("--batches", type=from_one, metavar="N", help=f"default: {BATCHES}")
+    parser.add_argument("--calibration-batches", "--batches", dest="batches", type=from_one, metavar="N",
+                        help=f"how many batches to calibrate on (default: {BATCHES})")
     parser.add_argument("--batch-size", type=from_one, metavar="N",
                         help=f"images at a time; Small needs about 100 MiB for each (default: {BATCH_SIZE})")
-    parser.add_argument("--cache", type=Path, metavar="FILE",
+    parser.add_argument("--cache", type=file_to_write, metavar="FILE",
                         help="calibration cache, read if it is there, else written "
                              "(default: TensorRT/INT8/<model>.cache)")
     parser.add_argument("--recalibrate", action="store_true", help="calibrate also where the cache is there already")

@@ -3,7 +3,7 @@
     python TensorRT/INT8/sensitivity.py --onnx onnx/swinv1.onnx
 
 Needs the calibration cache that quant.py wrote. Adds a row for each part to Results/sensitivity.csv, one for all parts
-together (all) and one for none (fp32); draws Results/sensitivity_<model>.png. Then it takes the part with the largest
+together (all) and one for none (fp32); draws Images/sensitivity_<model>.png. Then it takes the part with the largest
 error out of the quantised graph, and the next, until the graph agrees with FP32 often enough (--agreement), and prints
 the flags with which quant.py makes that graph: what was taken out is its --keep. All else is INT8 here (its --narrow),
 also what quant.py by itself keeps because it is faster in FP16. The inputs of V2's LayerNorms (`norm_inputs` of qdq.py)
@@ -22,7 +22,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 from data.photo_crops import CLASSES, held_out_batch
 from graphs.compare import max_abs_err, top1_agreement
 from graphs.tidy import tidy
-from Results.tables import RESULTS, append_rows, git_commit, new_run_id
+from Results.tables import IMAGES, RESULTS, append_rows, git_commit, new_run_id
 from TensorRT.INT8.calibration import (
     add_provider_argument,
     execution_provider,
@@ -32,7 +32,7 @@ from TensorRT.INT8.calibration import (
 )
 from TensorRT.INT8.calibration_cache import fingerprint, read_cache
 from TensorRT.INT8.qdq import PARTS, all_parts, blocks_of, quantised, quantised_tensors, with_attention
-from utils import ROOT, Progress, UserError, about, from_one, run_script, shown, whole_file
+from utils import ROOT, Progress, UserError, about, folder_to_write, from_one, run_script, shown, whole_file
 
 # Edit here, or give the flag of the same name.
 ONNX = "onnx/swinv1.onnx"
@@ -105,8 +105,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="held-out crops (default: %(default)s)")
     parser.add_argument("--agreement", type=float, default=AGREEMENT, metavar="SHARE",
                         help="with FP32, 0 to 1, that the quantised graph is to reach (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
-                        help="folder of sensitivity.csv and the picture (default: Results/)")
+    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
+                        help="folder of sensitivity.csv (default: Results/)")
+    parser.add_argument("--pictures", type=folder_to_write, default=str(IMAGES), metavar="FOLDER",
+                        help="where sensitivity_<model>.png goes (default: Images/)")
     add_provider_argument(parser)
     args = parser.parse_args(arguments)
     if not 0 <= args.agreement <= 1:
@@ -154,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
               f"{float(row['agreement']):>10.2%} {float(row['top1'] or 'nan'):>8.2%}")
     common = {"run_id": new_run_id(), "commit": git_commit(), "model": args.onnx.stem, "method": cache.method}
     append_rows(args.results / "sensitivity.csv", COLUMNS, [{**common, **row} for row in rows])
-    picture = args.results / f"sensitivity_{args.onnx.stem}.png"
+    picture = args.pictures / f"sensitivity_{args.onnx.stem}.png"
     draw(rows, args.onnx.stem, picture)
     print(f"added {len(rows)} rows to {shown(args.results / 'sensitivity.csv')}; wrote {shown(picture)}")
     flags = f"--narrow --keep {','.join(part for part in parts if part in kept)}" if kept else "--narrow and no --keep"

@@ -77,8 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
                         help="share of the range that is moved, 0 to 1 (default: %(default)s)")
     parser.add_argument("--images", type=Path, metavar="FOLDER",
                         help="images to find the ranges with (default: training crops of the packaged photographs)")
-    parser.add_argument("--batches", type=from_one, default=BATCHES, metavar="N",
-                        help=f"of {BATCH_SIZE} images (default: %(default)s)")
+    parser.add_argument("--calibration-batches", "--batches", dest="batches", type=from_one, default=BATCHES,
+                        metavar="N", help=f"how many batches of {BATCH_SIZE} images (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE",
                         help="graph to write (default: beside the first, with _smooth appended to its name)")
     add_provider_argument(parser)

@@ -174,7 +174,7 @@ while (($#)); do
     case $1 in
         --output) output=$2 ;;
         --onnx | --model) model=$(basename "$2" .onnx) ;;
-        --batches) ending=-b$2.npz ;;
+        --batch) ending=-b$2.npz ;;
     esac
     shift
 done

@@ -197,6 +197,7 @@ def ask(tmp_path):
     (tmp_path / "requirements.txt").touch()
     (tmp_path / "TensorRT/Plugins/Makefile").write_text("build/libswin_plugins.so: ;\n")
     (tmp_path / "Results").mkdir()
+    (tmp_path / "Images").mkdir()
     for name in ("bin/python3", "bin/nvidia-smi", "TensorRT/build.sh"):
         (tmp_path / name).write_text(FAKE)
         (tmp_path / name).chmod(0o755)

@@ -97,7 +97,7 @@ $(ONNX)/%_fp16.onnx: $(ONNX)/%.onnx $(surgery) always
 	$(call once,FP16$(call what,$*)) python3 onnx/graphsurgeon/to_fp16.py --onnx $< --output $@
 
 # By itself quant.py leaves narrow blocks in FP16. The micro models have hardly others, and show every INT8 node.
-INT8_FLAGS ?= $(if $(filter %_micro,$(NAME)),--narrow) $(INT8_BATCHES:%=--batches %)
+INT8_FLAGS ?= $(if $(filter %_micro,$(NAME)),--narrow) $(INT8_BATCHES:%=--calibration-batches %)
 cache := TensorRT/INT8/$(NAME).cache
 $(ONNX)/$(NAME)_int8.onnx: $(ONNX)/$(NAME).onnx $(quantising) always
 	$(call once,INT8,$@ $(cache)) python3 TensorRT/INT8/quant.py --onnx $< --recalibrate $(INT8_FLAGS) $(images) \
@@ -110,8 +110,8 @@ $(ONNX)/$(NAME)_attention_int8.onnx: $(ONNX)/$(NAME)_int8.onnx $(surgery) always
 
 data_of = $(foreach batch,$(BATCHES),$(DATA)/$(1)-b$(batch).npz)
 $(call data_of,%): $(ONNX)/%.onnx $(shared) always
-	$(call once,data$(call what,$*),$(call data_of,$*)) python3 data/batch_data_gen.py --model $< $(images) \
-	    --batches $(subst $(space),$(comma),$(BATCHES)) --output $(DATA)
+	$(call once,data$(call what,$*),$(call data_of,$*)) python3 data/batch_data_gen.py --onnx $< $(images) \
+	    --batch $(subst $(space),$(comma),$(BATCHES)) --output $(DATA)
 
 # --- engines -------------------------------------------------------------------------------------------------
 

@@ -211,7 +211,7 @@ def measuring_step(model: Model, entrant: Entrant, precision: str, batches: tupl
         command = [*torch_command(model, entrant, precision), "--onnx", file]
     elif entrant.runner.startswith("ort"):
         file = model.onnx(suffix)
-        command = [PYTHON, "Onnx_Latency.py", "--model", file, "--runner", entrant.runner,
+        command = [PYTHON, "Onnx_Latency.py", "--onnx", file, "--runner", entrant.runner,
                    "--reference", model.onnx()]
         command += ["--variant", entrant.mode] if entrant.mode else []
     else:

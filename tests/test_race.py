@@ -203,7 +203,7 @@ def test_a_gpu_race_of_both_small_models(tmp_path, monkeypatch, capfd):
         for made in (f"export_onnx.py --cfg models/{name.replace('v1', '')}.yaml --resume {name[-2:]}.pth",
                      f"to_fp16.py --onnx onnx/{name}.onnx", f"add_all.py --onnx onnx/{name}.onnx",
                      f"build.sh onnx/{name}_fp16.onnx", f"build.sh onnx/{name}_attention_fp16.onnx",
-                     f"--model onnx/{name}.onnx --batches 1,8,32,128",
+                     f"--onnx onnx/{name}.onnx --batch 1,8,32,128",
                      *(f"--resume {name[-2:]}.pth --batch {batch} --output onnx/{name}_timm_b{batch}.onnx"
                        for batch in (1, 8, 32, 128)),
                      *(f"build.sh onnx/{name}_timm_b{batch}.onnx" for batch in (1, 8, 32, 128))):

@@ -75,7 +75,8 @@ def test_few_images_are_all_taken(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = commands(done)
     assert [words[words.index("--count") + 1] for words in lines if "--count" in words] == ["40", "40"]
-    assert [words[words.index("--calibration-batches") + 1] for words in lines if "TensorRT/INT8/quant.py" in words] == ["2", "2"]
+    assert [words[words.index("--calibration-batches") + 1] for words in lines
+            if "TensorRT/INT8/quant.py" in words] == ["2", "2"]
     for flags, words in ((("--images", tmp_path, "--count", "41"), "--count 41: "), (
             ("--labels", tmp_path / "labels.txt"), "--labels needs --images")):
         done = bash("run_all.sh", *flags, "--dry-run")

@@ -93,7 +93,7 @@ class StandIn:
         store(y, attended(qkv.double(), bias, logit_scale, height, num_heads, window_size, shift_size, scale,
                           mask_value))
 
-    def linear(x, weight, bias, residual, y, gelu):
+    def linear(x, weight, bias, residual, y, gelu, tile=0):
         value = x.double() @ weight.double().T + bias.double()
         store(y, (globals()["gelu"](value) if gelu else value) + (0 if residual is None else residual.double()))
 
@@ -108,7 +108,7 @@ class StandIn:
         value = hidden @ weight2.double().T + bias2.double()
         store(y, x + (value if norm_first else norm(value, gamma, beta, epsilon)))
 
-    def linear_int8(x, weight, scale, bias, residual, y, gelu, y_scale):
+    def linear_int8(x, weight, scale, bias, residual, y, gelu, y_scale, tile=0):
         value = x.double() @ weight.double().T * scale.double() + bias.double()
         value = globals()["gelu"](value) if gelu else value
         store(y, value if residual is None else value + residual.double(), y_scale)

@@ -274,25 +274,27 @@ def linear(name: str, layer: Layer) -> Kernel:
         peers["torch-linear"] = Peer(product, part="product and bias", formula=product, where=has_epilogue)
     if layer.gelu:  # with a residual, torch.compile does what eager does: a product, and a kernel after it
         peers["torch-compile"] = Peer(formula, compiled=True)
-    return Kernel(
-        "SwinLinear", name, "fp16", partial(linear_tensors, layer),
-        lambda place, t: kernels.linear(t["x"], t["weight"], t["bias"], t.get("residual"), t["y"], layer.gelu),
-        formula, partial(linear_operations, layer), lambda place: linear_size(layer, place)[1:], peers)
+    def run(place: Place, t: Tensors, tile: int = 0) -> None:
+        kernels.linear(t["x"], t["weight"], t["bias"], t.get("residual"), t["y"], layer.gelu, tile)
+
+    return Kernel("SwinLinear", name, "fp16", partial(linear_tensors, layer), run, formula,
+                  partial(linear_operations, layer), lambda place: linear_size(layer, place)[1:], peers)
 
 
-def linear_int8(name: str, layer: Layer) -> Kernel:
+def linear_int8(name: str, layer: Layer, fp16_output: bool = False) -> Kernel:
     def writes_fp16(place: Place) -> bool:
-        return layer.residual and not place.v2
+        return fp16_output or (layer.residual and not place.v2)
 
     def tensors(place: Place) -> dict[str, Tensor]:
         rows, inputs, outputs = linear_size(layer, place)
-        after = ({"residual": Tensor((rows, outputs)), "y": Tensor((rows, outputs), output=True)}
-                 if writes_fp16(place) else {"y": int8(rows, outputs, step=LINEAR_STEP, output=True)})
-        return {"x": int8(rows, inputs), **int8_product_parameters(inputs, outputs), **after}
+        residual = {"residual": Tensor((rows, outputs))} if layer.residual and not place.v2 else {}
+        y = (Tensor((rows, outputs), output=True) if writes_fp16(place)
+             else int8(rows, outputs, step=LINEAR_STEP, output=True))
+        return {"x": int8(rows, inputs), **int8_product_parameters(inputs, outputs), **residual, "y": y}
 
-    def run(place: Place, t: Tensors) -> None:
+    def run(place: Place, t: Tensors, tile: int = 0) -> None:
         kernels.linear_int8(t["x"], t["weight"], t["factor"], t["bias"], t.get("residual"), t["y"], int(layer.gelu),
-                            0.0 if writes_fp16(place) else LINEAR_STEP)
+                            0.0 if writes_fp16(place) else LINEAR_STEP, tile)
 
     def formula(place: Place, t: Tensors) -> Outputs:
         return epilogue(layer, t["x"] @ t["weight"].T * t["factor"] + t["bias"], t)

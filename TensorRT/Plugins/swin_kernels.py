@@ -53,14 +53,14 @@ ARGUMENTS: dict[str, type[ctypes.Structure]] = {  # of each C function
         "SwinAttention", "pointer qkv bias logit_scale y", "int type", _ATTENTION, "float scale mask_value"),
     "swin_linear": _structure(
         "SwinLinear", "pointer x weight bias residual y", "long rows", "int type in_features out_features gelu",
-        *_WORKSPACE),
+        *_WORKSPACE, "int tile"),
     "swin_mlp": _structure(
         "SwinMlp", "pointer x gamma beta weight1 bias1 weight2 bias2",
         "pointer attention proj_weight proj_bias proj_gamma proj_beta y",
         "long rows", "int type width hidden norm_first", "float epsilon", *_WORKSPACE),
     "swin_linear_int8": _structure(
         "SwinLinearInt8", "pointer x weight scale bias residual y", "long rows", "int in_features out_features gelu",
-        "float y_scale"),
+        "float y_scale", "int tile"),
     "swin_layernorm_int8": _structure(
         "SwinLayerNormInt8", "pointer x gamma beta y_q", "long rows", "int width", "float epsilon y_scale"),
     "swin_layernorm_add_int8": _structure(
@@ -172,7 +172,7 @@ def attention(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int
          window_size=window_size, shift_size=shift_size, scale=scale, mask_value=mask_value)
 
 
-def linear(x, weight, bias, residual, y, gelu: bool) -> None:
+def linear(x, weight, bias, residual, y, gelu: bool, tile: int = 0) -> None:
     """y = act(x weight^T + bias) [+ residual] over the last axis; act is the exact GELU where `gelu`.
 
     The workspace comes from PyTorch's allocator, so calls on other streams have others.
@@ -180,8 +180,8 @@ def linear(x, weight, bias, residual, y, gelu: bool) -> None:
     workspace = torch.empty(LINEAR_WORKSPACE_BYTES, dtype=torch.uint8, device=x.device)
     out_features, in_features = weight.shape
     call("swin_linear", x=x, weight=weight, bias=bias, residual=residual, y=y, rows=x.numel() // in_features,
-         type=TYPES[x.dtype], in_features=in_features, out_features=out_features, gelu=int(gelu), workspace=workspace,
-         workspace_bytes=LINEAR_WORKSPACE_BYTES)
+         type=TYPES[x.dtype], in_features=in_features, out_features=out_features, gelu=int(gelu), tile=tile,
+         workspace=workspace, workspace_bytes=LINEAR_WORKSPACE_BYTES)
 
 
 def mlp(x, gamma, beta, weight1, bias1, weight2, bias2, y, norm_first: bool, epsilon: float, attention=None,
@@ -199,11 +199,12 @@ def mlp(x, gamma, beta, weight1, bias1, weight2, bias2, y, norm_first: bool, eps
          epsilon=epsilon, workspace=workspace, workspace_bytes=workspace_bytes)
 
 
-def linear_int8(x, weight, scale, bias, residual, y, gelu: int, y_scale: float) -> None:
+def linear_int8(x, weight, scale, bias, residual, y, gelu: int, y_scale: float, tile: int = 0) -> None:
     """y = act((x weight^T) * scale + bias) [+ residual]; x and weight INT8; y FP16 with y_scale 0, else INT8."""
     out_features, in_features = weight.shape
     call("swin_linear_int8", x=x, weight=weight, scale=scale, bias=bias, residual=residual, y=y,
-         rows=x.numel() // in_features, in_features=in_features, out_features=out_features, gelu=gelu, y_scale=y_scale)
+         rows=x.numel() // in_features, in_features=in_features, out_features=out_features, gelu=gelu, tile=tile,
+         y_scale=y_scale)
 
 
 def layernorm_int8(x, gamma, beta, y_q, epsilon: float, y_scale: float) -> None:

@@ -146,6 +146,7 @@ int swin_linear_int8(const SwinLinearInt8* arguments, cudaStream_t stream) {
     a.gelu = given.gelu == 1;
     a.quantized = given.y_scale > 0;
     a.inverse_y_scale = a.quantized ? 1.0F / given.y_scale : 0.0F;
+    a.tile = given.tile;
     a.stream = stream;
 
     const Gpu gpu = current_gpu();
@@ -153,5 +154,6 @@ int swin_linear_int8(const SwinLinearInt8* arguments, cudaStream_t stream) {
     const bool sm90 = gpu.is_sm90() && linear_int8_sm90 != nullptr && a.out_features % 32 == 0
         && (a.residual == nullptr || !a.quantized)
         && !(gelu_in_halves && (given.y_scale < kLeastScaleForHalves || given.y_scale > kMostScaleForHalves));
+    if (!sm90 && a.tile != 0) return cudaErrorInvalidValue;
     return sm90 ? linear_int8_sm90(a, gpu.multiprocessors) : launch(a);
 }

@@ -13,6 +13,8 @@
 //   residual    FP16 or null
 //   gelu        1: act is GELU, not its tanh form, and residual is null; 0: act is the identity
 //   y_scale     0: y is FP16; else y is INT8, quantised with it
+//   tile        0; or n: the n-th of the tiles that compute capability 9.0 has, for fit_tiles.py. Refused where there
+//               is none
 // K and N are multiples of 16 up to SWIN_MAX_INT8_FEATURES; pointers are multiples of 16 bytes.
 // weight, scale and bias are constants: the kernel just before does not write them.
 // Returns a cudaError_t: see swin_types.h.
@@ -24,6 +26,7 @@ struct SwinLinearInt8 {
     long long rows;
     int in_features, out_features, gelu;
     float y_scale;
+    int tile;
 };
 extern "C" int swin_linear_int8(const SwinLinearInt8* arguments, cudaStream_t stream);
 
@@ -38,6 +41,7 @@ struct LinearInt8 {
     bool gelu;
     bool quantized;         // y is INT8
     float inverse_y_scale;  // where it is
+    int tile;               // as SwinLinearInt8's
     cudaStream_t stream;
 };
 

@@ -12,7 +12,7 @@ namespace {
 // `step`, and as much again by how full the waves are (`full`, `full_step`). Fitted to what an H100 took for the
 // products of Small at batches 1, 8, 32 and 128 (with a residual: 1, 32 and 128). What is chosen by it takes at most 4
 // % (5 %) more than the fastest tile for each product would, over all products of a batch with the same epilogue
-// (Results/experiments.md).
+// (docs/experiments/int8.md). Fitted by fit_tiles.py, which reads these tables.
 template <class Tile> struct TileTime {
     float start, wave, step, full, full_step;
 
@@ -29,8 +29,9 @@ template <class Output, After AFTER, class... Tiles>
 int multiply_in_fastest(const Product& p, const TileTime<Tiles>&... times) {
     const float predicted[] = {times(p)...};
     const auto fastest = std::min_element(std::begin(predicted), std::end(predicted)) - predicted;
+    const auto chosen = p.tile == 0 ? fastest : p.tile - 1;
     int i = 0, status = cudaErrorInvalidValue;
-    (void)((i++ == fastest && (status = multiply_then<int8_t, Output, AFTER, Tiles>(p), true)) || ...);
+    (void)((i++ == chosen && (status = multiply_then<int8_t, Output, AFTER, Tiles>(p), true)) || ...);
     return status;
 }
 
@@ -80,6 +81,7 @@ int linear_int8_sm90(const LinearInt8& a, int multiprocessors) {
     p.out_features = a.out_features;
     p.gelu = a.gelu;
     p.inverse_y_scale = a.inverse_y_scale;
+    p.tile = a.tile;
     p.multiprocessors = multiprocessors;
     p.stream = a.stream;
     if (a.residual != nullptr) return multiply_and_add(p);

@@ -224,7 +224,7 @@ int run_half(const Linear& a) {
     const bool fits = linear_sm90 != nullptr && a.rows <= INT_MAX - 128 && a.in_features % 8 == 0
         && a.out_features % 8 == 0 && aligned(a);
     const Gpu gpu = current_gpu();
-    if (!fits || !gpu.is_sm90()) return run<__half>(a);
+    if (!fits || !gpu.is_sm90()) return a.tile == 0 ? run<__half>(a) : cudaErrorInvalidValue;
     return linear_sm90(a, gpu.multiprocessors, a.stream);
 }
 
@@ -235,7 +235,8 @@ int swin_linear(const SwinLinear* arguments, cudaStream_t stream) {
     swin::Linear a{*arguments, stream};
     if (a.rows == 0) return cudaSuccess;
     if (a.x == nullptr || a.weight == nullptr || a.bias == nullptr || a.y == nullptr || a.rows < 0 || a.in_features < 1
-        || a.out_features < 1 || a.gelu < 0 || a.gelu > 1 || (a.gelu == 1 && a.residual != nullptr)) {
+        || a.out_features < 1 || a.gelu < 0 || a.gelu > 1 || (a.gelu == 1 && a.residual != nullptr)
+        || (a.tile != 0 && a.type != SWIN_FP16)) {
         return cudaErrorInvalidValue;
     }
     if (a.workspace == nullptr) a.workspace_bytes = 0;

@@ -26,7 +26,28 @@ int by_cutlass_in_large_tiles(const Product& p) {
     return medium <= narrow ? by_cutlass<128, 128>(p) : by_cutlass<128, 96>(p);
 }
 
-// As measured on an H100 over the products of Small (Results/experiments.md).
+// A team has two warpgroups for a tile's GELU, CUTLASS one; without GELU CUTLASS's stores of a large y are faster.
+using Teams = Tile<128, 128, 1, 2>;
+
+// With the tile that is asked for; FP16_TILES of fit_tiles.py names them.
+int multiply_in(const Product& p) {
+    if (p.tile <= 3 && p.out_features % kFeatureGroup != 0) return cudaErrorInvalidValue;
+    switch (p.tile) {
+    case 1: return by_own<Tile<64, 64, 2>>(p);
+    case 2: return by_own<Tile<128, 192, 1>>(p);
+    case 3:
+        if (p.residual != nullptr) return cudaErrorInvalidValue;
+        return p.gelu ? multiply_then<__half, __half, After::kGelu, Teams>(p)
+                      : multiply_then<__half, __half, After::kNothing, Teams>(p);
+    case 4: return by_cutlass<64, 64>(p);
+    case 5: return by_cutlass<128, 96>(p);
+    case 6: return by_cutlass<128, 128>(p);
+    case 7: return by_cutlass<128, 192>(p);
+    default: return cudaErrorInvalidValue;
+    }
+}
+
+// As measured on an H100 over the products of Small (docs/experiments/products.md); fit_tiles.py measures them all.
 int multiply_fastest(const Product& p) {
     const int all = p.multiprocessors, steps = steps_of<__half>(p), large = tiles_of(p, 128, 128);
     const bool own = p.out_features % kFeatureGroup == 0;
@@ -37,8 +58,6 @@ int multiply_fastest(const Product& p) {
     if (0.45F * static_cast<float>(waves(tiles_of(p, 64, 64))) < static_cast<float>(waves(large))) {
         return by_cutlass<64, 64>(p);
     }
-    // A team has two warpgroups for a tile's GELU, CUTLASS one; without GELU CUTLASS's stores of a large y are faster.
-    using Teams = Tile<128, 128, 1, 2>;
     if (own && p.gelu) return multiply_then<__half, __half, After::kGelu, Teams>(p);
     if (own && p.residual == nullptr && large <= 5 * all) {
         return multiply_then<__half, __half, After::kNothing, Teams>(p);
@@ -59,9 +78,10 @@ int linear_sm90(const SwinLinear& a, int multiprocessors, cudaStream_t stream) {
     p.in_features = a.in_features;
     p.out_features = a.out_features;
     p.gelu = a.gelu == 1;
+    p.tile = a.tile;
     p.multiprocessors = multiprocessors;
     p.stream = stream;
-    return multiply_fastest(p);
+    return p.tile == 0 ? multiply_fastest(p) : multiply_in(p);
 }
 
 }  // namespace swin

@@ -28,6 +28,7 @@ struct Product {
     int rows, in_features, out_features;
     bool gelu;
     float inverse_y_scale;  // y is INT8
+    int tile;  // 0: the fastest; n: the n-th of those that there are
     int multiprocessors;
     cudaStream_t stream;
 };

@@ -26,7 +26,7 @@ from graphs.compare import max_abs_err, median_rel_err, top1_agreement
 from graphs.names import belongs_to, engine_precision, unpatched_engine
 from Results.tables import LATENCY_COLUMNS, RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
 from Results.timing import add_timing_arguments, latency_figures, timed_runs, timing_of
-from TensorRT.backend import add_backend_argument
+from TensorRT.backend import add_backend_argument, add_plugins_argument
 from utils import ROOT, UserError, batch_sizes, existing_file, folder_to_write, from_zero, run_script, shown, whole_file
 
 # The engine to test; --plan overrides it.
@@ -310,8 +310,7 @@ def main() -> None:
                         help=f"engines; default {PLANFILE}")
     parser.add_argument("--data", metavar="GLOB", help="data files; default data/<model>-b*.npz of the engine's model")
     parser.add_argument("--batch", type=batch_sizes, metavar="N,N", help="of these, only the batches; default all")
-    parser.add_argument("--plugins", metavar="LIB",
-                        help="plugin library; default this project's where it is built; none for none")
+    add_plugins_argument(parser)
     parser.add_argument("--tolerance", type=from_zero, metavar="ERROR",
                         help="largest absolute error of a logit; default 1e-4 for FP32, 1%% of the largest for FP16, "
                              "2.5 times the Q/DQ graph's for INT8")

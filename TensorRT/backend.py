@@ -30,6 +30,7 @@ RTX_LIBRARIES = ("libtensorrt_rtx", "libtensorrt_onnxparser_rtx")
 # Further names by which TensorRT-RTX is asked for: by its parser, and by libraries built with TensorRT 11's headers.
 RTX_ALIASES = ("libtensorrt_rtx.so", "libnvinfer.so.11")
 
+CARRIED = "carried"  # in the place of a plugin library: the one inside the plan (build.sh --carry-plugins)
 PLUGIN_LIBRARY = ROOT / "TensorRT" / "Plugins" / "build" / "libswin_plugins.so"
 
 
@@ -43,6 +44,13 @@ class _Choose(argparse.Action):
                  option_string: str | None = None) -> None:
         os.environ["TRT_BACKEND"] = values
         setattr(namespace, self.dest, values)
+
+
+def add_plugins_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --plugins, which Engine and `load_plugins` take."""
+    parser.add_argument("--plugins", metavar="LIB",
+                        help="plugin library; default this project's where it is built; none for none; carried for the "
+                             "one inside the plan, whose code then runs here: only plans that you trust")
 
 
 def add_backend_argument(parser: argparse.ArgumentParser) -> None:
@@ -170,12 +178,13 @@ def load_plugins(library: str | Path | None = None) -> None:
     """Register the plugins of a shared library with TensorRT.
 
     Args:
-        library: path of the library; None takes this project's own where it has been built, and "none" takes none.
+        library: path of the library; None takes this project's own where it has been built; "none" takes none, nor does
+            CARRIED, which leaves it to the plan.
 
     Raises:
         UserError: there is no such file, or it is not a library that this TensorRT can load.
     """
-    if str(library) == "none" or (library is None and not PLUGIN_LIBRARY.exists()):
+    if str(library) in ("none", CARRIED) or (library is None and not PLUGIN_LIBRARY.exists()):
         return
     path = existing_file(PLUGIN_LIBRARY if library is None else library, "a plugin library (--plugins)").resolve()
     trt = load()

@@ -27,7 +27,7 @@ from data.batches import load_arrays
 from graphs.files import load_onnx
 from graphs.names import belongs_to
 from Results.tables import IMAGES, RESULTS, read_rows
-from TensorRT.backend import add_backend_argument
+from TensorRT.backend import add_backend_argument, add_plugins_argument
 from utils import (
     ROOT,
     UserError,
@@ -367,7 +367,7 @@ def main() -> None:
     command = commands.add_parser("run", help="compare the engine built from the marked graph (needs TensorRT)")
     command.add_argument("--plan", required=True, metavar="FILE", help="the engine of <graph>_layers.onnx")
     command.add_argument("--reference", metavar="NPZ", help="default onnx/<plan>.npz")
-    command.add_argument("--plugins", metavar="LIB", help="plugin library; default this project's where it is built")
+    add_plugins_argument(command)
     command.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
                          help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
     command.add_argument("--output", type=file_to_write, metavar="CSV", help="default Results/layers_<graph>.csv")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from TensorRT.backend import load_plugins
+from TensorRT.backend import CARRIED, load_plugins
 from TensorRT.trt_runtime import LOGGER, cuda, cudart, in_one_line, require_gpu, trt
 from utils import UserError, existing_file, shown
 
@@ -35,6 +35,7 @@ REFUSALS = (
     ("could not find plugin", "needs a plugin library; build it with make -C TensorRT/Plugins, give it with --plugins"),
     ("Cannot find plugin", "needs a plugin library; build it with make -C TensorRT/Plugins, give it with --plugins"),
     ("Cannot deserialize plugin", "needs a plugin library; give the one it was built with by --plugins"),
+    ("getEngineHostCodeAllowed", "carries code of its own; --plugins carried lets it run"),
     ("does not match archive size", TRUNCATED),  # 8.6
     ("header.size == blobSize", TRUNCATED),  # 10 and later
     ("empty memory buffer", "is empty; build it again with TensorRT/build.sh, or copy it again"),
@@ -58,7 +59,7 @@ class Engine:
 
         Args:
             plan: file made by TensorRT/build.sh.
-            plugins: plugin library, see `load_plugins`.
+            plugins: plugin library, see `load_plugins`. CARRIED lets TensorRT load and run the one inside the plan.
 
         Raises:
             UserError: no GPU, no such file, or TensorRT refuses it: truncated, of another version or GPU, or in need
@@ -69,6 +70,8 @@ class Engine:
         load_plugins(plugins)
         LOGGER.clear()
         self.runtime = trt.Runtime(LOGGER)
+        # A plan that carries a library is a program: TensorRT refuses it unless told otherwise.
+        self.runtime.engine_host_code_allowed = str(plugins) == CARRIED
         plan_bytes = self.plan.read_bytes()
         self.engine = self.runtime.deserialize_cuda_engine(plan_bytes)
         if self.engine is None:

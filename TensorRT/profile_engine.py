@@ -27,7 +27,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from graphs.names import engine_precision
 from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
-from TensorRT.backend import add_backend_argument
+from TensorRT.backend import add_backend_argument, add_plugins_argument
 from TensorRT.swin_work import WHOLE_BRANCH, WHOLE_MLP, Work, read_swin, work_of, yaml_of
 from utils import UserError, batch_sizes, existing_file, file_to_write, folder_to_write, run_script, shown, whole_file
 
@@ -190,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", required=True, nargs="+", metavar="FILE",
                         help="engines, built with detailed layer names")
-    parser.add_argument("--plugins", metavar="LIB", help="plugin library; default this project's where it is built")
+    add_plugins_argument(parser)
     parser.add_argument("--batch", type=batch_sizes, default=[1, 32, 128], metavar="N,N",
                         help="batch sizes (default: 1,32,128)")
     parser.add_argument("--peak-tflops", type=float, metavar="TFLOP/S",

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from TensorRT.backend import add_backend_argument
+from TensorRT.backend import add_backend_argument, add_plugins_argument
 from utils import UserError, batch_sizes, existing_file, file_to_write, run_script, shown, whole_file
 
 
@@ -47,8 +47,7 @@ def main() -> None:
                         help="to write: logits [n, classes]; of several batch sizes [batch sizes, n, classes]")
     parser.add_argument("--batch", type=batch_sizes, default=[32], metavar="N,N",
                         help="images in one run, one size or several; default 32")
-    parser.add_argument("--plugins", metavar="LIB",
-                        help="plugin library; default this project's where it is built; none for none")
+    add_plugins_argument(parser)
     add_backend_argument(parser)
     arguments = parser.parse_args()
     images = load_images(arguments.input)

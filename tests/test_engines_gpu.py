@@ -96,7 +96,7 @@ def plan(runtime, request):
     """
     def needed(name: str) -> list[Path]:
         return [ROOT / f"onnx/{name}.onnx", ROOT / "TensorRT/engine_builder.py",
-                *[runtime.PLUGIN_LIBRARY] * is_patched(name)]
+                *[backend.PLUGIN_LIBRARY] * is_patched(name)]
 
     def up_to_date(name: str) -> Path | None:
         newest = max(file.stat().st_mtime for file in needed(name))
@@ -364,6 +364,61 @@ def test_a_plan_without_its_plugin_library_is_refused(plan, tmp_path):
     done = command(sys.executable, "TRT_test.py", "--plan", plan(PATCHED[0]), "--plugins", "none",
                    "--results", tmp_path)
     assert "needs a plugin library" in one_line_error(done)
+
+
+# Loads a plan and runs it once, over zeros, with nothing but TensorRT and cuda-python; prints whether the logits are
+# finite. For TensorRT-RTX, whose library and its other names this project finds, LD_LIBRARY_PATH must lead to them.
+ONLY_THE_PLAN = """
+import ctypes, importlib, sys
+import numpy as np
+try:
+    from cuda.bindings import runtime as cudart
+except ImportError:
+    from cuda import cudart
+trt = importlib.import_module(sys.argv[1])
+logger = trt.Logger(trt.Logger.ERROR)
+runtime = trt.Runtime(logger)
+runtime.engine_host_code_allowed = True
+engine = runtime.deserialize_cuda_engine(open(sys.argv[2], "rb").read())
+context = engine.create_execution_context()
+types = {trt.float32: np.float32, trt.float16: np.float16}
+arrays = {}
+for index in range(engine.num_io_tensors):
+    name = engine.get_tensor_name(index)
+    if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+        assert context.set_input_shape(name, (1, *engine.get_tensor_shape(name)[1:]))
+    arrays[name] = np.zeros(tuple(context.get_tensor_shape(name)), types[engine.get_tensor_dtype(name)])
+    status, pointer = cudart.cudaMalloc(arrays[name].nbytes)
+    cudart.cudaMemset(pointer, 0, arrays[name].nbytes)
+    context.set_tensor_address(name, pointer)
+status, stream = cudart.cudaStreamCreate()
+assert context.execute_async_v3(int(stream)) and int(cudart.cudaStreamSynchronize(stream)[0]) == 0
+cudart.cudaMemcpy(arrays[name].ctypes.data, pointer, arrays[name].nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+print("finite" if np.isfinite(arrays[name]).all() and arrays[name].any() else arrays[name])
+"""
+
+
+def test_a_plan_that_carries_its_plugins_needs_no_other_file(runtime, plan, tmp_path):
+    """In a process that imports TensorRT and nothing of this project, in an empty folder."""
+    plan(PATCHED[0])  # skips where something to build it is missing
+    done = build(PATCHED[0], "--plugins", "--carry-plugins", "--output", tmp_path / "x.plan")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert backend.PLUGIN_LIBRARY.read_bytes() in (tmp_path / "x.plan").read_bytes()
+    done = subprocess.run([sys.executable, "-c", ONLY_THE_PLAN, trt.__name__, str(tmp_path / "x.plan")],
+                          capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip().endswith("finite"), done.stdout + done.stderr
+
+
+def test_a_carried_library_computes_the_same(load, plan, tmp_path):
+    engine = load(PATCHED[0])
+    data = batches(engine)[-1]
+    done = build(PATCHED[0], "--plugins", "--carry-plugins", "--output", tmp_path / "x.plan")
+    assert done.returncode == 0, done.stdout + done.stderr
+    np.save(tmp_path / "images.npy", data.input)
+    done = command(sys.executable, "TensorRT/run_engine.py", "--plan", tmp_path / "x.plan", "--plugins", "carried",
+                   "--input", tmp_path / "images.npy", "--output", tmp_path / "logits.npy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert TRT_test.check(data, np.load(tmp_path / "logits.npy"), tolerance(engine, [data])) == "good"
 
 
 def test_a_graph_without_its_plugin_library_is_refused(plan, tmp_path):

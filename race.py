@@ -337,10 +337,10 @@ def chosen_models(args: argparse.Namespace) -> list[Model]:
 def draw(args: argparse.Namespace) -> None:
     """Images/latency.png and Results/speedup.md of the run."""
     run = ["--run", args.run_id] if args.run_id else []
-    command = [PYTHON, ROOT / "Results" / "draw_latency.py", "--results", args.results, "--pictures", args.pictures,
+    command = [PYTHON, ROOT / "Results" / "draw.py", "latency", "--results", args.results, "--pictures", args.pictures,
                *run]
     if subprocess.run(command).returncode:
-        raise UserError("Results/draw_latency.py could not draw; the reason stands above")
+        raise UserError("Results/draw.py could not draw; the reason stands above")
 
 
 def main(arguments: list[str] | None = None) -> None:

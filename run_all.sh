@@ -143,7 +143,7 @@ run_model() {  # the options that choose it
         "${image_options[@]}" "${label_options[@]}" "${measured[@]}"
     step "latency of PyTorch" "" $results/latency.csv python3 Torch_Latency.py "$@" "${short_torch[@]}" "${measured[@]}"
     step "latency of onnxruntime" "" $results/latency.csv python3 Onnx_Latency.py --onnx "$onnx" "${short[@]}" "${measured[@]}"
-    step "picture" "$results/$name.png" "" python3 Results/draw.py "$@" --onnx "$onnx" "onnx/${name}_attention_fp16.onnx" \
+    step "picture" "$results/$name.png" "" python3 Results/draw.py images "$@" --onnx "$onnx" "onnx/${name}_attention_fp16.onnx" \
         "${image_options[@]}" --output "$results/$name.png"
 
     [[ $engines != none ]] || return 0

@@ -1,7 +1,7 @@
 """Draw throughput over batch for every runner of a measuring run, and write how much faster the plugins are.
 
-    python Results/draw_latency.py                         # the newest race on a GPU, INT8 of the newest run with it
-    python Results/draw_latency.py --run 20261122-220232   # that run
+    python Results/draw.py latency                         # the newest race on a GPU, INT8 of the newest run with it
+    python Results/draw.py latency --run 20261122-220232   # that run
 
 Reads Results/latency.csv alone; writes Images/latency.png, a panel for each model and precision, and
 Results/speedup.md, which it prints too. A runner has several rows for a batch: launched kernel by kernel, as a CUDA
@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import textwrap
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from Results.latency_tables import (
     OURS,
     OURS_FP16,
@@ -31,7 +28,7 @@ from Results.latency_tables import (
     what_counts,
 )
 from Results.tables import IMAGES, RESULTS, latency_rows, on_gpu, row_problem
-from utils import UserError, folder_to_write, run_script, shown, whole_file
+from utils import UserError, folder_to_write, shown, whole_file
 
 # runner: its name in the legend, colour and marker. Colours that the colour-blind tell apart (Okabe and Ito, 2008).
 STYLES = {
@@ -110,8 +107,8 @@ def draw(rows: list[Row], int8: list[Row], title: str) -> plt.Figure:
     return figure
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="draw.py latency", description=__doc__.splitlines()[0])
     parser.add_argument("--run", metavar="RUN_ID", help="default: of what was measured on a GPU, if there is that, the "
                         "newest run that has other runners beside ours; INT8 of the newest that has it")
     parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
@@ -139,7 +136,3 @@ def main(arguments: list[str] | None = None) -> None:
         figure.savefig(picture, dpi=110, metadata={"Software": None})
     print(f"wrote {shown(args.results / 'latency.png')} and {shown(args.results / 'speedup.md')}: "
           f"{len(rows)} rows of run {rows[0]['run_id']}")
-
-
-if __name__ == "__main__":
-    run_script(main)

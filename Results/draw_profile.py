@@ -1,6 +1,6 @@
 """Draw where the time of engines goes, unpatched beside patched, with the fraction of the GPU's peak of every group.
 
-    python Results/draw_profile.py
+    python Results/draw.py profile
 
 Reads Results/profile.csv alone, which TensorRT/profile_engine.py fills, of each engine the newest run; writes
 Images/profile.png: a row of panels for each model and precision, a panel for each batch, a bar for each engine. The
@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from graphs.names import unpatched_engine
 from Results.tables import IMAGES, RESULTS
-from utils import UserError, folder_to_write, run_script, shown, whole_file
+from utils import UserError, folder_to_write, shown, whole_file
 
 # group of profile.csv: colour. In the order in which they are stacked, products below, what moves data above.
 COLOURS = {
@@ -110,8 +108,8 @@ def profile_rows(results: Path, run_id: str | None = None) -> list[Row]:
     return list({(row["engine"], row["batch"], row["group"]): row for row in rows}.values())
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="draw.py profile", description=__doc__.splitlines()[0])
     parser.add_argument("--run", metavar="RUN_ID", help="default: of each engine the newest")
     parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
                         help="of profile.csv (default: Results/)")
@@ -125,7 +123,3 @@ def main(arguments: list[str] | None = None) -> None:
         figure.savefig(partial, dpi=110, metadata={"Software": None})
     print(f"wrote {shown(args.results / 'profile.png')}: {len(rows)} rows of run "
           f"{', '.join(dict.fromkeys(row['run_id'] for row in rows))}")
-
-
-if __name__ == "__main__":
-    run_script(main)

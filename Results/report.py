@@ -87,7 +87,7 @@ def speed(results: Path, pictures: Path) -> list[str]:
             text += [f"{precision.upper()}:", ""]
             if precision == "int8" and race and {row["run_id"] for row in int8} != {race[0]["run_id"]}:
                 text += measured_by(int8, f"{again} --runner {OURS} --precision fp16,int8 && "
-                                          "python Results/draw_latency.py")
+                                          "python Results/draw.py latency")
             if precision == "int8":
                 text += ["Calibrated before, by `python TensorRT/INT8/quant.py --onnx onnx/swinv1.onnx --batches 8`, "
                          "V2 likewise. race.py by itself calibrates on more; with `--take-files` it takes what is "
@@ -110,7 +110,7 @@ def profile(results: Path, pictures: Path) -> list[str]:
     return ["### Where the time goes", "",
             *measured_by(rows, "$TRT_PYTHON TensorRT/profile_engine.py --plan "
                                "TensorRT/TRT_Engine/swinv{1,2}_{fp16,attention_fp16,attention_int8}.plan && "
-                               "python Results/draw_profile.py"),
+                               "python Results/draw.py profile"),
             "Percentages are of the GPU's peaks as benchmark.py measured them, a copy's bandwidth or an FP16 product's "
             "arithmetic, whichever is nearer: what lies in the L2 cache, and INT8, can go beyond.", "",
             f"![Time of each group of layers{beside}, with the fraction of the GPU's peak](Images/profile.png)", ""]

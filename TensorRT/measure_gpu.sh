@@ -129,7 +129,7 @@ else
     on_gpu "$other" files rest & on_gpu "$timed" timed
     wait
 fi
-step draw bash -c 'python3 Results/draw_profile.py && python3 Results/draw_latency.py && python3 Results/report.py --write'
+step draw bash -c 'python3 Results/draw.py profile && python3 Results/draw.py latency && python3 Results/report.py --write'
 if [[ -s $failed ]]; then
     echo "measure_gpu.sh: error: failed: $(paste -sd ' ' "$failed"); RUN_ID=$RUN_ID goes on; logs are in .cache/logs/" >&2
     exit 1

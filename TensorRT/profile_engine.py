@@ -4,7 +4,7 @@
         --peak-tflops 790 --peak-gbps 4300
 
 Runs in the Python that has TensorRT. Prints a table per engine and batch and adds a row per group, and one of all, to
-Results/profile.csv, which Results/draw_profile.py draws; --layers also writes every layer to a file. Times are
+Results/profile.csv, which Results/draw.py profile draws; --layers also writes every layer to a file. Times are
 TensorRT's own, layer by layer, so the gaps between layers that a CUDA graph closes are not in them, and a very short
 layer reads longer than it is in a graph.
 
@@ -232,7 +232,7 @@ def main() -> None:
         with whole_file(arguments.layers) as partial:
             partial.write_text("engine\tbatch\tms\tgroup\tlayer\n" + "\n".join(lines) + "\n")
     print(f"added {len(rows)} rows to {shown(arguments.results / 'profile.csv')}, run {run_id}; "
-          "Results/draw_profile.py draws them")
+          "Results/draw.py profile draws them")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import csv
 import numpy as np
 import pytest
 
-from Results import draw, report, table
+from Results import draw as draw_script
+from Results import draw_images as draw
+from Results import report, table
 from Results.tables import ACCURACY_COLUMNS, LATENCY_COLUMNS, RESULTS, append_rows, cpu_name
 from utils import ROOT, UserError
 
@@ -206,3 +208,16 @@ def test_nothing_measured_on_a_gpu_is_no_section(results):
 def test_readme_has_the_section_that_the_tables_give():
     """python Results/report.py --write, after every run on a GPU whose rows are kept."""
     assert report.in_readme((ROOT / "README.md").read_text()) == report.section(RESULTS).strip("\n")
+
+
+def test_draw_finds_the_picture_by_its_word_and_images_without_one(tmp_path, capsys):
+    for arguments, usage in ((["latency", "--help"], "draw.py latency"), (["images", "--help"], "draw.py images"),
+                             (["--onnx", "x.onnx", "--help"], "draw.py images"),
+                             (["--help"], "{images,latency,profile}")):
+        with pytest.raises(SystemExit) as ended:
+            draw_script.main(arguments)
+        assert ended.value.code == 0 and usage in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no rows of any run; race\.py measures them"):
+        draw_script.main(["latency", "--results", str(tmp_path), "--pictures", str(tmp_path)])
+    with pytest.raises(UserError, match=r"picture: not the name of a picture"):
+        draw_script.main(["--cfg", str(ROOT / "models/swin_micro.yaml"), "--onnx", "x.onnx", "--output", "picture"])

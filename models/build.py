@@ -24,7 +24,7 @@ from models import layouts
 from models.checkpoint import read_checkpoint
 from models.layouts import DERIVED
 from models.swin import SwinTransformer, WindowAttentionBase
-from models.swin_v2 import SwinTransformerV2, WindowAttentionV2
+from models.swin_v2 import SwinTransformerV2, WindowAttentionV2, relative_coords_table
 from utils import ROOT, UserError, existing_file, shown, whole_file
 
 CHECKPOINTS = ROOT / "models" / "checkpoints"
@@ -344,13 +344,19 @@ def _other_windows(model: nn.Module, found: dict[str, Tensor]) -> list[str]:
         if trained not in (None, window):
             return [f"{name} was trained with a window of {trained}, the model has one of {window}"]
         table = found.get(f"{name}.relative_coords_table")
-        # FP16 and BF16 round these numbers, of at most 1.4, by up to 0.004; a pre-training window of one more or less
-        # moves the largest by 0.019 at 24 tokens and by more at fewer.
-        if isinstance(module, WindowAttentionV2) and table is not None and not (
-                table.shape == module.relative_coords_table.shape
-                and torch.allclose(table.float(), module.relative_coords_table, rtol=0, atol=0.01)):
+        if (isinstance(module, WindowAttentionV2) and table is not None
+                and not _same_table(table, module.relative_coords_table)):
             return [f"{name} was trained with other MODEL.SWIN.PRETRAINED_WINDOW_SIZES"]
     return []
+
+
+def _same_table(table: Tensor, ours: Tensor) -> bool:
+    """Whether a file's relative_coords_table is the model's.
+
+    FP16 and BF16 round these numbers, of at most 1.4, by up to 0.004; a pre-training window of one more or less moves
+    the largest by 0.019 at 24 tokens and by more at fewer.
+    """
+    return table.shape == ours.shape and torch.allclose(table.float(), ours, rtol=0, atol=0.01)
 
 
 def _described(found: dict[str, Tensor]) -> str:
@@ -369,14 +375,15 @@ def _which_yaml(found: dict[str, Tensor]) -> str:
     facts = layouts.described(found)
     if "MODEL.TYPE" not in facts:
         return "choose its variant with --cfg or --type"
-    table = next((value for key, value in found.items() if key.endswith(".relative_coords_table")), None)
+    table = found.get("layers.0.blocks.0.attn.relative_coords_table")
     fitting = []
     for path in sorted((ROOT / "models").glob("*.yaml")):
         config = _yaml(path)
         if all(_value(config, key) == value for key, value in facts.items()):
             fitting.append(path)
-    if table is not None and table.ndim == 4 and len(fitting) > 1:  # tells the window of the pre-training too
-        fitting = [path for path in fitting if not _other_windows(build_model(_yaml(path)), found)] or fitting
+    if table is not None and table.ndim == 4:  # tells the window of the pre-training too
+        fitting = [path for path in fitting if _same_table(table, relative_coords_table(
+            _yaml(path).MODEL.SWIN.WINDOW_SIZE, _yaml(path).MODEL.SWIN.PRETRAINED_WINDOW_SIZES[0]))] or fitting
     if not fitting:
         return "no yaml in models/ fits: write one like them (keys: config.py), and give it with --cfg"
     untold = "" if "MODEL.SWIN.WINDOW_SIZE" in facts else ", whose windows nothing in the file tells apart"

@@ -13,6 +13,7 @@ import json
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -170,7 +171,9 @@ def _load_pickle(path: Path, source: str) -> object:
     while len(stand_ins) <= _MOST_CLASSES:
         try:
             allowed = torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()])
-            with allowed, path.open("rb") as file:  # by its name, torch would take a .safetensors for what it says
+            # By its name, torch would take a .safetensors for what it says. Its warnings are for who saves files.
+            with allowed, path.open("rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             text = str(error)

@@ -11,13 +11,12 @@ copy, has none.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 from graphs.names import unpatched_engine
-from Results.tables import IMAGES, RESULTS
+from Results.tables import IMAGES, RESULTS, newest, read_table
 from utils import UserError, folder_to_write, shown, whole_file
 
 # group of profile.csv: colour. In the order in which they are stacked, products below, what moves data above.
@@ -95,17 +94,16 @@ def profile_rows(results: Path, run_id: str | None = None) -> list[Row]:
         UserError: there are none.
     """
     path = results / "profile.csv"
-    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    table = read_table(path, ("run_id", "gpu", "engine", "batch", "group"))
     if run_id:
-        rows = [row for row in rows if row["run_id"] == run_id]
-    rows = [row for row in rows if row["gpu"] == rows[-1]["gpu"]]
-    newest = {row["engine"]: row["run_id"] for row in rows}
-    rows = [row for row in rows if row["run_id"] == newest[row["engine"]]]
-    if not rows:
+        table = table[table["run_id"] == run_id]
+    if table.empty:
         raise UserError(f"{shown(path)}: no rows of {f'run {run_id}' if run_id else 'any run'}; "
                         "TensorRT/profile_engine.py measures them")
+    table = table[table["gpu"] == table["gpu"].iloc[-1]]
+    table = table[table["run_id"] == table.groupby("engine")["run_id"].transform("last")]
     # Of an engine that was profiled twice in a run, the last time counts.
-    return list({(row["engine"], row["batch"], row["group"]): row for row in rows}.values())
+    return newest(table, ("engine", "batch", "group")).to_dict("records")
 
 
 def main(arguments: list[str]) -> None:

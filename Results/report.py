@@ -11,12 +11,14 @@ tests/test_results.py compares it with what this makes of the tables.
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import sys
 from pathlib import Path
 
+import pandas
+
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from Results import tables
 from Results.draw_profile import profile_rows
 from Results.latency_tables import (
     OURS,
@@ -28,7 +30,7 @@ from Results.latency_tables import (
     speedup_table,
     what_counts,
 )
-from Results.tables import IMAGES, RESULTS, on_gpu
+from Results.tables import IMAGES, RESULTS, read_table
 from utils import ROOT, UserError, run_script, shown, whole_file
 
 BEGIN, END = "<!-- GPU results, by Results/report.py: begin -->", "<!-- GPU results: end -->"
@@ -44,10 +46,8 @@ Row = dict[str, str]
 
 def gpu_rows(path: Path) -> list[Row]:
     """The rows of a table that were measured on a GPU; none where there is no table."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if on_gpu(row)]
+    table = read_table(path, ("run_id", "commit", "gpu"))
+    return table[~table["gpu"].str.startswith("none")].to_dict("records")  # as on_gpu
 
 
 def last_gpu_rows(path: Path) -> list[Row]:
@@ -58,7 +58,7 @@ def last_gpu_rows(path: Path) -> list[Row]:
 
 def newest(rows: list[Row], *key: str) -> list[Row]:
     """Of rows that measured the same, the last one, in the order of the first."""
-    return list({tuple(row[column] for column in key): row for row in rows}.values())
+    return tables.newest(pandas.DataFrame(rows), key).to_dict("records") if rows else []
 
 
 def measured_by(rows: list[Row], command: str) -> list[str]:

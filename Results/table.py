@@ -8,12 +8,11 @@ The files keep every run. Of rows that measured the same, the last one is shown.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from Results.tables import RESULTS, cpu_name, gpu_name
+from Results.tables import RESULTS, cpu_name, gpu_name, newest, read_table
 from utils import UserError, run_script, shown
 
 # Of each file: the columns that tell what was measured, and those shown, with heading and format.
@@ -31,17 +30,11 @@ TABLES = {
 }
 
 
-def newest(path: Path, key: tuple[str, ...], run: str | None) -> dict[tuple[str, str], list[dict[str, str]]]:
+def newest_rows(path: Path, key: tuple[str, ...], run: str | None) -> dict[tuple[str, str], list[dict[str, str]]]:
     """(model, machine) -> the last row of every key, of one run or of all, in the order of the keys' first rows."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = {(row["model"], row["gpu"], *(row[column] for column in key)): row for row in csv.DictReader(file)
-                if run in (None, row["run_id"])}
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in rows.values():
-        groups.setdefault((row["model"], row["gpu"]), []).append(row)
-    return groups
+    rows = read_table(path, ("run_id", "model", "gpu", *key))
+    rows = newest(rows if run is None else rows[rows["run_id"] == run], ("model", "gpu", *key))
+    return {where: group.to_dict("records") for where, group in rows.groupby(["model", "gpu"], sort=False)}
 
 
 def cells(rows: list[dict[str, str]], columns: dict[str, tuple[str, str]]) -> list[list[str]]:
@@ -73,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     here, shown_any = {gpu_name(), cpu_name()}, False
     for table, (key, columns) in TABLES.items():
-        for (model, machine), rows in newest(args.results / f"{table}.csv", key, args.run).items():
+        for (model, machine), rows in newest_rows(args.results / f"{table}.csv", key, args.run).items():
             if (args.models and model not in args.models) or (machine not in here and not (args.all or args.run)):
                 continue
             print(f"\n{model}, {table}; GPU: {machine}\n")

@@ -159,6 +159,22 @@ def read_rows(path: Path, needs: Iterable[str] = ()) -> list[dict[str, str]]:
     return rows
 
 
+def read_table(path: Path, needs: Iterable[str] = ()):
+    """`read_rows` as a pandas.DataFrame of text, to choose rows from.
+
+    pandas is for the scripts in Results/: whoever adds rows does without it.
+    """
+    import pandas
+
+    rows = read_rows(path, needs)
+    return pandas.DataFrame(rows, columns=list(rows[0]) if rows else list(needs), dtype=str)
+
+
+def newest(table, key: Iterable[str]):
+    """Of rows that measured the same by the columns of `key`, the last one, in the order of the first."""
+    return table.groupby(list(key), sort=False, as_index=False).last()
+
+
 def _cell_problem(column: str, cell: str) -> str:
     """What is wrong with the text in a column; "" where nothing is."""
     if not cell:

@@ -188,6 +188,21 @@ def test_what_tensorrt_says_is_explained(engine_module, message, meaning):
     assert meaning in engine_module.refusal(["1: Error Code 1: Serialization", message], b"ftrt")
 
 
+@needs_rtx
+def test_types_of_newer_versions_are_read(engine_module):
+    """Labels of 10 and later are INT64; BF16 is no type of NumPy's."""
+    trt = backend.load()
+    assert engine_module.NUMPY_TYPES[trt.int64] == "int64" and engine_module.NUMPY_TYPES[trt.uint8] == "uint8"
+    assert trt.bfloat16 not in engine_module.NUMPY_TYPES
+
+
+def test_plugins_are_told_by_what_each_version_calls_them(engine_module):
+    """8.6 says PluginV2DynamicExt, 10 and 11 PluginV3, TensorRT-RTX custom_layer."""
+    for kind, plugins in (("PluginV2DynamicExt", True), ("PluginV3", True), ("custom_layer", True), ("kgen", False)):
+        engine = SimpleNamespace(layer_information=lambda kind=kind: f'{{"Layers": [{{"LayerType": "{kind}"}}]}}')
+        assert engine_module.Engine.has_plugins(engine) == plugins, kind
+
+
 def test_a_long_message_is_cut(engine_module):
     from TensorRT.trt_runtime import in_one_line
 

@@ -50,6 +50,7 @@ from Results.tables import (
     package_versions,
     write_environment,
 )
+from TensorRT.backend import add_backend_argument, add_plugins_argument
 from utils import (
     ROOT,
     Progress,
@@ -162,7 +163,7 @@ class OnnxRunner:
 class EngineRunner:
     """A TensorRT engine, run by TensorRT/run_engine.py under the Python that imports tensorrt ($TRT_PYTHON)."""
 
-    def __init__(self, path: Path, plugins: Path | None) -> None:
+    def __init__(self, path: Path, plugins: str | None) -> None:
         self.path, self.plugins = existing_file(path, "a TensorRT engine (--plan)"), plugins
         self.name = path.name
         self.precision = engine_precision(path.stem)
@@ -436,7 +437,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--onnx", type=Path, nargs="+", default=[], metavar="FILE",
                         help="ONNX files, patched or not (default: onnx/<MODEL.NAME>.onnx if it is there)")
     parser.add_argument("--plan", type=Path, nargs="+", default=[], metavar="FILE", help="TensorRT engines")
-    parser.add_argument("--plugins", type=Path, metavar="LIB", help="plugin library that the engines need")
+    add_plugins_argument(parser)
+    add_backend_argument(parser)
     parser.add_argument("--images", type=Path, metavar="FOLDER",
                         help="images, one folder per class or flat (default: crops of the packaged photographs)")
     parser.add_argument("--labels", type=Path, metavar="FILE",

@@ -11,7 +11,7 @@ A CUDA error spoils the process that it happens in: race.py gives every batch an
 
 Errors are against the FP32 output on the same input: data/<model>-b<N>.npz, else the FP32 export itself on held-out
 crops. For an FP32 file of onnx/export_onnx.py that is the file itself; for onnx/swinv2_attention_fp16.onnx it is the
-file that the patches were made on, found beside it by leaving out the name's endings, or given by --reference.
+file that the patches were made on, found by the digest that it carries, or given by --reference.
 """
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ from pathlib import Path
 import numpy as np
 
 from data.batches import reference_batch
-from graphs.files import has_plugins, load_onnx, onnx_precision, onnx_refusals
+from graphs.facts import Facts, of_onnx, plain_parent
+from graphs.files import onnx_refusals
 from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
 from Results.tables import (
     cpu_name,
     error_figures,
+    file_columns,
     git_commit,
     gpu_name,
+    graph_columns,
+    machine_load,
     new_run_id,
     package_versions,
     record_latency,
@@ -43,29 +47,21 @@ from utils import ROOT, UserError, choices, first_line, run_script, shown
 ONNX_FILE = "onnx/swinv1.onnx"
 
 RUNNERS = ("ort-cpu", "ort-cuda")
-CUDA_VARIANTS = ("no CUDA graph", "CUDA graph")  # of ort-cuda; a row's notes say which
+CUDA_VARIANTS = ("no CUDA graph", "CUDA graph")  # of ort-cuda; the column cuda_graph says which
 
 
-def is_reference(path: Path) -> bool:
-    """Whether an ONNX file is a plain FP32 export: what errors are taken against."""
-    model = load_onnx(path)
-    return onnx_precision(model) == "fp32" and not has_plugins(model)
-
-
-def reference_path(path: Path, given: Path | None) -> Path:
+def reference_path(path: Path, facts: Facts, given: Path | None) -> Path:
     """The FP32 export that a file's errors are taken against.
 
     Raises:
-        UserError: the file is no such export itself, and none lies beside it under a beginning of its name.
+        UserError: the file is no such export itself, and the one that it was made from is not there.
     """
-    if given is not None or is_reference(path):
-        return given or path
-    words = path.stem.split("_")
-    beside = [path.with_name("_".join(words[:count]) + ".onnx") for count in range(len(words) - 1, 0, -1)]
-    for candidate in beside:
-        if candidate.exists() and is_reference(candidate):
-            return candidate
-    raise UserError(f"{shown(path)}: the FP32 export that it was made from is not beside it; give --reference FILE")
+    found = given or plain_parent(path, facts)
+    if found is None:
+        made_from = f" ({', '.join(parent.name for parent in facts.parents)})" if facts.parents else ""
+        raise UserError(f"{shown(path)}: the FP32 export that it was made from{made_from} is neither beside it nor in "
+                        "onnx/, or was changed since; give --reference FILE")
+    return found
 
 
 def available_runners() -> list[str]:
@@ -73,6 +69,12 @@ def available_runners() -> list[str]:
     import onnxruntime
 
     return ["ort-cpu", "ort-cuda"] if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else ["ort-cpu"]
+
+
+def onnxruntime_version() -> str:
+    import onnxruntime
+
+    return onnxruntime.__version__
 
 
 def load_cuda_libraries() -> None:
@@ -139,29 +141,30 @@ def main(arguments: list[str] | None = None) -> None:
                              "made from)")
     add_measuring_arguments(parser)
     args = parser.parse_args(arguments)
-    references = [reference_path(path, args.reference) for path in args.model]
+    facts_of = {path: of_onnx(path) for path in args.model}
+    references = [reference_path(path, facts_of[path], args.reference) for path in args.model]
     runners = args.runner or available_runners()
     for runner in runners:
         if runner not in available_runners():
             raise UserError(f"{runner}: the installed onnxruntime has no CUDA; replace it by onnxruntime-gpu, or leave "
                             "the runner out")
-    run = {"run_id": new_run_id(), "commit": git_commit()}
+    run = {"run_id": new_run_id(), "commit": git_commit(), "backend": f"onnxruntime {onnxruntime_version()}"}
     versions = {**package_versions("onnxruntime", "onnxruntime-gpu", "onnx", "numpy"),
                 "onnxruntime on": ", ".join(runners)}
 
     written, failed = 0, []
     for path, reference in zip(args.model, references):
-        graph = load_onnx(path)
-        precision, plugins = onnx_precision(graph), has_plugins(graph)
+        facts, truth = facts_of[path], of_onnx(reference)
         session = onnx_session(reference)
-        img_size = onnx_img_size(session, reference)
-        print(f"{shown(path)}: {precision}, errors against {shown(reference)}, run {run['run_id']}", flush=True)
+        onnx_img_size(session, reference)  # refuses what takes no images
+        print(f"{shown(path)}: {facts.precision}, errors against {shown(reference)}, run {run['run_id']}", flush=True)
         for batch in args.batch:
             images, expected = reference_batch(
-                reference.stem, batch, img_size,
+                truth, batch,
                 lambda images, session=session, reference=reference: onnx_logits(session, images, reference), args.data)
             for runner in runners:
                 for variant in args.variant if runner == "ort-cuda" else ["CPU"]:
+                    load = machine_load()
                     try:
                         logits, times_ms = measure(path, runner, variant, images, **timing_of(args))
                     except (UserError, RuntimeError, *onnx_refusals()) as error:
@@ -171,13 +174,13 @@ def main(arguments: list[str] | None = None) -> None:
                     if logits.shape != expected.shape:
                         raise UserError(f"{shown(path)}: gives logits {list(logits.shape)}, {shown(reference)} gives "
                                         f"{list(expected.shape)}; give its own export with --reference")
-                    timed = "; timed by the clock" if runner == "ort-cuda" else ""
-                    standard = "; plugin nodes as standard operators" if plugins else ""
                     record_latency(args.results, {
                         **run, "gpu": cpu_name() if runner == "ort-cpu" else gpu_name(), "runner": runner,
-                        "model": reference.stem, "precision": precision, "batch": batch,
-                        **latency_figures(times_ms, batch), **error_figures(logits, expected),
-                        "notes": f"{path.stem}; {variant}{timed}{standard}"})
+                        "device": "cpu" if runner == "ort-cpu" else "cuda", **file_columns(facts, path),
+                        **graph_columns(facts), "model": truth.model_of(reference),
+                        "cuda_graph": "yes" if variant == "CUDA graph" else "no", "timed_by": "clock", "batch": batch,
+                        "load": load, **latency_figures(times_ms, batch), "images": batch,
+                        "errors_against": reference.name, **error_figures(logits, expected)})
                     if not written:  # a run without rows leaves nothing behind
                         write_environment(run["run_id"], versions, args.results)
                     written += 1

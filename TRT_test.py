@@ -2,9 +2,10 @@
 
     python TRT_test.py --plan TensorRT/TRT_Engine/swinv1_attention_fp16.plan
 
-Runs in the Python that has TensorRT. The inputs and expected logits are data/<model>-b<N>.npz, which
-data/batch_data_gen.py writes. Prints a table, writes it to Results/encoderScore.txt, and adds a row per batch to
-Results/latency.csv. Exits with status 1 if a check fails.
+Runs in the Python that has TensorRT. What an engine is, the .json beside it says, else the engine itself; its name says
+nothing. The inputs and expected logits are those that data/batch_data_gen.py wrote in data/ with the FP32 graph that
+the engine was made from, found by the digest of that. Prints a table, writes it to Results/encoderScore.txt, and adds a
+row per batch to Results/latency.csv. Exits with status 1 if a check fails.
 
     python TRT_test.py --memory --plan TensorRT/TRT_Engine/swinv1_fp16.plan \\
         TensorRT/TRT_Engine/swinv1_attention_fp16.plan
@@ -21,18 +22,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.batches import load_arrays
-from graphs.compare import max_abs_err, median_rel_err, top1_agreement
-from graphs.names import belongs_to, engine_precision, unpatched_engine
-from Results.tables import LATENCY_COLUMNS, RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
+from data.batches import Batch, data_of, load_batch
+from graphs.compare import max_abs_err, median_rel_err
+from graphs.facts import Facts
+from Results.tables import (
+    LATENCY_COLUMNS,
+    MEMORY_COLUMNS,
+    RESULTS,
+    append_rows,
+    error_figures,
+    file_columns,
+    git_commit,
+    gpu_name,
+    graph_columns,
+    machine_load,
+    new_run_id,
+    tensorrt_backend,
+    write_environment,
+)
 from Results.timing import add_timing_arguments, latency_figures, timed_runs, timing_of
 from TensorRT.backend import add_backend_argument, add_plugins_argument
 from utils import ROOT, UserError, batch_sizes, existing_file, folder_to_write, from_zero, run_script, shown, whole_file
 
 # The engine to test; --plan overrides it.
 PLANFILE = "TensorRT/TRT_Engine/swinv1.plan"
-
-MEMORY_COLUMNS = ("run_id", "commit", "gpu", "engine", "batch", "device_memory_mib", "free_memory_used_mib")
 
 # Largest absolute error that passes. FP32 without TF32: the requirement on this project's engines. FP16, as a share
 # of the largest |logit|: a value is rounded by at most 2^-11 of itself, some hundred roundings lie between image and
@@ -52,15 +65,6 @@ a0: maximum absolute error of the logits; r0: median relative error; check: a0 a
 ----+------+---------+----------+----------+----------+------"""
 
 
-class Batch(NamedTuple):
-    """What one data file holds: input [N, 3, S, S] FP32, the logits [N, classes] expected, and whose they are."""
-
-    path: Path
-    model: str
-    input: np.ndarray
-    logits: np.ndarray
-
-
 class Row(NamedTuple):
     """One line of the table."""
 
@@ -72,87 +76,86 @@ class Row(NamedTuple):
     check: str
 
 
-def load_batch(path: Path) -> Batch:
-    """Read a data file; UserError if it is not one."""
-    arrays = load_arrays(path, ("model", "input", "logits"), "batch data", "write it with data/batch_data_gen.py")
-    return Batch(path, str(arrays["model"]), arrays["input"], arrays["logits"])
-
-
-def find_batches(plan: Path, pattern: str | None) -> list[Batch]:
+def find_batches(plan: Path, facts: Facts, pattern: str | None) -> list[Batch]:
     """The data files for an engine, smallest batch first.
 
     Args:
         plan: the engine.
-        pattern: glob below the repository's root, or None for those files in data/ whose model the plan belongs to.
+        facts: what it is.
+        pattern: glob below the repository's root, or None for those files in data/ that were made with the FP32 graph
+            that the engine was made from, or with another export of the same weights.
 
     Raises:
-        UserError: there are none, or one that the pattern names is another model's.
+        UserError: there are none, or one that the pattern names was made with another graph.
     """
     if pattern is None:
-        models = {path.stem.rpartition("-b")[0] for path in (ROOT / "data").glob("*-b*.npz")
-                  if "_int8-b" not in path.name}  # those are of Q/DQ graphs: int8_error reads them
-        model = max((name for name in models if belongs_to(plan.stem, name)), key=len, default=None)
-        if model is None:
-            raise UserError(f"{shown(plan)}: no data/<model>-b<N>.npz of its model; "
-                            "data/batch_data_gen.py --onnx onnx/<model>.onnx writes them")
-        pattern = f"data/{model}-b*.npz"
+        batches = data_of(facts, ROOT / "data")
+        if not batches:
+            made_from = facts.parents[-1].name if facts.parents else "the FP32 graph that it was made from"
+            unknown = "" if facts.family[1:] or facts.weights else (
+                "; nothing says what that was: build the engine with TensorRT/build.sh, or give --data")
+            raise UserError(f"{shown(plan)}: data/ has no data of its model; data/batch_data_gen.py --onnx FILE makes "
+                            f"it with {made_from}{unknown}")
+        return batches
     paths = [Path(pattern)] if Path(pattern).is_absolute() else sorted(ROOT.glob(pattern))
     batches = [load_batch(path) for path in paths]
     if not batches:
         raise UserError(f"{pattern}: no such file; data/batch_data_gen.py writes data/<model>-b<N>.npz")
     for batch in batches:
-        if not belongs_to(plan.stem, batch.model):
-            raise UserError(f"{shown(batch.path)}: was made from {batch.model}.onnx, which {shown(plan)} was not "
-                            "built from; give that model's data with --data")
+        if facts.weights and batch.facts.weights and not (
+                facts.made_from(batch.facts) or facts.of_same_weights(batch.facts)):
+            raise UserError(f"{shown(batch.path)}: was made with another graph than {shown(plan)}, of model "
+                            f"{batch.facts.model_of(batch.path)}; give the data of {facts.model_of(plan)} with --data")
     return sorted(batches, key=lambda batch: len(batch.input))
 
 
-def chosen_batches(plan: Path, arguments: argparse.Namespace) -> list[Batch]:
-    """The data files for an engine that --data and --batch choose; UserError if a batch is missing."""
-    batches = find_batches(plan, arguments.data)
-    if arguments.batch is None:
+def chosen_batches(plan: Path, facts: Facts, arguments: argparse.Namespace) -> list[Batch]:
+    """The data files for an engine that --data and --batch choose; UserError if a batch is missing.
+
+    An engine of a fixed batch takes that, unless --batch says otherwise.
+    """
+    batches = find_batches(plan, facts, arguments.data)
+    asked = arguments.batch or ([facts.batch] if facts.batch else None)
+    if asked is None:
         return batches
-    missing = set(arguments.batch) - {len(batch.input) for batch in batches}
+    missing = set(asked) - {len(batch.input) for batch in batches}
     if missing:
         raise UserError(f"{shown(plan)}: no data of batch {min(missing)}; data/batch_data_gen.py --batch "
                         f"{min(missing)} writes it")
-    return [batch for batch in batches if len(batch.input) in arguments.batch]
+    return [batch for batch in batches if len(batch.input) in asked]
 
 
-def origin(plan: Path) -> str:
-    """What a row's notes say of an engine whose graph is not this project's own; "" of all others."""
-    return "timm's export, batch fixed; " if "_timm_b" in plan.stem else ""
-
-
-def tolerance(plan: Path, given: float | None, batches: list[Batch]) -> float:
+def tolerance(plan: Path, facts: Facts, given: float | None, batches: list[Batch]) -> float:
     """Largest absolute error that passes for this plan."""
     if given is not None:
         return given
-    if engine_precision(plan.stem) == "fp32":
+    if facts.precision == "fp32":
         return FP32_TOLERANCE
-    if engine_precision(plan.stem) == "fp16":
+    if facts.precision == "fp16":
         return FP16_TOLERANCE_SHARE * max(float(np.abs(batch.logits).max()) for batch in batches)
-    if engine_precision(plan.stem) == "int8":
-        return INT8_TOLERANCE_MULTIPLE * int8_error(plan, batches[0].model)
-    raise UserError(f"{shown(plan)}: no default tolerance for {engine_precision(plan.stem)}; give --tolerance")
+    if facts.precision == "int8":
+        return INT8_TOLERANCE_MULTIPLE * int8_error(plan, facts, batches)
+    raise UserError(f"{shown(plan)}: no default tolerance for {facts.precision}; give --tolerance")
 
 
-def int8_error(plan: Path, model: str) -> float:
+def int8_error(plan: Path, facts: Facts, batches: list[Batch]) -> float:
     """Largest error of a logit that quantisation makes: the Q/DQ graph's against the FP32 graph's, on the same images.
 
+    Args:
+        plan, facts: the engine.
+        batches: data of the FP32 graph.
     Raises:
-        UserError: there is no data of the Q/DQ graph.
+        UserError: there is no data of the Q/DQ graph that the engine was made from.
     """
-    errors = []
-    for path in (ROOT / "data").glob(f"{model}_int8-b*.npz"):
-        expected = ROOT / "data" / path.name.replace("_int8-b", "-b")
-        if expected.exists():
-            quantised, exact = load_batch(path), load_batch(expected)
-            if np.array_equal(quantised.input, exact.input):
-                errors.append(max_abs_err(quantised.logits, exact.logits))
+    exact = {len(batch.input): batch for batch in [*batches, *data_of(facts, ROOT / "data")]}
+    errors = [max_abs_err(batch.logits, exact[len(batch.input)].logits)
+              for batch in data_of(facts, ROOT / "data", "int8")
+              if len(batch.input) in exact and np.array_equal(batch.input, exact[len(batch.input)].input)]
     if not errors:
-        raise UserError(f"{shown(plan)}: data/{model}_int8-b<N>.npz says what error INT8 may have; write it with "
-                        f"data/batch_data_gen.py --onnx onnx/{model}_int8.onnx, or give --tolerance")
+        graphs = ", ".join(parent.name for parent in facts.parents) or "it was made from"
+        raise UserError(f"{shown(plan)}: what error INT8 may have is known by data of its Q/DQ graph; write it with "
+                        f"data/batch_data_gen.py --onnx FILE, of {graphs} the one with Q/DQ pairs, or give "
+                        "--tolerance")
     return max(errors)
 
 
@@ -188,15 +191,14 @@ def table_line(row: Row) -> str:
             f"{median_rel_err(row.output, row.expected):10.3e}| {row.check}")
 
 
-def latency_row(row: Row, plan: Path, model: str, runner: str) -> dict[str, str]:
-    """The row's columns of Results/latency.csv, but for those that name the run."""
+def latency_row(row: Row, plan: Path, facts: Facts, batch: Batch) -> dict[str, str]:
+    """The row's columns of Results/latency.csv, but for those that name the run and the machine's load."""
     return {
-        "runner": runner, "model": model, "precision": engine_precision(plan.stem), "batch": str(row.batch),
-        **latency_figures(row.times_ms, row.batch),
-        "max_abs_err": f"{max_abs_err(row.output, row.expected):.3e}",
-        "median_rel_err": f"{median_rel_err(row.output, row.expected):.3e}",
-        "top1_agreement": f"{top1_agreement(row.output, row.expected):.4f}",
-        "notes": f"{plan.stem}; {origin(plan)}{'CUDA graph' if row.graph else 'no CUDA graph'}; {row.check}",
+        "device": "cuda", "runner": "trt-plugins" if facts.patched else "trt", **file_columns(facts, plan),
+        **graph_columns(facts), "cuda_graph": "yes" if row.graph else "no", "mode": "", "timed_by": "events",
+        "batch": str(row.batch), **latency_figures(row.times_ms, row.batch), "images": str(len(row.expected)),
+        "errors_against": f"{batch.facts.model_of(batch.path)}.onnx", **error_figures(row.output, row.expected),
+        "check": row.check,
     }
 
 
@@ -208,8 +210,6 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str],
     """
     from TensorRT.engine import Engine
 
-    batches = chosen_batches(plan, arguments)
-    allowed = tolerance(plan, arguments.tolerance, batches)
     lines, rows = [], []
 
     def say(line: str) -> None:
@@ -217,16 +217,21 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str],
         print(line, flush=True)
 
     with Engine(plan, arguments.plugins) as engine, engine.context() as context:
-        runner = "trt-plugins" if engine.has_plugins() else "trt"
+        facts = engine.facts()
+        batches = chosen_batches(plan, facts, arguments)
+        allowed = tolerance(plan, facts, arguments.tolerance, batches)
         smallest, largest = engine.batches
-        say(f"{shown(plan)}: {engine_precision(plan.stem)}, {runner}, batches {smallest} to {largest}")
+        say(f"{shown(plan)}: {facts.precision}, {'trt-plugins' if facts.patched else 'trt'}, batches {smallest} to "
+            f"{largest}")
         say(TABLE_HEAD.format(tolerance=f"{allowed:.1e}"))
         write_environment(run["run_id"], versions(), arguments.results)
+        run = {**run, "backend": tensorrt_backend(versions())}
         for batch in batches:
             for graph in (False, True):
+                load = machine_load()
                 rows.append(measure(context, batch, allowed, graph, **timing_of(arguments)))
                 append_rows(arguments.results / "latency.csv", LATENCY_COLUMNS,  # at once: what is stopped keeps it
-                            [{**run, **latency_row(rows[-1], plan, batch.model, runner)}])
+                            [{**run, "load": load, **latency_row(rows[-1], plan, facts, batch)}])
                 say(table_line(rows[-1]))
     return lines, rows
 
@@ -256,9 +261,10 @@ def measure_memory(plan: Path, batches: list[int], plugins: str | None) -> list[
     with Engine(plan, plugins) as engine:
         for batch in batches:  # a kernel may serve one batch and not another
             run(engine, batch)
+        facts = engine.facts()
     before = free_memory()
     with Engine(plan, plugins) as engine:
-        return [{"engine": plan.stem, "batch": str(batch),
+        return [{**file_columns(facts, plan), "batch": str(batch),
                  "device_memory_mib": f"{engine.activation_bytes(batch) / 2**20:.1f}",
                  "free_memory_used_mib": f"{(before - run(engine, batch)) / 2**20:.1f}"} for batch in batches]
 
@@ -266,24 +272,31 @@ def measure_memory(plan: Path, batches: list[int], plugins: str | None) -> list[
 def compare_memory(rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:
     """A table of the rows, and for each patched engine a line PASS or FAIL where the unpatched one is there too.
 
+    The unpatched one is of the same model in the same precision.
+
     Returns:
         The lines, and those of them that say FAIL.
     """
-    used = {(row["engine"], row["batch"]): float(row["free_memory_used_mib"]) for row in rows}
-    width = max(len(row["engine"]) for row in rows)
+    def unpatched(row: dict[str, str]) -> float | None:
+        """What the unpatched engine uses at this batch, MiB; None for an unpatched one, or where it is not there."""
+        key = (row["model"], row["precision"], row["batch"])
+        return None if row["patched"] == "no" else next(
+            (float(other["free_memory_used_mib"]) for other in reversed(rows)
+             if other["patched"] == "no" and (other["model"], other["precision"], other["batch"]) == key), None)
+
+    width = max(len(row["file"]) for row in rows)
     lines = ["device memory, MiB", f"{'engine':<{width}}  batch  activations  all together  unpatched"]
     for row in rows:
-        patched = unpatched_engine(row["engine"]) != row["engine"]
-        other = used.get((unpatched_engine(row["engine"]), row["batch"])) if patched else None
-        lines.append(f"{row['engine']:<{width}}  {row['batch']:>5}  {row['device_memory_mib']:>11}  "
+        other = unpatched(row)
+        lines.append(f"{row['file']:<{width}}  {row['batch']:>5}  {row['device_memory_mib']:>11}  "
                      f"{row['free_memory_used_mib']:>12}  {'-' if other is None else f'{other:.1f}':>9}")
     verdicts = []
-    for engine in dict.fromkeys(row["engine"] for row in rows):
-        pairs = [(batch, mib, used[unpatched_engine(engine), batch]) for (name, batch), mib in used.items()
-                 if name == engine != unpatched_engine(engine) and (unpatched_engine(engine), batch) in used]
+    for file in dict.fromkeys(row["file"] for row in rows):
+        pairs = [(row["batch"], float(row["free_memory_used_mib"]), unpatched(row)) for row in rows
+                 if row["file"] == file and unpatched(row) is not None]
         if pairs:
             batch, mib, other = max(pairs, key=lambda pair: pair[1] - pair[2])
-            verdicts.append(f"{'PASS' if mib <= other else 'FAIL'} {engine}: {mib:.1f} MiB at batch {batch}, unpatched "
+            verdicts.append(f"{'PASS' if mib <= other else 'FAIL'} {file}: {mib:.1f} MiB at batch {batch}, unpatched "
                             f"{other:.1f}; the worst of batches {','.join(pair[0] for pair in pairs)}")
     return [*lines, *verdicts], [line for line in verdicts if line.startswith("FAIL")]
 
@@ -292,6 +305,7 @@ def score_memory(plans: list[Path], arguments: argparse.Namespace, run: dict[str
                  versions: Callable[[], dict[str, str]]) -> None:
     """Measure the memory of all engines, print it, add it to memory.csv; UserError if a patched one needs more."""
     write_environment(run["run_id"], versions(), arguments.results)
+    run = {**run, "backend": tensorrt_backend(versions())}
     rows = []
     for plan in plans:
         found = measure_memory(plan, arguments.memory, arguments.plugins)
@@ -308,7 +322,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", nargs="+", default=[ROOT / PLANFILE], metavar="FILE",
                         help=f"engines; default {PLANFILE}")
-    parser.add_argument("--data", metavar="GLOB", help="data files; default data/<model>-b*.npz of the engine's model")
+    parser.add_argument("--data", metavar="GLOB",
+                        help="data files; default those in data/ that the engine's FP32 graph made")
     parser.add_argument("--batch", type=batch_sizes, metavar="N,N", help="of these, only the batches; default all")
     add_plugins_argument(parser)
     parser.add_argument("--tolerance", type=from_zero, metavar="ERROR",

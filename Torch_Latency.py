@@ -6,7 +6,7 @@ On the GPU where torch has one, else on the CPU; the first line says which. One 
 precision and batch goes to Results/latency.csv (on a GPU two for eager and TorchScript: launched kernel by kernel, and
 as one CUDA graph; torch.compile's modes make CUDA graphs by themselves). Errors are against the FP32 ONNX output on the
 same input: data/<model>-b<N>.npz, else --onnx on held-out crops; without an ONNX file, against PyTorch in FP32, which
-the row's notes then say.
+the row then says.
 
 The model is measured at its best: constants folded, weights and input in the row's precision, on the device
 before the clock starts. FP32 is without TF32. A combination that fails is reported in one line; the others go on.
@@ -30,15 +30,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import add_model_arguments, get_config
+from config import add_model_arguments, cfg_path, get_config
 from data.batches import real_images, reference_batch
 from graphs.compare import max_abs_err
+from graphs.facts import of_model
 from graphs.sessions import onnx_logits, onnx_session
 from models.build import checkpoint_path, load_model
 from Results.tables import (
     cpu_name,
     error_figures,
     git_commit,
+    machine_load,
     new_run_id,
     package_versions,
     record_latency,
@@ -55,10 +57,17 @@ Run = Callable[[], Tensor]
 
 
 def variants(runner: str, modes: list[str], device: torch.device) -> list[str]:
-    """The ways in which a runner is measured; they become the row's notes."""
+    """The ways in which a runner is measured."""
     if runner == "torch-compile":
         return [f"mode {mode}" for mode in modes]
     return ["no CUDA graph", "CUDA graph"] if device.type == "cuda" else ["CPU"]
+
+
+def variant_columns(variant: str) -> dict[str, str]:
+    """What the columns of latency.csv say of a variant."""
+    if variant.startswith("mode "):
+        return {"mode": variant.removeprefix("mode "), "cuda_graph": ""}  # the mode decides
+    return {"mode": "", "cuda_graph": "yes" if variant == "CUDA graph" else "no"}
 
 
 def prepare(runner: str, variant: str, model: nn.Module, x: Tensor) -> Run:
@@ -197,7 +206,9 @@ def main(arguments: list[str] | None = None) -> None:
         fp32_logits, against = onnx_reference(onnx_file, model), shown(onnx_file)
     else:
         fp32_logits, against = (lambda images: torch_logits(model, images)), "PyTorch FP32"
-    run = {"run_id": new_run_id(), "commit": git_commit(), "gpu": gpu, "model": name}
+    facts = of_model(config, cfg_path(args.cfg, args.type), checkpoint)
+    run = {"run_id": new_run_id(), "commit": git_commit(), "gpu": gpu, "device": device.type, "model": name,
+           "backend": f"PyTorch {torch.__version__}", "timed_by": "events" if device.type == "cuda" else "clock"}
     print(f"{name} with {shown(checkpoint)} on the {device.type.upper()}, gpu: {gpu}, run {run['run_id']}; "
           f"errors against {against}", flush=True)
     versions = {
@@ -207,9 +218,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     written, failed = 0, []
     for batch in args.batch:
-        images, reference = reference_batch(name, batch, model.img_size, fp32_logits, args.data)
+        images, reference = reference_batch(facts, batch, fp32_logits, args.data)
         for precision, runner in itertools.product(args.precision, args.runner):
             for variant in variants(runner, args.mode, device):
+                load = machine_load()
                 try:
                     output, times_ms = measure(runner, variant, model, images, device, PRECISIONS[precision],
                                                **timing_of(args))
@@ -218,9 +230,9 @@ def main(arguments: list[str] | None = None) -> None:
                     print(f"{failed[-1]} failed: {first_line(error)}", file=sys.stderr, flush=True)
                     continue
                 record_latency(args.results, {
-                    **run, "runner": runner, "precision": precision, "batch": batch,
-                    **latency_figures(times_ms, batch), **error_figures(output, reference),
-                    "notes": variant if against == shown(onnx_file) else f"{variant}; errors against {against}"})
+                    **run, "runner": runner, "precision": precision, "batch": batch, **variant_columns(variant),
+                    "load": load, **latency_figures(times_ms, batch), **error_figures(output, reference),
+                    "images": batch, "errors_against": Path(against).name})
                 if not written:  # a run without rows leaves nothing behind
                     write_environment(run["run_id"], versions, args.results)
                 written += 1

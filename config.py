@@ -101,6 +101,11 @@ def get_config(cfg: str | Path | None, opts: Sequence[str] = (), model_type: str
     return config
 
 
+def cfg_path(cfg: str | Path | None = None, model_type: str | None = None) -> Path:
+    """The yaml that get_config reads for the same arguments."""
+    return Path(DEFAULT_CFG[model_type] if cfg is None else cfg)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose a model and its weights: --type --cfg --resume --weights --pretrained --opts."""
     parser.add_argument("--type", choices=tuple(DEFAULT_CFG), help="model type; with no --cfg, its Small variant")

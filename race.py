@@ -14,8 +14,8 @@ FP32.
     python race.py --cfg models/swin_micro.yaml models/swinv2_micro.yaml --runner torch-eager,ort-cpu --batch 1,8
 
 trt-timm is TensorRT on timm's model, exported and built for one batch at a time; its rows stand in the table under the
-runner trt, and their notes tell them apart. INT8 is trt-plugins' alone, calibrated as TensorRT/INT8/quant.py does it by
-default, and compared with FP16.
+runner trt, and the column export tells them apart. INT8 is trt-plugins' alone, calibrated as TensorRT/INT8/quant.py
+does it by default, and compared with FP16.
 
 On a host with several GPUs of one kind, races with different --runner, --mode, --cfg, --precision or --batch and the
 same --run-id may run at once, each with its own $CUDA_VISIBLE_DEVICES. With --prepare a race measures nothing: it makes
@@ -42,7 +42,7 @@ import torch
 
 from config import get_config
 from models.build import checkpoint_path
-from Results.tables import IMAGES, RESULTS, latency_rows, new_run_id, row_problem
+from Results.tables import IMAGES, RESULTS, how_measured, latency_rows, new_run_id, row_problem
 from Results.timing import add_timing_arguments
 from utils import ROOT, UserError, batch_sizes, choices, folder_to_write, run_script, shown
 
@@ -50,8 +50,8 @@ PYTHON, TRT_PYTHON = sys.executable, os.environ.get("TRT_PYTHON", sys.executable
 
 
 class Entrant(NamedTuple):
-    """Who takes part: a runner as in latency.csv and, where a runner has several, the part of a row's notes that says
-    which: the mode of torch.compile, the variant of ort-cuda, whose export TensorRT's engine was made from."""
+    """Who takes part: a runner as in latency.csv and, where a runner has several, which of them: the mode of
+    torch.compile, the variant of ort-cuda, whose export TensorRT's engine was made from."""
 
     runner: str
     mode: str = ""
@@ -66,6 +66,7 @@ class Entrant(NamedTuple):
 
 
 TIMM = Entrant("trt", "timm's export, batch fixed")
+CUDA_GRAPH = {"yes": "CUDA graph", "no": "no CUDA graph"}  # column cuda_graph -> Onnx_Latency.py --variant
 # max-autotune, which compiles for minutes, comes last: whoever stops the race early has the rest.
 ENTRANTS = (
     Entrant("trt-plugins"), Entrant("trt"), TIMM, Entrant("ort-cuda", "no CUDA graph"),
@@ -184,21 +185,23 @@ def onnxruntime_has_cuda() -> bool:
 
 def is_of(row: dict[str, str], entrant: Entrant) -> bool:
     """Whether a row of latency.csv is one that this entrant leaves."""
-    said = [part.removeprefix("mode ") for part in row["notes"].split("; ")]
-    modes = [other.mode for other in ENTRANTS if other.runner == entrant.runner and other.mode in said]
-    return row["runner"] == entrant.runner and (entrant.mode in modes if entrant.mode else not modes)
+    if row["runner"] == "ort-cuda":
+        mode = CUDA_GRAPH[row["cuda_graph"]]
+    else:
+        mode = TIMM.mode if row["export"] == "timm" else row["mode"]
+    return (row["runner"], mode) == (entrant.runner, entrant.mode)
 
 
 def unmeasured(rows: list[dict[str, str]], model: Model, entrant: Entrant, precision: str, batches: list[int],
                on_gpu: bool) -> tuple[int, ...]:
     """The batches that lack rows. On a GPU eager, TorchScript and TensorRT have two: without and with a CUDA graph."""
     variants = 2 if on_gpu and entrant.runner not in ("torch-compile", "ort-cuda") else 1
-    notes: dict[int, set[str]] = {batch: set() for batch in batches}
+    found: dict[int, set[str]] = {batch: set() for batch in batches}
     for row in rows:
         if ((row["model"], row["precision"]) == (model.name, precision) and is_of(row, entrant)
-                and int(row["batch"]) in notes):
-            notes[int(row["batch"])].add(row["notes"])
-    return tuple(batch for batch in batches if len(notes[batch]) < variants)
+                and int(row["batch"]) in found):
+            found[int(row["batch"])].add(row["cuda_graph"])
+    return tuple(batch for batch in batches if len(found[batch]) < variants)
 
 
 def measuring_step(model: Model, entrant: Entrant, precision: str, batches: tuple[int, ...],
@@ -409,8 +412,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(flush=True)  # ends the line of the step that was stopped
         raise UserError(f"stopped; the same command with --run-id {args.run_id} goes on from here") from None
     rows = latency_rows(args.results, args.run_id)
-    failed += [f"{row['model']} {row['precision']} {row['runner']} b{row['batch']} ({row['notes']}): {row_problem(row)}"
-               for row in rows if row_problem(row)]
+    failed += [f"{row['model']} {row['precision']} {row['runner']} b{row['batch']} ({how_measured(row)}): "
+               f"{row_problem(row)}" for row in rows if row_problem(row)]
     if rows and not args.prepare:
         try:
             draw(args)

@@ -35,8 +35,7 @@ from config import add_model_arguments, get_config
 from data.images import list_images, load_image, normalise, preprocess
 from data.photo_crops import CLASSES, crops
 from graphs.compare import max_abs_err, median_rel_err, top1_agreement
-from graphs.files import load_onnx, onnx_precision
-from graphs.names import engine_precision
+from graphs.facts import Facts, of_onnx, of_plan, of_text
 from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
 from models.build import checkpoint_path, load_model
 from Results.tables import (
@@ -48,6 +47,7 @@ from Results.tables import (
     gpu_name,
     new_run_id,
     package_versions,
+    tensorrt_backend,
     write_environment,
 )
 from TensorRT.backend import add_backend_argument, add_plugins_argument
@@ -83,10 +83,18 @@ class Runner(Protocol):
     Attributes:
         name: as it stands in the table.
         precision: fp32, fp16, bf16 or int8.
+        kind: torch, onnx or engine.
+        device: cpu or cuda, whichever computes.
+        backend: the software and its version.
+        facts: of the file; None for PyTorch.
     """
 
     name: str
     precision: str
+    kind: str
+    device: str
+    backend: str
+    facts: Facts | None
 
     def __call__(self, images: np.ndarray, file: Path, batches: list[int]) -> np.ndarray:
         """Logits of some images, computed at several batch sizes.
@@ -105,6 +113,7 @@ class TorchRunner:
 
     def __init__(self, model: torch.nn.Module, precision: str, device: str) -> None:
         self.name, self.precision, self.device = "torch", precision, device
+        self.kind, self.backend, self.facts = "torch", f"PyTorch {torch.__version__}", None
         self.model = model.fold_constants().to(device, TORCH_TYPES[precision])
 
     @torch.inference_mode()
@@ -148,7 +157,9 @@ class OnnxRunner:
         providers: list[str | tuple[str, dict]] = ["CPUExecutionProvider"]
         if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
-        self.path, self.name, self.precision = path, path.name, onnx_precision(load_onnx(path))
+        self.path, self.name, self.facts = path, path.name, of_onnx(path)
+        self.precision, self.kind = self.facts.precision, "onnx"
+        self.device, self.backend = "cuda" if len(providers) > 1 else "cpu", f"onnxruntime {onnxruntime.__version__}"
         self.session = onnx_session(path, providers)
         if onnx_img_size(self.session, path) != img_size:
             raise UserError(f"{shown(path)}: takes images of {onnx_img_size(self.session, path)} pixels and the model "
@@ -164,17 +175,26 @@ class EngineRunner:
     """A TensorRT engine, run by TensorRT/run_engine.py under the Python that imports tensorrt ($TRT_PYTHON)."""
 
     def __init__(self, path: Path, plugins: str | None) -> None:
-        self.path, self.plugins = existing_file(path, "a TensorRT engine (--plan)"), plugins
-        self.name = path.name
-        self.precision = engine_precision(path.stem)
+        self.path, self.name = existing_file(path, "a TensorRT engine (--plan)"), path.name
+        self.command = [os.environ.get("TRT_PYTHON", sys.executable), str(ROOT / "TensorRT" / "run_engine.py"),
+                        "--plan", str(self.path), *(["--plugins", plugins] if plugins else [])]
+        self.facts = of_plan(self.path) or self.ask()
+        self.precision, self.kind = self.facts.precision, "engine"
+        self.device, self.backend = "cuda", tensorrt_backend(self.facts.tools)
+
+    def ask(self) -> Facts:
+        """What the engine says of itself: a plan that has no .json beside it."""
+        done = subprocess.run([*self.command, "--facts"], capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise UserError(f"{self.path}: nothing says what the engine is: {reason}")
+        return of_text(done.stdout, f"{self.path}: what TensorRT/run_engine.py --facts says of it")
 
     def __call__(self, images: np.ndarray, file: Path, batches: list[int]) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "output.npy"
-            command = [os.environ.get("TRT_PYTHON", sys.executable), str(ROOT / "TensorRT" / "run_engine.py"),
-                       "--plan", str(self.path), "--input", str(file), "--output", str(output),
-                       "--batch", ",".join(map(str, batches)),
-                       *(["--plugins", str(self.plugins)] if self.plugins else [])]
+            command = [*self.command, "--input", str(file), "--output", str(output),
+                       "--batch", ",".join(map(str, batches))]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode or not output.is_file():
                 reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -356,7 +376,9 @@ def row_of(runner: Runner, batch: int, logits: np.ndarray, reference: np.ndarray
         return "" if labels is None else f"{top_k(of, labels, k):.5f}"
 
     return {
-        "engine": runner.name, "precision": runner.precision, "batch": str(batch),
+        "runner": runner.kind, "precision": runner.precision, "file": "" if runner.facts is None else runner.name,
+        "patched": "" if runner.facts is None else runner.facts.patches, "device": runner.device,
+        "backend": runner.backend, "batch": str(batch), "images": str(len(logits)),
         "max_abs_err": f"{max_abs_err(logits, reference):.3e}",
         "median_rel_err": f"{median_rel_err(logits, reference):.3e}",
         "torch_max_abs_err": "" if torch_same is None else f"{max_abs_err(torch_same, reference):.3e}",
@@ -410,13 +432,13 @@ def is_asked(runner: Runner) -> bool:
 
     An unpatched graph in FP16 is what it is, and an ONNX file in FP16 is run by onnxruntime, which rounds elsewhere.
     """
-    patched = any(word in runner.name for word in ("_layernorm", "_attention"))
-    return runner.precision == "fp32" or (patched and runner.name.endswith(".plan"))
+    return runner.precision == "fp32" or (runner.kind == "engine" and bool(runner.facts.patched))
 
 
 def print_table(rows: list[dict[str, str]]) -> None:
     """The rows as a table, widths as needed."""
-    heading = {"engine": "runner", "precision": "precision", "batch": "batch", "top1": "top-1", "top5": "top-5",
+    rows = [{**row, "name": row["file"] or row["runner"]} for row in rows]
+    heading = {"name": "runner", "precision": "precision", "batch": "batch", "top1": "top-1", "top5": "top-5",
                "agreement": "agreement", "max_abs_err": "max abs err", "median_rel_err": "median rel err",
                "torch_max_abs_err": "PyTorch's max"}
     shares = ("top1", "top5", "agreement")

@@ -19,6 +19,7 @@ from data.batches import real_images
 from data.images import IMAGENET_MEAN, IMAGENET_STD
 from data.photo_crops import CLASSES, crops
 from graphs.compare import max_abs_err
+from graphs.facts import of_onnx
 from graphs.sessions import onnx_logits, onnx_session
 from models.build import checkpoint_path, load_model
 from Results.tables import IMAGES
@@ -95,7 +96,8 @@ def main(arguments: list[str]) -> None:
     with torch.inference_mode():
         logits = {"PyTorch": model(torch.from_numpy(images)).numpy()}
     for path in args.onnx:
-        runner = path.stem.removeprefix(name).strip("_").replace("_", " ") or "ONNX"  # or "attention fp16"
+        facts = of_onnx(path)
+        runner = " ".join(word for word in (facts.patches, facts.precision) if word not in ("no", "fp32")) or "ONNX"
         logits[runner] = onnx_logits(onnx_session(path), images, path)
         if logits[runner].shape != logits["PyTorch"].shape:
             raise UserError(f"{shown(path)}: gives logits of {list(logits[runner].shape)}, and the model "

@@ -27,7 +27,7 @@ from Results.latency_tables import (
     speedup_table,
     what_counts,
 )
-from Results.tables import IMAGES, RESULTS, latency_rows, on_gpu, row_problem
+from Results.tables import IMAGES, RESULTS, how_measured, latency_rows, on_gpu, row_problem
 from utils import UserError, folder_to_write, shown, whole_file
 
 # runner: its name in the legend, colour and marker. Colours that the colour-blind tell apart (Okabe and Ito, 2008).
@@ -52,7 +52,7 @@ def markdown(rows: list[Row], int8: list[Row]) -> str:
     text = [f"Run {all_of('run_id')} on {all_of('gpu')}, commit {all_of('commit')}. Median latency of a batch; errors "
             f"are those of the same run, against the FP32 ONNX output. {what_counts(rows)}.", ""]
     text += markdown_table(speedup_table(best))
-    dropped = [f"- {row['model']} {row['precision']} {row['runner']} b{row['batch']} ({row['notes']}): "
+    dropped = [f"- {row['model']} {row['precision']} {row['runner']} b{row['batch']} ({how_measured(row)}): "
                f"{row_problem(row)}" for row in rows if row_problem(row)]
     if dropped:
         text += ["", "Measured, but not counted:", "", *dropped]

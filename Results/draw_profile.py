@@ -15,7 +15,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from graphs.names import unpatched_engine
 from Results.tables import IMAGES, RESULTS, newest, read_table
 from utils import UserError, folder_to_write, shown, whole_file
 
@@ -33,8 +32,8 @@ PANEL = 3.6, 4.4  # inches
 Row = dict[str, str]  # of profile.csv
 
 
-def bar_name(engine: str) -> str:
-    return "patched" if "_attention" in engine else "LayerNorm patched" if "_layernorm" in engine else "unpatched"
+# By the column patched, in the order of the bars.
+BAR_NAMES = {"no": "unpatched", "layernorm": "LayerNorm patched", "other": "partly patched", "attention": "patched"}
 
 
 def used(row: Row) -> float | None:
@@ -45,22 +44,23 @@ def used(row: Row) -> float | None:
 
 def draw(rows: list[Row], title: str) -> plt.Figure:
     """Stacked times of every engine: a row of panels for each family, a column for each batch."""
-    families = list(dict.fromkeys(unpatched_engine(row["engine"]) for row in rows))
+    families = list(dict.fromkeys((row["model"], row["precision"]) for row in rows))
     batches = sorted({int(row["batch"]) for row in rows})
     figure, axes = plt.subplots(len(families), len(batches), squeeze=False, layout="constrained",
                                 figsize=(PANEL[0] * max(2, len(batches)), PANEL[1] * len(families) + 1.2))
     figure.suptitle(title, fontsize=11)
     handles = {}
-    for line, name in enumerate(families):
+    for line, (model, precision) in enumerate(families):
         for column, batch in enumerate(batches):
             axis = axes[line][column]
-            cell = [row for row in rows if unpatched_engine(row["engine"]) == name and int(row["batch"]) == batch]
-            engines = sorted({row["engine"] for row in cell}, key=lambda engine: ("_attention" in engine, engine))
-            totals = {row["engine"]: row for row in cell if row["group"] == "all"}
+            cell = [row for row in rows if (row["model"], row["precision"]) == (model, precision)
+                    and int(row["batch"]) == batch]
+            totals = {row["file"]: row for row in cell if row["group"] == "all"}
+            engines = sorted(totals, key=lambda file: (list(BAR_NAMES).index(totals[file]["patched"]), file))
             tallest = max((float(row["time_ms_median"]) for row in totals.values()), default=0)
             for x, engine in enumerate(engines):
                 height = 0.0
-                groups = {row["group"]: row for row in cell if row["engine"] == engine}
+                groups = {row["group"]: row for row in cell if row["file"] == engine}
                 for group, colour in COLOURS.items():
                     if group not in groups:
                         continue
@@ -74,8 +74,8 @@ def draw(rows: list[Row], title: str) -> plt.Figure:
                 fraction = used(totals[engine])
                 axis.text(x, height, f"{height:.2f} ms" + (f"\n{fraction:.0%}" if fraction is not None else ""),
                           ha="center", va="bottom", fontsize=9)
-            axis.set_title(f"{name}, batch {batch}", fontsize=10)
-            axis.set_xticks(range(len(engines)), [bar_name(engine) for engine in engines])
+            axis.set_title(f"{model}, {precision.upper()}, batch {batch}", fontsize=10)
+            axis.set_xticks(range(len(engines)), [BAR_NAMES[totals[engine]["patched"]] for engine in engines])
             axis.set_xlim(-0.6, len(engines) - 0.4)
             axis.set_ylim(0, 1.2 * tallest or 1)
             axis.spines[["top", "right"]].set_visible(False)
@@ -94,16 +94,16 @@ def profile_rows(results: Path, run_id: str | None = None) -> list[Row]:
         UserError: there are none.
     """
     path = results / "profile.csv"
-    table = read_table(path, ("run_id", "gpu", "engine", "batch", "group"))
+    table = read_table(path, ("run_id", "gpu", "file", "batch", "group"))
     if run_id:
         table = table[table["run_id"] == run_id]
     if table.empty:
         raise UserError(f"{shown(path)}: no rows of {f'run {run_id}' if run_id else 'any run'}; "
                         "TensorRT/profile_engine.py measures them")
     table = table[table["gpu"] == table["gpu"].iloc[-1]]
-    table = table[table["run_id"] == table.groupby("engine")["run_id"].transform("last")]
+    table = table[table["run_id"] == table.groupby("file")["run_id"].transform("last")]
     # Of an engine that was profiled twice in a run, the last time counts.
-    return newest(table, ("engine", "batch", "group")).to_dict("records")
+    return newest(table, ("file", "batch", "group")).to_dict("records")
 
 
 def main(arguments: list[str]) -> None:

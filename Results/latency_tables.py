@@ -58,13 +58,15 @@ def latency_ms(row: Row) -> float:
 
 
 def how(row: Row) -> str:
-    """How a row was measured, from its notes: whose export, CUDA graph, the mode of torch.compile."""
-    return ", ".join(part for part in row["notes"].split("; ") if part.startswith(("timm's", "CUDA graph", "mode ")))
+    """How a row was measured, in words: whose export, CUDA graph, the mode of torch.compile."""
+    return ", ".join(filter(None, ("timm's export, batch fixed" if row["export"] == "timm" else "",
+                                   "CUDA graph" if row["cuda_graph"] == "yes" else "",
+                                   f"mode {row['mode']}" if row["mode"] else "")))
 
 
 def what_counts(rows: list[Row]) -> str:
     """In words, from what the fastest row of each runner is chosen."""
-    timm = ", TensorRT on this project's export or timm's" if any("; timm's" in row["notes"] for row in rows) else ""
+    timm = ", TensorRT on this project's export or timm's" if any(row["export"] == "timm" for row in rows) else ""
     return f"The fastest row of each runner counts: with or without a CUDA graph, any mode of torch.compile{timm}"
 
 

@@ -11,7 +11,6 @@ tests/test_results.py compares it with what this makes of the tables.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -36,7 +35,6 @@ from utils import ROOT, UserError, run_script, shown, whole_file
 BEGIN, END = "<!-- GPU results, by Results/report.py: begin -->", "<!-- GPU results: end -->"
 MODELS = {"swinv1": "V1", "swinv2": "V2"}  # the Small ones
 KERNEL_BATCH = "32"  # of the table of kernels
-SUFFIXES = r"(_layernorm|_attention)?(_fp16|_int8)?"
 RUNNERS = {OURS: "TensorRT with plugins", OURS_FP16: "TensorRT with plugins, FP16", "trt": "TensorRT",
            "torch-compile": "torch.compile", "torch-script": "TorchScript", "torch-eager": "PyTorch eager",
            "ort-cuda": "onnxruntime CUDA"}
@@ -105,7 +103,7 @@ def profile(results: Path, pictures: Path) -> list[str]:
     if not (pictures / "profile.png").exists() or not gpu_rows(results / "profile.csv"):
         return []
     rows = profile_rows(results)
-    patched = {"_attention" in row["engine"] for row in rows}
+    patched = {row["patched"] != "no" for row in rows}
     beside = ", unpatched beside patched" if len(patched) == 2 else ""
     return ["### Where the time goes", "",
             *measured_by(rows, "$TRT_PYTHON TensorRT/profile_engine.py --plan "
@@ -119,19 +117,19 @@ def profile(results: Path, pictures: Path) -> list[str]:
 def accuracy(results: Path) -> list[str]:
     """One line for each engine: the worst of its batches."""
     rows = [row for row in gpu_rows(results / "accuracy.csv")
-            if row["model"] in MODELS and re.fullmatch(row["model"] + SUFFIXES + r"\.plan", row["engine"])]
-    rows = newest(rows, "engine", "batch")
+            if row["model"] in MODELS and row["runner"] == "engine"]
+    rows = newest(rows, "file", "batch")
     if not rows:
         return []
     table = [["engine", "precision", "run", "batches", "max abs err", "PyTorch's own", "worst ratio", "top-1",
               "top-1 of PyTorch FP32", "same top-1"]]
-    for engine in sorted({row["engine"] for row in rows}):
-        own = sorted((row for row in rows if row["engine"] == engine), key=lambda row: int(row["batch"]))
+    for file in sorted({row["file"] for row in rows}, key=stem):
+        own = sorted((row for row in rows if row["file"] == file), key=lambda row: int(row["batch"]))
         errors = [(float(row["max_abs_err"]), float(row["torch_max_abs_err"] or "nan")) for row in own]
         torch_error = max(error for _, error in errors)
         ratios = [error / torch_error for error, torch_error in errors if torch_error > 0]
         table.append([
-            engine.removesuffix(".plan"), own[0]["precision"], ", ".join(dict.fromkeys(row["run_id"] for row in own)),
+            stem(file), own[0]["precision"], ", ".join(dict.fromkeys(row["run_id"] for row in own)),
             ", ".join(row["batch"] for row in own),
             f"{max(error for error, _ in errors):.2e}", f"{torch_error:.2e}" if torch_error > 0 else "-",
             f"{max(ratios):.2f}" if ratios else "-", shares(own, "top1"), shares(own, "top1_torch"),
@@ -146,6 +144,11 @@ def accuracy(results: Path) -> list[str]:
             *markdown_table(table), ""]
 
 
+def stem(file: str) -> str:
+    """The name of an engine as the table shows it: without .plan."""
+    return Path(file).stem
+
+
 def shares(rows: list[Row], column: str) -> str:
     """The smallest of a column of shares, in percent; a dash where it is not known."""
     return min((f"{float(row[column]):.2%}" for row in rows if row[column]), key=lambda text: float(text[:-1]),
@@ -155,15 +158,15 @@ def shares(rows: list[Row], column: str) -> str:
 def memory(results: Path) -> list[str]:
     """Device memory of each engine at each batch."""
     rows = [row for row in gpu_rows(results / "memory.csv")
-            if any(re.fullmatch(model + SUFFIXES, row["engine"]) for model in MODELS)]
-    rows = newest(rows, "engine", "batch")
+            if row["model"] in MODELS]
+    rows = newest(rows, "file", "batch")
     if not rows:
         return []
     batches = sorted({int(row["batch"]) for row in rows})
     table = [["MiB", "run", *(f"b{batch}" for batch in batches)]]
-    for engine in sorted({row["engine"] for row in rows}):
-        own = {int(row["batch"]): row for row in rows if row["engine"] == engine}
-        table.append([engine, ", ".join(dict.fromkeys(row["run_id"] for row in own.values())),
+    for file in sorted({row["file"] for row in rows}, key=stem):
+        own = {int(row["batch"]): row for row in rows if row["file"] == file}
+        table.append([stem(file), ", ".join(dict.fromkeys(row["run_id"] for row in own.values())),
                       *(own[batch]["free_memory_used_mib"] if batch in own else "-" for batch in batches)])
     return ["### Device memory", "",
             *measured_by(rows, "$TRT_PYTHON TRT_test.py --memory --plan TensorRT/TRT_Engine/"

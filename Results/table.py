@@ -17,15 +17,18 @@ from utils import UserError, run_script, shown
 
 # Of each file: the columns that tell what was measured, and those shown, with heading and format.
 TABLES = {
-    "accuracy": (("engine", "precision", "batch"), {
-        "engine": ("runner", "{}"), "precision": ("precision", "{}"), "batch": ("batch", "{}"),
+    "accuracy": (("runner", "file", "precision", "batch"), {
+        "runner": ("runner", "{}"), "file": ("file", "{}"), "precision": ("precision", "{}"),
+        "batch": ("batch", "{}"),
         "top1": ("top-1", "{:.2%}"), "agreement": ("same as PyTorch FP32", "{:.2%}"),
         "max_abs_err": ("max abs err", "{:.1e}"), "torch_max_abs_err": ("PyTorch's own", "{:.1e}"),
     }),
-    "latency": (("runner", "precision", "batch", "notes"), {
-        "runner": ("runner", "{}"), "precision": ("precision", "{}"), "batch": ("batch", "{}"),
+    "latency": (("runner", "file", "export", "cuda_graph", "mode", "precision", "batch"), {
+        "runner": ("runner", "{}"), "file": ("file", "{}"), "precision": ("precision", "{}"),
+        "batch": ("batch", "{}"),
         "latency_ms_median": ("median ms", "{:.2f}"), "latency_ms_p99": ("p99 ms", "{:.2f}"),
-        "images_per_s": ("images/s", "{:.0f}"), "max_abs_err": ("max abs err", "{:.1e}"), "notes": ("notes", "{}"),
+        "images_per_s": ("images/s", "{:.0f}"), "max_abs_err": ("max abs err", "{:.1e}"),
+        "cuda_graph": ("CUDA graph", "{}"), "mode": ("mode", "{}"), "check": ("check", "{}"),
     }),
 }
 

@@ -20,17 +20,38 @@ from pathlib import Path
 import numpy as np
 
 from graphs.compare import max_abs_err, median_rel_err, top1_agreement
+from graphs.facts import Facts
 from utils import ROOT, UserError, alone_in, shown, whole_file
 
 RESULTS = ROOT / "Results"
 IMAGES = ROOT / "Images"  # pictures that pages show
+# A column is one fact; one that is not known, or says nothing of a row, is empty. In all tables: gpu is the machine's,
+# "none (its processor)" where it has none; backend is the software that ran, with its version; file is the name of the
+# graph or the plan; patched says what plugin nodes replace (no, layernorm, attention, other).
+# Of latency.csv:
+#   device          cuda or cpu, whichever computed
+#   export          whose model was exported: swin, this project's, or timm
+#   batch_axis      open, or fixed when the graph was made
+#   cuda_graph      yes or no; empty for torch.compile, whose modes decide it
+#   mode            of torch.compile
+#   timed_by        events on the stream, or the clock
+#   load            of the machine when the row was begun: processes that want to run, over processors
+#   images          that the errors are over
+#   errors_against  the file or the runner whose FP32 logits are the truth
+#   check           what TRT_test.py says of the error: good, bad, NaN in output
 LATENCY_COLUMNS = (
-    "run_id", "commit", "gpu", "runner", "model", "precision", "batch", "latency_ms_median", "latency_ms_p99",
-    "images_per_s", "max_abs_err", "median_rel_err", "top1_agreement", "notes",
+    "run_id", "commit", "gpu", "device", "backend", "runner", "model", "precision", "file", "export", "batch_axis",
+    "patched", "cuda_graph", "mode", "timed_by", "batch", "latency_ms_median", "latency_ms_p25", "latency_ms_p75",
+    "latency_ms_p99", "images_per_s", "load", "images", "errors_against", "max_abs_err", "median_rel_err",
+    "top1_agreement", "check",
 )
 ACCURACY_COLUMNS = (
-    "run_id", "commit", "gpu", "model", "weights", "engine", "precision", "batch", "max_abs_err", "median_rel_err",
-    "torch_max_abs_err", "top1", "top1_torch", "agreement",
+    "run_id", "commit", "gpu", "device", "backend", "model", "weights", "runner", "precision", "file", "patched",
+    "batch", "images", "max_abs_err", "median_rel_err", "torch_max_abs_err", "top1", "top1_torch", "agreement",
+)
+MEMORY_COLUMNS = (
+    "run_id", "commit", "gpu", "backend", "model", "precision", "patched", "file", "batch", "device_memory_mib",
+    "free_memory_used_mib",
 )
 
 
@@ -79,6 +100,39 @@ def gpu_name() -> str:
     return cpu_name()
 
 
+def file_columns(facts: Facts, path: Path) -> dict[str, str]:
+    """What the tables say of an ONNX file or a plan: model, precision, patched, file."""
+    return {"model": facts.model_of(path), "precision": facts.precision, "patched": facts.patches, "file": path.name}
+
+
+def graph_columns(facts: Facts) -> dict[str, str]:
+    """What latency.csv says of the graph besides: export and batch_axis."""
+    return {"export": facts.export, "batch_axis": "open" if facts.batch is None else "fixed"}
+
+
+def tensorrt_backend(versions: dict[str, str]) -> str:
+    """The column backend of an engine's row, from what trt_runtime.versions() tells."""
+    if "tensorrt-rtx" in versions:
+        return f"TensorRT-RTX {versions['tensorrt-rtx']}"
+    return f"TensorRT {versions.get('tensorrt', '')}".strip()
+
+
+def machine_load() -> str:
+    """Processes that run or want to, a mean over the last minute, over the number of processors; the column load."""
+    return f"{os.getloadavg()[0] / (os.cpu_count() or 1):.2f}"
+
+
+def how_measured(row: dict[str, str]) -> str:
+    """The columns of a row of latency.csv that tell it from others of the same runner, in words."""
+    graph = {"yes": "CUDA graph", "no": "no CUDA graph"}.get(row["cuda_graph"], "")
+    return "; ".join(filter(None, (
+        row["file"], "timm's export, batch fixed" if row["export"] == "timm" else "",
+        f"mode {row['mode']}" if row["mode"] else "CPU" if row["device"] == "cpu" else graph,
+        "timed by the clock" if (row["device"], row["timed_by"]) == ("cuda", "clock") else "",
+        "plugin nodes as standard operators" if row["runner"].startswith("ort") and row["patched"] != "no" else "",
+        f"errors against {row['errors_against']}" if "PyTorch" in row["errors_against"] else "", row["check"])))
+
+
 def error_figures(output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
     """The error columns of Results/latency.csv."""
     return {
@@ -89,12 +143,13 @@ def error_figures(output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
 
 
 def record_latency(results: Path, row: dict) -> None:
-    """Append one row to <results>/latency.csv and print it."""
+    """Append one row to <results>/latency.csv and print it; columns that it lacks are empty."""
+    row = {**dict.fromkeys(LATENCY_COLUMNS, ""), **row}
     append_rows(results / "latency.csv", LATENCY_COLUMNS, [row])
     print(f"{row['runner']:<13} {row['model']} {row['precision']} b{row['batch']:<4} "
           f"{float(row['latency_ms_median']):>9.3f} ms  p99 {float(row['latency_ms_p99']):>9.3f} ms  "
           f"{float(row['images_per_s']):>9.1f} images/s  max abs err {row['max_abs_err']}  "
-          f"median rel err {row['median_rel_err']}  top-1 {float(row['top1_agreement']):.1%}  [{row['notes']}]",
+          f"median rel err {row['median_rel_err']}  top-1 {float(row['top1_agreement']):.1%}  [{how_measured(row)}]",
           flush=True)
 
 
@@ -221,7 +276,7 @@ def row_problem(row: dict[str, str]) -> str:
     """
     if not math.isfinite(float(row["max_abs_err"])):
         return "NaN or infinity in the output"
-    if row["runner"] == "trt-plugins" and not row["notes"].endswith("; good"):
+    if row["runner"] == "trt-plugins" and row["check"] != "good":
         return f"the error {row['max_abs_err']} is beyond the tolerance of TRT_test.py"
     return ""
 

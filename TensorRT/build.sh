@@ -3,8 +3,9 @@
 #
 #   TensorRT/build.sh onnx/swinv1_micro_fp16.onnx      writes TensorRT/TRT_Engine/swinv1_micro_fp16.plan
 #
-# Beside the plan it leaves the builder's .log and a .layers.json that describes every layer. It runs trtexec where
-# that is on the PATH, else TensorRT/build_engine.py, with the same flags, in $TRT_PYTHON (default python3).
+# Beside the plan it leaves the builder's .log, a .layers.json that describes every layer, and a .json of the facts that
+# TRT_test.py and test_swinV2.py go by. It runs trtexec where that is on the PATH, else TensorRT/build_engine.py, with the
+# same flags, in $TRT_PYTHON (default python3).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -22,6 +23,7 @@ usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
   --carry-plugins     put that library into the plan, which then needs no other file
   --backend NAME      tensorrt or tensorrt_rtx, for TensorRT/build_engine.py; default: the first that is installed
   --output PLAN       the engine; default TensorRT/TRT_Engine/MODEL.plan, with _fp16 added where --fp16 permits it
+  --facts JSON        the graph's facts, which graphs/facts.py printed elsewhere: where no Python has onnx
   --dry-run           print the command instead of running it
 
 Builder options, --flag=value, go to the builder as they are: --noTF32, --memPoolSize=workspace:MIB (default 4096),
@@ -34,7 +36,7 @@ X
 
 fail() { echo "build.sh: error: $*" >&2; exit 1; }
 
-onnx='' size='' min=1 opt='' max=128 fp16=no plugins='' carry=no backend=() plan='' dry_run=no passed=()
+onnx='' size='' min=1 opt='' max=128 fp16=no plugins='' carry=no backend=() plan='' facts='' dry_run=no passed=()
 while (($#)); do
     case $1 in
         --size) [[ ${2:-} =~ ^[1-9][0-9]*(x[1-9][0-9]*)?$ ]] || fail "--size needs pixels, or HxW, not '${2:-}'"
@@ -50,6 +52,7 @@ while (($#)); do
         --carry-plugins) carry=yes ;;
         --backend) [[ ${2:-} =~ ^tensorrt(_rtx)?$ ]] || fail "--backend needs tensorrt or tensorrt_rtx, not '${2:-}'"
                    backend=(--backend "$2"); shift ;;
+        --facts) [[ -f ${2:-} ]] || fail "--facts ${2:-}: no such file"; facts=$(realpath "$2"); shift ;;
         --dry-run) dry_run=yes ;;
         -h | --help) usage; exit ;;
         -*) passed+=("$1") ;;
@@ -68,8 +71,20 @@ model=$(basename "$onnx" .onnx)
 [[ $dry_run == yes || -z $plugins || -f $plugins ]] || fail "$plugins: no such file; make it with: make -C TensorRT/Plugins"
 
 # What the graph says of itself; what it leaves open is an empty line (the last of which $( ) would strip).
-facts=$(python3 graphs/facts.py "$onnx" input batch layout height width patched precision) || exit 1
-{ read -r input; read -r batch; read -r layout; read -r height; read -r width; read -r patched; read -r precision; } <<< "$facts"
+python=''  # one that has onnx, which the one with TensorRT often lacks
+for candidate in "$root/.venv/bin/python3" python3 "${TRT_PYTHON:-python3}"; do
+    if [[ -z $python ]] && "$candidate" -c 'import numpy, onnx' > /dev/null 2>&1; then python=$candidate; fi
+done
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"; [[ -z $plan ]] || rm -f "$plan.partial"' EXIT
+if [[ -z $facts ]]; then
+    [[ -n $python ]] || fail "no Python here has onnx, which reads $onnx; run_all.sh makes one in .venv, or give --facts"
+    facts=$temporary/facts.json
+    "$python" graphs/facts.py "$onnx" > "$facts" || exit 1
+fi
+python=${python:-${TRT_PYTHON:-python3}}
+said=$("$python" graphs/facts.py "$facts" input batch layout height width patched precision) || exit 1
+{ read -r input; read -r batch; read -r layout; read -r height; read -r width; read -r patched; read -r precision; } <<< "$said"
 [[ $patched == '{}' || -n $plugins ]] || fail "$onnx: holds plugin nodes; add --plugins"
 graph_fp16=no  # what is not INT8 in a patched INT8 graph is FP16
 [[ $precision != fp16 && ! ($precision == int8 && $patched != '{}') ]] || graph_fp16=yes
@@ -100,17 +115,19 @@ done
 if [[ ${#backend[@]} == 0 && -z ${TRT_BACKEND:-} ]] && command -v trtexec > /dev/null; then
     # Its --help begins with "... [TensorRT v8600]"; 10.0 is 100000. From 10 on the graph's types are binding.
     [[ $(trtexec --help) =~ \[TensorRT\ v([0-9]+)\] ]] || fail "$(command -v trtexec): does not say its version"
-    if ((BASH_REMATCH[1] >= 100000)); then
+    version=${BASH_REMATCH[1]}
+    if ((version >= 100000)); then
         [[ $fp16 == no || $precision != fp32 ]] ||
             fail "$onnx: --fp16 makes no FP16 of it from TensorRT 10 on; make it so: python onnx/graphsurgeon/to_fp16.py --onnx $onnx"
         flags+=(--stronglyTyped)
     elif [[ $fp16 == yes || $graph_fp16 == yes ]]; then flags+=(--fp16); fi
-    if ((BASH_REMATCH[1] >= 8600 && BASH_REMATCH[1] < 9000)) && [[ " ${passed[*]-} " != *" --preview="* ]]; then
+    if ((version >= 8600 && version < 9000)) && [[ " ${passed[*]-} " != *" --preview="* ]]; then
         flags+=(--preview=+profileSharing0806)  # several contexts at once: engine_builder.py says more
     fi
     command=(trtexec --skipInference --saveEngine="$plan.partial" "${flags[@]}" ${passed[@]+"${passed[@]}"})
 else
     [[ $fp16 == no && $graph_fp16 == no ]] || flags+=(--fp16)
+    [[ $facts == "$temporary"/* && $dry_run == yes ]] || flags+=(--facts="$facts")
     command=("${TRT_PYTHON:-python3}" TensorRT/build_engine.py ${backend[@]+"${backend[@]}"} --saveEngine="$plan" "${flags[@]}" ${passed[@]+"${passed[@]}"})
 fi
 
@@ -118,9 +135,11 @@ if [[ $dry_run == yes ]]; then
     printf '%q ' "${command[@]}"; echo
 elif [[ ${command[0]} == trtexec ]]; then
     mkdir -p "$(dirname "$plan")"
-    trap 'rm -f "$plan.partial"' EXIT
     "${command[@]}" 2>&1 | tee "${plan%.plan}.log" || fail "$onnx: trtexec failed; its messages are in ${plan%.plan}.log"
     mv "$plan.partial" "$plan"
+    ((version >= 10000)) || version=$((version / 1000)).$((version / 100 % 10)).$((version % 100))
+    made=(); [[ $fp16 == no || $precision != fp32 ]] || made=(--precision fp16)
+    "$python" graphs/facts.py "$plan" --built-from "$facts" --graph "$onnx" --tool "tensorrt=$version" ${made[@]+"${made[@]}"}
     echo "wrote $plan"
 else
     "${command[@]}"

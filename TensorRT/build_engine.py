@@ -51,6 +51,9 @@ def parse_arguments() -> argparse.Namespace:
     for flag, batch in (("--minShapes", 1), ("--optShapes", 32), ("--maxShapes", 128)):
         parser.add_argument(flag, metavar="NAME:BxCxHxW", type=input_shape,
                             help=f"e.g. input:{batch}x3x224x224; default: batch {batch} of the graph's own size")
+    parser.add_argument("--facts", type=Path, metavar="JSON",
+                        help="the graph's facts, as graphs/facts.py prints them; default: read from the graph, where "
+                             "this Python has onnx")
     parser.add_argument("--fp16", action="store_true", help="permit FP16 (8.6; from TensorRT 10 on the graph decides)")
     parser.add_argument("--int8", action="store_true", help="permit INT8 (8.6): of Q/DQ pairs, or with --calib")
     parser.add_argument("--calib", metavar="FILE", help="calibration cache, as TensorRT/INT8/quant.py writes it")

@@ -23,9 +23,9 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from data.batches import load_arrays
+from data.batches import data_facts, data_of, load_arrays
+from graphs.facts import Facts, beside, carried_over, fp32_parent, of_onnx, of_plan
 from graphs.files import load_onnx
-from graphs.names import belongs_to
 from Results.tables import IMAGES, RESULTS, read_rows
 from TensorRT.backend import add_backend_argument, add_plugins_argument
 from utils import (
@@ -83,42 +83,47 @@ def session_of(model, names: list[str]):
 
 
 
-def reference_of(onnx_path: Path) -> Path:
-    """The FP32 graph that a graph is compared with: itself, or for FP16 the nearest one that it was made from."""
-    stem = onnx_path.stem
-    while "_fp16" in onnx_path.stem and "_" in stem:
-        stem = stem.rpartition("_")[0]
-        if (onnx_path.parent / f"{stem}.onnx").exists():
-            return onnx_path.parent / f"{stem}.onnx"
-    return onnx_path
+def reference_of(path: Path, facts: Facts) -> Path:
+    """The FP32 graph that a graph is compared with: itself, or for one in FP16 or INT8 the one that it was made from.
+
+    Raises:
+        UserError: that is not there.
+    """
+    found = fp32_parent(path, facts)
+    if found is None:
+        raise UserError(f"{shown(path)}: is in {facts.precision}, and the FP32 graph that it was made from is neither "
+                        "beside it nor in onnx/; give it with --reference")
+    return found
 
 
-def load_input(path: str | None, onnx_path: Path, model, images: int) -> np.ndarray:
-    """The first images of a data file's `input`; by default of data/<model>-b<N>.npz of the graph's model.
+def load_input(path: str | None, onnx_path: Path, facts: Facts, images: int) -> np.ndarray:
+    """The first images of a data file's `input`; by default of the smallest one in data/ of the graph's model.
 
     Raises:
         UserError: no such file, or its images are not of the size that the graph takes.
     """
-    paths = [Path(path)] if path else [
-        file for file in sorted((ROOT / "data").glob("*-b*.npz"), key=lambda file: -len(file.stem))
-        if belongs_to(onnx_path.stem, file.stem.rpartition("-b")[0])]
-    if not paths:
-        raise UserError(f"{shown(onnx_path)}: no data/<model>-b<N>.npz of its model; give an .npz with --data")
-    arrays = load_arrays(paths[0], ("input",), "batch data", "write it with data/batch_data_gen.py")
-    wanted = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
-    if list(arrays["input"].shape[1:]) != wanted:
-        raise UserError(f"{shown(paths[0])}: holds images {list(arrays['input'].shape[1:])}, and {shown(onnx_path)} "
-                        f"takes {wanted}; give another --data")
-    return arrays["input"][:images]
+    if path:
+        source = Path(path)
+        found = load_arrays(source, ("input",), "batch data", "write it with data/batch_data_gen.py")["input"]
+    else:
+        batches = data_of(facts)
+        if not batches:
+            raise UserError(f"{shown(onnx_path)}: no data of its model in data/; give an .npz with --data")
+        source, found = batches[0].path, batches[0].input
+    if found.shape[1:] != facts.input_shape[1:]:
+        raise UserError(f"{shown(source)}: holds images {list(found.shape[1:])}, and {shown(onnx_path)} takes "
+                        f"{list(facts.input_shape[1:])}; give another --data")
+    return found[:images]
 
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Write the graph with marked tensors and the FP32 values of these tensors."""
     path = Path(arguments.onnx)
     model = load_onnx(path)
-    reference_path = Path(arguments.reference) if arguments.reference else reference_of(path)
+    facts = of_onnx(path)
+    reference_path = Path(arguments.reference) if arguments.reference else reference_of(path, facts)
     reference = load_onnx(reference_path)
-    images = load_input(arguments.input, path, model, arguments.count)
+    images = load_input(arguments.input, path, facts, arguments.count)
 
     depth = {name: index for index, name in enumerate(live_tensors(reference.graph))}
     operators = {name: op for name, op in live_tensors(model.graph).items() if name in depth}
@@ -142,9 +147,10 @@ def prepare(arguments: argparse.Namespace) -> None:
     arrays = session.run(names, {session.get_inputs()[0].name: images})
     layers = Path(arguments.output) / f"{path.stem}_layers.onnx"
     with whole_file(layers) as partial:
-        partial.write_bytes(mark(model, names, types).SerializeToString())
+        partial.write_bytes(carried_over(mark(model, names, types), path).SerializeToString())
     with whole_file(layers.with_suffix(".npz")) as partial, partial.open("wb") as file:
-        np.savez(file, input=images, names=np.array(names), operators=np.array([operators[name] for name in names]),
+        np.savez(file, input=images, facts=np.array(of_onnx(layers).to_json()), names=np.array(names),
+                 operators=np.array([operators[name] for name in names]),
                  depths=np.array([depth[name] for name in names]),
                  **{f"tensor_{index}": array for index, array in enumerate(arrays)})
     size = layers.with_suffix(".npz").stat().st_size / 2**20
@@ -167,10 +173,28 @@ def compare(output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
             "nan": str(int(np.isnan(output).sum())), "inf": str(int(np.isinf(output).sum()))}
 
 
+def layers_reference(plan: Path) -> Path:
+    """The .npz in onnx/ that `prepare` wrote with the graph that a plan was built from.
+
+    Raises:
+        UserError: the plan does not say what it was built from, or there is no such file.
+    """
+    facts = of_plan(existing_file(plan, "the engine of <graph>_layers.onnx (--plan)"))
+    if facts is None:
+        raise UserError(f"{shown(plan)}: does not say what it was built from ({shown(beside(plan))} is not there); "
+                        "give --reference")
+    for path in sorted((ROOT / "onnx").glob("*.npz")):
+        theirs = data_facts(path)
+        if theirs is not None and theirs.digest in facts.family:
+            return path
+    raise UserError(f"{shown(plan)}: onnx/ has no .npz of the graph that it was built from; `compare_layers.py "
+                    "prepare` writes one, or give --reference")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run the layers engine and write the table of its tensors."""
     plan = Path(arguments.plan)
-    reference_path = Path(arguments.reference or ROOT / "onnx" / f"{plan.stem}.npz")
+    reference_path = Path(arguments.reference) if arguments.reference else layers_reference(plan)
     stored = load_arrays(reference_path, (), "what `compare_layers.py prepare` wrote", "give it with --reference")
     from TensorRT.engine import Engine
 
@@ -354,8 +378,9 @@ def main() -> None:
     command = commands.add_parser("prepare", help="mark tensors, store their FP32 values (needs onnx, onnxruntime)")
     command.add_argument("--onnx", required=True, metavar="FILE", help="the graph to examine")
     command.add_argument("--reference", metavar="FILE",
-                         help="FP32 graph; default the graph itself, for *_fp16 the one that it was made from")
-    command.add_argument("--input", metavar="NPZ", help="its array `input` is run; default data/<model>-b<N>.npz")
+                         help="FP32 graph; default the graph itself, for one in FP16 the one that it was made from")
+    command.add_argument("--input", metavar="NPZ",
+                         help="its array `input` is run; default the smallest of its model in data/")
     command.add_argument("--count", type=from_one, default=1, metavar="N", help="images of it; default 1")
     command.add_argument("--every", type=from_one, default=1, metavar="N",
                          help="mark every n-th tensor; default 1, all")
@@ -366,7 +391,7 @@ def main() -> None:
 
     command = commands.add_parser("run", help="compare the engine built from the marked graph (needs TensorRT)")
     command.add_argument("--plan", required=True, metavar="FILE", help="the engine of <graph>_layers.onnx")
-    command.add_argument("--reference", metavar="NPZ", help="default onnx/<plan>.npz")
+    command.add_argument("--reference", metavar="NPZ", help="default: that of the graph in onnx/")
     add_plugins_argument(command)
     command.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
                          help="error of a tensor that is an offence, as a share of its largest element; default 0.01")

@@ -20,7 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from graphs import sessions
-from graphs.files import PLUGIN_DOMAIN, load_onnx, onnx_precision, onnx_refusals
+from graphs.facts import of_onnx, precision_of
+from graphs.files import PLUGIN_DOMAIN, load_onnx, onnx_refusals
 from graphs.reference import OPERANDS, element_types, expand
 from Results.tables import RESULTS
 from TensorRT.compare_layers import live_tensors, load_input, mark, report, row_of, session_of, write_table
@@ -107,7 +108,7 @@ def compare_all(model: onnx.ModelProto, images: np.ndarray, every: int = 1) -> l
     Raises:
         UserError: the model is not FP32, or onnxruntime refuses it.
     """
-    precision = onnx_precision(model)
+    precision = precision_of(model)
     if precision != "fp32":
         raise UserError(f"is in {precision.upper()}; give the FP32 graph that it was made from")
     model = take_norms_apart(model)
@@ -129,7 +130,8 @@ def compare_all(model: onnx.ModelProto, images: np.ndarray, every: int = 1) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--onnx", required=True, metavar="FILE", help="an FP32 graph, patched or not")
-    parser.add_argument("--input", metavar="NPZ", help="its array `input` is run; default data/<model>-b<N>.npz")
+    parser.add_argument("--input", metavar="NPZ",
+                        help="its array `input` is run; default the smallest of its model in data/")
     parser.add_argument("--count", type=from_one, default=1, metavar="N", help="images of it; default 1")
     parser.add_argument("--every", type=from_one, default=1, metavar="N", help="every n-th tensor; default 1, all")
     parser.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
@@ -139,7 +141,7 @@ def main() -> None:
     arguments = parser.parse_args()
     path = Path(arguments.onnx)
     model = load_onnx(path)
-    images = load_input(arguments.input, path, model, arguments.count)
+    images = load_input(arguments.input, path, of_onnx(path), arguments.count)
     with about(path):
         rows = compare_all(model, images, arguments.every)
     table = Path(arguments.output or RESULTS / f"layers_{path.stem}_emulated.csv")

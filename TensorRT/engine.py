@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from graphs.facts import Facts, file_digest, of_engine, of_plan
 from TensorRT.backend import CARRIED, load_plugins
 from TensorRT.trt_runtime import LOGGER, cuda, cudart, in_one_line, require_gpu, trt
-from utils import UserError, existing_file, shown
+from utils import UserError, about, existing_file, shown
 
 # INT64 and UINT8 tensors exist from TensorRT 10 on (8.6: UINT8 only). BF16, FP8 and FP4 are no types of NumPy's.
 NUMPY_TYPES = {getattr(trt, name): np.dtype(numpy_name) for name, numpy_name in (
@@ -120,10 +121,19 @@ class Engine:
         """JSON text with TensorRT's description of every layer (detailed where the plan was built so)."""
         return self.engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
 
-    def has_plugins(self) -> bool:
-        """Whether a layer is a plugin. Known where the plan was built with --profilingVerbosity=detailed."""
-        information = self.layer_information()
-        return '"PluginV' in information or '"custom_layer"' in information  # the latter from 10 on, and TensorRT-RTX
+    def facts(self) -> Facts:
+        """What the plan is: by the .json that the builder wrote beside it, else by what the engine itself says.
+
+        Raises:
+            UserError: there is no such file, and the plan was built without detailed descriptions of its layers.
+        """
+        known = of_plan(self.plan)
+        if known is not None:
+            return known
+        tensors = [(name, name == self.input, self.dtype(name).name, tuple(self.engine.get_tensor_shape(name)))
+                   for name in (self.input, *self.outputs)]
+        with about(self.plan):
+            return of_engine(tensors, self.layer_information(), file_digest(self.plan))
 
     def activation_bytes(self, batch: int) -> int:
         """Device memory that one context needs for activations, in bytes.

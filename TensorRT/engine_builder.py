@@ -1,11 +1,14 @@
 """From an ONNX file to a plan by TensorRT's Python API: the work behind build_engine.py."""
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import sys
 from argparse import Namespace
 from pathlib import Path
 
+from graphs.facts import Facts, beside, built_from, of_json, of_onnx, write_beside
 from graphs.files import FP32_LAYER
 from TensorRT import backend
 from TensorRT.build_log import BuildLog
@@ -27,6 +30,7 @@ def build(arguments: Namespace) -> None:
             flags. No plan is left behind.
     """
     onnx, plan = Path(arguments.onnx), Path(arguments.saveEngine)
+    facts = graph_facts(onnx, arguments.facts)
     if not backend.builds_without_gpu(trt):
         require_gpu()
     backend.load_plugins(arguments.staticPlugins)
@@ -50,13 +54,36 @@ def build(arguments: Namespace) -> None:
                                 f"all of its messages are in {shown(log.path)}")
             layers = _describe_layers(serialized, arguments.exportLayerInfo, log)
             _save_timing_cache(config, arguments.timingCacheFile)
+            beside(plan).unlink(missing_ok=True)  # what it says is of the plan before
             with whole_file(plan) as partial:
                 partial.write_bytes(serialized)
+            if facts is not None:
+                tool = "tensorrt-rtx" if backend.is_rtx(trt) else "tensorrt"
+                write_beside(plan, built_from(facts, onnx.name), precision=built_precision(facts, arguments),
+                             tools={**facts.tools, tool: trt.__version__})
         finally:
             LOGGER.listener = None
     if calibrator is not None:
         print(f"TensorRT took the scales of {shown(arguments.calib)} and calibrated nothing")
     print(f"wrote {shown(plan)}: {plan.stat().st_size / 2**20:.1f} MiB, {layers} layers, built in {log.seconds:.0f} s")
+
+
+def graph_facts(onnx: Path, given: Path | None) -> Facts | None:
+    """The facts of the graph to build; None where nothing here can read it, which is said."""
+    if given is not None:
+        return of_json(given)
+    if importlib.util.find_spec("onnx") is None:
+        print(f"{sys.executable} has no onnx: no facts of {shown(onnx)} are written beside the plan; --facts gives "
+              "them", file=sys.stderr)
+        return None
+    return of_onnx(onnx)
+
+
+def built_precision(facts: Facts, arguments: Namespace) -> str:
+    """What an engine computes in: as its graph does, or lower where a flag permits that and 8.6 so chooses."""
+    if not backend.strongly_typed(trt) and facts.precision == "fp32":
+        return "int8" if arguments.int8 and arguments.calib else "fp16" if arguments.fp16 else "fp32"
+    return facts.precision
 
 
 def _parse(onnx: Path, builder: trt.Builder) -> tuple[trt.INetworkDefinition, trt.OnnxParser]:

@@ -25,13 +25,23 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from graphs.names import engine_precision
-from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
+from graphs.facts import Facts
+from Results.tables import (
+    RESULTS,
+    append_rows,
+    file_columns,
+    git_commit,
+    gpu_name,
+    new_run_id,
+    tensorrt_backend,
+    write_environment,
+)
 from TensorRT.backend import add_backend_argument, add_plugins_argument
 from TensorRT.swin_work import WHOLE_BRANCH, WHOLE_MLP, Work, read_swin, work_of, yaml_of
 from utils import UserError, batch_sizes, existing_file, file_to_write, folder_to_write, run_script, shown, whole_file
 
-COLUMNS = ("run_id", "commit", "gpu", "engine", "batch", "group", "layers", "time_ms_median", "share", "gflop", "mb",
+COLUMNS = ("run_id", "commit", "gpu", "backend", "model", "precision", "patched", "file", "batch", "group",
+           "layers", "time_ms_median", "share", "gflop", "mb",
            "tflop_per_s", "arithmetic_fraction", "gb_per_s", "bandwidth_fraction", "int8_layers")
 
 FUSED = "fused by TensorRT"  # a region of many layers that its compiler made one of: not told apart
@@ -69,16 +79,16 @@ def blocks_of(group: str, layers: list[str]) -> set[tuple[int, int]]:
     return {(int(place[1]), int(place[2])) for place in found if place}
 
 
-def work_of_groups(plan: Path, layers: list[str], batch: int, img_size: int, classes: int) -> dict[str, Work]:
+def work_of_groups(facts: Facts, layers: list[str], batch: int, img_size: int, classes: int) -> dict[str, Work]:
     """The work of each group of an engine's layers, and of "all"; nothing for an engine of an unknown model.
 
     What has no layer of its own is in the region that TensorRT fused.
     """
-    path = yaml_of(plan)
+    path = yaml_of(facts)
     if path is None:
         return {}
     swin = read_swin(path)._replace(img_size=img_size, classes=classes)
-    element = 4 if engine_precision(plan.stem) == "fp32" else 2
+    element = 4 if facts.precision == "fp32" else 2
     joined = " ".join(layers)
     whole, branches = (blocks_of(group, layers) for group in (WHOLE_MLP, WHOLE_BRANCH))
     # The MLP's name does not tell; a proj that has no layer of its own, and is not in the attention branch's, is in it.
@@ -152,7 +162,7 @@ def layer_times_ms(context, batch: int) -> dict[str, float]:
     return {layer: time_ms for layer, time_ms in medians.items() if time_ms > 0}
 
 
-def group_rows(plan: Path, batch: int, times: dict[str, float], img_size: int, classes: int,
+def group_rows(facts: Facts, plan: Path, batch: int, times: dict[str, float], img_size: int, classes: int,
                peak_tflops: float | None, peak_gbps: float | None) -> list[dict]:
     """The rows of profile.csv, but for the columns that name the run: of each group, longest first, and of all.
 
@@ -162,12 +172,12 @@ def group_rows(plan: Path, batch: int, times: dict[str, float], img_size: int, c
     groups = defaultdict(dict)
     for layer, time_ms in times.items():
         groups[group_of(layer)][layer] = time_ms
-    work, total = work_of_groups(plan, list(times), batch, img_size, classes), sum(times.values())
+    work, total = work_of_groups(facts, list(times), batch, img_size, classes), sum(times.values())
     ordered = sorted(groups.items(), key=lambda item: -sum(item[1].values()))
     rows = []
     for group, measured in [*ordered, ("all", times)]:
         time_ms = sum(measured.values())
-        rows.append({"engine": plan.stem, "batch": batch, "group": group, "layers": len(measured),
+        rows.append({**file_columns(facts, plan), "batch": batch, "group": group, "layers": len(measured),
                      "int8_layers": sum(INT8_NODE in layer for layer in measured), "time_ms_median": f"{time_ms:.4f}",
                      "share": f"{time_ms / total:.4f}",
                      **work_columns(time_ms, work.get(group), peak_tflops, peak_gbps)})
@@ -209,7 +219,7 @@ def main() -> None:
     from TensorRT.trt_runtime import versions
 
     run_id = new_run_id()
-    run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}
+    run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name(), "backend": tensorrt_backend(versions())}
     peaks = (arguments.peak_tflops or measured_peak(arguments.results, run_id, run["gpu"], "fp16_product_tflop_per_s"),
              arguments.peak_gbps or measured_peak(arguments.results, run_id, run["gpu"], "copy_gb_per_s"))
     rows, lines = [], []
@@ -223,7 +233,7 @@ def main() -> None:
                     raise UserError(f"{shown(plan)}: TensorRT reports the time of no layer")
                 lines += [f"{plan.stem}\t{batch}\t{time_ms:.4f}\t{group_of(layer)}\t{layer}"
                           for layer, time_ms in times.items()]
-                measured = group_rows(plan, batch, times, engine.input_shape[-1], classes, *peaks)
+                measured = group_rows(engine.facts(), plan, batch, times, engine.input_shape[-1], classes, *peaks)
                 print_rows(plan, measured)
                 rows += measured
     append_rows(arguments.results / "profile.csv", COLUMNS, [{**run, **row} for row in rows])

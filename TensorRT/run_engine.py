@@ -41,15 +41,25 @@ def load_images(path: str) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", required=True, metavar="FILE", help="the engine")
-    parser.add_argument("--input", required=True, metavar="NPY",
+    parser.add_argument("--input", metavar="NPY",
                         help="images [n, 3, S, S], normalised, FP32; or data/<model>-b<N>.npz")
-    parser.add_argument("--output", type=file_to_write, required=True, metavar="NPY",
+    parser.add_argument("--facts", action="store_true",
+                        help="run nothing; print what the engine is, as JSON (graphs/facts.py says what is in it)")
+    parser.add_argument("--output", type=file_to_write, metavar="NPY",
                         help="to write: logits [n, classes]; of several batch sizes [batch sizes, n, classes]")
     parser.add_argument("--batch", type=batch_sizes, default=[32], metavar="N,N",
                         help="images in one run, one size or several; default 32")
     add_plugins_argument(parser)
     add_backend_argument(parser)
     arguments = parser.parse_args()
+    if arguments.facts:
+        from TensorRT.engine import Engine
+
+        with Engine(arguments.plan, arguments.plugins) as engine:
+            print(engine.facts().to_json())
+        return
+    if arguments.input is None or arguments.output is None:
+        parser.error("--input and --output are needed, or --facts")
     images = load_images(arguments.input)
     from TensorRT.engine import Engine
 

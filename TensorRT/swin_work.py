@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from graphs.facts import Facts
 from utils import ROOT, UserError, existing_file, from_one, run_script
 
 PATCH, CHANNELS_IN, MLP_RATIO = 4, 3, 4  # of every variant
@@ -59,14 +60,10 @@ def read_swin(path: Path) -> Swin:
         raise UserError(f"{path}: a size in it is not written as one: {error}") from None
 
 
-def yaml_of(plan: Path) -> Path | None:
-    """The yaml whose MODEL.NAME the name of an engine begins with, the longest; None where there is none."""
-    found = {}
-    for path in (ROOT / "models").glob("*.yaml"):
-        name = re.search(r"^ *NAME: *(\S+)", path.read_text(), re.MULTILINE)
-        found[name.group(1) if name else path.stem] = path
-    names = [name for name in found if plan.stem == name or plan.stem.startswith(f"{name}_")]
-    return found[max(names, key=len)] if names else None
+def yaml_of(facts: Facts) -> Path | None:
+    """The yaml of models/ that a file's model was made by; None where it does not say, or there is none."""
+    path = ROOT / "models" / f"{facts.variant}.yaml"
+    return path if facts.variant and path.is_file() else None
 
 
 def work_of(swin: Swin, batch: int, element: int, linear_adds_residual: bool = False,

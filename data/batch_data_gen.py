@@ -6,10 +6,11 @@ Writes data/<model>-b<N>.npz for each batch size N, <model> being the ONNX file'
 
     input   float32 [N, 3, S, S], preprocessed and normalised
     logits  float32 [N, num_classes], the output of the FP32 ONNX model on the CPU
-    model   <model>
+    model   the model's name
+    facts   of the ONNX file, as graphs/facts.py prints them: by its digest TRT_test.py finds the data of an engine
 
-Of the Q/DQ graph, which is FP32 with rounding in it, it writes data/<model>_int8-b<N>.npz in the same way: TRT_test.py
-takes from it what error an INT8 engine may have.
+Of the Q/DQ graph, which is FP32 with rounding in it, it writes data in the same way: TRT_test.py takes from it what
+error an INT8 engine may have.
 
 The same images and model give the same files. A smaller batch is the beginning of the largest one, whose images are
 evenly spaced over the folder (or are the first held-out crops of the packaged photographs).
@@ -24,10 +25,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from data.batches import real_images
-from graphs.files import has_plugins, load_onnx, onnx_precision
+from data.batches import real_images, save_batch
+from graphs.facts import of_onnx
 from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
-from utils import ROOT, UserError, batch_sizes, folder_to_write, run_script, shown, whole_file
+from utils import ROOT, UserError, batch_sizes, folder_to_write, run_script, shown
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,11 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
                         help="folder to write to (default: data/)")
     args = parser.parse_args(arguments)
 
-    model = load_onnx(args.model)
-    precision = onnx_precision(model)
-    pairs_alone = precision == "int8" and not has_plugins(model) and args.model.stem.endswith("_int8")
-    if precision != "fp32" and not pairs_alone:
-        raise UserError(f"{shown(args.model)}: computes in {precision}, and expected outputs come from FP32; "
+    facts = of_onnx(args.model)
+    if facts.precision != "fp32" and (facts.precision != "int8" or facts.patched):
+        raise UserError(f"{shown(args.model)}: computes in {facts.precision}, and expected outputs come from FP32; "
                         "give the file that onnx/export_onnx.py wrote")
     session = onnx_session(args.model)
     images = real_images(max(args.batches), onnx_img_size(session, args.model), args.images)
@@ -64,8 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         batches[batch] = logits, time.perf_counter() - start
     for batch, (logits, seconds) in batches.items():
         path = args.output / f"{args.model.stem}-b{batch}.npz"
-        with whole_file(path) as partial:
-            np.savez(partial, input=images[:batch], logits=logits, model=np.array(args.model.stem))
+        save_batch(path, images[:batch], logits, facts.model_of(args.model), facts)
         print(f"wrote  {shown(path)}: input {'x'.join(map(str, images[:batch].shape))}, logits "
               f"{'x'.join(map(str, logits.shape))}, largest |logit| {np.abs(logits).max():.3f}, {seconds:.2f} s")
 

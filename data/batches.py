@@ -4,13 +4,15 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from data.images import list_images, load_image, preprocess
 from data.photo_crops import held_out_batch
 from graphs.compare import max_abs_err
-from utils import ROOT, UserError, existing_file, shown
+from graphs.facts import Facts, of_text
+from utils import ROOT, UserError, existing_file, shown, whole_file
 
 
 def load_arrays(path: str | Path, names: Sequence[str], what: str, remedy: str) -> dict[str, np.ndarray]:
@@ -47,32 +49,103 @@ def real_images(count: int, img_size: int, folder: str | Path | None = None) -> 
     return np.stack([preprocess(load_image(paths[i * len(paths) // count]), img_size) for i in range(count)])
 
 
-def reference_batch(model: str, batch: int, img_size: int, fp32_logits: Callable[[np.ndarray], np.ndarray],
+# --- data files ----------------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """One data file: input [N, 3, S, S] FP32, the logits [N, classes] that are expected of it, and what made them."""
+
+    path: Path
+    facts: Facts  # of the ONNX file that gave the logits
+    input: np.ndarray
+    logits: np.ndarray
+
+
+def save_batch(path: Path, images: np.ndarray, logits: np.ndarray, model: str, facts: Facts) -> None:
+    """Write a data file.
+
+    Args:
+        path: ends in .npz.
+        images: float32 [N, 3, S, S].
+        logits: float32 [N, classes].
+        model: the model's name, for people and older scripts.
+        facts: of the ONNX file that gave the logits, with its digest.
+    """
+    with whole_file(path) as partial:
+        np.savez(partial, input=images, logits=logits, model=np.array(model), facts=np.array(facts.to_json()))
+
+
+def load_batch(path: str | Path) -> Batch:
+    """Read a data file; UserError if it is not one."""
+    arrays = load_arrays(path, ("input", "logits"), "batch data", "write it with data/batch_data_gen.py")
+    return Batch(Path(path), data_facts(path) or Facts(), arrays["input"], arrays["logits"])
+
+
+def data_facts(path: str | Path) -> Facts | None:
+    """The facts in an .npz file; None where it has none: written by something else, or before there were facts.
+
+    Raises:
+        UserError: it is not one, or truncated, or its facts are none.
+    """
+    try:
+        with np.load(path) as arrays:
+            text = str(arrays["facts"]) if "facts" in arrays.files else ""
+    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+        raise UserError(f"{shown(path)}: is not batch data, or a truncated one; write it with data/batch_data_gen.py, "
+                        "or remove it") from error
+    return of_text(text, shown(path)) if text else None
+
+
+def data_of(facts: Facts, folder: str | Path = ROOT / "data", precision: str = "fp32") -> list[Batch]:
+    """The data files whose logits came from the graph that a file was made from, smallest batch first, each batch once.
+
+    Made from it by digest; else, of the same model with the same weights. A plain graph goes before a patched one, and
+    what all began with before what was made of it.
+
+    Args:
+        facts: of the file, an ONNX file or a plan.
+        folder: where the data files lie.
+        precision: of the graph that gave the logits; int8 for those of the Q/DQ graph.
+    """
+    found = []
+    for path in sorted(Path(folder).glob("*.npz")):
+        theirs = data_facts(path)
+        if theirs is None or theirs.precision != precision or not (facts.made_from(theirs)
+                                                                   or facts.of_same_weights(theirs)):
+            continue
+        place = facts.family.index(theirs.digest) if facts.made_from(theirs) else -1
+        found.append((bool(theirs.patched), -place, path))
+    batches: dict[int, Batch] = {}
+    for _, _, path in sorted(found):
+        batch = load_batch(path)
+        batches.setdefault(len(batch.input), batch)
+    return [batches[size] for size in sorted(batches)]
+
+
+def reference_batch(facts: Facts, batch: int, fp32_logits: Callable[[np.ndarray], np.ndarray],
                     data: str | Path = ROOT / "data") -> tuple[np.ndarray, np.ndarray]:
     """What a latency is measured on, and compared with: images float32 [batch, 3, S, S] and their FP32 logits.
 
-    They are those of data/<model>-b<batch>.npz, where that file is there; else held-out crops and what `fp32_logits`
-    says of them.
+    They are those of a data file of the FP32 model in `data`, where there is one for this batch; else held-out crops
+    and what `fp32_logits` says of them.
 
     Args:
-        model: stem of the FP32 ONNX file.
+        facts: of the FP32 model: an ONNX file, or `graphs.facts.of_model`.
         batch: number of images.
-        img_size: S, in pixels.
         fp32_logits: the FP32 model that is measured: images -> float32 [N, num_classes].
-        data: folder of the npz files.
+        data: folder of the data files.
     Raises:
-        UserError: the npz file is of another model, size or checkpoint.
+        UserError: a data file is of another size, or its logits are not those of the model.
     """
-    path = Path(data) / f"{model}-b{batch}.npz"
-    if not path.exists():
-        images = real_images(batch, img_size)
+    stored = next((stored for stored in data_of(facts, data) if len(stored.input) == batch), None)
+    if stored is None:
+        images = real_images(batch, facts.height)
         return images, fp32_logits(images)
-    stored = load_arrays(path, ("input", "logits"), "batch data", "write it with data/batch_data_gen.py, or remove it")
-    images, logits = stored["input"], stored["logits"]
-    first = fp32_logits(images[:1]) if images.shape == (batch, 3, img_size, img_size) else None
+    images, logits = stored.input, stored.logits
+    first = fp32_logits(images[:1]) if images.shape == (batch, 3, facts.height, facts.width) else None
     # FP32 implementations differ by some 1e-6 of the largest logit; other weights by as much as the logits themselves.
-    if first is None or first.shape != logits[:1].shape or (
-            max_abs_err(first, logits[:1]) > 1e-3 * float(np.abs(logits).max())):
-        raise UserError(f"{shown(path)}: its input or logits are not those of the model measured; write it again with "
-                        "data/batch_data_gen.py, or remove it")
+    if first is None or first.shape != logits[:1].shape or not (
+            max_abs_err(first, logits[:1]) <= 1e-3 * float(np.abs(logits).max())):
+        raise UserError(f"{shown(stored.path)}: its input or logits are not those of the model measured; write it "
+                        "again with data/batch_data_gen.py, or remove it")
     return images, logits

@@ -77,6 +77,13 @@ def resize_and_crop(image, img_size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + img_size, top + img_size)))
 
 
+def resize_rule(img_size: int) -> str:
+    """What resize_and_crop does, in words for people who prepare images by other means."""
+    if img_size >= 384:
+        return f"bicubic, squeezed to {img_size} x {img_size}"
+    return f"bicubic, shorter side to {int(256 / 224 * img_size)}, then the centre {img_size} x {img_size}"
+
+
 def normalise(pixels: np.ndarray) -> np.ndarray:
     """uint8 [..., S, S, 3] to float32 [..., 3, S, S]: divided by 255, ImageNet's mean taken off, over its std."""
     mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,10 +26,10 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils import UserError, existing_file, run_script, shown, whole_file
+from graphs.files import PLUGIN_DOMAIN
+from utils import ROOT, UserError, existing_file, run_script, shown, whole_file
 
 PREFIX = "swin."  # of the keys in metadata_props
-PLUGIN_DOMAIN = "swin"  # of the nodes that the TensorRT plugins implement
 PRECISIONS = ("int8", "fp16", "bf16", "fp32")  # the first of them that a matrix product computes in is the graph's
 RANGES = ("normalised", "0..1", "0..255")
 LONGEST = 100_000  # characters of one fact in a file; ImageNet-22k's labels are 500,000 and belong elsewhere
@@ -119,9 +119,28 @@ class Facts:
         """Digests of the file itself and of all that it was made from, the nearest first."""
         return tuple(filter(None, (self.digest, *(parent.digest for parent in self.parents))))
 
+    @property
+    def patches(self) -> str:
+        """What the plugin nodes replace, in a word: no, layernorm, attention (and what goes with it) or other."""
+        if any("Attention" in node for node in self.patched):
+            return "attention"
+        return "no" if not self.patched else "layernorm" if all("LayerNorm" in node for node in self.patched) else (
+            "other")
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is in FP32 and holds no plugin nodes: errors are taken against such a graph."""
+        return self.precision == "fp32" and not self.patched
+
+    def model_of(self, path: str | Path) -> str:
+        """The model's name for tables; of a file that nobody wrote it into, that of the file it all began with."""
+        return self.model or Path(self.parents[-1].name if self.parents else path).stem
+
     def of_same_weights(self, other: Facts) -> bool:
-        """Whether both are known to be of one model with one checkpoint, whoever exported it."""
-        return bool(self.weights) and (self.model, self.weights) == (other.model, other.weights)
+        """Whether both are known to be of one model with one checkpoint and take the same images, whoever exported it.
+        """
+        return bool(self.weights) and (self.model, self.weights, self.input_shape[1:]) == (
+            other.model, other.weights, other.input_shape[1:])
 
     def made_from(self, other: Facts) -> bool:
         """Whether this file is the other one, or was made from it."""
@@ -131,6 +150,23 @@ class Facts:
         """The facts as a JSON object, with batch, height and width for readers that do not know layouts."""
         shape = {"batch": self.batch, "height": self.height, "width": self.width}
         return json.dumps({**asdict(self), **shape}, indent=1)
+
+
+def of_model(config, cfg: Path, checkpoint: Path, export: str = "swin") -> Facts:
+    """The facts of a PyTorch model that its export takes along.
+
+    Args:
+        config: what config.get_config gives.
+        cfg: the yaml.
+        checkpoint: the weights.
+        export: whose model it is, "swin" or "timm".
+    """
+    from data.images import IMAGENET_MEAN, IMAGENET_STD, resize_rule
+
+    size = config.DATA.IMG_SIZE
+    return Facts(model=config.MODEL.NAME, variant=cfg.stem, weights=file_digest(checkpoint), export=export,
+                 input_shape=(None, 3, size, size), layout="NCHW", input_range="normalised", mean=IMAGENET_MEAN,
+                 std=IMAGENET_STD, colour="RGB", resize=resize_rule(size))
 
 
 # --- reading what was written --------------------------------------------------------------------------------
@@ -276,15 +312,20 @@ def with_facts(model, facts: Facts):
     return model
 
 
-def carried_over(model, parent: Facts, parent_name: str, **changes: object):
-    """Write into an onnx.ModelProto, in place, that it was made from a file with these facts; gives it back.
+def carried_over(model, source: str | Path, **changes: object):
+    """Write into an onnx.ModelProto, in place, that it was made from an ONNX file, with the facts of that; gives it
+    back. The file's other metadata comes along.
 
     Args:
-        parent: of the file, with its digest.
-        parent_name: name of that file.
-        changes: facts of the new graph that neither it nor the parent says.
+        source: the file.
+        changes: facts of the new graph that neither it nor the file says.
     """
-    parents = (Parent(parent.digest, parent_name), *parent.parents) if parent.digest else parent.parents
+    known = {entry.key for entry in model.metadata_props}
+    for entry in _outline(Path(source)).metadata_props:
+        if entry.key not in known and not entry.key.startswith(PREFIX):
+            model.metadata_props.add(key=entry.key, value=entry.value)
+    parent = of_onnx(source)
+    parents = (Parent(parent.digest, Path(source).name), *parent.parents)
     return with_facts(model, replace(parent, parents=parents, **changes))
 
 
@@ -477,9 +518,11 @@ def _preprocessing(model, seen: dict[str, object]) -> dict[str, object]:
 
 
 def _classes(outputs: tuple[Output, ...]) -> int | None:
-    """The number of classes: the last dimension of the first [batch, n] of floating numbers; None where there is none.
+    """The number of classes: the last dimension of the first [batch, n] of floating numbers; None where there is none,
+    or what is there are the features that this project exports of a model without a head.
     """
-    return next((output.shape[1] for output in outputs if len(output.shape) == 2 and "float" in output.type), None)
+    return next((output.shape[1] for output in outputs
+                 if len(output.shape) == 2 and "float" in output.type and output.name != "features"), None)
 
 
 # --- plans ---------------------------------------------------------------------------------------------------
@@ -516,9 +559,14 @@ def of_json(path: str | Path) -> Facts:
         text = existing_file(path, "a JSON file of facts (graphs/facts.py prints one)").read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: is not a text file; make it again") from error
+    return of_text(text, name)
+
+
+def of_text(text: str, name: str) -> Facts:
+    """The facts that Facts.to_json wrote; UserError that begins with `name` if it is something else."""
     found = _parsed(text, name)
     if not isinstance(found, dict) or not _strings([found.get("digest"), found.get("precision")]):
-        raise UserError(f"{name}: is not a JSON file of facts; make it again")
+        raise UserError(f"{name}: holds no facts as graphs/facts.py writes them; make it again")
     return _checked(found, name)
 
 
@@ -556,7 +604,8 @@ def of_engine(tensors: Iterable[tuple[str, bool, str, tuple[int, ...]]], layers:
                         "the .json that the builder wrote beside it")
     words: set[str] = set()
     for layer in detailed:
-        for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ()), layer.get("Weights"), layer.get("Bias")):
+        for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ()), *layer.get("Constants", ()),
+                       layer.get("Weights"), layer.get("Bias")):
             if isinstance(tensor, dict):
                 kinds = f"{tensor.get('Format/Datatype', '')} {tensor.get('Datatype', '')} {tensor.get('Type', '')}"
                 words.update(kinds.lower().replace(",", " ").split())
@@ -573,14 +622,46 @@ def of_engine(tensors: Iterable[tuple[str, bool, str, tuple[int, ...]]], layers:
         input_range="0..255" if kind == "uint8" else "normalised", outputs=outputs, classes=_classes(outputs))
 
 
+# --- finding -------------------------------------------------------------------------------------------------
+
+
+def plain_parent(path: str | Path, facts: Facts) -> Path | None:
+    """The plain FP32 graph that an ONNX file is or was made from, of several the one that all began with; None where it
+    is not there, or was changed since.
+    """
+    return Path(path) if facts.plain else _parent_file(Path(path), facts.parents[::-1], lambda theirs: theirs.plain)
+
+
+def fp32_parent(path: str | Path, facts: Facts) -> Path | None:
+    """The nearest FP32 graph, patched or not, that an ONNX file is or was made from; None likewise."""
+    if facts.precision == "fp32":
+        return Path(path)
+    return _parent_file(Path(path), facts.parents, lambda theirs: theirs.precision == "fp32")
+
+
+def _parent_file(path: Path, parents: tuple[Parent, ...], fits: Callable[[Facts], bool]) -> Path | None:
+    """The first of the parents that fits, looked for by its digest beside the file and in onnx/."""
+    files = list(dict.fromkeys(file for folder in (path.parent, ROOT / "onnx") for file in sorted(
+        folder.glob("*.onnx"))))
+    digests: dict[Path, str] = {}
+    for parent in parents:
+        for file in sorted(files, key=lambda file: file.name != parent.name):  # most often it has its name still
+            if file not in digests:
+                with suppress(UserError):
+                    digests[file] = _digest(file, _outline(file))
+            if digests.get(file) == parent.digest and fits(of_onnx(file)):
+                return file
+    return None
+
+
 # --- any file ------------------------------------------------------------------------------------------------
 
 
 def of_file(path: str | Path) -> Facts:
-    """The facts of a plan with its .json, or of an ONNX file, told apart by what is in them.
+    """The facts of a plan with its .json, of an ONNX file, or in a JSON file, told apart by what is in them.
 
     Raises:
-        UserError: it is neither, or a plan without its .json, which only TensorRT can read.
+        UserError: it is none of these, or a plan without its .json, which only TensorRT can read.
     """
     path = existing_file(path, "an ONNX file or a plan")
     with suppress(UserError):  # something else may have that name
@@ -589,7 +670,9 @@ def of_file(path: str | Path) -> Facts:
             return facts
     with path.open("rb") as file:
         start = file.read(4)
-    if start in (b"ftrt", b"ptrt"):
+    if start.startswith(b"{"):
+        return of_json(path)
+    if start[1:] == b"trt":  # ftrt in TensorRT 8.6, vtrt in TensorRT-RTX
         raise UserError(f"{shown(path)}: is a plan without its facts ({shown(beside(path))}); ask TensorRT: "
                         f"$TRT_PYTHON TensorRT/run_engine.py --plan {shown(path)} --facts")
     return of_onnx(path)
@@ -597,10 +680,25 @@ def of_file(path: str | Path) -> Facts:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, metavar="FILE", help="an ONNX file, or a plan with its .json beside it")
+    parser.add_argument("file", type=Path, metavar="FILE",
+                        help="an ONNX file, a plan with its .json beside it, or facts as JSON")
     parser.add_argument("facts", nargs="*", metavar="FACT",
-                        help="print these alone, one a line (default: all, as JSON)")
+                        help="print only these, one a line (default: all, as JSON)")
+    parser.add_argument("--built-from", type=Path, metavar="JSON",
+                        help="instead: FILE is a plan that was built from a graph with these facts; write its .json")
+    parser.add_argument("--graph", type=Path, default=Path("graph.onnx"), metavar="ONNX",
+                        help="of --built-from: the graph, of which only the name is taken")
+    parser.add_argument("--precision", choices=PRECISIONS,
+                        help="of --built-from: what a flag of the builder made of it")
+    parser.add_argument("--tool", action="append", default=[], metavar="NAME=VERSION",
+                        help="of --built-from: what built it")
     args = parser.parse_args()
+    if args.built_from:
+        graph = of_json(args.built_from)
+        write_beside(args.file, built_from(graph, args.graph.name), precision=args.precision or graph.precision,
+                     tools={**graph.tools, **dict(tool.partition("=")[::2] for tool in args.tool)})
+        print(f"wrote {shown(beside(args.file))}")
+        return
     facts = of_file(args.file)
     if not args.facts:
         print(facts.to_json())

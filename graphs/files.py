@@ -1,4 +1,4 @@
-"""ONNX files: read one, name one, and see what it computes in.
+"""ONNX files: read one, name one.
 
 Imports onnx only where it is needed: what touches TensorRT imports this module without it.
 """
@@ -45,18 +45,6 @@ def onnx_target(path: Path) -> Path:
         raise UserError(f"{shown(path)}: not the name of an ONNX file; let --output end with .onnx")
     check_writable(path)
     return path
-
-
-def onnx_precision(model) -> str:
-    """What the graph of an onnx.ModelProto computes in: int8 (it quantizes), fp16, bf16 or fp32."""
-    from onnx import TensorProto
-
-    if any(node.op_type == "QuantizeLinear" or node.op_type.endswith("Int8") for node in model.graph.node):
-        return "int8"
-    types = {tensor.data_type for tensor in model.graph.initializer}
-    types |= {attribute.i for node in model.graph.node if node.op_type == "Cast" for attribute in node.attribute
-              if attribute.name == "to"}
-    return "fp16" if TensorProto.FLOAT16 in types else "bf16" if TensorProto.BFLOAT16 in types else "fp32"
 
 
 def has_plugins(model) -> bool:

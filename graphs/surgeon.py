@@ -17,7 +17,8 @@ import onnx_graphsurgeon as gs
 
 from data.photo_crops import held_out_batch
 from graphs.compare import max_abs_err
-from graphs.files import PLUGIN_DOMAIN, load_onnx, onnx_precision, onnx_refusals, onnx_target
+from graphs.facts import carried_over, precision_of
+from graphs.files import PLUGIN_DOMAIN, load_onnx, onnx_refusals, onnx_target
 from graphs.sessions import session
 from graphs.tidy import LAST_OPSET_OF_TENSORRT_8, drop_idle, exported, image_input, opset_of, tidy
 from utils import ROOT, UserError, about, first_line, shown, whole_file
@@ -79,7 +80,7 @@ def patch(model: onnx.ModelProto, steps: list[Step]) -> tuple[onnx.ModelProto, l
     Raises:
         UserError: the model is not in FP32, is no image classifier, or no step found anything to replace.
     """
-    precision = onnx_precision(model)
+    precision = precision_of(model)
     if precision != "fp32":
         raise UserError(f"is in {precision.upper()}; patch the FP32 graph, and convert the patched one")
     graph = tidy(model)
@@ -190,8 +191,9 @@ def patch_and_check(model: onnx.ModelProto, steps: list[Step], checked: bool) ->
     return patched
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model whole, and say so."""
+def save(model: onnx.ModelProto, path: Path, source: Path) -> None:
+    """Write a model whole with the facts of the file that it was made from, and say so."""
+    carried_over(model, source)
     with whole_file(path) as partial:
         onnx.save(model, str(partial))
     plugins = ", ".join(f"{count} {op}" for op, count in plugin_counts(model).items())
@@ -217,4 +219,4 @@ def run_surgery(steps: list[Step], onnx_file: str, suffix: str, description: str
     model = read(args.onnx)
     with about(args.onnx):
         patched = patch_and_check(model, steps, not args.no_check)
-    save(patched, target)
+    save(patched, target, args.onnx)

@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ import onnx_graphsurgeon as gs
 import torch
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from config import add_model_arguments, get_config
+from config import add_model_arguments, cfg_path, get_config
+from graphs.facts import of_model, with_facts
 from graphs.files import onnx_target
 from models.build import checkpoint_path, load_model
 from utils import ROOT, UserError, run_script, shown, whole_file
@@ -127,7 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
              f"{model.num_classes} {'classes' if model.output_names == ['logits'] else 'features'}")
     print(f"read    {shown(checkpoint)}: {config.MODEL.NAME}, {millions:.1f} M parameters, "
           f"{gives}, images of {model.img_size} x {model.img_size}", flush=True)
-    exported = export(model, args.opset, config.MODEL.NAME)
+    exported = with_facts(export(model, args.opset, config.MODEL.NAME), replace(
+        of_model(config, cfg_path(args.cfg, args.type), checkpoint), tools={"torch": torch.__version__}))
     with whole_file(output) as partial:
         onnx.save(exported, str(partial))
     operators = Counter(node.op_type for node in exported.graph.node)

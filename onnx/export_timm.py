@@ -16,17 +16,21 @@ import argparse
 import sys
 import time
 import warnings
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from config import add_model_arguments, get_config
+from config import add_model_arguments, cfg_path, get_config
 from data.batches import real_images
 from graphs.compare import max_abs_err
+from graphs.facts import of_model, with_facts
 from graphs.files import load_onnx, onnx_target
 from graphs.sessions import onnx_logits, onnx_session
 from models.build import checkpoint_path, load_model
@@ -114,7 +118,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"{shown(output)}: not written: timm's model is off by {error:.2e}, at most "
                             f"{TOLERANCE * largest:.2e} is allowed; is {shown(args.cfg or args.type)} the variant of "
                             f"{shown(checkpoint)}?")
-        nodes = len(load_onnx(partial).graph.node)
+        exported = with_facts(load_onnx(partial), replace(
+            of_model(config, cfg_path(args.cfg, args.type), checkpoint, "timm"),
+            tools={"torch": torch.__version__, "timm": metadata.version("timm")}))
+        onnx.save(exported, str(partial))
+        nodes = len(exported.graph.node)
     print(f"wrote   {shown(output)}: timm's model, opset {OPSET}, batch {args.batch} fixed, {nodes} nodes, "
           f"{output.stat().st_size / 2**20:.1f} MiB, in {time.perf_counter() - start:.1f} s")
     print(f"checked in onnxruntime against this project's model on {args.batch} images: max abs error {error:.2e}, at "

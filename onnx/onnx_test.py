@@ -23,7 +23,8 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from config import add_model_arguments, get_config
 from data.batches import real_images
 from graphs.compare import max_abs_err, median_rel_err, top1_agreement
-from graphs.files import has_plugins, load_onnx, onnx_precision
+from graphs.facts import precision_of
+from graphs.files import has_plugins, load_onnx
 from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
 from models.build import checkpoint_path, load_model
 from utils import ROOT, UserError, batch_sizes, from_zero, run_script, shown
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     path = args.onnx or ROOT / "onnx" / f"{config.MODEL.NAME}.onnx"
 
     graph = load_onnx(path)
-    precision, plugins = onnx_precision(graph), has_plugins(graph)
+    precision, plugins = precision_of(graph), has_plugins(graph)
     if precision not in ("fp32", "fp16") and args.tolerance is None:
         raise UserError(f"{shown(path)}: computes in {precision}, for which no limit is set; give --tolerance, a share "
                         "of the largest |logit|")

@@ -4,12 +4,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from export_timm import make_torchvision_importable
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+
+from graphs.facts import carried_over
 
 make_torchvision_importable()  # before a test imports timm
 
@@ -44,14 +47,27 @@ def randomize() -> Callable[[nn.Module, int], nn.Module]:
 
 @pytest.fixture(scope="session")
 def as_fp16() -> Callable[[Path, Path], Path]:
-    """as_fp16(source, path): write the same graph with its logits rounded to FP16."""
+    """as_fp16(source, path): the same graph with logits rounded to FP16, and an FP16 product that adds zero."""
     def rounded(source: Path, path: Path) -> Path:
         model = onnx.load(source)
+        unique = str(len(model.graph.node))
+        exact, half, full, zero, product, nothing = (f"{name}_{unique}" for name in (
+            "exact", "half", "full", "zero", "product", "nothing"))
         for node in model.graph.node:
-            node.output[:] = ["exact" if name == "logits" else name for name in node.output]
-        model.graph.node.append(helper.make_node("Cast", ["exact"], ["half"], to=TensorProto.FLOAT16))
-        model.graph.node.append(helper.make_node("Cast", ["half"], ["logits"], to=TensorProto.FLOAT))
-        onnx.save(model, path)
+            node.output[:] = [exact if name == "logits" else name for name in node.output]
+        classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros((classes, classes), np.float16), zero))
+        # The product adds zero and stands apart: onnxruntime on a CPU rounds nothing between it and its neighbours.
+        model.graph.node.extend([
+            helper.make_node("Cast", [exact], [half], to=TensorProto.FLOAT16),
+            helper.make_node("Cast", [half], [full], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", [zero, zero], [product]),
+            helper.make_node("Cast", [product], [nothing], to=TensorProto.FLOAT),
+            helper.make_node("Slice", [nothing, f"{zero}_start", f"{zero}_end"], [f"{nothing}_row"]),
+            helper.make_node("Add", [full, f"{nothing}_row"], ["logits"])])
+        for name, value in (("start", 0), ("end", 1)):
+            model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), f"{zero}_{name}"))
+        onnx.save(carried_over(model, source), path)
         return path
 
     return rounded

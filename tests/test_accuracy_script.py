@@ -21,6 +21,7 @@ import test_swinV2 as script
 from config import get_config
 from data.images import load_image, preprocess
 from data.photo_crops import CLASSES, held_out_batch
+from graphs.facts import Facts, write_beside
 from models.build import build_model
 from utils import ROOT, UserError
 
@@ -80,10 +81,13 @@ def test_figures_are_those_of_the_logits(tmp_path, results, tiny, capsys, model_
     with pytest.raises(UserError, match=r"^other\.onnx: top-1 is .*; other\.onnx: max abs error .* at most 1e-04$"):
         script.main([*flags, "--onnx", str(tmp_path / "other.onnx"), "--count", "90", "--batch", "1,8,128"])
     rows = rows_of(results)
-    assert [(row["engine"], row["precision"], row["batch"]) for row in rows] == [
-        (engine, "fp32", batch) for engine in ("torch", "other.onnx") for batch in ("1", "8", "90")]
+    assert [(row["runner"], row["file"], row["precision"], row["batch"], row["images"]) for row in rows] == [
+        (runner, file, "fp32", batch, "90") for runner, file in (("torch", ""), ("onnx", "other.onnx"))
+        for batch in ("1", "8", "90")]
+    assert [row["backend"].split()[0] for row in rows] == ["PyTorch"] * 3 + ["onnxruntime"] * 3
+    assert {row["device"] for row in rows} == {"cpu"}
     for row in rows:
-        logits = reference if row["engine"] == "torch" else other
+        logits = reference if row["runner"] == "torch" else other
         share = dict(abs=1e-5)
         assert float(row["top1"]) == pytest.approx((logits.argmax(1) == labels).mean(), **share)
         assert float(row["top1_torch"]) == pytest.approx((reference.argmax(1) == labels).mean(), **share)
@@ -143,16 +147,16 @@ def test_judge_asks_what_the_docstring_says():
     assert judged("m.plan", "fp16", (0, 0, 1), (0.02, 0.02, 1)) == [True, True, True, True]
     assert judged("m.plan", "fp16", (1e-6, 0, 1), (0.02, 0.02, 1)) == [True, True, True, False]
     assert judged("m.plan", "int8", (9, 0, 0)) == [True]
-    for name, precision, bound in [("swinv1.plan", "fp32", True), ("swinv1_attention_fp16.plan", "fp16", True),
-                                   ("swinv1_layernorm_fp16.plan", "fp16", True), ("swinv1_fp16.plan", "fp16", False),
-                                   ("swinv1_attention_fp16.onnx", "fp16", False)]:
-        assert script.is_asked(SimpleNamespace(name=name, precision=precision)) is bound
+    for kind, precision, patched, bound in [("engine", "fp32", {}, True), ("engine", "fp16", {"SwinMlp": 1}, True),
+                                            ("engine", "fp16", {}, False), ("onnx", "fp16", {"SwinMlp": 1}, False)]:
+        runner = SimpleNamespace(name="m_attention.plan", kind=kind, precision=precision, facts=Facts(patched=patched))
+        assert script.is_asked(runner) is bound
 
 
 def test_a_patched_engine_that_is_less_exact_than_pytorch_fails(tmp_path, results, tiny, engine_python, capsys):
     _, flags = tiny()
-    for stem, raised in (("swinv2_fp16", False), ("swinv2_attention_fp16", True)):
-        (tmp_path / f"{stem}.plan").write_text("good")
+    for stem, words, raised in (("swinv2_attention", "good fp16", False), ("a", "good fp16 SwinMlp", True)):
+        (tmp_path / f"{stem}.plan").write_text(words)
         with pytest.raises(UserError, match="at most PyTorch's own") if raised else nullcontext():
             script.main([*flags, "--plan", str(tmp_path / f"{stem}.plan"), "--runner", "engine", "--count", "6"])
         assert f"FAIL {stem}.plan: max abs error" in (printed := capsys.readouterr().out)
@@ -202,15 +206,19 @@ def test_chunks_join_to_the_whole():
 
 ENGINE = """#!{python}
 # Stands in for the Python that has TensorRT: takes run_engine.py's flags, and doubles the mean of each channel.
-import argparse, sys, numpy as np
+import argparse, json, sys, numpy as np
 assert sys.argv[1].endswith("TensorRT/run_engine.py"), sys.argv
 parser = argparse.ArgumentParser()
 for flag in ("--plan", "--input", "--output", "--plugins", "--batch"):
     parser.add_argument(flag)
+parser.add_argument("--facts", action="store_true")
 args = parser.parse_args(sys.argv[2:])
-plan = open(args.plan).read()
+plan, *facts = open(args.plan).read().split()  # what the engine does, and says of itself: precision, plugin nodes
 if plan == "broken":
     sys.exit("run_engine.py: error: x.plan: built by another TensorRT; build it again")
+if args.facts:
+    print(json.dumps({{"precision": facts[0], "patched": dict.fromkeys(facts[1:], 1), "digest": ""}}))
+    sys.exit()
 images = np.load(args.input)
 assert images.dtype == np.float32 and images.shape[1:] == (3, 32, 32)
 batches = [int(batch) for batch in args.batch.split(",")]
@@ -233,15 +241,17 @@ def engine_python(tmp_path, monkeypatch):
 
 def test_engine_runs_in_the_other_python(tmp_path, results, tiny, engine_python):
     model, flags = tiny()
-    (tmp_path / "swinv2_fp16.plan").write_text("good")
-    script.main([*flags, "--plan", str(tmp_path / "swinv2_fp16.plan"), "--runner", "engine", "--count", "20",
-                 "--batch", "4,16"])
+    plan = tmp_path / "swinv2_int8.plan"
+    plan.write_text("good fp32")  # the file beside it goes before what it says itself
+    write_beside(plan, Facts(precision="fp16", tools={"tensorrt": "9.1"}))
+    script.main([*flags, "--plan", str(plan), "--runner", "engine", "--count", "20", "--batch", "4,16"])
     images, _ = held_out_batch(20, 32)
     reference, logits = logits_of(model, images), np.zeros((20, 18), np.float32)
     logits[:, :3] = 2 * images.mean(axis=(2, 3))
     for row, batch in zip(rows_of(results), (4, 16)):
         logits[:, 3] = batch
-        assert (row["engine"], row["precision"], row["batch"]) == ("swinv2_fp16.plan", "fp16", str(batch))
+        assert [row[name] for name in ("runner", "file", "precision", "patched", "backend", "batch")] == [
+            "engine", "swinv2_int8.plan", "fp16", "no", "TensorRT 9.1", str(batch)]
         assert float(row["max_abs_err"]) == pytest.approx(np.abs(logits - reference).max(), rel=1e-3)
         # Beside it, what PyTorch does in the engine's precision: an error, but a small one.
         assert 0 < float(row["torch_max_abs_err"]) < 0.1 * float(row["max_abs_err"])
@@ -250,12 +260,12 @@ def test_engine_runs_in_the_other_python(tmp_path, results, tiny, engine_python)
 def test_flags_that_the_engine_runner_gives_exist():
     done = subprocess.run([sys.executable, str(ROOT / "TensorRT" / "run_engine.py"), "--help"],
                           capture_output=True, text=True)
-    assert all(flag in done.stdout for flag in ("--plan", "--input", "--output", "--plugins", "--batch"))
+    assert all(flag in done.stdout for flag in ("--plan", "--input", "--output", "--plugins", "--batch", "--facts"))
 
 
 def test_nan_is_reported_in_the_rows_and_fails(tmp_path, results, tiny, engine_python, capsys):
     _, flags = tiny()
-    (tmp_path / "swinv2.plan").write_text("nan")
+    (tmp_path / "swinv2.plan").write_text("nan fp32")
     with pytest.raises(UserError, match=r"swinv2\.plan fp32 at batch 4 gave NaN or infinity for 1 of 10 images"):
         script.main([*flags, "--plan", str(tmp_path / "swinv2.plan"), "--runner", "engine", "--count", "10",
                      "--batch", "4"])
@@ -267,8 +277,12 @@ def test_nan_is_reported_in_the_rows_and_fails(tmp_path, results, tiny, engine_p
 def test_engine_that_does_not_run_is_one_line(tmp_path, results, tiny, engine_python):
     _, flags = tiny()
     (tmp_path / "swinv2.plan").write_text("broken")
+    command = [*flags, "--plan", str(tmp_path / "swinv2.plan"), "--runner", "engine", "--count", "10"]
+    with pytest.raises(UserError, match=r"swinv2\.plan: nothing says what the engine is: .*built by another TensorRT"):
+        script.main(command)
+    write_beside(tmp_path / "swinv2.plan", Facts(precision="fp32"))
     with pytest.raises(UserError, match=r"swinv2\.plan: the engine did not run: .*built by another TensorRT"):
-        script.main([*flags, "--plan", str(tmp_path / "swinv2.plan"), "--runner", "engine", "--count", "10"])
+        script.main(command)
     assert not results.exists()
 
 

@@ -1,6 +1,9 @@
 """data/batch_data_gen.py: the files hold the images and the model's logits, always the same; bad input writes none."""
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import export_onnx
@@ -14,8 +17,10 @@ from safetensors.torch import save_file
 
 from config import get_config
 from data import batch_data_gen
+from data.batches import data_of
 from data.images import load_image, preprocess
 from data.photo_crops import held_out_batch
+from graphs.facts import carried_over, of_onnx
 from models.build import build_model
 from utils import ROOT, UserError
 
@@ -53,12 +58,13 @@ def test_files_hold_images_and_logits(model, onnx_file, tmp_path, capsys):
         logits = model(torch.from_numpy(images)).numpy()
     for batch in (1, 4, 8, 16):
         arrays = files[f"small_v2-b{batch}.npz"]
-        assert sorted(arrays) == ["input", "logits", "model"]
+        assert sorted(arrays) == ["facts", "input", "logits", "model"]
         assert arrays["input"].dtype == arrays["logits"].dtype == np.float32
         assert np.array_equal(arrays["input"], images[:batch])
         assert arrays["logits"].shape == (batch, 18)
         assert np.abs(arrays["logits"] - logits[:batch]).max() <= 1e-5 * np.abs(logits).max()
-        assert str(arrays["model"]) == "small_v2"
+        assert str(arrays["model"]) == "swinv2_micro"  # as the ONNX file says, whatever its name
+        assert json.loads(str(arrays["facts"]))["digest"] == hashlib.sha256(onnx_file.read_bytes()).hexdigest()
     assert capsys.readouterr().out.count("wrote") == 4
 
 
@@ -143,15 +149,33 @@ def test_nan_in_the_output_is_not_written(onnx_file, tmp_path):
     refuses("gives NaN or infinity at batch 1", path, tmp_path / "out")
 
 
-def test_expected_outputs_come_from_fp32(onnx_file, tmp_path):
-    model, path = onnx.load(onnx_file), tmp_path / "half.onnx"
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float16), "half"))
-    onnx.save(model, path)
-    refuses(r"half\.onnx: computes in fp16", path, tmp_path / "out")
+def test_expected_outputs_come_from_fp32(onnx_file, tmp_path, as_fp16):
+    refuses(r"whole\.onnx: computes in fp16", as_fp16(onnx_file, tmp_path / "whole.onnx"), tmp_path / "out")
+    path = tmp_path / "plate_fp16.onnx"
+    path.write_bytes(onnx_file.read_bytes())
+    assert list(generate(path, tmp_path / "out", "--batches", "1")) == ["plate_fp16-b1.npz"]
+
+
+def test_data_is_found_by_what_made_it(onnx_file, tmp_path, as_fp16):
+    """Of an FP16 graph the data of the FP32 one, whatever the names; also data of another export of the weights."""
+    half = of_onnx(as_fp16(onnx_file, tmp_path / "half.onnx"))
+    out = tmp_path / "out"
+    generate(onnx_file, out, "--batches", "2,1")
+    (out / "small_v2-b2.npz").rename(out / "anything.npz")
+    np.savez(out / "foreign.npz", x=np.zeros(1))
+    found = data_of(half, out)
+    assert [(batch.path.name, len(batch.input)) for batch in found] == [("small_v2-b1.npz", 1), ("anything.npz", 2)]
+    again = replace(of_onnx(onnx_file), digest="0" * 64, parents=())  # another file of the same weights
+    assert [len(batch.input) for batch in data_of(again, out)] == [1, 2]
+    assert data_of(replace(again, weights="0" * 64), out) == []
+    assert data_of(half, out, "int8") == []
+    (out / "broken.npz").write_bytes((out / "anything.npz").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"broken\.npz: is not batch data, or a truncated one"):
+        data_of(half, out)
 
 
 def test_a_quantised_graph_gives_what_int8_may_be_off(onnx_file, tmp_path):
-    """The Q/DQ graph alone, and by its name: TRT_test.py looks for <model>_int8-b<N>.npz."""
+    """The Q/DQ graph, whatever its name; not one with INT8 plugin nodes."""
     model = onnx.load(onnx_file)
     output = model.graph.output[0].name
     next(node for node in model.graph.node if output in node.output).output[:] = ["exact"]
@@ -159,12 +183,14 @@ def test_a_quantised_graph_gives_what_int8_may_be_off(onnx_file, tmp_path):
                                     numpy_helper.from_array(np.int8(0), "zero")])
     model.graph.node.extend([helper.make_node("QuantizeLinear", ["exact", "step", "zero"], ["steps"]),
                              helper.make_node("DequantizeLinear", ["steps", "step", "zero"], [output])])
-    for name in ("m_int8", "m"):
-        onnx.save(model, tmp_path / f"{name}.onnx")
-    batch_data_gen.main(["--model", str(tmp_path / "m_int8.onnx"), "--output", str(tmp_path), "--batches", "2"])
-    with np.load(tmp_path / "m_int8-b2.npz") as data:
-        assert str(data["model"]) == "m_int8" and not (2 * data["logits"] % 1).any()
-    refuses(r"m\.onnx: computes in int8", tmp_path / "m.onnx", tmp_path / "out")
+    onnx.save(carried_over(model, onnx_file), tmp_path / "m.onnx")
+    batch_data_gen.main(["--model", str(tmp_path / "m.onnx"), "--output", str(tmp_path), "--batches", "2"])
+    with np.load(tmp_path / "m-b2.npz") as data:
+        assert not (2 * data["logits"] % 1).any()
+    assert [batch.path.name for batch in data_of(of_onnx(tmp_path / "m.onnx"), tmp_path, "int8")] == ["m-b2.npz"]
+    model.graph.node.append(helper.make_node("SwinQuantize", [output], ["q"], domain="swin"))
+    onnx.save(model, tmp_path / "patched.onnx")
+    refuses(r"patched\.onnx: computes in int8", tmp_path / "patched.onnx", tmp_path / "out")
 
 
 def test_a_file_that_is_not_onnx_and_an_unwritable_folder(onnx_file, tmp_path):

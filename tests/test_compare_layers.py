@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphs.facts import built_from, carried_over, of_onnx, write_beside
 from TensorRT import compare_layers
-from utils import ROOT
+from utils import ROOT, UserError
 
 
 def shell(*command: str | Path) -> subprocess.CompletedProcess:
@@ -50,6 +51,8 @@ def small_graph(tmp_path):
     save("m_fp16.onnx", TensorProto.FLOAT16, [
         node("MatMul", ["half", "W"], "h"), *body, node("MatMul", ["r", "W"], "z"),
         node("Cast", ["z"], "logits", to=TensorProto.FLOAT), node("Cast", ["input"], "half", to=TensorProto.FLOAT16)])
+    model = onnx.load(str(tmp_path / "m_fp16.onnx"))
+    onnx.save(carried_over(model, tmp_path / "m.onnx"), str(tmp_path / "m_fp16.onnx"))
     np.savez(tmp_path / "x.npz", input=np.random.default_rng(2).standard_normal((3, 8)).astype(np.float32))
     return tmp_path, weights
 
@@ -89,6 +92,8 @@ def test_prepare_runs_plugin_nodes_by_their_meaning(small_graph):
         relu.attribute.append(helper.make_attribute("epsilon", 1e-12))
         model.opset_import.append(helper.make_opsetid("swin", 1))
         model.graph.value_info.append(helper.make_tensor_value_info("h", element, ["batch", 8]))
+        if name == "p_fp16":
+            carried_over(model, folder / "p.onnx")
         onnx.save(model, str(folder / f"{name}.onnx"))
         done = prepare(folder, f"{name}.onnx")
         assert done.returncode == 0, done.stderr
@@ -98,6 +103,26 @@ def test_prepare_runs_plugin_nodes_by_their_meaning(small_graph):
             h = stored["input"] @ weights
             assert list(stored["operators"])[:3] == ["MatMul", "SwinFNorm", "MatMul"]
             np.testing.assert_allclose(stored["tensor_1"], h / np.linalg.norm(h, axis=-1, keepdims=True), atol=1e-6)
+
+
+def test_an_fp16_graph_without_its_fp32_graph_is_refused(small_graph):
+    folder, _ = small_graph
+    (folder / "m.onnx").unlink()
+    assert "the FP32 graph that it was made from is neither beside it" in one_line_error(
+        prepare(folder, "m_fp16.onnx"))
+
+
+def test_the_reference_of_a_layers_engine_is_found_by_the_graph_that_it_was_built_from(small_graph, monkeypatch):
+    folder, _ = small_graph
+    (folder / "onnx").mkdir()
+    for graph in ("m", "m_fp16"):
+        assert prepare(folder, f"{graph}.onnx", "--output", folder / "onnx").returncode == 0
+    monkeypatch.setattr(compare_layers, "ROOT", folder)
+    (folder / "a.plan").write_bytes(b"ftrt")
+    with pytest.raises(UserError, match=r"a\.plan: does not say what it was built from"):
+        compare_layers.layers_reference(folder / "a.plan")
+    write_beside(folder / "a.plan", built_from(of_onnx(folder / "onnx/m_fp16_layers.onnx"), "x.onnx"))
+    assert compare_layers.layers_reference(folder / "a.plan") == folder / "onnx/m_fp16_layers.npz"
 
 
 def test_prepare_chooses_tensors(small_graph):

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 
 import TRT_test
-from graphs.names import engine_precision
 from TensorRT import backend
 from utils import ROOT, UserError
 
@@ -47,7 +46,7 @@ def command(*parts: str | Path, **environment: str) -> subprocess.CompletedProce
 
 
 def build(name: str, *flags: str | Path) -> subprocess.CompletedProcess:
-    precision = ["--noTF32"] if engine_precision(name) == "fp32" else ["--fp16"]
+    precision = [] if "_fp16" in name or "_int8" in name else ["--noTF32"]
     return command("bash", "TensorRT/build.sh", f"onnx/{name}.onnx", *precision, *flags,
                    *os.environ.get("BUILD_FLAGS", "").split())
 
@@ -147,13 +146,13 @@ def batches(engine) -> list[TRT_test.Batch]:
     """The data of an engine's model; skips where there is none."""
     if not any((ROOT / "data").glob(f"{engine.plan.stem.partition('_micro')[0]}_micro-b*.npz")):
         pytest.skip("no data/<model>-b<N>.npz of its model; run_all.sh makes them")
-    return TRT_test.find_batches(engine.plan, None)
+    return TRT_test.find_batches(engine.plan, engine.facts(), None)
 
 
 def tolerance(engine, data: list[TRT_test.Batch]) -> float:
     """What an engine's logits may be off by; skips where there is nothing to derive it from."""
     try:
-        return TRT_test.tolerance(engine.plan, None, data)
+        return TRT_test.tolerance(engine.plan, engine.facts(), None, data)
     except UserError as error:
         pytest.skip(str(error))
 
@@ -183,7 +182,8 @@ def test_a_patched_engine_bears_stressed_weights(runtime, name):
         pytest.skip(f"{path} is missing; TensorRT/swinv2_question.sh makes it")
     data = TRT_test.load_batch(work / f"{name}-b16.npz")
     with Engine(path) as engine, engine.context() as context:
-        assert TRT_test.check(data, context.infer(data.input), TRT_test.tolerance(path, None, [data])) == "good"
+        allowed = TRT_test.tolerance(path, engine.facts(), None, [data])
+        assert TRT_test.check(data, context.infer(data.input), allowed) == "good"
 
 
 @pytest.mark.parametrize("name", [*V1, *V2])
@@ -202,7 +202,7 @@ def test_the_largest_batch_equals_its_parts(load, name):
 
 @pytest.mark.parametrize("name", [*V1, *V2])
 def test_plugins_are_recognised(load, name):
-    assert load(name).has_plugins() == is_patched(name)
+    assert bool(load(name).facts().patched) == is_patched(name)
 
 
 @pytest.mark.parametrize("name", [*V1, *V2])

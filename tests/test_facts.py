@@ -175,12 +175,14 @@ def test_facts_travel_in_the_file_under_any_name(tmp_path):
 
 
 def test_surgery_carries_them_over_with_the_digest_of_the_parent(tmp_path):
-    root = saved(tmp_path / "root.onnx", with_facts(conv_model(), full_facts()))
+    model = conv_model()
+    model.metadata_props.add(key="author", value="somebody")  # not of this project
+    root = saved(tmp_path / "root.onnx", with_facts(model, full_facts()))
     half = conv_model([cast(TensorProto.FLOAT16, "input", "half")], pixels="half", weight=np.float16)
-    child = saved(tmp_path / "child.onnx", carried_over(half, of_onnx(root), root.name))
-    grandchild = saved(tmp_path / "grandchild.onnx", carried_over(onnx.load(str(child)), of_onnx(child), child.name,
-                                                                 resize="other"))
+    child = saved(tmp_path / "child.onnx", carried_over(half, root))
+    grandchild = saved(tmp_path / "grandchild.onnx", carried_over(onnx.load(str(child)), child, resize="other"))
     facts = of_onnx(grandchild)
+    assert {entry.key: entry.value for entry in onnx.load(str(grandchild)).metadata_props}["author"] == "somebody"
     assert facts.precision == "fp16" and facts.model == "tiny" and facts.resize == "other"
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (child, root)]
     assert facts.parents == (Parent(digests[0], "child.onnx"), Parent(digests[1], "root.onnx"))

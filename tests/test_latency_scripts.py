@@ -29,6 +29,7 @@ from config import get_config
 from data import batches
 from data.photo_crops import held_out_batch
 from graphs import sessions
+from graphs.facts import of_onnx
 from models.build import build_model
 from Results import tables, timing
 from Results.tables import LATENCY_COLUMNS
@@ -85,7 +86,8 @@ def test_timed_runs_can_be_short(monkeypatch):
 
 def test_latency_figures():
     figures = timing.latency_figures(np.arange(1.0, 102.0), batch=8)  # 1 to 101 ms, median 51
-    assert figures == {"latency_ms_median": "51.0000", "latency_ms_p99": "100.0000", "images_per_s": "156.9"}
+    assert figures == {"latency_ms_median": "51.0000", "latency_ms_p25": "26.0000", "latency_ms_p75": "76.0000",
+                       "latency_ms_p99": "100.0000", "images_per_s": "156.9"}
 
 
 def test_error_figures():
@@ -167,7 +169,8 @@ def test_torch_latency_on_every_precision(files, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "on the CPU" in out and out.count("images/s") == len(table)
     for row in table:
-        assert row["model"] == "cut_down" and row["notes"] == "CPU" and row["gpu"].startswith("none (")
+        assert row["model"] == "cut_down" and row["gpu"].startswith("none (")
+        assert (row["device"], row["cuda_graph"], row["timed_by"]) == ("cpu", "no", "clock")
         images = held_out_batch(int(row["batch"]), 64)[0]
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[row["precision"]]
         model = copy.deepcopy(files.model).fold_constants().to(dtype)
@@ -184,8 +187,11 @@ def test_torchscript_and_compile_and_what_the_error_is_against(files, tmp_path, 
     Torch_Latency.main(["--runner", "torch-script,torch-compile", "--precision", "fp32", "--batch", "2", *QUICK,
                         "--mode", "default", "--results", str(tmp_path), "--data", str(tmp_path), *files.flags])
     script, compiled = rows(tmp_path)
-    assert (script["runner"], script["notes"]) == ("torch-script", "CPU; errors against PyTorch FP32")
-    assert (compiled["runner"], compiled["notes"]) == ("torch-compile", "mode default; errors against PyTorch FP32")
+    assert (script["runner"], script["mode"], script["cuda_graph"]) == ("torch-script", "", "no")
+    assert (compiled["runner"], compiled["mode"], compiled["cuda_graph"]) == ("torch-compile", "default", "")
+    assert script["errors_against"] == compiled["errors_against"] == "PyTorch FP32"
+    assert script["backend"] == f"PyTorch {torch.__version__}" and script["images"] == "2"
+    assert float(script["load"]) >= 0
     for row in (script, compiled):
         assert float(row["max_abs_err"]) < 1e-5 and row["top1_agreement"] == "1.0000"
 
@@ -221,15 +227,16 @@ def test_torch_latency_refuses_unknown_values(files, flag, value):
 
 
 def test_onnx_latency_takes_errors_against_the_fp32_export(files, tmp_path, capsys, as_fp16):
-    exported = tmp_path / "cut_down.onnx"
+    exported = tmp_path / "plate.onnx"
     exported.write_bytes(files.onnx.read_bytes())
-    patched = as_fp16(exported, tmp_path / "cut_down_attention_fp16.onnx")
+    patched = as_fp16(exported, tmp_path / "any.onnx")
     Onnx_Latency.main(["--model", str(exported), str(patched), "--runner", "ort-cpu", "--batch", "1,4", *QUICK,
                        "--results", str(tmp_path), "--data", str(tmp_path)])
     table = rows(tmp_path)
     assert [(row["model"], row["precision"], row["batch"]) for row in table] == [
         ("cut_down", precision, batch) for precision in ("fp32", "fp16") for batch in "14"]
-    assert "cut_down_attention_fp16; CPU" in table[2]["notes"]
+    assert [row["file"] for row in table] == ["plate.onnx", "plate.onnx", "any.onnx", "any.onnx"]
+    assert {row["errors_against"] for row in table} == {"plate.onnx"} and {row["patched"] for row in table} == {"no"}
     assert capsys.readouterr().out.count("images/s") == 4
     for row in table:
         images = held_out_batch(int(row["batch"]), 64)[0]
@@ -252,18 +259,25 @@ def test_a_session_of_a_fixed_batch_gives_the_same_logits(files, tmp_path):
     assert sessions.onnx_session(tmp_path / "shapes.onnx").get_inputs()[0].shape[0] == "batch"
 
 
-def test_reference_is_found_by_the_beginning_of_the_name(files, tmp_path, as_fp16):
-    exported = tmp_path / "v2_cut.onnx"
+def test_reference_is_found_by_its_digest(files, tmp_path, as_fp16):
+    def reference(path: Path, given: Path | None = None) -> Path:
+        return Onnx_Latency.reference_path(path, of_onnx(path), given)
+
+    exported = tmp_path / "plate_fp16.onnx"
     exported.write_bytes(files.onnx.read_bytes())
-    patched = as_fp16(exported, tmp_path / "v2_cut_fp16.onnx")
-    assert Onnx_Latency.reference_path(exported, None) == exported
-    assert Onnx_Latency.reference_path(patched, None) == exported
-    assert Onnx_Latency.reference_path(patched, files.onnx) == files.onnx
-    twice = as_fp16(patched, tmp_path / "v2_cut_fp16_twice.onnx")
-    assert Onnx_Latency.reference_path(twice, None) == exported  # not the FP16 file between them
-    exported.unlink()
-    with pytest.raises(UserError, match=r"v2_cut_fp16\.onnx: the FP32 export .* --reference"):
-        Onnx_Latency.reference_path(patched, None)
+    half = as_fp16(exported, tmp_path / "half.onnx")
+    assert reference(exported) == exported
+    assert reference(half) == exported
+    assert reference(half, files.onnx) == files.onnx
+    twice = as_fp16(half, tmp_path / "plate.onnx")
+    assert reference(twice) == exported  # not the FP16 file between them
+    renamed = exported.rename(tmp_path / "zebra.onnx")
+    assert reference(twice) == renamed
+    model = onnx.load(str(renamed))
+    model.doc_string = "changed since"
+    onnx.save(model, str(renamed))
+    with pytest.raises(UserError, match=r"half\.onnx: the FP32 export .* \(plate_fp16\.onnx\) .* --reference"):
+        reference(half)
 
 
 def test_cuda_asked_for_and_absent_is_one_line(files, tmp_path, monkeypatch):
@@ -286,22 +300,20 @@ def test_reference_batch_reads_the_data_file_if_it_is_of_this_model(files, tmp_p
     def logits(images: np.ndarray) -> np.ndarray:
         return ort(files.onnx, images)
 
-    crops = held_out_batch(2, 64)[0]
-    images, expected = batches.reference_batch("cut_down", 2, 64, logits, tmp_path)
+    crops, facts = held_out_batch(2, 64)[0], of_onnx(files.onnx)
+    images, expected = batches.reference_batch(facts, 2, logits, tmp_path)
     assert np.array_equal(images, crops) and np.array_equal(expected, logits(crops))
 
     other = crops[:, :, ::-1].copy()  # upside down: images that are not the crops
-    path = tmp_path / "cut_down-b2.npz"
-    np.savez(path, input=other, logits=logits(other), model="cut_down")
-    images, expected = batches.reference_batch("cut_down", 2, 64, logits, tmp_path)
+    path = tmp_path / "anything.npz"
+    batches.save_batch(path, other, logits(other), "cut_down", facts)
+    images, expected = batches.reference_batch(facts, 2, logits, tmp_path)
     assert np.array_equal(images, other) and np.array_equal(expected, logits(other))
 
-    for wrong in ({"input": other, "logits": logits(crops)}, {"input": other[:1], "logits": logits(other[:1])},
-                  {"input": other[..., :32, :32], "logits": logits(other)},
-                  {"input": other, "logits": logits(other)[:, :5]}):
-        np.savez(path, **wrong, model="cut_down")
-        with pytest.raises(UserError, match=r"cut_down-b2\.npz: .* not those of the model"):
-            batches.reference_batch("cut_down", 2, 64, logits, tmp_path)
+    for wrong, made in ((other, logits(crops)), (other[..., :32, :32], logits(other)), (other, logits(other)[:, :5])):
+        batches.save_batch(path, wrong, made, "cut_down", facts)
+        with pytest.raises(UserError, match=r"anything\.npz: .* not those of the model"):
+            batches.reference_batch(facts, 2, logits, tmp_path)
 
 
 def test_a_run_without_rows_leaves_nothing_behind(files, tmp_path):
@@ -338,7 +350,7 @@ def test_compile_only_fills_the_cache_for_another_process_and_leaves_no_row(file
     assert "torch-compile fp32 b2 (mode max-autotune) compiled in" in told and told.endswith("hit 0 miss 1\n")
     assert not (tmp_path / "Results").exists()
     assert run("--onnx", str(files.onnx), *QUICK).endswith("hit 1 miss 0\n")
-    assert [row["notes"] for row in rows(tmp_path / "Results")] == ["mode max-autotune"]
+    assert [row["mode"] for row in rows(tmp_path / "Results")] == ["max-autotune"]
 
 
 def test_what_does_not_compile_is_a_failure(files, tmp_path, capsys, monkeypatch):
@@ -414,8 +426,8 @@ def test_a_cuda_graph_is_captured_after_runs_that_are_not_and_judged_by_its_last
     assert graph.options == {"use_tf32": "0", "enable_cuda_graph": "1"}
     assert graph.runs[:4] == ["-1", "-1", "-1", None] and set(graph.runs[3:]) == {None}
     table = rows(tmp_path)
-    assert [row["notes"] for row in table] == [f"cut_down; {variant}; timed by the clock"
-                                               for variant in ("no CUDA graph", "CUDA graph")]
+    assert [(row["cuda_graph"], row["timed_by"], row["device"]) for row in table] == [
+        ("no", "clock", "cuda"), ("yes", "clock", "cuda")]
     expected = ort(files.onnx, held_out_batch(2, 64)[0])
     for row, session in zip(table, (plain, graph)):
         assert float(row["max_abs_err"]) == pytest.approx(np.abs(len(session.runs) - expected).max(), rel=1e-3)
@@ -429,6 +441,6 @@ def test_a_variant_that_fails_is_one_line_and_the_other_goes_on(files, tmp_path,
         Onnx_Latency.main(command)
     assert "b2 (no CUDA graph) failed: CUDA failure 700" in capsys.readouterr().err
     Onnx_Latency.main([*command, "--variant", "CUDA graph"])
-    assert [row["notes"].split("; ")[1] for row in rows(tmp_path)] == ["CUDA graph", "CUDA graph"]
+    assert [row["cuda_graph"] for row in rows(tmp_path)] == ["yes", "yes"]
     with pytest.raises(UserError, match="'graph': unknown"):
         Onnx_Latency.main([*command, "--variant", "graph"])

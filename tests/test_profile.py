@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import get_config
+from graphs.facts import Facts
 from models.build import build_model
 from Results import draw_profile
 from Results.tables import append_rows
@@ -66,6 +67,19 @@ def test_profile_groups(layer, group):
     assert profile_engine.group_of(layer) == group
 
 
+def facts_of(plan: str) -> Facts:
+    """The facts of an engine that is called after them."""
+    model, *words = plan.removesuffix(".plan").split("_")
+    return Facts(model=model, variant={"swinv1": "swin"}.get(model, model),
+                 precision=next((word for word in words if word in ("fp16", "int8")), "fp32"),
+                 patched={"SwinAttention": 1} if "attention" in words else {})
+
+
+def rows_of(plan: str, *measured: object) -> list[dict]:
+    """profile_engine.group_rows of an engine that is called after its facts."""
+    return profile_engine.group_rows(facts_of(plan), Path(plan), *measured)
+
+
 # --- work ----------------------------------------------------------------------------------------------------
 
 
@@ -76,11 +90,11 @@ def test_yaml_is_read_as_the_configuration_reads_it(path):
     assert swin_work.read_swin(path) == Swin(config.MODEL.TYPE, swin.EMBED_DIM, tuple(swin.DEPTHS), swin.WINDOW_SIZE,
                                              config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES)
     assert (swin.PATCH_SIZE, swin.IN_CHANS, swin.MLP_RATIO) == (4, 3, 4)
-    assert swin_work.yaml_of(Path(f"{config.MODEL.NAME}_attention_fp16.plan")) == path
+    assert swin_work.yaml_of(Facts(variant=path.stem)) == path
 
 
 def test_an_engine_of_another_model_has_no_yaml(tmp_path):
-    assert swin_work.yaml_of(Path("resnet50.plan")) is None
+    assert swin_work.yaml_of(Facts(variant="resnet50")) is None and swin_work.yaml_of(Facts()) is None
     (tmp_path / "m.yaml").write_text("MODEL:\n  TYPE: swinv1\n")
     with pytest.raises(UserError, match="has no line EMBED_DIM"):
         swin_work.read_swin(tmp_path / "m.yaml")
@@ -207,7 +221,7 @@ def test_an_attention_branch_in_one_kernel_reads_and_writes_the_tokens_once(kind
 
 def test_an_engine_says_how_many_mlps_are_whole():
     def work(*layers: str) -> dict[str, Work]:
-        return profile_engine.work_of_groups(Path("swinv1_attention_fp16.plan"), list(layers), 1, 224, 1000)
+        return profile_engine.work_of_groups(facts_of("swinv1_attention_fp16.plan"), list(layers), 1, 224, 1000)
 
     linear = "/layers.0/blocks.0/attn/proj/MatMul/SwinLinear"
     mlps = [f"/layers.1/blocks.{block}/mlp/fc1/MatMul/SwinMlp" for block in (0, 1)]
@@ -233,11 +247,10 @@ def test_an_int8_engine_of_v1_has_proj_of_narrow_blocks_in_the_mlps_kernel():
             "attn/proj/MatMul/SwinLinearInt8", "norm2/LayerNormalization/SwinLayerNormInt8",
             "mlp/fc1/MatMul/SwinLinearInt8", "mlp/fc2/MatMul/SwinLinearInt8"]
         layers += [block.format(stage, number) + part for number in range(depth) for part in parts]
-    work = profile_engine.work_of_groups(Path("swinv1_attention_int8.plan"), layers, 8, 224, 1000)
+    work = profile_engine.work_of_groups(facts_of("swinv1_attention_int8.plan"), layers, 8, 224, 1000)
     del work["all"]
     assert work == swin_work.work_of(swin, 8, 2, True, narrow, narrow)
-    rows = profile_engine.group_rows(Path("swinv1_attention_int8.plan"), 8, dict.fromkeys(layers, 0.1), 224, 1000, None,
-                                     None)
+    rows = rows_of("swinv1_attention_int8.plan", 8, dict.fromkeys(layers, 0.1), 224, 1000, None, None)
     found = {row["group"]: (row["layers"], row["int8_layers"]) for row in rows}
     assert found == {"attention": (24, 24), "qkv": (24, 24), "proj": (20, 20), "fc1 + GELU": (20, 20),
                      "fc2": (20, 20), "LayerNorm and residual": (44, 44), "MLP in one kernel": (4, 0),
@@ -259,10 +272,10 @@ def test_an_int8_engine_has_wide_attention_branches_in_one_kernel(version):
             parts += ["mlp/fc1/MatMul/SwinLinearInt8", "mlp/fc2/MatMul/SwinLinearInt8"]
         layers += [f"/layers.{stage}/blocks.{number}/{part}" for number in range(depth) for part in parts]
     plan, narrow, wide = Path(f"swinv{version}_attention_int8.plan"), {0: 2, 1: 2}, {2: 18}
-    work = profile_engine.work_of_groups(plan, layers, 8, swin.img_size, 1000)
+    work = profile_engine.work_of_groups(facts_of(plan.name), layers, 8, swin.img_size, 1000)
     del work["all"]
     assert work == swin_work.work_of(swin, 8, 2, version == 1, narrow, narrow, wide)
-    rows = profile_engine.group_rows(plan, 8, dict.fromkeys(layers, 0.1), swin.img_size, 1000, None, None)
+    rows = rows_of(plan.name, 8, dict.fromkeys(layers, 0.1), swin.img_size, 1000, None, None)
     found = {row["group"]: (row["layers"], row["int8_layers"]) for row in rows}
     assert found == {"qkv": (6, 2), "attention": (6, 2), "proj": (2, 2), "attention branch in one node": (18, 18),
                      "fc1 + GELU": (20, 20), "fc2": (20, 20), "LayerNorm and residual": (2, 2),
@@ -284,7 +297,7 @@ TIMES = {"/patch_embed/proj/Conv": 0.1, "/layers.0/blocks.0/attn/qkv/MatMul": 0.
 
 
 def test_rows_hold_the_work_over_the_time():
-    *groups, total = profile_engine.group_rows(Path("swinv1_fp16.plan"), 32, TIMES, 224, 1000, 800.0, 4000.0)
+    *groups, total = rows_of("swinv1_fp16.plan", 32, TIMES, 224, 1000, 800.0, 4000.0)
     by_name = {row["group"]: row for row in groups}
     assert [row["group"] for row in groups] == ["qkv", "copies and reformats", "patch embed"]
     qkv, work = by_name["qkv"], swin_work.work_of(swin_work.read_swin(ROOT / "models/swin.yaml"), 32, 2)
@@ -296,7 +309,7 @@ def test_rows_hold_the_work_over_the_time():
     assert by_name["copies and reformats"]["tflop_per_s"] == ""
     assert total["group"] == "all" and total["time_ms_median"] == "1.3000"
     assert float(total["gflop"]) == pytest.approx(sum(each.operations for each in work.values()) / 1e9, rel=1e-3)
-    (unknown, *_), = [profile_engine.group_rows(Path("other.plan"), 1, TIMES, 224, 1000, None, None)]
+    (unknown, *_), = [rows_of("other.plan", 1, TIMES, 224, 1000, None, None)]
     assert unknown["gflop"] == unknown["arithmetic_fraction"] == ""
 
 
@@ -304,20 +317,20 @@ def test_rows_say_how_many_layers_ran_in_int8():
     times = {"/layers.2/blocks.0/attn/qkv/MatMul/SwinLinearInt8": 1.0,
              "/layers.0/blocks.0/attn/qkv/MatMul/SwinLinear": 1.0,
              "/layers.2/blocks.0/attn/SwinAttentionInt8": 1.0}
-    rows = profile_engine.group_rows(Path("swinv1_attention_int8.plan"), 1, times, 224, 1000, None, None)
+    rows = rows_of("swinv1_attention_int8.plan", 1, times, 224, 1000, None, None)
     assert {row["group"]: (row["layers"], row["int8_layers"]) for row in rows} == {
         "qkv": (2, 1), "attention": (1, 1), "all": (3, 2)}
 
 
 def test_a_fused_region_has_the_work_of_what_has_no_layer():
     layers = ["/patch_embed/proj/Conv", "{ForeignNode[/layers.0/blocks.0/norm1...logits/Add]}"]
-    work = profile_engine.work_of_groups(Path("swinv2_fp16.plan"), layers, 1, 256, 1000)
+    work = profile_engine.work_of_groups(facts_of("swinv2_fp16.plan"), layers, 1, 256, 1000)
     assert work["fused by TensorRT"].operations == work["all"].operations - work["patch embed"].operations
 
 
 def test_residuals_count_where_the_engine_adds_them():
     def moved(plan: str, *layers: str) -> float:
-        return profile_engine.work_of_groups(Path(plan), list(layers), 1, 224, 1000)["proj"].bytes
+        return profile_engine.work_of_groups(facts_of(plan), list(layers), 1, 224, 1000)["proj"].bytes
 
     linear, norm = "/layers.0/blocks.0/attn/proj/MatMul/SwinLinear", "/layers.0/blocks.0/norm2/SwinAddLayerNorm"
     assert moved("swinv1_attention_fp16.plan", linear) > moved("swinv1_attention_fp16.plan", linear, norm)
@@ -344,8 +357,8 @@ def test_peaks_come_from_the_benchmark_of_the_same_run_or_the_last_on_such_a_gpu
 def profiled(engine: str, batch: int, factor: float, run_id: str = "1") -> list[dict]:
     """Rows of an engine whose every layer takes `factor` times what the invented TIMES say."""
     times = {layer: factor * time_ms for layer, time_ms in TIMES.items()}
-    rows = profile_engine.group_rows(Path(f"{engine}.plan"), batch, times, 224, 1000, 800.0, 4000.0)
-    return [{"run_id": run_id, "commit": "abc", "gpu": "A GPU", **row} for row in rows]
+    rows = rows_of(f"{engine}.plan", batch, times, 224, 1000, 800.0, 4000.0)
+    return [{"run_id": run_id, "commit": "abc", "gpu": "A GPU", "backend": "TensorRT 8", **row} for row in rows]
 
 
 def test_picture_has_a_bar_for_each_engine_and_the_fraction_of_the_peak(tmp_path):
@@ -362,7 +375,7 @@ def test_picture_has_a_bar_for_each_engine_and_the_fraction_of_the_peak(tmp_path
         assert "run_id" in next(csv.reader(file))
     figure = draw_profile.draw(draw_profile.profile_rows(tmp_path), "title")
     one, thirty_two = figure.axes
-    assert one.get_title() == "swinv1_fp16, batch 1" and thirty_two.get_title() == "swinv1_fp16, batch 32"
+    assert one.get_title() == "swinv1, FP16, batch 1" and thirty_two.get_title() == "swinv1, FP16, batch 32"
     assert [label.get_text() for label in thirty_two.get_xticklabels()] == ["unpatched", "patched"]
     tops = [max(bar.get_y() + bar.get_height() for bar in thirty_two.patches if round(bar.get_center()[0]) == x)
             for x in (0, 1)]
@@ -386,8 +399,8 @@ def test_each_engine_is_drawn_of_its_newest_run_on_the_last_gpu(tmp_path):
     gone = {**again[0], "group": "a group that the newest run has not"}
     append_rows(tmp_path / "profile.csv", profile_engine.COLUMNS, [*old, *again, gone, *elsewhere, *new])
     rows = draw_profile.profile_rows(tmp_path)
-    assert [(row["run_id"], row["engine"], row["group"]) for row in rows] == [
-        (row["run_id"], row["engine"], row["group"]) for row in (*old, *new)]
+    assert [(row["run_id"], row["file"], row["group"]) for row in rows] == [
+        (row["run_id"], row["file"], row["group"]) for row in (*old, *new)]
 
 
 def test_no_rows_to_draw_is_one_line(tmp_path):

@@ -25,7 +25,7 @@ from data.images import load_image, normalise, preprocess
 from data.photo_crops import crops, held_out_batch
 from graphs.attention_branch_int8 import add_attention_branch
 from graphs.compare import top1_agreement
-from graphs.files import onnx_precision
+from graphs.facts import precision_of
 from graphs.patterns import made_by
 from graphs.reference_int8 import packed, unpacked
 from graphs.sessions import session
@@ -524,7 +524,7 @@ def test_the_patched_graph_equals_the_quantised_one(version, micro, tmp_path, mo
         1: Counter(SwinLayerNormInt8=14, SwinPatchMergeLayerNorm=3, SwinLayerNormWithParams=1),
         2: Counter(SwinLayerNormAddInt8=10, SwinLayerNormAdd=4, SwinQuantize=4, SwinPatchMerge=3,
                    SwinLayerNormWithParams=4)}[version]
-    assert onnx_precision(model) == "int8"
+    assert precision_of(model) == "int8"
     declared = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     for item in model.graph.node:

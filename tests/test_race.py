@@ -14,6 +14,7 @@ import pytest
 
 import race
 import TRT_test
+from graphs.facts import Facts
 from race import TIMM, Entrant, Model, Step
 from Results import draw_latency
 from Results.latency_tables import best_of_both, best_rows, race_and_int8, runner_table
@@ -21,18 +22,22 @@ from Results.tables import LATENCY_COLUMNS, append_rows, cpu_name, latency_rows,
 from utils import ROOT, UserError
 
 
-def row(runner: str, batch: int, ms: float, notes: str = "", **values: str) -> dict[str, str]:
+def row(runner: str, batch: int, ms: float, how: str = "", **values: str) -> dict[str, str]:
+    """A row of latency.csv; `how` it was measured in words, with `; ` between: CUDA graph, mode MODE, good, timm."""
+    words = how.split("; ")
+    mode = [word.removeprefix("mode ") for word in words if word.startswith("mode ")]
     return {**dict.fromkeys(LATENCY_COLUMNS, ""), "run_id": "1", "commit": "abc", "gpu": "A GPU", "model": "m",
             "precision": "fp16", "runner": runner, "batch": str(batch), "latency_ms_median": str(ms),
-            "images_per_s": str(1000 * batch / ms), "max_abs_err": "1.000e-03", "notes": notes, **values}
+            "images_per_s": str(1000 * batch / ms), "max_abs_err": "1.000e-03",
+            "cuda_graph": "yes" if "CUDA graph" in words else "no" if "no CUDA graph" in words else "",
+            "mode": "".join(mode), "export": "timm" if "timm" in words else "swin",
+            "check": "".join(word for word in words if word in ("good", "bad")), **values}
 
 
 # --- what is left to do --------------------------------------------------------------------------------------
 
 M = Model(Path("m.yaml"), Path("m.pth"), "m", "swinv1")
-# As TRT_test.py writes them.
-TIMM_ROWS = [row("trt", 1, 1, f"m_timm_b1_fp16; {TRT_test.origin(Path('m_timm_b1_fp16.plan'))}{graph}; good")
-             for graph in ("no CUDA graph", "CUDA graph")]
+TIMM_ROWS = [row("trt", 1, 1, f"timm; {graph}; good") for graph in ("no CUDA graph", "CUDA graph")]
 
 
 @pytest.mark.parametrize("rows, entrant, on_gpu, left", [
@@ -114,7 +119,7 @@ def test_a_measurement_asks_for_the_files_that_it_reads(root):
 
 def test_what_is_measured_is_left_out_and_the_rest_goes_to_its_script(root):
     append_rows(root / "Results/latency.csv", LATENCY_COLUMNS, [
-        row("torch-eager", batch, 1, notes) for batch in (1, 8) for notes in ("no CUDA graph", "CUDA graph")])
+        row("torch-eager", batch, 1, how) for batch in (1, 8) for how in ("no CUDA graph", "CUDA graph")])
     assert names(plan(root)) == ["m fp16 trt b1,8"]
     assert plan(root, runner=["torch-eager"]) == []  # and nothing is made for it
     assert names(plan(root, runner=["torch-eager"], run_id="2")) == ["m fp16 torch-eager b1,8"]
@@ -256,12 +261,12 @@ def test_no_gpu_leaves_a_cpu_subset_and_says_why():
 
 def test_trt_test_takes_some_of_the_batches(monkeypatch):
     batches = [SimpleNamespace(input=[0] * count) for count in (1, 8, 32)]
-    monkeypatch.setattr(TRT_test, "find_batches", lambda plan, pattern: batches)
-    chosen = TRT_test.chosen_batches(Path("m.plan"), SimpleNamespace(data=None, batch=[32, 1]))
+    monkeypatch.setattr(TRT_test, "find_batches", lambda plan, facts, pattern: batches)
+    chosen = TRT_test.chosen_batches(Path("m.plan"), Facts(), SimpleNamespace(data=None, batch=[32, 1]))
     assert [len(batch.input) for batch in chosen] == [1, 32]
-    assert TRT_test.chosen_batches(Path("m.plan"), SimpleNamespace(data=None, batch=None)) == batches
+    assert TRT_test.chosen_batches(Path("m.plan"), Facts(), SimpleNamespace(data=None, batch=None)) == batches
     with pytest.raises(UserError, match="no data of batch 4"):
-        TRT_test.chosen_batches(Path("m.plan"), SimpleNamespace(data=None, batch=[1, 4]))
+        TRT_test.chosen_batches(Path("m.plan"), Facts(), SimpleNamespace(data=None, batch=[1, 4]))
 
 
 # --- failures ------------------------------------------------------------------------------------------------

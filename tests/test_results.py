@@ -9,7 +9,7 @@ import pytest
 from Results import draw as draw_script
 from Results import draw_images as draw
 from Results import report, table
-from Results.tables import ACCURACY_COLUMNS, LATENCY_COLUMNS, RESULTS, append_rows, cpu_name
+from Results.tables import ACCURACY_COLUMNS, LATENCY_COLUMNS, MEMORY_COLUMNS, RESULTS, append_rows, cpu_name
 from utils import ROOT, UserError
 
 
@@ -48,17 +48,17 @@ def test_table_of_all_machines_or_of_one_run(results, capsys, arguments, numbers
 
 def test_table_tells_apart_what_is_not_the_same_measurement(tmp_path, capsys):
     append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [
-        row(run_id="1", precision="fp32", notes="CUDA graph", latency_ms_median="11.11"),
-        row(run_id="1", precision="fp32", notes="no CUDA graph", latency_ms_median="22.22"),
-        row(run_id="1", precision="fp16", notes="CUDA graph", latency_ms_median="33.33")])
+        row(run_id="1", precision="fp32", cuda_graph="yes", latency_ms_median="11.11"),
+        row(run_id="1", precision="fp32", cuda_graph="no", latency_ms_median="22.22"),
+        row(run_id="1", precision="fp16", cuda_graph="yes", latency_ms_median="33.33")])
     append_rows(tmp_path / "accuracy.csv", ACCURACY_COLUMNS, [
-        {**dict.fromkeys(ACCURACY_COLUMNS, ""), "model": "m", "gpu": cpu_name(), "engine": "m.onnx",
+        {**dict.fromkeys(ACCURACY_COLUMNS, ""), "model": "m", "gpu": cpu_name(), "runner": "onnx", "file": "m.onnx",
          "precision": "fp32", "batch": batch, "top1": "0.9", "agreement": share, "max_abs_err": "1e-3"}
         for batch, share in (("1", "0.8"), ("8", "0.7"))])
     table.main(["m", "--markdown", "--results", str(tmp_path)])
     shown = capsys.readouterr().out
     for batch, share in (("1", "80.00%"), ("8", "70.00%")):
-        assert f"| m.onnx | fp32 | {batch} | 90.00% | {share} | 1.0e-03 | - |" in shown
+        assert f"| onnx | m.onnx | fp32 | {batch} | 90.00% | {share} | 1.0e-03 | - |" in shown
     assert all(ms in shown for ms in ("11.11", "22.22", "33.33"))
 
 
@@ -97,24 +97,25 @@ def cells_of(text: str, *words: str) -> list[str]:
 @pytest.fixture
 def measured(tmp_path):
     """Results of Small on a GPU, invented, among rows that do not count: of a CPU, another GPU, an older run, micro."""
-    def latency(runner: str, ms: str, notes: str, **values: str) -> dict[str, str]:
+    def latency(runner: str, ms: str, **values: str) -> dict[str, str]:
         return row(**{"gpu": "A GPU", "run_id": "2", "commit": "abc", "model": "swinv1", "precision": "fp16",
                       "runner": runner, "batch": "32", "latency_ms_median": ms, "max_abs_err": "1e-3",
-                      "notes": notes, **values})
+                      "check": "good" if runner.startswith("trt") else "", **values})
 
     append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [
-        latency("trt-plugins", "0.1", "x; good", gpu="Old GPU"), latency("trt-plugins", "0.2", "x; good", run_id="1"),
-        latency("trt-plugins", "2.0", "x; CUDA graph; good"), latency("trt", "6.0", "x; CUDA graph; good"),
-        latency("torch-compile", "5.0", "mode max-autotune"), latency("torch-eager", "9.0", "no CUDA graph"),
-        latency("trt-plugins", "4.0", "x; CUDA graph; good", model="swinv2", batch="1"),
-        latency("trt-plugins", "0.3", "x; good", model="swinv1_micro"),
-        latency("ort-cpu", "1.0", "CPU", gpu=cpu_name())])
+        latency("trt-plugins", "0.1", gpu="Old GPU"), latency("trt-plugins", "0.2", run_id="1"),
+        latency("trt-plugins", "2.0", cuda_graph="yes"), latency("trt", "6.0", cuda_graph="yes"),
+        latency("torch-compile", "5.0", mode="max-autotune"), latency("torch-eager", "9.0", cuda_graph="no"),
+        latency("trt-plugins", "4.0", cuda_graph="yes", model="swinv2", batch="1"),
+        latency("trt-plugins", "0.3", model="swinv1_micro"), latency("ort-cpu", "1.0", gpu=cpu_name())])
 
     def accuracy(engine: str, batch: int, error: str, torch_error: str, agreement: str, run: str = "3",
                  gpu: str = "A GPU") -> dict[str, str]:
         return {**dict.fromkeys(ACCURACY_COLUMNS, ""), "run_id": run, "commit": "abc", "gpu": gpu,
-                "model": "swinv1", "engine": engine, "precision": "fp16", "batch": str(batch), "max_abs_err": error,
-                "torch_max_abs_err": torch_error, "agreement": agreement, "top1": "0.9", "top1_torch": "0.91"}
+                "model": "swinv1", "runner": "engine" if engine.endswith(".plan") else engine,
+                "file": engine if engine.endswith(".plan") else "", "precision": "fp16", "batch": str(batch),
+                "max_abs_err": error, "torch_max_abs_err": torch_error, "agreement": agreement, "top1": "0.9",
+                "top1_torch": "0.91"}
 
     append_rows(tmp_path / "accuracy.csv", ACCURACY_COLUMNS, [
         accuracy("swinv1_fp16.plan", 1, "5e-2", "4e-2", "0.98", run="1", gpu="Another GPU"),
@@ -122,10 +123,11 @@ def measured(tmp_path):
         accuracy("swinv1_attention_fp16.plan", 1, "3e-2", "4e-2", "1.0"),
         accuracy("swinv1_attention_fp16.plan", 8, "2e-2", "2.5e-2", "0.9995"),
         accuracy("torch", 8, "5e-1", "5e-1", "0.5")])
-    columns = ("run_id", "commit", "gpu", "engine", "batch", "device_memory_mib", "free_memory_used_mib")
-    append_rows(tmp_path / "memory.csv", columns, [
-        dict(zip(columns, ("4", "abc", "A GPU", engine, batch, "1.0", used))) for engine, batch, used in
-        [("swinv1_fp16", 128, "900.0"), ("swinv1_attention_fp16", 1, "500.5"), ("swinv1_micro_fp16", 1, "7.0")]])
+    append_rows(tmp_path / "memory.csv", MEMORY_COLUMNS, [
+        {**dict.fromkeys(MEMORY_COLUMNS, ""), "run_id": "4", "commit": "abc", "gpu": "A GPU", "model": model,
+         "file": f"{engine}.plan", "batch": batch, "free_memory_used_mib": used} for model, engine, batch, used in
+        [("swinv1", "swinv1_fp16", 128, "900.0"), ("swinv1", "swinv1_attention_fp16", 1, "500.5"),
+         ("swinv1_micro", "swinv1_micro_fp16", 1, "7.0")]])
     columns = ("run_id", "commit", "gpu", "kernel", "layer", "model", "stage", "batch", "precision", "runner", "part",
                "time_us_median", "bandwidth_fraction", "arithmetic_fraction", "max_abs_err")
     append_rows(tmp_path / "kernels.csv", columns, [
@@ -163,7 +165,7 @@ def test_int8_of_another_run_says_of_which(measured):
     """And the race before it stays."""
     def row_of(precision: str, ms: str) -> dict[str, str]:
         return row(gpu="A GPU", run_id="7", commit="abd", model="swinv1", precision=precision, runner="trt-plugins",
-                   batch="32", latency_ms_median=ms, max_abs_err="1e-2", notes="x; CUDA graph; good")
+                   batch="32", latency_ms_median=ms, max_abs_err="1e-2", cuda_graph="yes", check="good")
 
     append_rows(measured / "latency.csv", LATENCY_COLUMNS, [row_of("fp16", "2.1"), row_of("int8", "1.4")])
     text = report.section(measured, measured)

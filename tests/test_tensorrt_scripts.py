@@ -1,6 +1,7 @@
 """The scripts around TensorRT as far as a machine without TensorRT or a GPU can test them."""
 from __future__ import annotations
 
+import csv
 import importlib
 import importlib.util
 import os
@@ -9,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +20,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import TRT_test
-from graphs.names import belongs_to
+from data.batches import Batch, load_batch, save_batch
+from graphs.facts import Facts, Parent
 from Results.tables import LATENCY_COLUMNS, latency_rows
 from TensorRT import build_engine
 from TensorRT.INT8 import calibration_cache
@@ -445,9 +448,16 @@ class FakeContext:
         return 1.0
 
 
-def batch_of(count: int = 4, classes: int = 20) -> TRT_test.Batch:
+# Of the FP32 graph, of what was made of it, and of engines.
+MADE = Facts(model="m", precision="fp32", digest="1" * 64, weights="2" * 64, input_shape=(None, 3, 8, 8), export="swin")
+HALF = replace(MADE, precision="fp16", digest="3" * 64, parents=(Parent(MADE.digest, "x.onnx"),),
+               patched={"SwinAttention": 1})
+INT8 = replace(HALF, precision="int8")
+
+
+def batch_of(count: int = 4, classes: int = 20) -> Batch:
     random = np.random.default_rng(0)
-    return TRT_test.Batch(Path(f"m-b{count}.npz"), "m", random.standard_normal((count, 3, 8, 8), np.float32),
+    return Batch(Path(f"m-b{count}.npz"), MADE, random.standard_normal((count, 3, 8, 8), np.float32),
                           random.standard_normal((count, classes), np.float32))
 
 
@@ -504,21 +514,16 @@ def test_table_and_csv_rows():
     head = TRT_test.TABLE_HEAD.splitlines()
     assert [len(cell) for cell in head[-2].split("|")][:-1] == [len(cell) for cell in
                                                                TRT_test.table_line(row).split("|")][:-1]
-    columns = TRT_test.latency_row(row, Path("m_attention_fp16.plan"), "m", "trt-plugins")
+    columns = TRT_test.latency_row(row, Path("a.plan"), HALF, batch)
     assert columns["precision"] == "fp16" and columns["latency_ms_median"] == "1.0000"
-    assert columns["max_abs_err"] == "5.000e-01" and columns["notes"] == "m_attention_fp16; CUDA graph; bad"
-    assert set(columns) | {"run_id", "commit", "gpu"} == set(LATENCY_COLUMNS)
-    columns = TRT_test.latency_row(row, Path("m_timm_b4_fp16.plan"), "m", "trt")
-    assert columns["notes"] == "m_timm_b4_fp16; timm's export, batch fixed; CUDA graph; bad"
-    assert columns["precision"] == "fp16"
-
-
-def test_names_tell_a_model_from_other_variants():
-    of_small = ("swinv2", "swinv2_fp16", "swinv2_attention_int8", "swinv2_timm_b4_fp16", "swinv2_opset12", "swinv2_my")
-    others = ("swinv2_micro", "swinv2_micro_fp16", "swinv2_base_patch4_window8_256_attention_fp16", "swinv2x", "swin")
-    assert [belongs_to(name, "swinv2") for name in of_small] == [True] * len(of_small)
-    assert [belongs_to(name, "swinv2") for name in others] == [False] * len(others)
-    assert belongs_to("swinv2_micro_fp16", "swinv2_micro")
+    assert (columns["max_abs_err"], columns["cuda_graph"], columns["check"]) == ("5.000e-01", "yes", "bad")
+    assert [columns[name] for name in ("runner", "model", "file", "patched", "export", "batch_axis", "images")] == [
+        "trt-plugins", "m", "a.plan", "attention", "swin", "open", "4"]
+    assert set(columns) | {"run_id", "commit", "gpu", "backend", "load"} == set(LATENCY_COLUMNS)
+    of_timm = replace(MADE, precision="fp16", export="timm", input_shape=(4, 3, 8, 8))
+    columns = TRT_test.latency_row(row, Path("m_attention_int8.plan"), of_timm, batch)
+    assert [columns[name] for name in ("runner", "precision", "patched", "export", "batch_axis")] == [
+        "trt", "fp16", "no", "timm", "fixed"]
 
 
 def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
@@ -538,8 +543,8 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
         def context(self):
             return self
 
-        def has_plugins(self):
-            return False
+        def facts(self):
+            return MADE
 
     def measure(context, batch, allowed, graph, **timing):
         if len(batch.input) == 8 and graph:
@@ -547,7 +552,7 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
         return TRT_test.Row(len(batch.input), graph, np.ones(3), batch.logits, batch.logits, "good")
 
     monkeypatch.setitem(sys.modules, "TensorRT.engine", SimpleNamespace(Engine=FakeEngine))
-    monkeypatch.setattr(TRT_test, "find_batches", lambda plan, pattern: [batch_of(1), batch_of(8)])
+    monkeypatch.setattr(TRT_test, "find_batches", lambda plan, facts, pattern: [batch_of(1), batch_of(8)])
     monkeypatch.setattr(TRT_test, "measure", measure)
     given = SimpleNamespace(data=None, batch=None, tolerance=None, plugins=None, min_seconds=0, min_runs=1,
                             warmup_seconds=None, results=tmp_path)
@@ -556,80 +561,96 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
                               lambda: {"tensorrt": "9"})
     assert "tensorrt: 9" in (tmp_path / "environment/1.txt").read_text()
     assert {row["runner"] for row in latency_rows(tmp_path)} == {"trt"}
-    assert [(row["batch"], row["notes"]) for row in latency_rows(tmp_path)] == [
-        ("1", "m; no CUDA graph; good"), ("1", "m; CUDA graph; good"), ("8", "m; no CUDA graph; good")]
+    assert [(row["batch"], row["cuda_graph"], row["check"], row["backend"]) for row in latency_rows(tmp_path)] == [
+        ("1", "no", "good", "TensorRT 9"), ("1", "yes", "good", "TensorRT 9"), ("8", "no", "good", "TensorRT 9")]
+
+
+OTHER = replace(MADE, model="other", digest="5" * 64, weights="6" * 64, input_shape=(None, 3, 4, 4))
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A repository root with data of two models, one of whose names begins with the other's."""
+    """A repository root with data of two models, under names that say nothing."""
     monkeypatch.setattr(TRT_test, "ROOT", tmp_path)
-    (tmp_path / "data").mkdir()
-    for model, size in (("swinv1", 8), ("swinv1_micro", 4)):
+    for model, (facts, size) in enumerate(((MADE, 8), (OTHER, 4))):
         for count in (16, 1, 4):
-            np.savez(tmp_path / f"data/{model}-b{count}.npz", input=np.zeros((count, 3, size, size), np.float32),
-                     logits=np.ones((count, 5), np.float32), model=model)
+            save_batch(tmp_path / f"data/{model}{count}.npz", np.zeros((count, 3, size, size), np.float32),
+                       np.ones((count, 5), np.float32), facts.model, facts)
     return tmp_path
 
 
-def test_data_is_found_by_the_longest_name_and_sorted_by_batch(data):
-    for plan, model in (("swinv1_attention_fp16", "swinv1"), ("swinv1_micro_fp16", "swinv1_micro"),
-                        ("swinv1", "swinv1")):
-        batches = TRT_test.find_batches(Path(f"{plan}.plan"), None)
-        assert [(batch.model, len(batch.input)) for batch in batches] == [(model, 1), (model, 4), (model, 16)]
+@pytest.mark.parametrize("facts", [MADE, HALF, replace(MADE, digest="7" * 64, export="timm"), OTHER])
+def test_data_is_found_by_what_made_it_and_sorted_by_batch(data, facts):
+    batches = TRT_test.find_batches(Path("a.plan"), facts, None)
+    assert [(batch.facts.model, len(batch.input)) for batch in batches] == [(facts.model, size) for size in (1, 4, 16)]
+
+
+def test_an_engine_of_a_fixed_batch_takes_that(data):
+    fixed = replace(HALF, input_shape=(4, 3, 8, 8))
+    given = SimpleNamespace(data=None, batch=None)
+    assert [len(batch.input) for batch in TRT_test.chosen_batches(Path("a.plan"), fixed, given)] == [4]
+    assert [len(batch.input) for batch in TRT_test.chosen_batches(Path("a.plan"), HALF, given)] == [1, 4, 16]
 
 
 def test_data_of_another_model_is_refused(data):
-    with pytest.raises(UserError, match=r"swinv1_micro-b1.npz: was made from swinv1_micro.onnx"):
-        TRT_test.find_batches(Path("swinv1_fp16.plan"), "data/swinv1_micro-b1.npz")
-    with pytest.raises(UserError, match="no data/"):
-        TRT_test.find_batches(Path("swinv2.plan"), None)
+    with pytest.raises(UserError, match=r"data/14\.npz: was made with another graph than a\.plan, of model other"):
+        TRT_test.find_batches(Path("a.plan"), HALF, "data/14.npz")
+    unknown = Facts(precision="fp16")  # of an engine that has no .json beside it
+    assert len(TRT_test.find_batches(Path("a.plan"), unknown, "data/14.npz")) == 1  # one takes the user's word
+    with pytest.raises(UserError, match=r"a\.plan: data/ has no data of its model; .* nothing says what that was"):
+        TRT_test.find_batches(Path("a.plan"), unknown, None)
+    stranger = replace(HALF, weights="8" * 64, parents=(Parent("9" * 64, "y.onnx"),))
+    with pytest.raises(UserError, match=r"batch_data_gen\.py --onnx FILE makes it with y\.onnx"):
+        TRT_test.find_batches(Path("a.plan"), stranger, None)
     with pytest.raises(UserError, match="no such file"):
-        TRT_test.find_batches(Path("swinv1.plan"), "data/nothing*.npz")
+        TRT_test.find_batches(Path("a.plan"), MADE, "data/nothing*.npz")
 
 
 def test_broken_data_files_are_refused(tmp_path):
     whole = tmp_path / "whole-b1.npz"
-    np.savez(whole, input=np.zeros((1, 3, 4, 4)), logits=np.zeros((1, 5)))
+    np.savez(whole, input=np.zeros((1, 3, 4, 4)), model="m")
     with pytest.raises(UserError, match="lacks an array"):
-        TRT_test.load_batch(whole)
+        load_batch(whole)
     cut = tmp_path / "cut-b1.npz"
     for size in (0, 30, whole.stat().st_size // 2):
         cut.write_bytes(whole.read_bytes()[:size])
         with pytest.raises(UserError, match="truncated"):
-            TRT_test.load_batch(cut)
+            load_batch(cut)
 
 
 def test_tolerances():
-    batch = batch_of()
-    assert TRT_test.tolerance(Path("m.plan"), None, [batch]) == 1e-4
+    """By what the engine is, under a name that says something else."""
+    batch, plan = batch_of(), Path("m_int8.plan")
+    assert TRT_test.tolerance(plan, MADE, None, [batch]) == 1e-4
     larger = batch_of()._replace(logits=-9 * np.abs(batch.logits))  # the largest logit of all is negative
-    assert TRT_test.tolerance(Path("m_fp16.plan"), None, [batch, larger]) == pytest.approx(
-        0.09 * np.abs(batch.logits).max())
-    assert TRT_test.tolerance(Path("m_fp16.plan"), 0.5, [batch]) == 0.5
+    assert TRT_test.tolerance(plan, HALF, None, [batch, larger]) == pytest.approx(0.09 * np.abs(batch.logits).max())
+    assert TRT_test.tolerance(plan, HALF, 0.5, [batch]) == 0.5
     with pytest.raises(UserError, match="no default tolerance for bf16; give --tolerance"):
-        TRT_test.tolerance(Path("m_bf16.plan"), None, [batch])
+        TRT_test.tolerance(plan, replace(MADE, precision="bf16"), None, [batch])
 
 
 def test_int8_may_be_off_by_a_multiple_of_what_quantisation_makes(data):
     """Of the worst batch whose images are the same; and the Q/DQ graph's data is nobody's expected output."""
-    plan, batches = Path("swinv1_micro_attention_int8.plan"), TRT_test.find_batches(Path("swinv1_micro.plan"), None)
-    with pytest.raises(UserError, match=r"batch_data_gen.py --model onnx/swinv1_micro_int8.onnx, or give --tolerance"):
-        TRT_test.tolerance(plan, None, batches)
+    pairs = replace(MADE, precision="int8", digest="4" * 64, parents=(Parent(MADE.digest, "x.onnx"),))
+    engine = replace(INT8, parents=(Parent("0" * 64, "i.onnx"), Parent(pairs.digest, "q.onnx"), *pairs.parents))
+    plan, batches = Path("a_fp16.plan"), TRT_test.find_batches(Path("a.plan"), engine, None)
+    with pytest.raises(UserError, match=r"of i\.onnx, q\.onnx, x\.onnx the one with Q/DQ pairs, or give --tolerance"):
+        TRT_test.tolerance(plan, engine, None, batches)
     for count, error, image in ((1, 0.25, 0), (4, 0.5, 0), (16, 8, 1)):
-        np.savez(data / f"data/swinv1_micro_int8-b{count}.npz", logits=np.full((count, 5), 1 + error, np.float32),
-                 input=np.full((count, 3, 4, 4), image, np.float32), model="swinv1_micro_int8")
-    assert TRT_test.tolerance(plan, None, batches) == 2.5 * 0.5
-    for name in ("swinv1_micro_int8.plan", plan):
-        assert {batch.model for batch in TRT_test.find_batches(Path(name), None)} == {"swinv1_micro"}
+        save_batch(data / f"data/q{count}.npz", np.full((count, 3, 8, 8), image, np.float32),
+                   np.full((count, 5), 1 + error, np.float32), "m", pairs)
+    assert TRT_test.tolerance(plan, engine, None, batches) == 2.5 * 0.5
+    for facts in (engine, pairs):
+        assert [batch.facts for batch in TRT_test.find_batches(plan, facts, None)] == [MADE] * 3
 
 
 def test_more_memory_fails_the_script(tmp_path, monkeypatch):
-    mib = {"m_fp16": 100, "m_attention_fp16": 101}
+    mib = {"m_fp16": 100, "any": 101}
     monkeypatch.setattr(TRT_test, "measure_memory", lambda plan, batches, plugins: [
-        memory_row(plan.stem, batch, mib[plan.stem]) for batch in batches])
+        memory_row(plan.name, batch, mib[plan.stem], "no" if plan.stem == "m_fp16" else "attention")
+        for batch in batches])
     given = SimpleNamespace(memory=[1], plugins=None, results=tmp_path)
-    with pytest.raises(UserError, match=r"^FAIL m_attention_fp16: 101\.0 MiB at batch 1, unpatched 100\.0"):
+    with pytest.raises(UserError, match=r"^FAIL any\.plan: 101\.0 MiB at batch 1, unpatched 100\.0"):
         TRT_test.score_memory([Path(f"{name}.plan") for name in mib], given,
                               {"run_id": "1", "commit": "c", "gpu": "A GPU"}, lambda: {"tensorrt": "9"})
     assert "tensorrt: 9" in (tmp_path / "environment/1.txt").read_text()
@@ -640,30 +661,31 @@ def test_memory_of_engines_before_one_that_fails_is_kept(tmp_path, monkeypatch):
     def measured(plan, batches, plugins):
         if plan.stem == "broken":
             raise UserError("broken.plan: is truncated")
-        return [memory_row(plan.stem, batch, 100) for batch in batches]
+        return [memory_row(plan.name, batch, 100) for batch in batches]
 
     monkeypatch.setattr(TRT_test, "measure_memory", measured)
     given = SimpleNamespace(memory=[1, 4], plugins=None, results=tmp_path)
     with pytest.raises(UserError, match=r"broken\.plan: is truncated"):
         TRT_test.score_memory([Path("m.plan"), Path("broken.plan")], given,
                               {"run_id": "1", "commit": "c", "gpu": "A GPU"}, dict)
-    assert [line.split(",")[3:5] for line in (tmp_path / "memory.csv").read_text().splitlines()[1:]] == [
-        ["m", "1"], ["m", "4"]]
+    with (tmp_path / "memory.csv").open(newline="") as file:
+        assert [(row["file"], row["batch"]) for row in csv.DictReader(file)] == [("m.plan", "1"), ("m.plan", "4")]
 
 
-def memory_row(engine: str, batch: int, mib: float) -> dict[str, str]:
-    return {"engine": engine, "batch": str(batch), "device_memory_mib": "1.0", "free_memory_used_mib": str(mib)}
+def memory_row(file: str, batch: int, mib: float, patched: str = "no", precision: str = "fp16") -> dict[str, str]:
+    return {"model": "m", "precision": precision, "patched": patched, "file": file, "batch": str(batch),
+            "device_memory_mib": "1.0", "free_memory_used_mib": str(mib)}
 
 
 def test_memory_is_compared_with_that_of_the_unpatched_engine_at_the_same_batch():
-    rows = [memory_row("m_fp16", 1, 100), memory_row("m_fp16", 16, 120), memory_row("m_attention_fp16", 1, 100),
-            memory_row("m_attention_fp16", 16, 90), memory_row("m_layernorm_fp16", 16, 121),
-            memory_row("m_attention", 1, 500)]  # of FP32, whose unpatched engine was not measured
+    rows = [memory_row("m.plan", 1, 100), memory_row("m.plan", 16, 120), memory_row("a.plan", 1, 100, "attention"),
+            memory_row("a.plan", 16, 90, "attention"), memory_row("l.plan", 16, 121, "layernorm"),
+            memory_row("f.plan", 1, 500, "attention", "fp32")]  # whose unpatched engine was not measured
     lines, failed = TRT_test.compare_memory(rows)
-    assert len(lines) == 2 + len(rows) + 2 and lines[5].split() == ["m_attention_fp16", "16", "1.0", "90", "120.0"]
-    assert lines[-2] == ("PASS m_attention_fp16: 100.0 MiB at batch 1, unpatched 100.0; the worst of batches 1,16")
+    assert len(lines) == 2 + len(rows) + 2 and lines[5].split() == ["a.plan", "16", "1.0", "90", "120.0"]
+    assert lines[-2] == "PASS a.plan: 100.0 MiB at batch 1, unpatched 100.0; the worst of batches 1,16"
     assert failed == lines[-1:]
-    assert failed[0].startswith("FAIL m_layernorm_fp16: 121.0 MiB at batch 16, unpatched 120.0")
+    assert failed[0].startswith("FAIL l.plan: 121.0 MiB at batch 16, unpatched 120.0")
 
 
 class FakeGpu:
@@ -696,6 +718,9 @@ class FakeGpu:
             def __init__(self, plan, plugins):
                 pass
 
+            def facts(self):
+                return HALF
+
             def activation_bytes(self, batch):
                 return 50 * gpu.MIB
 
@@ -724,6 +749,7 @@ def test_memory_holds_weights_activations_and_buffers_and_no_code(monkeypatch):
     monkeypatch.setitem(sys.modules, "TensorRT.engine", gpu.module())
     monkeypatch.setitem(sys.modules, "TensorRT.trt_runtime", SimpleNamespace(free_memory=gpu.free_memory))
     rows = TRT_test.measure_memory(Path("m_fp16.plan"), [1, 16], None)
-    assert rows == [{"engine": "m_fp16", "batch": str(batch), "device_memory_mib": "50.0",
+    assert rows == [{"model": "m", "precision": "fp16", "patched": "attention", "file": "m_fp16.plan",
+                     "batch": str(batch), "device_memory_mib": "50.0",
                      "free_memory_used_mib": f"{200 + 50 + batch:.1f}"} for batch in (1, 16)]
     assert gpu.used == 0 and len(gpu.code) == 2

@@ -22,7 +22,8 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from data.images import list_images, load_image, normalise, preprocess
 from data.photo_crops import crops
-from graphs.files import has_plugins, load_onnx, onnx_precision, onnx_refusals
+from graphs.facts import precision_of
+from graphs.files import has_plugins, load_onnx, onnx_refusals
 from graphs.sessions import session_of
 from utils import Progress, UserError, first_line, shown
 
@@ -39,7 +40,7 @@ def fp32_model(path: Path) -> onnx.ModelProto:
         UserError: it is quantised, patched, not in FP32 or of one batch size alone.
     """
     model = load_onnx(path)
-    precision = onnx_precision(model)
+    precision = precision_of(model)
     if precision == "int8":
         raise UserError(f"{shown(path)}: is quantised already; give the FP32 graph that it was made from")
     if has_plugins(model):

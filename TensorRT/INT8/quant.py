@@ -26,6 +26,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
 from data.photo_crops import held_out_batch
 from graphs.compare import max_abs_err, top1_agreement
+from graphs.facts import carried_over
 from graphs.patterns import MOST_CHANNELS
 from graphs.sessions import session
 from graphs.surgeon import target_of
@@ -193,6 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     if calibrated:
         write_cache(args.cache, cache)
         print(f"wrote {shown(args.cache)}: {len(cache.scales)} scales")
+    carried_over(result, args.onnx)
     with whole_file(args.output) as partial:
         onnx.save(result, str(partial))
     pairs = sum(node.op_type == "DequantizeLinear" for node in result.graph.node)

@@ -21,6 +21,7 @@ import onnx
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 from data.photo_crops import CLASSES, held_out_batch
 from graphs.compare import max_abs_err, top1_agreement
+from graphs.facts import of_onnx
 from graphs.tidy import tidy
 from Results.tables import IMAGES, RESULTS, append_rows, git_commit, new_run_id
 from TensorRT.INT8.calibration import (
@@ -154,7 +155,8 @@ def main(arguments: list[str] | None = None) -> None:
     for row in [*rows[:2], *worst[:15], *rows[2 + len(parts):]]:
         print(f"{row['part'][:40]:<20} {float(row['relative_rms_err']):>10.3%} {float(row['max_abs_err']):>12.3f} "
               f"{float(row['agreement']):>10.2%} {float(row['top1'] or 'nan'):>8.2%}")
-    common = {"run_id": new_run_id(), "commit": git_commit(), "model": args.onnx.stem, "method": cache.method}
+    name = of_onnx(args.onnx).model_of(args.onnx)
+    common = {"run_id": new_run_id(), "commit": git_commit(), "model": name, "method": cache.method}
     append_rows(args.results / "sensitivity.csv", COLUMNS, [{**common, **row} for row in rows])
     picture = args.pictures / f"sensitivity_{args.onnx.stem}.png"
     draw(rows, args.onnx.stem, picture)

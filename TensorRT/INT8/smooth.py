@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     smoothed = exported(graph)
     with about(args.onnx):
         print("\n".join(check(model, smoothed)))
-    save(smoothed, target)
+    save(smoothed, target, args.onnx)
 
 
 if __name__ == "__main__":

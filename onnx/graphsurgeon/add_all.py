@@ -48,7 +48,7 @@ def main() -> None:
         patched = patch_and_check(model, STEPS, not args.no_check)
         if args.fp16:
             patched = convert_and_check(patched, fp32, not args.no_check)
-    save(patched, target)
+    save(patched, target, args.onnx)
 
 
 if __name__ == "__main__":

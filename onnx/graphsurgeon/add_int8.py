@@ -230,7 +230,7 @@ def main() -> None:
         if not args.no_check:
             print(check(model, bare, to_int8(patched, scales, patched)[0], "in FP32"), flush=True)
             print(check(model, bare, int8, "in FP16"))
-    save(int8, target)
+    save(int8, target, args.onnx)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 from data.photo_crops import held_out_batch
-from graphs.files import FP32_LAYER, PLUGIN_DOMAIN, onnx_precision
+from graphs.facts import precision_of
+from graphs.files import FP32_LAYER, PLUGIN_DOMAIN
 from graphs.patterns import gelu_nodes, head, reader, softmaxes, written_out_normalisations
 from graphs.reference import OPERANDS, element_types, expand
 from graphs.sessions import session
@@ -75,7 +76,7 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
     Raises:
         UserError: the model is not FP32, or a weight is beyond FP16's range.
     """
-    precision = onnx_precision(model)
+    precision = precision_of(model)
     if precision != "fp32":
         raise UserError(f"is in {precision.upper()} already; give the FP32 graph")
     graph = tidy(model)
@@ -214,7 +215,7 @@ def main() -> None:
     model = read(args.onnx)
     with about(args.onnx):
         converted = convert_and_check(model, fp32, not args.no_check)
-    save(converted, target)
+    save(converted, target, args.onnx)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ data: $(DATA)/$(NAME)-b$(firstword $(BATCHES)).npz $(DATA)/$(NAME)_int8-b$(first
 dry_run := $(findstring n,$(firstword -$(MAKEFLAGS)))
 once = $(if $(dry_run),,@python3 once.py --what '$(1)' --output $(or $(2),$@) --from $(filter-out always,$^) $(4) \
     $(if $(3),--also '$(3)') -- )
+# $(call what,NAME_attention_fp16): " attention fp16", what follows the model in a name.
 what = $(subst _, ,$(patsubst $(NAME)%,%,$(1)))
 images = $(if $(IMAGES),--images $(IMAGES))
 comma := ,

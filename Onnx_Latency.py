@@ -2,7 +2,7 @@
 
     python Onnx_Latency.py --onnx onnx/swinv2.onnx onnx/swinv2_fp16.onnx --runner ort-cpu,ort-cuda
 
-One row per file, runner and batch goes to Results/latency.csv (ort-cuda: two, launched kernel by kernel and as one CUDA
+One row per file, runner and batch goes to latency.csv (ort-cuda: two, launched kernel by kernel and as one CUDA
 graph). The precision is what the graph computes in. Input and output stay on the device (IO binding), the batch is
 fixed; FP32 is without TF32. Plugin nodes (of a patched graph) run as the standard operators they stand for.
 

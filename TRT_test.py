@@ -4,13 +4,13 @@
 
 Runs in the Python that has TensorRT. What an engine is, the .json beside it says, else the engine itself; its name says
 nothing. The inputs and expected logits are those that data/batch_data_gen.py wrote in data/ with the FP32 graph that
-the engine was made from, found by the digest of that. Prints a table, writes it to Results/encoderScore.txt, and adds a
-row per batch to Results/latency.csv. Exits with status 1 if a check fails.
+the engine was made from, found by the digest of that. Prints a table, writes it to encoderScore.txt, and adds a row per
+batch to latency.csv, both in Results/local/. Exits with status 1 if a check fails.
 
     python TRT_test.py --memory --plan TensorRT/TRT_Engine/swinv1_fp16.plan \\
         TensorRT/TRT_Engine/swinv1_attention_fp16.plan
 
-measures the device memory of engines instead, adds it to Results/memory.csv, and says PASS where a patched engine needs
+measures the device memory of engines instead, adds it to memory.csv, and says PASS where a patched engine needs
 no more than the unpatched one, else FAIL. Nothing else may run on the GPU meanwhile.
 """
 from __future__ import annotations
@@ -27,8 +27,8 @@ from graphs.compare import max_abs_err, median_rel_err
 from graphs.facts import Facts
 from Results.tables import (
     LATENCY_COLUMNS,
+    LOCAL,
     MEMORY_COLUMNS,
-    RESULTS,
     append_rows,
     error_figures,
     file_columns,
@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--memory", type=batch_sizes, nargs="?", const=[1, 4, 16, 128], metavar="N,N",
                         help="measure device memory instead, at these batches, default 1,4,16,128")
     add_timing_arguments(parser)
-    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
+    parser.add_argument("--results", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
                         help="where the tables go")
     add_backend_argument(parser)
     arguments = parser.parse_args()

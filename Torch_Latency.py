@@ -3,7 +3,7 @@
     python Torch_Latency.py --type swinv2 --resume models/checkpoints/swinv2_small_patch4_window8_256.pth
 
 On the GPU where torch has one, else on the CPU; the first line says which. One row per combination of runner,
-precision and batch goes to Results/latency.csv (on a GPU two for eager and TorchScript: launched kernel by kernel, and
+precision and batch goes to latency.csv (on a GPU two for eager and TorchScript: launched kernel by kernel, and
 as one CUDA graph; torch.compile's modes make CUDA graphs by themselves). Errors are against the FP32 ONNX output on the
 same input: data/<model>-b<N>.npz, else --onnx on held-out crops; without an ONNX file, against PyTorch in FP32, which
 the row then says.

@@ -3,8 +3,8 @@
     python race.py --resume swin_small_patch4_window7_224.pth swinv2_small_patch4_window8_256.pth
 
 Has make make the files that are missing or out of date (the Makefile says which is made from which), measures each
-runner with the script that measures it, and draws. All rows go to Results/latency.csv under one run_id;
-Images/latency.png and Results/speedup.md come of them. TensorRT is run by $TRT_PYTHON (default: this Python), and
+runner with the script that measures it, and draws. All rows go to latency.csv in Results/local/ under one run_id;
+latency.png and speedup.md come of them. TensorRT is run by $TRT_PYTHON (default: this Python), and
 $BUILD_FLAGS go to TensorRT/build.sh.
 
 What is stopped goes on with --run-id: what has its rows is not measured again. A step that fails does not stop the
@@ -42,7 +42,7 @@ import torch
 
 from config import get_config
 from models.build import checkpoint_path
-from Results.tables import IMAGES, RESULTS, how_measured, latency_rows, new_run_id, row_problem
+from Results.tables import LOCAL, how_measured, latency_rows, new_run_id, row_problem
 from Results.timing import add_timing_arguments
 from utils import ROOT, UserError, batch_sizes, choices, folder_to_write, run_script, shown
 
@@ -338,7 +338,7 @@ def chosen_models(args: argparse.Namespace) -> list[Model]:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Images/latency.png and Results/speedup.md of the run."""
+    """latency.png and speedup.md of the run."""
     run = ["--run", args.run_id] if args.run_id else []
     command = [PYTHON, ROOT / "Results" / "draw.py", "latency", "--results", args.results, "--pictures", args.pictures,
                *run]
@@ -375,10 +375,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--take-files", action="store_true",
                         help="take files that are there as they are, whatever made them")
     add_timing_arguments(parser, warmup_s=WARMUP_S)
-    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
-                        help="of latency.csv and speedup.md (default: Results/)")
-    parser.add_argument("--pictures", type=folder_to_write, default=str(IMAGES), metavar="FOLDER",
-                        help="where latency.png goes (default: Images/)")
+    parser.add_argument("--results", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
+                        help="of latency.csv and speedup.md (default: Results/local/)")
+    parser.add_argument("--pictures", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
+                        help="where latency.png goes (default: Results/local/)")
     args = parser.parse_args(arguments)
     args.results, args.pictures = args.results.resolve(), args.pictures.resolve()
     if args.draw_only:

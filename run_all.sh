@@ -20,6 +20,7 @@ usage: bash run_all.sh [model options] [--images FOLDER] [--labels FILE] [--coun
                    that, and are fetched where they are not
 
 environment:
+  RESULTS      folder of the tables and pictures; default Results/local, which git ignores
   PYTHON       makes .venv; default python3.11    VENV=none    no .venv: the python3 on the PATH as it is
   TRT_PYTHON   imports TensorRT; default python3  BUILD_FLAGS  to TensorRT/build.sh, e.g. --memPoolSize=workspace:8192
 X
@@ -123,7 +124,7 @@ INT8_BATCHES=$(($(at_most "$(has_gpu && echo 512 || echo 64)") / 16)); export IN
 # --- the pipeline --------------------------------------------------------------------------------------------
 
 code=(requirements.txt config.py utils.py models/*.py data/*.py graphs/*.py)  # what all that measure share
-results=Results/local  # what is measured here; the tables beside it hold what was measured for README
+results=${RESULTS:-Results/local}  # what is measured here; the tables beside it hold what was measured for README
 
 run_model() {  # the options that choose it
     local facts type weights model onnx kinds kind graphs plans=() measured=(--results "$results") machine=''
@@ -178,9 +179,9 @@ fi
 
 # --- what came out -------------------------------------------------------------------------------------------
 
-python3 Results/table.py --results $results "${names[@]}"
+python3 Results/table.py "${names[@]}"
 echo
-printf 'picture: Results/local/%s.png\n' "${names[@]}"
+printf "picture: $results/%s.png\\n" "${names[@]}"
 if ((${#lacks[@]})); then
     echo
     case $engines in

@@ -7,7 +7,7 @@ folder per class, or flat with --labels FILE). For every runner: top-1, top-5, h
 and the error of its logits against PyTorch FP32's, beside the error that PyTorch itself makes in that precision.
 The reference is computed once, at the largest batch: an image's logits depend on the batch by rounding alone.
 
-Rows are added to Results/accuracy.csv, and lines PASS or FAIL say of each ONNX file and engine whether it is finite,
+Rows are added to accuracy.csv, and lines PASS or FAIL say of each ONNX file and engine whether it is finite,
 has PyTorch's top-1, and is as exact as asked (FP32: to 1e-4; FP16 and BF16: as PyTorch in it; see `judge`). The exit
 status is 1 if anything in FP32 or a patched engine fails, or anything gives NaN or infinity.
 
@@ -40,7 +40,7 @@ from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
 from models.build import checkpoint_path, load_model
 from Results.tables import (
     ACCURACY_COLUMNS,
-    RESULTS,
+    LOCAL,
     append_rows,
     cpu_name,
     git_commit,
@@ -471,8 +471,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="images at a time; every size runs over all images and gives its own row (default: 8)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="of PyTorch and onnxruntime (default: the GPU if torch finds one)")
-    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
-                        help="where accuracy.csv and environment/ are (default: Results/)")
+    parser.add_argument("--results", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
+                        help="where accuracy.csv and environment/ are (default: Results/local/)")
     args = parser.parse_args(arguments)
     if args.labels and not args.images:
         parser.error("--labels needs --images")

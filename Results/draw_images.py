@@ -2,7 +2,7 @@
 
     python Results/draw.py images --cfg models/swin_micro.yaml --onnx onnx/swinv1_micro.onnx
 
-Writes Images/<MODEL.NAME>.png. The images are held-out crops of the packaged photographs, one of each, or from a
+Writes Results/local/<MODEL.NAME>.png. The images are held-out crops of the packaged photographs, one of each, or from a
 folder. An error is that of the worst logit against PyTorch in FP32.
 """
 from __future__ import annotations
@@ -22,7 +22,7 @@ from graphs.compare import max_abs_err
 from graphs.facts import of_onnx
 from graphs.sessions import onnx_logits, onnx_session
 from models.build import checkpoint_path, load_model
-from Results.tables import IMAGES
+from Results.tables import LOCAL
 from utils import UserError, picture_target, shown, whole_file
 
 COLUMNS, COUNT = 6, 18
@@ -81,10 +81,10 @@ def main(arguments: list[str]) -> None:
                         help="ONNX files of the model, patched or not")
     parser.add_argument("--images", type=Path, metavar="FOLDER",
                         help="images to draw (default: held-out crops of the packaged photographs)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: Images/<MODEL.NAME>.png")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: Results/local/<MODEL.NAME>.png")
     args = parser.parse_args(arguments)
     config = get_config(args.cfg, args.opts, args.type)
-    path = picture_target(args.output or IMAGES / f"{config.MODEL.NAME}.png")  # refused now, not after the work
+    path = picture_target(args.output or LOCAL / f"{config.MODEL.NAME}.png")  # refused now, not after the work
     weights = checkpoint_path(config, args.resume, args.pretrained)
     model = load_model(config, weights)
     name, classes = config.MODEL.NAME, model.num_classes

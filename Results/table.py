@@ -3,7 +3,8 @@
     python Results/table.py swinv1_micro swinv2_micro
     python Results/table.py --run 20261122-220600 --markdown  # of one run, on whatever machine, for README
 
-The files keep every run. Of rows that measured the same, the last one is shown.
+What was recorded (Results/) and what was measured here (Results/local/) are shown together. The files keep every run.
+Of rows that measured the same, the last one is shown.
 """
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
+import pandas
+
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from Results.tables import RESULTS, cpu_name, gpu_name, newest, read_table
+from Results.tables import LOCAL, RESULTS, cpu_name, gpu_name, newest, read_table
 from utils import UserError, run_script, shown
 
 # Of each file: the columns that tell what was measured, and those shown, with heading and format.
@@ -33,9 +36,14 @@ TABLES = {
 }
 
 
-def newest_rows(path: Path, key: tuple[str, ...], run: str | None) -> dict[tuple[str, str], list[dict[str, str]]]:
-    """(model, machine) -> the last row of every key, of one run or of all, in the order of the keys' first rows."""
-    rows = read_table(path, ("run_id", "model", "gpu", *key))
+def newest_rows(paths: list[Path], key: tuple[str, ...],
+                run: str | None) -> dict[tuple[str, str], list[dict[str, str]]]:
+    """(model, machine) -> the last row of every key, of one run or of all, in the order of the keys' first rows.
+
+    Args:
+        paths: tables that are shown as one, the older one first; those that are not there have no rows.
+    """
+    rows = pandas.concat([read_table(path, ("run_id", "model", "gpu", *key)) for path in paths], ignore_index=True)
     rows = newest(rows if run is None else rows[rows["run_id"] == run], ("model", "gpu", *key))
     return {where: group.to_dict("records") for where, group in rows.groupby(["model", "gpu"], sort=False)}
 
@@ -65,11 +73,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--all", action="store_true", help="of all machines, not of this one alone")
     parser.add_argument("--run", metavar="RUN_ID", help="of this run alone, on whatever machine it was")
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: Results/")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
+                        help="with what is in its folder local/ (default: Results/)")
     args = parser.parse_args(arguments)
     here, shown_any = {gpu_name(), cpu_name()}, False
     for table, (key, columns) in TABLES.items():
-        for (model, machine), rows in newest_rows(args.results / f"{table}.csv", key, args.run).items():
+        tables = [folder / f"{table}.csv" for folder in (args.results, args.results / LOCAL.name)]
+        for (model, machine), rows in newest_rows(tables, key, args.run).items():
             if (args.models and model not in args.models) or (machine not in here and not (args.all or args.run)):
                 continue
             print(f"\n{model}, {table}; GPU: {machine}\n")

@@ -23,7 +23,8 @@ from graphs.compare import max_abs_err, median_rel_err, top1_agreement
 from graphs.facts import Facts
 from utils import ROOT, UserError, alone_in, shown, whole_file
 
-RESULTS = ROOT / "Results"
+RESULTS = ROOT / "Results"  # the recorded tables: what README and the pages show
+LOCAL = RESULTS / "local"  # where measurements and their pictures go unless a flag says else; git ignores it
 IMAGES = ROOT / "Images"  # pictures that pages show
 # A column is one fact; one that is not known, or says nothing of a row, is empty. In all tables: gpu is the machine's,
 # "none (its processor)" where it has none; backend is the software that ran, with its version; file is the name of the

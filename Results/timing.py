@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Results.tables import RESULTS
+from Results.tables import LOCAL
 from utils import ROOT, batch_sizes, folder_to_write, from_zero
 
 
@@ -45,8 +45,8 @@ def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR",
                         help="folder of <model>-b<N>.npz files; where there is none for a batch, held-out crops are "
                              "used (default: data/)")
-    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="DIR",
-                        help="folder of latency.csv and environment/ (default: Results/)")
+    parser.add_argument("--results", type=folder_to_write, default=str(LOCAL), metavar="DIR",
+                        help="folder of latency.csv and environment/ (default: Results/local/)")
     add_timing_arguments(parser)
 
 

@@ -3,7 +3,7 @@
     python TensorRT/compare_layers.py prepare --onnx onnx/swinv2_fp16.onnx --every 4  # the Python that has torch
     TensorRT/build.sh onnx/swinv2_fp16_layers.onnx --fp16 --max 1 --opt 1             # the one that has TensorRT
     $TRT_PYTHON TensorRT/compare_layers.py run --plan TensorRT/TRT_Engine/swinv2_fp16_layers.plan
-    python TensorRT/compare_layers.py plot Results/layers_swinv2_fp16.csv
+    python TensorRT/compare_layers.py plot Results/local/layers_swinv2_fp16.csv
 
 `prepare` marks tensors as further outputs and stores what they are in FP32 on the CPU. A marked tensor is a border
 that TensorRT does not fuse across: the layers engine is slower than the real one, and not always wrong where that is.
@@ -26,7 +26,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from data.batches import data_facts, data_of, load_arrays
 from graphs.facts import Facts, beside, carried_over, fp32_parent, of_onnx, of_plan
 from graphs.files import load_onnx
-from Results.tables import IMAGES, RESULTS, read_rows
+from Results.tables import LOCAL, read_rows
 from TensorRT.backend import add_backend_argument, add_plugins_argument
 from utils import (
     ROOT,
@@ -207,7 +207,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"{shown(plan)}: has no output {name} {list(reference.shape)}; it was not built from the "
                             f"graph that {shown(reference_path)} was written with")
         rows.append(row_of(stored["depths"][index], name, stored["operators"][index], output, reference))
-    table = Path(arguments.output or RESULTS / f"layers_{plan.stem.removesuffix('_layers')}.csv")
+    table = Path(arguments.output or LOCAL / f"layers_{plan.stem.removesuffix('_layers')}.csv")
     write_table(table, rows)
     print(report(rows, arguments.tolerance))
     print(f"wrote {shown(table)}; compare_layers.py plot draws it")
@@ -323,7 +323,7 @@ def plot(arguments: argparse.Namespace) -> None:
         panels.insert(0, (arguments.title, list(map(Path, arguments.tables))))
     if not panels or not all(paths for _, paths in panels):
         raise UserError("plot: no table; give what `compare_layers.py run` wrote, or --panel TITLE TABLE...")
-    picture = picture_target(Path(arguments.output or IMAGES / f"{panels[0][1][0].stem}.png"))
+    picture = picture_target(Path(arguments.output or LOCAL / f"{panels[0][1][0].stem}.png"))
     figure, all_axes = pyplot.subplots(len(panels), figsize=(14, 0.5 + 3.5 * len(panels)), layout="constrained",
                                        squeeze=False)
     for (title, paths), axes in zip(panels, all_axes[:, 0]):
@@ -395,7 +395,7 @@ def main() -> None:
     add_plugins_argument(command)
     command.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
                          help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
-    command.add_argument("--output", type=file_to_write, metavar="CSV", help="default Results/layers_<graph>.csv")
+    command.add_argument("--output", type=file_to_write, metavar="CSV", help="default Results/local/layers_<graph>.csv")
     add_backend_argument(command)
     command.set_defaults(command=run)
 
@@ -405,7 +405,7 @@ def main() -> None:
                          help="a panel with its own tables; may be given several times")
     command.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE", help="as for run; default 0.01")
     command.add_argument("--title", default="Error of the engine's tensors against FP32 on the CPU")
-    command.add_argument("--output", metavar="PNG", help="default Images/<first table>.png")
+    command.add_argument("--output", metavar="PNG", help="default Results/local/<first table>.png")
     command.set_defaults(command=plot)
 
     arguments = parser.parse_args()

@@ -2,7 +2,7 @@
 
     python TensorRT/emulate_fp16.py --onnx onnx/swinv2_micro.onnx --input data/swinv2_micro-b1.npz
 
-Writes Results/layers_<graph>_emulated.csv, the table that compare_layers.py run writes of an engine, for its plot. It
+Writes layers_<graph>_emulated.csv, the table that compare_layers.py run writes of an engine, for its plot. It
 is what an engine would give that computes each operator in FP32 and stores each result in FP16: the least that FP16
 costs if nothing is fused and nothing kept in FP32. ReduceL2 is taken apart first, as TensorRT's parser does: square,
 sum, root. LayerNormalization stays one operator, and so do the plugin nodes of a patched graph.
@@ -23,7 +23,7 @@ from graphs import sessions
 from graphs.facts import of_onnx, precision_of
 from graphs.files import PLUGIN_DOMAIN, load_onnx, onnx_refusals
 from graphs.reference import OPERANDS, element_types, expand
-from Results.tables import RESULTS
+from Results.tables import LOCAL
 from TensorRT.compare_layers import live_tensors, load_input, mark, report, row_of, session_of, write_table
 from utils import UserError, about, file_to_write, first_line, from_one, from_zero, run_script, shown
 
@@ -137,14 +137,14 @@ def main() -> None:
     parser.add_argument("--tolerance", type=from_zero, default=0.01, metavar="SHARE",
                         help="error of a tensor that is an offence, as a share of its largest element; default 0.01")
     parser.add_argument("--output", type=file_to_write, metavar="CSV",
-                        help="default Results/layers_<graph>_emulated.csv")
+                        help="default Results/local/layers_<graph>_emulated.csv")
     arguments = parser.parse_args()
     path = Path(arguments.onnx)
     model = load_onnx(path)
     images = load_input(arguments.input, path, of_onnx(path), arguments.count)
     with about(path):
         rows = compare_all(model, images, arguments.every)
-    table = Path(arguments.output or RESULTS / f"layers_{path.stem}_emulated.csv")
+    table = Path(arguments.output or LOCAL / f"layers_{path.stem}_emulated.csv")
     write_table(table, rows)
     print(report(rows, arguments.tolerance))
     print(f"wrote {shown(table)}; compare_layers.py plot draws it")

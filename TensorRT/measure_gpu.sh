@@ -24,10 +24,11 @@ X
 }
 (($# >= 2)) || { usage >&2; exit 2; }
 v1=$1 v2=$2 chosen=" ${*:3} "
+export RESULTS=${RESULTS:-Results}
 export RUN_ID=${RUN_ID:-$(date -u +%Y%m%d-%H%M%S)} TRT_PYTHON=${TRT_PYTHON:-python3}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$PWD/.cache/inductor}
 export INT8_FLAGS="--batches 8 --provider cpu"  # what README's INT8 is calibrated with
-results=${RESULTS:-Results} timed=${TIMED:-0} batches=${BATCHES:-1,8,32,128}
+timed=${TIMED:-0} batches=${BATCHES:-1,8,32,128}
 other=${OTHER:-$timed} failed=$(mktemp)
 trap 'rm -f "$failed"' EXIT
 # A sanitizer holds on to memory as long as a process runs: each test has one of its own. PyTorch would keep memory for
@@ -47,7 +48,7 @@ step() {
 }
 
 plans=TensorRT/TRT_Engine
-race=(python3 race.py --resume "$v1" "$v2" --run-id "$RUN_ID" --batch "$batches" --results "$results")
+race=(python3 race.py --resume "$v1" "$v2" --run-id "$RUN_ID" --batch "$batches" --results "$RESULTS")
 race_ort=(env PYTHONPATH="${ORT_PATH:-}:${PYTHONPATH:-}" "${race[@]}" --runner ort-cuda)
 of1=(--cfg models/swin.yaml --resume "$v1") of2=(--cfg models/swinv2.yaml --resume "$v2")
 make1=(make -k -j 4 MODEL="$(printf '%q ' "${of1[@]}")" BATCHES="${batches//,/ }")
@@ -79,8 +80,8 @@ timed() {
     step race-timm-fp16 "${race[@]}" --runner trt-timm --precision fp16
     step race-trt-fp16 "${race[@]}" --runner trt --precision fp16
     step race-autotune-fp16 "${race[@]}" --runner torch-compile --precision fp16 --mode max-autotune
-    step kernels python3 TensorRT/Plugins/benchmark.py --batch 32  # and the GPU's peaks, which profiles are held against
-    step profile "$TRT_PYTHON" TensorRT/profile_engine.py --results "$results" \
+    step kernels python3 TensorRT/Plugins/benchmark.py --batch 32 --results "$RESULTS"  # and the GPU's peaks, which profiles are held against
+    step profile "$TRT_PYTHON" TensorRT/profile_engine.py --results "$RESULTS" \
         --plan $plans/swinv{1,2}_{attention_fp16,attention_int8,fp16}.plan
     step race-torch-fp16 "${race[@]}" --runner torch-eager,torch-script --precision fp16
     step race-ort-fp16 "${race_ort[@]}" --precision fp16
@@ -96,7 +97,7 @@ timed() {
 rest() {
     local engines1=("$plans"/swinv1{,_fp16,_layernorm_fp16,_attention_fp16}.plan) cfg
     local engines2=("$plans"/swinv2{,_fp16,_layernorm,_attention_fp16}.plan)
-    local accuracy=(python3 test_swinV2.py --batch 1,4,8,16,32,128 --results "$results")
+    local accuracy=(python3 test_swinV2.py --batch 1,4,8,16,32,128 --results "$RESULTS")
     local kernel_tests=(python3 -m pytest -m gpu -q tests/test_kernels_gpu.py tests/test_int8_kernels_gpu.py)
     local engine_tests=("$TRT_PYTHON" -m pytest --noconftest -m gpu -rs -v tests/test_engines_gpu.py tests/test_int8_cache_gpu.py)
     step accuracy-v1 "${accuracy[@]}" "${of1[@]}" --count 2000 --runner torch-fp32,torch-fp16,engine --plan "${engines1[@]}"
@@ -107,7 +108,7 @@ rest() {
     for cfg in swinv2_micro swin_micro; do step question-$cfg bash TensorRT/swinv2_question.sh --cfg models/$cfg.yaml; done
     step micro env VENV=none RUN_ID="$RUN_ID-micro" bash run_all.sh
     step engine-tests "${engine_tests[@]}" -k "not memory"
-    step memory "$TRT_PYTHON" TRT_test.py --memory --results "$results" \
+    step memory "$TRT_PYTHON" TRT_test.py --memory --results "$RESULTS" \
         --plan "${engines1[@]}" "${engines2[@]}" $plans/swinv{1,2}_attention_int8.plan
     step memory-tests "${engine_tests[@]}" -k memory
     step memcheck sanitized memcheck "not 2_to_the_31 and not cuda_graph"

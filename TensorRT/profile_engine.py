@@ -4,7 +4,7 @@
         --peak-tflops 790 --peak-gbps 4300
 
 Runs in the Python that has TensorRT. Prints a table per engine and batch and adds a row per group, and one of all, to
-Results/profile.csv, which Results/draw.py profile draws; --layers also writes every layer to a file. Times are
+profile.csv, which Results/draw.py profile draws; --layers also writes every layer to a file. Times are
 TensorRT's own, layer by layer, so the gaps between layers that a CUDA graph closes are not in them, and a very short
 layer reads longer than it is in a graph.
 
@@ -27,6 +27,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from graphs.facts import Facts
 from Results.tables import (
+    LOCAL,
     RESULTS,
     append_rows,
     file_columns,
@@ -124,8 +125,9 @@ def measured_peak(results: Path, run_id: str, gpu: str, name: str) -> float | No
     """A peak that benchmark.py wrote, last, to the environment of this run, else of the last run on such a GPU; None
     where it wrote none.
     """
-    folder = results / "environment"
-    for path in (folder / f"{run_id}.txt", *sorted(folder.glob("*.txt"), reverse=True)):
+    older = sorted((path for folder in {results, RESULTS} for path in (folder / "environment").glob("*.txt")),
+                   key=lambda path: path.name, reverse=True)
+    for path in (results / "environment" / f"{run_id}.txt", *older):
         text = path.read_text() if path.exists() else ""
         found = re.findall(rf"^{name}: ([\d.]+)$", text, re.MULTILINE)
         if found and f"gpu: {gpu}" in text.splitlines():
@@ -210,7 +212,7 @@ def main() -> None:
                         help="of a kernel that copies, read and written together (default: likewise)")
     parser.add_argument("--layers", type=file_to_write, metavar="FILE",
                         help="write the time of every layer to this file")
-    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
+    parser.add_argument("--results", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
                         help="where profile.csv goes")
     add_backend_argument(parser)
     arguments = parser.parse_args()

@@ -5,7 +5,7 @@
 #   bash TensorRT/swinv2_question.sh --cfg models/swinv2_micro.yaml --emulate     the same question asked of a CPU
 #
 # Has make make stressed weights (models/stress.py), graphs, engines and engines with marked tensors, run them, and compare
-# (swinv2_question.mk), and writes Results/swinv2_question.csv and Images/swinv2_question_<model>.png. All else
+# (swinv2_question.mk), and writes swinv2_question.csv and swinv2_question_<model>.png in Results/local/. All else
 # lies in .cache/swinv2_question/. Two calls for two models may run at once, each on its own GPU (CUDA_VISIBLE_DEVICES).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -32,7 +32,8 @@ usage: bash TensorRT/swinv2_question.sh --cfg YAML [--resume FILE] [options]
   --dry-run        print the commands instead of running them
 
 environment: TRT_PYTHON imports tensorrt; BUILD_FLAGS go to TensorRT/build.sh; engines with marked tensors are built at
---builderOptimizationLevel=1 unless BUILD_FLAGS says another
+--builderOptimizationLevel=1 unless BUILD_FLAGS says another; RESULTS is the folder of the table and the picture,
+default Results/local
 U
 }
 
@@ -87,6 +88,7 @@ check --weights "$weights" "$all_weights"
 check --engines "$engines" "fp32,$fp16_engines"
 check --layers "$layers" "$fp16_engines,none"
 
+results=${RESULTS:-Results/local}
 work=.cache/swinv2_question plugins=TensorRT/Plugins/build/libswin_plugins.so
 version=''
 if [[ $emulate == no && $dry_run == no ]]; then  # said now, not after minutes of making graphs
@@ -144,7 +146,7 @@ for answer in "${answers[@]}"; do
     if grep -qxF "$answer" "$MADE"; then made+=("$answer"); else missing+=("$answer"); fi
 done
 ((${#made[@]})) || fail "nothing could be made; the logs are in .cache/logs/"
-python3 TensorRT/swinv2_table.py --model "$name" ${version:+--tensorrt "$version"} "${made[@]}"
+python3 TensorRT/swinv2_table.py --model "$name" ${version:+--tensorrt "$version"} --output "$results/swinv2_question.csv" "${made[@]}"
 for weight in ${weights//,/ }; do
     tables=()
     for answer in "${made[@]}"; do
@@ -153,5 +155,5 @@ for weight in ${weights//,/ }; do
     ((${#tables[@]} == 0)) || panels+=(--panel "$name, weights: $weight" "${tables[@]}")
 done
 ((${#panels[@]} == 0)) || python3 TensorRT/compare_layers.py plot "${panels[@]}" --tolerance 0.1 \
-    --output "Images/swinv2_question_$name$([[ $emulate == no ]] || echo _emulated).png"
+    --output "$results/swinv2_question_$name$([[ $emulate == no ]] || echo _emulated).png"
 ((${#missing[@]} == 0)) || fail "could not be made: ${missing[*]}; their logs are in .cache/logs/"

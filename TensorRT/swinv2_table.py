@@ -23,7 +23,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from data.batches import load_arrays
 from graphs.compare import max_abs_err, median_rel_err, top1_agreement
 from Results.tables import (
-    RESULTS,
+    LOCAL,
     cpu_name,
     git_commit,
     gpu_name,
@@ -144,8 +144,8 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="logits and tables of this model")
     parser.add_argument("--tolerance", type=from_zero, default=0.1, metavar="SHARE",
                         help="error of a tensor that is an offence, as a share of its largest element; default 0.1")
-    parser.add_argument("--output", type=file_to_write, default=str(RESULTS / "swinv2_question.csv"), metavar="CSV",
-                        help="default Results/swinv2_question.csv")
+    parser.add_argument("--output", type=file_to_write, default=str(LOCAL / "swinv2_question.csv"), metavar="CSV",
+                        help="default Results/local/swinv2_question.csv")
     parser.add_argument("--tensorrt", metavar="VERSION", help="TensorRT's version, for Results/environment")
     arguments = parser.parse_args()
     run = {"run_id": new_run_id(), "commit": git_commit(), "model": arguments.model}

@@ -62,6 +62,18 @@ def test_table_tells_apart_what_is_not_the_same_measurement(tmp_path, capsys):
     assert all(ms in shown for ms in ("11.11", "22.22", "33.33"))
 
 
+def test_table_shows_recorded_and_local_rows_together(results, capsys):
+    """What was measured here is the newer, whatever its run is called; other machines' rows stay what they are."""
+    with (results / "latency.csv").open(newline="") as file:
+        recorded = list(csv.DictReader(file))
+    (mine,) = [row for row in recorded if row["gpu"] == cpu_name()][-1:]
+    append_rows(results / "local" / "latency.csv", LATENCY_COLUMNS, [{**mine, "latency_ms_median": "4321.5"}])
+    table.main(["m", "--all", "--results", str(results)])
+    told = capsys.readouterr().out
+    assert "4321.50" in told
+    assert all(f"GPU: {row['gpu']}" in told for row in recorded if row["model"] == "m")
+
+
 def test_table_without_rows_says_so(tmp_path):
     with pytest.raises(UserError, match=r"no rows of m of run 7; run_all\.sh measures them"):
         table.main(["m", "--run", "7", "--results", str(tmp_path)])

@@ -196,7 +196,7 @@ def ask(tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "requirements.txt").touch()
     (tmp_path / "TensorRT/Plugins/Makefile").write_text("build/libswin_plugins.so: ;\n")
-    (tmp_path / "Results").mkdir()
+    (tmp_path / "Results/local").mkdir(parents=True)
     (tmp_path / "Images").mkdir()
     for name in ("bin/python3", "bin/nvidia-smi", "TensorRT/build.sh"):
         (tmp_path / name).write_text(FAKE)

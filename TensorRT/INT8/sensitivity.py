@@ -2,8 +2,8 @@
 
     python TensorRT/INT8/sensitivity.py --onnx onnx/swinv1.onnx
 
-Needs the calibration cache that quant.py wrote. Adds a row for each part to Results/sensitivity.csv, one for all parts
-together (all) and one for none (fp32); draws Images/sensitivity_<model>.png. Then it takes the part with the largest
+Needs the calibration cache that quant.py wrote. Adds a row for each part to sensitivity.csv, one for all parts
+together (all) and one for none (fp32); draws sensitivity_<model>.png. Then it takes the part with the largest
 error out of the quantised graph, and the next, until the graph agrees with FP32 often enough (--agreement), and prints
 the flags with which quant.py makes that graph: what was taken out is its --keep. All else is INT8 here (its --narrow),
 also what quant.py by itself keeps because it is faster in FP16. The inputs of V2's LayerNorms (`norm_inputs` of qdq.py)
@@ -23,7 +23,7 @@ from data.photo_crops import CLASSES, held_out_batch
 from graphs.compare import max_abs_err, top1_agreement
 from graphs.facts import of_onnx
 from graphs.tidy import tidy
-from Results.tables import IMAGES, RESULTS, append_rows, git_commit, new_run_id
+from Results.tables import LOCAL, append_rows, git_commit, new_run_id
 from TensorRT.INT8.calibration import (
     add_provider_argument,
     execution_provider,
@@ -106,10 +106,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="held-out crops (default: %(default)s)")
     parser.add_argument("--agreement", type=float, default=AGREEMENT, metavar="SHARE",
                         help="with FP32, 0 to 1, that the quantised graph is to reach (default: %(default)s)")
-    parser.add_argument("--results", type=folder_to_write, default=str(RESULTS), metavar="FOLDER",
-                        help="folder of sensitivity.csv (default: Results/)")
-    parser.add_argument("--pictures", type=folder_to_write, default=str(IMAGES), metavar="FOLDER",
-                        help="where sensitivity_<model>.png goes (default: Images/)")
+    parser.add_argument("--results", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
+                        help="folder of sensitivity.csv (default: Results/local/)")
+    parser.add_argument("--pictures", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
+                        help="where sensitivity_<model>.png goes (default: Results/local/)")
     add_provider_argument(parser)
     args = parser.parse_args(arguments)
     if not 0 <= args.agreement <= 1:

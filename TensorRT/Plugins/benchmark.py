@@ -1,6 +1,6 @@
 """Every kernel by itself, at the shapes of Small V1 and V2, beside PyTorch's way to do the same work.
 
-    python TensorRT/Plugins/benchmark.py --minutes 6         # needs a GPU; appends to Results/kernels.csv
+    python TensorRT/Plugins/benchmark.py --minutes 6         # needs a GPU; appends to Results/local/kernels.csv
     python TensorRT/Plugins/benchmark.py --list              # what there is to measure, without a GPU
     python TensorRT/Plugins/benchmark.py --kernel 'SwinLinear*,SwinMlp' --batch 32
 
@@ -41,7 +41,7 @@ from typing import NamedTuple
 import torch
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
-from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_id, write_environment
+from Results.tables import LOCAL, append_rows, git_commit, gpu_name, new_run_id, write_environment
 from TensorRT.Plugins.kernel_table import (
     KERNELS,
     OURS,
@@ -392,8 +392,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
                         help="batch sizes at which power and clock are measured (default: 128)")
     parser.add_argument("--minutes", type=from_zero, default=math.inf, metavar="M",
                         help="stop after so long; the run can go on later (default: no limit)")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
-                        help="folder of kernels.csv and environment/ (default: Results/)")
+    parser.add_argument("--results", type=Path, default=LOCAL, metavar="DIR",
+                        help="folder of kernels.csv and environment/ (default: Results/local/)")
     parser.add_argument("--list", action="store_true", help="print what would be measured, and measure nothing")
     return parser.parse_args(arguments)
 

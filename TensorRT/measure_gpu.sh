@@ -27,7 +27,7 @@ v1=$1 v2=$2 chosen=" ${*:3} "
 export RESULTS=${RESULTS:-Results}
 export RUN_ID=${RUN_ID:-$(date -u +%Y%m%d-%H%M%S)} TRT_PYTHON=${TRT_PYTHON:-python3}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$PWD/.cache/inductor}
-export INT8_FLAGS="--batches 8 --provider cpu"  # what README's INT8 is calibrated with
+export INT8_FLAGS="--calibration-batches 8 --provider cpu"  # what README's INT8 is calibrated with
 timed=${TIMED:-0} batches=${BATCHES:-1,8,32,128}
 other=${OTHER:-$timed} failed=$(mktemp)
 trap 'rm -f "$failed"' EXIT

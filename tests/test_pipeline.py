@@ -31,8 +31,8 @@ inputs=() outputs=() batches='' model='' words=("$@")
 while (($#)); do
     case $1 in
         --output | --cache) outputs+=("$2") ;;
-        --onnx | --model | --cfg | --resume) inputs+=("$2"); model=$(basename "$2" .onnx) ;;
-        --batches) batches=$2 ;;
+        --onnx | --cfg | --resume) inputs+=("$2"); model=$(basename "$2" .onnx) ;;
+        --batch) batches=$2 ;;
         --plugins=*) inputs+=("${{1#*=}}") ;;
         *.onnx) if [[ $1 == "${{words[1]}}" ]]; then inputs+=("$1"); fi ;;
     esac
@@ -98,7 +98,7 @@ class Pipeline:
         calls = self.folder / "calls"
         lines = [line.split() for line in calls.read_text().splitlines()] if calls.exists() else []
         return [Path(words[words.index("--output") + 1]).name if "data/batch_data_gen.py" not in words
-                else f"data of {Path(words[words.index('--model') + 1]).stem}" for words in lines]
+                else f"data of {Path(words[words.index('--onnx') + 1]).stem}" for words in lines]
 
     def text(self, name: str) -> str:
         return (self.folder / name).read_text()

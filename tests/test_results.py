@@ -66,7 +66,7 @@ def test_table_shows_recorded_and_local_rows_together(results, capsys):
     """What was measured here is the newer, whatever its run is called; other machines' rows stay what they are."""
     with (results / "latency.csv").open(newline="") as file:
         recorded = list(csv.DictReader(file))
-    (mine,) = [row for row in recorded if row["gpu"] == cpu_name()][-1:]
+    (mine,) = [row for row in recorded if (row["gpu"], row["model"]) == (cpu_name(), "m")][-1:]
     append_rows(results / "local" / "latency.csv", LATENCY_COLUMNS, [{**mine, "latency_ms_median": "4321.5"}])
     table.main(["m", "--all", "--results", str(results)])
     told = capsys.readouterr().out

@@ -69,6 +69,7 @@ BEYOND_L2 = 3  # times its size: all sets of tensors together
 MOST_SETS = 64
 GRAPH_US, MEASURE_US = 2e3, 3e4  # of runs in a CUDA graph, and of its replays
 SUSTAIN_S, SETTLE_S, SAMPLE_S = 0.5, 0.2, 0.05
+START_S = 5  # that nvidia-smi may take to begin
 # An error that is a mistake, as a share of the largest number; tests/test_kernels_gpu.py and test_int8_kernels_gpu.py
 # are stricter. INT8 may be off by a step and a half. Errors grow through 24 blocks; INT8's come of quantisation.
 WRONG, WRONG_BLOCKS, WRONG_STEPS = 2.0**-7, {"fp16": 2.0**-4, "int8": 1.0}, 2.0
@@ -109,6 +110,12 @@ class Samples:
             figures = re.fullmatch(r"([\d.]+), ([\d.]+)\n", line)
             if figures:  # not [N/A]
                 self.found.append((time.perf_counter(), *map(float, figures.groups())))
+
+    def wait(self) -> None:
+        """Until the first sample is there, for some seconds at most."""
+        begin = time.perf_counter()
+        while self.process is not None and not self.found and time.perf_counter() - begin < START_S:
+            time.sleep(SAMPLE_S)
 
     def since(self, begin: float) -> tuple[float | None, float | None]:
         """Medians of what was sampled since then, None where nothing was."""
@@ -157,7 +164,7 @@ class Gpu:
             return Timing(us)
         if self.samples is None:
             self.samples = Samples()
-            time.sleep(10 * SAMPLE_S)  # nvidia-smi starts
+            self.samples.wait()
         started, times = time.perf_counter(), []
         while time.perf_counter() - started < SETTLE_S:
             self._replays(graph, max(1, int(MEASURE_US / (us * count))))

@@ -1,6 +1,6 @@
 """Which tile is the fastest for which product: measures them all, and fits the tables that the kernels choose by.
 
-    python TensorRT/Plugins/fit_tiles.py              # on a Hopper GPU, some 4 minutes; writes Results/tiles.csv, fits
+    python TensorRT/Plugins/fit_tiles.py              # on a Hopper GPU, minutes; writes Results/tiles.csv, fits
     python TensorRT/Plugins/fit_tiles.py --fit        # fits again from the last run in that file, without a GPU
 
 The products are those of Small V1 and V2 with every epilogue. Each tile's result is compared with FP64 first. A run

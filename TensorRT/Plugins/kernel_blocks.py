@@ -35,8 +35,9 @@ def network(swin: Swin, device: str, dtype: torch.dtype) -> SwinTransformer:
     sizes = {"img_size": swin.img_size, "patch_size": PATCH, "in_chans": CHANNELS_IN, "num_classes": 1,
              "embed_dim": swin.embed_dim, "depths": swin.depths, "window_size": swin.window, "mlp_ratio": MLP_RATIO,
              "num_heads": [swin.embed_dim * 2**stage // HEAD_DIM for stage in range(len(swin.depths))]}
-    model = (SwinTransformerV2(pretrained_window_sizes=[0] * len(swin.depths), **sizes) if swin.type == "swinv2"
-             else SwinTransformer(**sizes)).to(device)
+    with torch.device(device):
+        model = (SwinTransformerV2(pretrained_window_sizes=[0] * len(swin.depths), **sizes) if swin.type == "swinv2"
+                 else SwinTransformer(**sizes))
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

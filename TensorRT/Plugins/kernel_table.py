@@ -613,8 +613,7 @@ def windowed(run: Callable[[Place, Tensors], Outputs], compiled: bool = False) -
     return Peer(run, partitioned, compiled, restore=lambda place, y: (image_of(place, *y),), input_layout="windows")
 
 
-ATTENTION_PEERS = {
-    "sdpa-flash": windowed(partial(sdpa, SDPBackend.FLASH_ATTENTION)),
+ATTENTION_PEERS = {  # the flash backend takes no bias
     "sdpa-mem-efficient": windowed(partial(sdpa, SDPBackend.EFFICIENT_ATTENTION)),
     "sdpa-cudnn": windowed(partial(sdpa, SDPBackend.CUDNN_ATTENTION)),
     "flex-attention": windowed(flex, compiled=True),

@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 
 from config import get_config
 from models import layouts
-from models.checkpoint import read_checkpoint
+from models.checkpoint import errors_in_one_line, one_line, read_checkpoint
 from models.layouts import DERIVED
 from models.swin import SwinTransformer, WindowAttentionBase
 from models.swin_v2 import SwinTransformerV2, WindowAttentionV2, relative_coords_table
@@ -158,6 +158,7 @@ def _download(url: str, path: Path) -> None:
         read_checkpoint(partial, url)
 
 
+@errors_in_one_line()
 def _read(path: Path, config: CfgNode) -> Read:
     """The weights in a file, and a model that they were checked to fit."""
     source = shown(path)
@@ -205,7 +206,7 @@ def _read(path: Path, config: CfgNode) -> Read:
     if not head:
         outputs = f"maps of stages {', '.join(map(str, maps))}" if maps else "pooled features"
         said.append(f"output  {source}: no classifier in the file: the model gives {outputs}")
-    return Read(model, weights, said)
+    return Read(model, weights, [one_line(line) for line in said])
 
 
 def _chosen(weights: dict[str, dict[str, Tensor]], wanted: str,

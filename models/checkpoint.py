@@ -17,6 +17,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ _COMMANDS = re.compile(r"(os|posix|nt|sys|subprocess|shutil|importlib|runpy|pty|
 _HARMLESS = {f"builtins.{name}" for name in ("set", "frozenset", "slice", "range", "list", "dict", "tuple", "int",
                                              "float", "str", "bool", "bytes", "complex", "object", "type")}
 _DEPTH = 4  # of nesting, in which weights are looked for: {"ema": {"module": {"model": {...}}}} has three
+LONGEST = 2500  # characters of a message
 _MOST_CLASSES = 500  # that a file names: a pickled model has dozens
 
 
@@ -72,6 +74,21 @@ class ListStandIn:
         return []
 
 
+def one_line(text: str) -> str:
+    """A text with names from a file in it, as it can be printed: no line break and nothing else that moves a cursor."""
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST // 2]} ... {text[-LONGEST // 2:]}"
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Makes the text of a UserError printable, whatever names of a file it quotes."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(one_line(str(error))) from error
+
+
 @dataclass
 class Checkpoint:
     """What a file holds.
@@ -86,6 +103,7 @@ class Checkpoint:
     told: dict[str, object]
 
 
+@errors_in_one_line()
 def read_checkpoint(path: str | Path, source: str = "") -> Checkpoint:
     """The weights in a file, .pth or .safetensors whatever it is called.
 

@@ -104,6 +104,8 @@ tensors = st.builds(lambda shape, dtype: torch.ones(shape).to(dtype), st.lists(s
 
 @same_every_time
 @given(content=values)
+@example(content={"\n": None, "\x1b[2J": 1, "\ud800": 2})
+@example(content={"a\nb.c": torch.ones(1)})
 @example(content={"model": {"config": {"MODEL": []}}})
 @example(content={"config": {"MODEL": {"TYPE": "swin", "SWIN": {"WINDOW_SIZE": []}}}, "model": dict(WEIGHTS)})
 @example(content={"config": {"MODEL": {"TYPE": "swin", "SWIN": {"QK_SCALE": "x"}}}, "model": dict(WEIGHTS)})

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from Results.tables import LOCAL, RESULTS, cpu_name, gpu_name, newest, read_table
+from Results.tables import LOCAL, RESULTS, cpu_name, gpu_name, newest, read_table, timing_doubt
 from utils import UserError, run_script, shown
 
 # Of each file: the columns that tell what was measured, and those shown, with heading and format.
@@ -25,13 +25,16 @@ TABLES = {
         "batch": ("batch", "{}"),
         "top1": ("top-1", "{:.2%}"), "agreement": ("same as PyTorch FP32", "{:.2%}"),
         "max_abs_err": ("max abs err", "{:.1e}"), "torch_max_abs_err": ("PyTorch's own", "{:.1e}"),
+        "images": ("images", "{}"),
     }),
     "latency": (("runner", "file", "export", "cuda_graph", "mode", "precision", "batch"), {
         "runner": ("runner", "{}"), "file": ("file", "{}"), "precision": ("precision", "{}"),
         "batch": ("batch", "{}"),
         "latency_ms_median": ("median ms", "{:.2f}"), "latency_ms_p99": ("p99 ms", "{:.2f}"),
         "images_per_s": ("images/s", "{:.0f}"), "max_abs_err": ("max abs err", "{:.1e}"),
-        "cuda_graph": ("CUDA graph", "{}"), "mode": ("mode", "{}"), "check": ("check", "{}"),
+        "images": ("images", "{}"), "cuda_graph": ("CUDA graph", "{}"), "mode": ("mode", "{}"),
+        "check": ("check", "{}"),
+        "doubt": ("timing", "{}"),  # no column of the file: timing_doubt
     }),
 }
 
@@ -83,6 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
             if (args.models and model not in args.models) or (machine not in here and not (args.all or args.run)):
                 continue
             print(f"\n{model}, {table}; GPU: {machine}\n")
+            if table == "latency":
+                rows = [{**row, "doubt": timing_doubt(row)} for row in rows]
             print_cells(cells(rows, columns), args.markdown)
             shown_any = True
     if not shown_any:

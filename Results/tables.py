@@ -134,6 +134,24 @@ def how_measured(row: dict[str, str]) -> str:
         f"errors against {row['errors_against']}" if "PyTorch" in row["errors_against"] else "", row["check"])))
 
 
+SPREAD_LIMIT, LOAD_LIMIT = 0.1, 1.5  # one runner with a thread for each processor makes a load of 1 by itself
+
+
+def timing_doubt(row: dict[str, str]) -> str:
+    """Why a time in a row of latency.csv may be another on a quiet machine, in words; "" where nothing tells that.
+
+    The middle half of the runs lies further apart than SPREAD_LIMIT of the median, or more wanted to run than there are
+    processors. Rows without quartiles or load say nothing.
+    """
+    doubts = []
+    if row["latency_ms_p25"] and row["latency_ms_p75"]:
+        spread = (float(row["latency_ms_p75"]) - float(row["latency_ms_p25"])) / float(row["latency_ms_median"])
+        doubts += [f"quartiles {spread:.0%} of the median apart"] if not spread <= SPREAD_LIMIT else []
+    if row["load"] and not float(row["load"]) <= LOAD_LIMIT:
+        doubts.append(f"load {float(row['load']):.1f} a processor")
+    return f"busy machine? {', '.join(doubts)}" if doubts else ""
+
+
 def error_figures(output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
     """The error columns of Results/latency.csv."""
     return {
@@ -150,8 +168,8 @@ def record_latency(results: Path, row: dict) -> None:
     print(f"{row['runner']:<13} {row['model']} {row['precision']} b{row['batch']:<4} "
           f"{float(row['latency_ms_median']):>9.3f} ms  p99 {float(row['latency_ms_p99']):>9.3f} ms  "
           f"{float(row['images_per_s']):>9.1f} images/s  max abs err {row['max_abs_err']}  "
-          f"median rel err {row['median_rel_err']}  top-1 {float(row['top1_agreement']):.1%}  [{how_measured(row)}]",
-          flush=True)
+          f"median rel err {row['median_rel_err']}  top-1 {float(row['top1_agreement']):.1%}  "
+          f"[{'; '.join(filter(None, (how_measured(row), timing_doubt(row))))}]", flush=True)
 
 
 # Columns of numbers, in every table. One that is not known is empty, but for those that are always known.

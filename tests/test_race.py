@@ -181,7 +181,7 @@ def test_commands_are_ones_that_the_scripts_take(tmp_path):
 
 def test_a_gpu_race_of_both_small_models(tmp_path, monkeypatch, capfd):
     """--dry-run of FP16 alone: make knows how to make every file, and every runner has every batch."""
-    (tmp_path / "trt-python").write_text("#!/bin/sh\n")
+    (tmp_path / "trt-python").write_text("#!/bin/sh\necho TensorRT 8.6.0 builds and runs engines here\n")
     (tmp_path / "trt-python").chmod(0o755)
     (tmp_path / "v1.pth").touch(), (tmp_path / "v2.pth").touch()
     monkeypatch.setattr(race, "TRT_PYTHON", str(tmp_path / "trt-python"))

@@ -9,7 +9,15 @@ import pytest
 from Results import draw as draw_script
 from Results import draw_images as draw
 from Results import report, table
-from Results.tables import ACCURACY_COLUMNS, LATENCY_COLUMNS, MEMORY_COLUMNS, RESULTS, append_rows, cpu_name
+from Results.tables import (
+    ACCURACY_COLUMNS,
+    LATENCY_COLUMNS,
+    MEMORY_COLUMNS,
+    RESULTS,
+    append_rows,
+    cpu_name,
+    timing_doubt,
+)
 from utils import ROOT, UserError
 
 
@@ -60,6 +68,21 @@ def test_table_tells_apart_what_is_not_the_same_measurement(tmp_path, capsys):
     for batch, share in (("1", "80.00%"), ("8", "70.00%")):
         assert f"| onnx | m.onnx | fp32 | {batch} | 90.00% | {share} | 1.0e-03 | - |" in shown
     assert all(ms in shown for ms in ("11.11", "22.22", "33.33"))
+
+
+@pytest.mark.parametrize("quartiles, load, doubt", [
+    (("10", "10.9"), "1.4", ""), (("10", "11.1"), "1.4", "busy machine? quartiles 11% of the median apart"),
+    (("10", "10"), "1.6", "busy machine? load 1.6 a processor"), (("", ""), "", ""),
+    (("9", "12"), "3", "busy machine? quartiles 30% of the median apart, load 3.0 a processor"),
+])
+def test_a_time_of_a_busy_machine_is_told(tmp_path, capsys, quartiles, load, doubt):
+    measured = row(run_id="1", latency_ms_median="10", latency_ms_p25=quartiles[0], latency_ms_p75=quartiles[1],
+                   load=load, images="24")
+    assert timing_doubt(measured) == doubt
+    append_rows(tmp_path / "latency.csv", LATENCY_COLUMNS, [measured])
+    table.main(["m", "--results", str(tmp_path)])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.endswith(doubt or "-") and "  24  " in line
 
 
 def test_table_shows_recorded_and_local_rows_together(results, capsys):

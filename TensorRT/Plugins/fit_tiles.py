@@ -346,7 +346,7 @@ def hopper():
     """
     import torch
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
-        raise UserError("no GPU of compute capability 9.0 that PyTorch can use, which alone has these tiles; "
+        raise UserError("no GPU of compute capability 9.0 that PyTorch can use; only such a one has these tiles; "
                         "--fit needs none")
     from TensorRT.Plugins.benchmark import Gpu
     gpu = Gpu()

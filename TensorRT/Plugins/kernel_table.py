@@ -214,9 +214,10 @@ class Case(NamedTuple):
 
 
 def compared(run: Callable[[Place, Tensors], Outputs], prepare: Callable[[Place, Tensors], Tensors] = in_half,
-             **more: Peer) -> dict[str, Peer]:
-    """PyTorch as it is, and compiled."""
-    return {"torch-eager": Peer(run, prepare), "torch-compile": Peer(run, prepare, compiled=True), **more}
+             compiled: bool = True, **more: Peer) -> dict[str, Peer]:
+    """PyTorch as it is and, where the few seconds that it takes tell something new, compiled."""
+    by_compiler = {"torch-compile": Peer(run, prepare, compiled=True)} if compiled else {}
+    return {"torch-eager": Peer(run, prepare), **by_compiler, **more}
 
 
 # --- linear layers ---------------------------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ def linear_int8(name: str, layer: Layer, fp16_output: bool = False) -> Kernel:
     def product_only(place: Place, t: Tensors) -> Outputs:
         return (torch._int_mm(t["x"], t["weight"].T),)
 
-    peers = compared(eager, as_it_is, **{"torch-int-mm": Peer(
+    peers = compared(eager, as_it_is, compiled=layer.gelu, **{"torch-int-mm": Peer(
         product_only, as_it_is, part="product", formula=lambda place, t: (t["x"] @ t["weight"].T,))})
     return Kernel("SwinLinearInt8", name, "int8", tensors, run, formula, partial(linear_operations, layer),
                   lambda place: linear_size(layer, place)[1:], peers)
@@ -458,7 +459,7 @@ def norm_kernel(form: Norm) -> Kernel:
                      for y, step in zip(form.formula(t), form.outputs.values(), strict=True))
 
     return Kernel(form.name, form.layer, "int8" if quantises else "fp16", tensors, lambda place, t: form.run(t),
-                  lambda place, t: form.formula(t), peers=compared(eager))
+                  lambda place, t: form.formula(t), peers=compared(eager, compiled=form.name != "SwinLayerNorm"))
 
 
 def add_norm_formula(t: Tensors) -> Outputs:

@@ -138,10 +138,13 @@ def _load(path: Path, source: str) -> object:
     if kind:
         raise UserError(f"{source}: is {kind}")
     try:
+        # The length of the header, then the header. First, as the length may begin as a pickle does, with 0x80.
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
+            return safetensors.torch.load_file(path)
         if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
             return _load_pickle(path, source)
-        if len(start) > 8 and start[8:9] == b"{":
-            return safetensors.torch.load_file(path)
+        if start[8:9] == b"{":
+            raise safetensors.SafetensorError("its header goes beyond its end")
         raise pickle.UnpicklingError(f"it begins {start[:8]!r}" if start else "it is empty")
     except _DAMAGED as error:
         # torch's own text of an UnpicklingError advises weights_only=False, which would run code that is in the file.

@@ -185,6 +185,17 @@ def test_a_file_is_told_by_its_contents(weights, tmp_path):
     assert_loads(saved(weights, tmp_path / "b.safetensors"), weights)
 
 
+def test_a_safetensors_file_that_begins_as_a_pickle_does(weights, tmp_path):
+    """A file begins with the length of its header, whose lowest byte may be 0x80, as a pickle's first one is."""
+    path = tmp_path / "a.safetensors"
+    for length in range(0, 264, 8):  # headers are padded to multiples of 8
+        save_file(weights, path, metadata={"note": "x" * length})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert_loads(path, weights)
+
+
 # --- containers and prefixes ---------------------------------------------------------------------------------
 
 

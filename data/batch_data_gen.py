@@ -4,7 +4,7 @@
 
 Writes data/<model>-b<N>.npz for each batch size N, <model> being the ONNX file's name without .onnx:
 
-    input   float32 [N, 3, S, S], preprocessed and normalised
+    input   [N, 3, H, W] as the graph reads it: float32, normalised, unless the graph does that itself
     logits  float32 [N, num_classes], the output of the FP32 ONNX model on the CPU
     model   the model's name
     facts   of the ONNX file, as graphs/facts.py prints them: by its digest TRT_test.py finds the data of an engine
@@ -23,12 +23,24 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from data.batches import real_images, save_batch
+from data.batches import real_pixels, save_batch
 from graphs.facts import of_onnx
-from graphs.sessions import onnx_img_size, onnx_logits, onnx_session
-from utils import ROOT, UserError, batch_sizes, folder_to_write, run_script, shown
+from graphs.files import load_onnx
+from graphs.outputs import Runner
+from graphs.pictures import add_input_arguments
+from graphs.surgeon import with_picture
+from utils import ROOT, UserError, about, batch_sizes, folder_to_write, run_script, shown
+
+
+def rounds(model: onnx.ModelProto) -> bool:
+    """Whether a graph that multiplies in FP32 holds FP16 or BF16 somewhere, so that its outputs are not FP32's."""
+    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    casts = (attribute.i for node in model.graph.node if node.op_type == "Cast" for attribute in node.attribute
+             if attribute.name == "to")
+    return any(kind in half for kind in (*casts, *(tensor.data_type for tensor in model.graph.initializer)))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,21 +54,31 @@ def main(arguments: list[str] | None = None) -> None:
                         help="batch sizes (default: 1,4,8,16)")
     parser.add_argument("--output", type=folder_to_write, default=str(ROOT / "data"), metavar="FOLDER",
                         help="folder to write to (default: data/)")
+    add_input_arguments(parser)
     args = parser.parse_args(arguments)
 
-    facts = of_onnx(args.model)
-    if facts.precision != "fp32" and (facts.precision != "int8" or facts.patched):
-        raise UserError(f"{shown(args.model)}: computes in {facts.precision}, and expected outputs come from FP32; "
+    model, facts = load_onnx(args.model), of_onnx(args.model)
+    precision = "fp16 in part" if facts.precision == "fp32" and rounds(model) else facts.precision
+    if precision != "fp32" and (precision != "int8" or facts.patched):
+        raise UserError(f"{shown(args.model)}: computes in {precision}, and expected outputs come from FP32; "
                         "give the file that onnx/export_onnx.py wrote")
-    session = onnx_session(args.model)
-    images = real_images(max(args.batches), onnx_img_size(session, args.model), args.images)
+    with about(args.model):
+        model, wanted = with_picture(model, args)
+        if wanted.batch and set(args.batches) != {wanted.batch}:
+            raise UserError(f"takes batches of {wanted.batch} alone; give --batches {wanted.batch}")
+        run = Runner(model)
+    images = wanted.of(real_pixels(max(args.batches), wanted.size, args.images))
     print(f"read   {shown(args.model)} and {len(images)} images from {args.images or 'the held-out crops'}", flush=True)
 
     # All are computed before the first is written: no new file stands beside an old one if one fails.
     batches = {}
     for batch in sorted(set(args.batches)):
         start = time.perf_counter()
-        logits = onnx_logits(session, images[:batch], args.model)
+        with about(args.model):
+            outputs = list(run(images[:batch]).values())
+            logits = next((output for output in outputs if output.dtype.kind == "f"), None)  # before it, a label may be
+            if logits is None:
+                raise UserError("gives whole numbers alone, from which no error can be told; export it with its logits")
         if not np.isfinite(logits).all():
             raise UserError(f"{shown(args.model)}: gives NaN or infinity at batch {batch}; "
                             "check its weights with onnx/onnx_test.py")

@@ -1,18 +1,25 @@
 """Batches of images: real ones, and those of .npz files with the outputs expected of them."""
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data.images import list_images, load_image, preprocess
-from data.photo_crops import held_out_batch
+from data.images import list_images, load_image, normalise, resize_and_crop
+from data.photo_crops import crops
 from graphs.compare import max_abs_err
 from graphs.facts import Facts, of_text
 from utils import ROOT, UserError, existing_file, shown, whole_file
+
+# What numpy and zipfile raise for files that are no archives of arrays, or broken ones.
+NOT_AN_NPZ = (ValueError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, EOFError, AttributeError,
+              TypeError, NotImplementedError, RuntimeError, OverflowError, MemoryError, struct.error)
 
 
 def load_arrays(path: str | Path, names: Sequence[str], what: str, remedy: str) -> dict[str, np.ndarray]:
@@ -23,30 +30,41 @@ def load_arrays(path: str | Path, names: Sequence[str], what: str, remedy: str) 
     """
     try:
         with np.load(existing_file(path, f"{what} ({remedy})")) as arrays:
-            return {name: arrays[name] for name in names or arrays.files}
+            found = {name: arrays[name] for name in names or arrays.files}
     except KeyError as error:
         raise UserError(f"{shown(path)}: lacks an array ({error.args[0]}); {remedy}") from error
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+    except (*NOT_AN_NPZ, OSError) as error:
+        if isinstance(error, OSError) and error.filename:
+            raise  # the file cannot be read at all; zipfile's seek to a place before its beginning names none
         raise UserError(f"{shown(path)}: is not {what}, or a truncated one; {remedy}") from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no array
+            raise UserError(f"{shown(path)}: its {name} is no array; {remedy}")
+    return found
 
 
-def real_images(count: int, img_size: int, folder: str | Path | None = None) -> np.ndarray:
-    """`count` real images as a model reads them: float32 [count, 3, S, S] normalised. Deterministic.
+def real_pixels(count: int, img_size: int | tuple[int, int], folder: str | Path | None = None) -> np.ndarray:
+    """`count` real images of that size: uint8 RGB [count, H, W, 3]. Deterministic.
 
     Args:
         count: how many.
-        img_size: S, in pixels.
+        img_size: side in pixels, or height and width.
         folder: take them from here, evenly spaced over its files in order, so that all classes of an ImageNet layout
             have their share; None takes held-out crops of the packaged photographs.
     Raises:
         UserError: no such folder, fewer images in it than `count`, or one that cannot be read.
     """
     if folder is None:
-        return held_out_batch(count, img_size)[0]
+        return crops("test", count, img_size)[0]
     paths = list_images(folder)
     if len(paths) < count:
         raise UserError(f"{folder}: holds {len(paths)} images, {count} are needed; add images or ask for fewer")
-    return np.stack([preprocess(load_image(paths[i * len(paths) // count]), img_size) for i in range(count)])
+    return np.stack([resize_and_crop(load_image(paths[i * len(paths) // count]), img_size) for i in range(count)])
+
+
+def real_images(count: int, img_size: int | tuple[int, int], folder: str | Path | None = None) -> np.ndarray:
+    """`real_pixels` as this project's models read them: float32 [count, 3, H, W], normalised."""
+    return normalise(real_pixels(count, img_size, folder))
 
 
 # --- data files ----------------------------------------------------------------------------------------------

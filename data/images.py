@@ -60,21 +60,29 @@ def load_image(path: str | Path):
     return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
 
 
-def resize_and_crop(image, img_size: int) -> np.ndarray:
-    """A PIL.Image to uint8 [img_size, img_size, 3], as the evaluation transform of the official code does it.
+def resize_and_crop(image, img_size: int | tuple[int, int]) -> np.ndarray:
+    """A PIL.Image to uint8 [H, W, 3], as the evaluation transform of the official code does it for squares.
 
-    Bicubic to 256/224 of the size on the shorter side, then the centre; the official configurations at 384 set
-    TEST.CROP to False instead: the whole image, squeezed to the square. Source: data/build.py and configs/ of
-    microsoft/Swin-Transformer; rounding as in torchvision's Resize and CenterCrop.
+    Bicubic to 256/224 of the size on the side that then still covers it, then the centre; the official configurations
+    at 384 set TEST.CROP to False instead: the whole image, squeezed to the square. Source: data/build.py and configs/
+    of microsoft/Swin-Transformer; rounding as in torchvision's Resize and CenterCrop.
+
+    Args:
+        img_size: side in pixels, or height and width.
     """
     from PIL import Image
 
-    if img_size >= 384:
-        return np.asarray(image.resize((img_size, img_size), Image.Resampling.BICUBIC))
-    short = int(256 / 224 * img_size)
-    image = image.resize([int(short * side / min(image.size)) for side in image.size], Image.Resampling.BICUBIC)
-    left, top = round((image.width - img_size) / 2), round((image.height - img_size) / 2)
-    return np.asarray(image.crop((left, top, left + img_size, top + img_size)))
+    high, wide = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if min(high, wide) >= 384:
+        return np.asarray(image.resize((wide, high), Image.Resampling.BICUBIC))
+    tall, broad = int(256 / 224 * high), int(256 / 224 * wide)
+    if tall * image.width >= broad * image.height:
+        size = (int(tall * image.width / image.height), tall)
+    else:
+        size = (broad, int(broad * image.height / image.width))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = round((image.width - wide) / 2), round((image.height - high) / 2)
+    return np.asarray(image.crop((left, top, left + wide, top + high)))
 
 
 def resize_rule(img_size: int) -> str:
@@ -90,6 +98,6 @@ def normalise(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis((pixels.astype(np.float32) / np.float32(255) - mean) / std, -1, -3))
 
 
-def preprocess(image, img_size: int) -> np.ndarray:
-    """A PIL.Image in RGB to what the models read: float32 [3, img_size, img_size], normalised."""
+def preprocess(image, img_size: int | tuple[int, int]) -> np.ndarray:
+    """A PIL.Image in RGB to what the models read: float32 [3, H, W], normalised."""
     return normalise(resize_and_crop(image, img_size))

@@ -133,7 +133,7 @@ def crop_boxes(split: str, seed: int = 0) -> Iterator[tuple[int, Box]]:
             yield label, box
 
 
-def crops(split: str, count: int, img_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def crops(split: str, count: int, img_size: int | tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` crops of a split, without augmentation, resized bicubically (PIL, so with antialiasing).
 
     Deterministic; fewer crops with the same seed are the beginning of more. Classes come in turn: label i % classes.
@@ -141,21 +141,25 @@ def crops(split: str, count: int, img_size: int, seed: int = 0) -> tuple[np.ndar
     Args:
         split: "train" or "test".
         count: number of crops; 200,000 distinct ones and more can be had.
-        img_size: side in pixels.
+        img_size: side in pixels; or height and width, which take of each square box the largest part of that shape
+            around its centre.
         seed: another seed gives other crops.
     Returns:
-        images uint8 [count, img_size, img_size, 3], labels int64 [count]: indices into CLASSES.
+        images uint8 [count, H, W, 3], labels int64 [count]: indices into CLASSES.
     Raises:
         UserError: a photograph is missing, or more distinct crops are asked for than there are.
     """
     from PIL import Image
 
-    images = np.empty((count, img_size, img_size, 3), np.uint8)
+    high, wide = (img_size, img_size) if isinstance(img_size, int) else img_size
+    images = np.empty((count, high, wide, 3), np.uint8)
     labels = np.empty(count, np.int64)
     for i, (label, (left, top, width, height)) in zip(range(count), crop_boxes(split, seed)):
         # Cut first, resize then: resize(box=...) would let pixels from outside the box into the edges.
-        cut = Image.fromarray(photo(CLASSES[label])[top:top + height, left:left + width])
-        images[i] = np.asarray(cut.resize((img_size, img_size), Image.Resampling.BICUBIC))
+        part = max(1, round(height * min(1, high / wide))), max(1, round(width * min(1, wide / high)))
+        top, left = top + (height - part[0]) // 2, left + (width - part[1]) // 2
+        cut = Image.fromarray(photo(CLASSES[label])[top:top + part[0], left:left + part[1]])
+        images[i] = np.asarray(cut.resize((wide, high), Image.Resampling.BICUBIC))
         labels[i] = label
     return images, labels
 

@@ -4,7 +4,7 @@ their written-out forms, and stretches of a graph that only move elements, whose
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -426,10 +426,24 @@ def gelu_nodes(graph: gs.Graph) -> list[gs.Node]:
     return [node for gelu in gelus(graph) for node in gelu.nodes]
 
 
+def attention_softmaxes(graph: gs.Graph) -> list[gs.Node]:
+    """The Softmax of each attention: over the last axis of [..., N, N], and multiplied with v. Others, such as one
+    behind the classifier, are none."""
+    found = []
+    for node in graph.nodes:
+        if node.op != "Softmax":
+            continue
+        scores, readers = node.inputs[0], node.outputs[0].outputs
+        several = scores.shape is None or len(scores.shape) > 2
+        if several and any(reader.op == "MatMul" and reader.inputs[0] is node.outputs[0] for reader in readers):
+            found.append(node)
+    return found
+
+
 def softmaxes(graph: gs.Graph) -> list[gs.Node]:
-    """Each Softmax and what is done to the scores between the product of q and k and it."""
+    """Each attention's Softmax and what is done to the scores between the product of q and k and it."""
     nodes = []
-    for softmax in [node for node in graph.nodes if node.op == "Softmax"]:
+    for softmax in attention_softmaxes(graph):
         node: gs.Node | None = softmax
         while node is not None and node.op in ("Softmax", "Add", "Mul", "Div", "Reshape"):
             nodes.append(node)
@@ -437,13 +451,58 @@ def softmaxes(graph: gs.Graph) -> list[gs.Node]:
     return nodes
 
 
+POOLINGS = ("ReduceMean", "ReduceMax", "ReduceSum", "GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool")
+
+
 def head(graph: gs.Graph) -> list[gs.Node]:
-    """The nodes from the pooling of the tokens to the logits; none where the graph does not end so."""
-    nodes = []
-    node = producer(graph.outputs[0])
-    while node is not None and node.op in ("MatMul", "Add", "Reshape", "ReduceMean", "GlobalAveragePool"):
-        nodes.append(node)
-        if node.op in ("ReduceMean", "GlobalAveragePool"):
-            return nodes
-        node = producer(next(tensor for tensor in node.inputs if values(tensor) is None))
-    return []
+    """The nodes from the pooling of the tokens to the outputs, whatever they are; where nothing is pooled, those from
+    the first product of [batch, C] on; none where there is neither.
+
+    A pooling is one that no attention comes after, and no part of a LayerNorm.
+    """
+    before_attention = _ancestors(node for node in graph.nodes if node.domain and "Attention" in node.op)
+    before_attention |= _ancestors(attention_softmaxes(graph))
+    norms = {id(node) for node in written_out_normalisations(graph)}
+    late = [node for node in graph.nodes if id(node) not in before_attention and id(node) not in norms]
+    starts = [node for node in late if node.op in POOLINGS and not node.domain] or [
+        node for node in late if node.op == "MatMul" and is_linear(node) and node.outputs[0].shape is not None
+        and len(node.outputs[0].shape) == 2 and node.outputs[0].shape[0] == graph.inputs[0].shape[0]]
+    return _descendants(graph, starts)
+
+
+def _ancestors(nodes: Iterable[gs.Node]) -> set[int]:
+    """id() of these nodes and of all that they need."""
+    found: set[int] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in found:
+            found.add(id(node))
+            waiting.extend(maker for tensor in node.inputs for maker in tensor.inputs)
+    return found
+
+
+def _descendants(graph: gs.Graph, nodes: Iterable[gs.Node]) -> list[gs.Node]:
+    """These nodes and all that need them, in the graph's order."""
+    found: set[int] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in found:
+            found.add(id(node))
+            waiting.extend(reader for tensor in node.outputs for reader in tensor.outputs)
+    return [node for node in graph.nodes if id(node) in found]
+
+
+EMBEDDINGS = ("Conv", "MatMul", "Gemm", "Einsum", "SwinPatchEmbed")
+
+
+def preprocessing(graph: gs.Graph) -> list[gs.Node]:
+    """What is done to the image before the first product: to its type, layout, range, mean and deviation."""
+    inside, reached = [], {id(tensor) for tensor in graph.inputs}
+    for node in graph.nodes:
+        computed = [tensor for tensor in node.inputs if values(tensor) is None and not tensor.is_empty()]
+        if computed and all(id(tensor) in reached for tensor in computed) and node.op not in EMBEDDINGS:
+            inside.append(node)
+            reached.update(id(tensor) for tensor in node.outputs)
+    return inside

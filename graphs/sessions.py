@@ -1,13 +1,14 @@
 """onnxruntime sessions: every graph here is run by one that is made in this module."""
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from graphs.files import has_plugins, load_onnx, onnx_refusals
+from graphs.files import has_plugins, is_large, load_onnx, onnx_refusals
 from graphs.reference import expand
 from utils import UserError, first_line, shown
 
@@ -37,6 +38,12 @@ def session_of(source: onnx.ModelProto | str | Path, providers: Sequence[str | t
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     for name, size in (fixed or {}).items():
         options.add_free_dimension_override_by_name(name, size)
+    if isinstance(source, onnx.ModelProto) and is_large(source):
+        with tempfile.TemporaryDirectory() as folder:
+            copy, path = onnx.ModelProto(), str(Path(folder) / "model.onnx")
+            copy.CopyFrom(source)  # saving takes the weights out
+            onnx.save(copy, path, save_as_external_data=True, location="weights")
+            return onnxruntime.InferenceSession(path, options, providers=list(providers))
     graph = str(source) if isinstance(source, (str, Path)) else source.SerializeToString()
     return onnxruntime.InferenceSession(graph, options, providers=list(providers))
 

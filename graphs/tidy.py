@@ -22,7 +22,9 @@ from onnx import TensorProto, helper, version_converter
 
 from graphs import reference
 from graphs.files import onnx_refusals
+from graphs.pictures import image_input, inputs_of
 from graphs.sessions import session
+from graphs.standard import standard
 from utils import UserError, first_line
 
 BATCH = "batch"
@@ -36,10 +38,14 @@ INTEGER_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
 
 def imported(model: onnx.ModelProto) -> gs.Graph:
-    """The graph of a model, each node with a name: ONNX does not ask for one, but new tensors are named after nodes."""
+    """The graph of a model, each node with a name of its own: ONNX does not ask for one, but nodes are told apart, and
+    new tensors named, by it."""
     graph = gs.import_onnx(model)
+    taken: set[str] = set()
     for node in graph.nodes:
         node.name = node.name or node.outputs[0].name
+        node.name = node.name if node.name not in taken else f"{node.name}/{node.outputs[0].name}"
+        taken.add(node.name)
     return graph
 
 
@@ -147,22 +153,6 @@ def _write_out_gelu(graph: gs.Graph, node: gs.Node) -> None:
 # --- reading shapes off by running ---------------------------------------------------------------------------
 
 
-def image_input(model: onnx.ModelProto) -> tuple[str, list[int | None]]:
-    """Name and shape of the one input; None stands for the batch where it is not fixed.
-
-    Raises:
-        UserError: the model has not one [batch, C, H, W] input whose image size is fixed.
-    """
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1:
-        raise UserError(f"has {len(inputs)} inputs instead of one; give the ONNX file of an image classifier")
-    dims = [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]
-    if len(dims) != 4 or None in dims[1:]:
-        raise UserError(f"its input is {dims} instead of [batch, 3, height, width]; export it with a fixed image size")
-    return inputs[0].name, dims
-
-
 @dataclass
 class Run:
     """What running a model once at a batch size showed."""
@@ -174,6 +164,7 @@ class Run:
 def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
     """Run a model once at each batch size, to see what depends on the batch and how."""
     name, dims = image_input(model)
+    kind = helper.tensor_dtype_to_np_dtype(inputs_of(model)[0].type.tensor_type.elem_type)
     expanded = reference.expand(model)
     types = reference.element_types(expanded)
     computed = [output for node in model.graph.node for output in node.output if output]
@@ -192,7 +183,8 @@ def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
     try:
         runner = session(probed, as_it_is=True)
         for batch in batches:
-            image = np.random.default_rng(0).standard_normal((batch, *dims[1:])).astype(np.float32)
+            image = np.random.default_rng(0).standard_normal((batch, *dims[1:]))
+            image = np.abs(100 * image).astype(kind) if np.dtype(kind).kind == "u" else image.astype(kind)
             found = runner.run(None, {name: image})
             shapes = (tuple(int(dim) for dim in shape) for shape in found[len(integers):])
             runs.append(Run(dict(zip(integers, found)), dict(zip(others, shapes))))
@@ -226,6 +218,9 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
         raise UserError(f"has opset {opset_of(model)}; export it again with {OLDEST_OPSET} to "
                         f"{LAST_OPSET_OF_TENSORRT_8}")
     _, dims = image_input(model)
+    if None in dims[1:]:
+        raise UserError(f"its input is {dims} instead of [batch, 3, height, width]; export it with a fixed image size")
+    model = standard(model)
     batches = PROBED_BATCHES if dims[0] is None else (dims[0],)
     first, *others = runs = _probe(model, batches)
 
@@ -234,6 +229,7 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
     for tensor in first.shapes:
         tensors[tensor].shape = _symbolic([run.shapes[tensor] for run in runs], batches)
         tensors[tensor].dtype = tensors[tensor].dtype or np.float32
+    graph.inputs = [tensor for tensor in graph.inputs if isinstance(tensor, gs.Variable)]
     graph.inputs[0].shape = [BATCH if dims[0] is None else dims[0], *dims[1:]]
     of_pixels = _made_of_the_image(graph, but_for=SHAPE_OPERATORS)  # one run, or two alike, say nothing about these
     for tensor, numbers in first.integers.items():

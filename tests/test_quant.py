@@ -262,7 +262,7 @@ def test_the_check_of_quant_is_that_of_its_logits(small):
     fp32, int8 = onnx.load(folder / "m.onnx"), onnx.load(folder / "m_int8.onnx")
     images = held_out_batch(64, 56)[0]
     expected, actual = logits(fp32, images), logits(int8, images)
-    line = quant.check(fp32, int8)
+    (line,) = quant.check(fp32, int8)
     assert f"agreement with FP32 {np.mean(actual.argmax(1) == expected.argmax(1)):.2%}" in line
     assert float(re.search(r"max abs err (\S+),", line)[1]) == pytest.approx(np.abs(actual - expected).max(), rel=1e-2)
     bias = next(tensor for tensor in int8.graph.initializer if tensor.name == "head.bias")

@@ -20,10 +20,11 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from data.images import list_images, load_image, normalise, preprocess
+from data.images import list_images, load_image, resize_and_crop
 from data.photo_crops import crops
 from graphs.facts import precision_of
 from graphs.files import has_plugins, load_onnx, onnx_refusals
+from graphs.pictures import Picture
 from graphs.sessions import session_of
 from utils import Progress, UserError, first_line, shown
 
@@ -37,7 +38,7 @@ def fp32_model(path: Path) -> onnx.ModelProto:
     """The model to quantise.
 
     Raises:
-        UserError: it is quantised, patched, not in FP32 or of one batch size alone.
+        UserError: it is quantised, patched or not in FP32.
     """
     model = load_onnx(path)
     precision = precision_of(model)
@@ -47,26 +48,24 @@ def fp32_model(path: Path) -> onnx.ModelProto:
         raise UserError(f"{shown(path)}: holds plugin nodes; give the unpatched graph (add_int8.py patches it later)")
     if precision != "fp32":
         raise UserError(f"{shown(path)}: is in {precision.upper()}; give the FP32 graph")
-    if fixed := model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
-        raise UserError(f"{shown(path)}: takes batches of {fixed} alone; export it without a fixed batch")
     return model
 
 
 # --- images --------------------------------------------------------------------------------------------------
 
 
-def image_batches(folder: Path | None, batches: int, batch_size: int, img_size: int) -> Iterator[np.ndarray]:
-    """`batches` arrays float32 [batch_size, 3, S, S], normalised: training crops of the packaged photographs, or images
-    of a folder, evenly spaced over it.
+def image_batches(folder: Path | None, batches: int, batch_size: int, wanted: Picture) -> Iterator[np.ndarray]:
+    """`batches` arrays of `batch_size` images as a graph reads them: training crops of the packaged photographs, or
+    images of a folder, evenly spaced over it.
 
     Raises:
         UserError: no such folder, fewer images in it than asked for, one that cannot be read, or one of one colour.
     """
     count = batches * batch_size
     if folder is None:
-        pixels = crops("train", count, img_size)[0]
+        pixels = crops("train", count, wanted.size)[0]
         for start in range(0, count, batch_size):
-            yield normalise(pixels[start:start + batch_size])
+            yield wanted.of(pixels[start:start + batch_size])
         return
     paths = list_images(folder)
     if len(paths) < count:
@@ -74,14 +73,28 @@ def image_batches(folder: Path | None, batches: int, batch_size: int, img_size: 
                         "add images, or lower --calibration-batches")
     chosen = [paths[i * len(paths) // count] for i in range(count)]
     for start in range(0, count, batch_size):
-        yield np.stack([_calibration_image(path, img_size) for path in chosen[start:start + batch_size]])
+        yield wanted.of(np.stack([_calibration_image(path, wanted) for path in chosen[start:start + batch_size]]))
 
 
-def _calibration_image(path: Path, img_size: int) -> np.ndarray:
-    image = preprocess(load_image(path), img_size)
-    if not np.ptp(image, axis=(1, 2)).any():
+def _calibration_image(path: Path, wanted: Picture) -> np.ndarray:
+    """uint8 [H, W, 3]"""
+    pixels = resize_and_crop(load_image(path), wanted.size)
+    if not np.ptp(pixels, axis=(0, 1)).any():
         raise UserError(f"{path}: is of one colour, which says nothing about the model's activations; remove it")
-    return image
+    return pixels
+
+
+def batch_size_of(wanted: Picture, asked: int | None, usual: int) -> int:
+    """Images at a time: --batch-size, or the usual number; what the graph takes where its batch is fixed.
+
+    Raises:
+        UserError: another batch is asked for than the graph takes.
+    """
+    if wanted.batch is None:
+        return asked or usual
+    if asked not in (None, wanted.batch):
+        raise UserError(f"--batch-size {asked}: the graph takes batches of {wanted.batch}; leave it out")
+    return wanted.batch
 
 
 def add_provider_argument(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +145,7 @@ def collect(model: onnx.ModelProto, tensors: list[str], images: Iterator[np.ndar
     Args:
         model: FP32 graph.
         tensors: names of float32 tensors in it.
-        images: the batches, float32 [N, 3, S, S].
+        images: the batches, as the graph reads them.
         batches: how many they are.
         method: of METHODS.
         percentile: share of elements in percent, above 50, that stays below amax; for that method alone.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from graphs.files import LARGEST_MODEL
 from utils import UserError, existing_file, shown, whole_file
 
 # The class of calibrator that may read the file, whatever its scales come from: trtexec 8.6 and 10 and build_engine.py
@@ -20,7 +21,7 @@ from utils import UserError, existing_file, shown, whole_file
 # accept, for none, and calibrates anew: samples/sampleINT8/README.md of NVIDIA/TensorRT 8.2.
 ALGORITHM = "EntropyCalibration2"
 TENSORRT = "8.6.0"  # the version in the first line
-ORIGIN = re.compile(r"swin_int8/(?P<method>\w+)/(?P<images>\d+)_images/(?P<graph>[0-9a-f]{32})")
+ORIGIN = re.compile(r"swin_int8/(?P<method>\w+)/(?P<images>[0-9]{1,12})_images/(?P<graph>[0-9a-f]{32})")
 
 
 @dataclass
@@ -40,9 +41,20 @@ class Cache:
     scales: dict[str, np.float32]
 
 
-def fingerprint(model) -> str:
-    """32 hexadecimal digits that change with the graph of an onnx.ModelProto: with its operators, names or weights."""
-    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()[:32]
+def fingerprint(model, read_as: str = "") -> str:
+    """32 hexadecimal digits that change with the graph of an onnx.ModelProto: with its operators, names or weights.
+
+    Args:
+        read_as: what was said of its images besides (--input-range, --layout): they are read in another way then.
+    """
+    digest = hashlib.sha256()
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= LARGEST_MODEL:
+        digest.update(model.graph.SerializeToString(deterministic=True))
+    else:
+        for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
+            digest.update(part.SerializeToString(deterministic=True))
+    digest.update(read_as.encode())
+    return digest.hexdigest()[:32]
 
 
 def header(version: str) -> str:

@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 
-from graphs.patterns import MOST_CHANNELS, is_linear, linear_output
+from graphs.patterns import MOST_CHANNELS, attention_softmaxes, is_linear, linear_output
 from graphs.tidy import add_node, drop_idle, exported
 from utils import UserError
 
@@ -64,10 +64,11 @@ def blocks_of(graph: gs.Graph) -> list[Block]:
     Raises:
         UserError: there is none, or one whose layers do not have the sizes of a Swin block.
     """
-    order = [node for node in graph.nodes if is_linear(node) or node.op == "Softmax"]
+    attentions = {id(node) for node in attention_softmaxes(graph)}
+    order = [node for node in graph.nodes if is_linear(node) or id(node) in attentions]
     found = []
     for i, node in enumerate(order):
-        if node.op != "Softmax":
+        if id(node) not in attentions:
             continue
         around = [*order[max(i - 1, 0):i], *order[i + 1:i + 4]]
         sizes = [tuple(linear.inputs[1].shape) if is_linear(linear) else () for linear in around]

@@ -19,9 +19,12 @@ import numpy as np
 import onnx
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
-from data.photo_crops import CLASSES, held_out_batch
+from data.photo_crops import CLASSES
 from graphs.compare import max_abs_err, top1_agreement
 from graphs.facts import of_onnx
+from graphs.outputs import classifiers, with_outputs
+from graphs.pictures import Picture, add_input_arguments
+from graphs.surgeon import held_out, with_picture
 from graphs.tidy import tidy
 from Results.tables import LOCAL, append_rows, git_commit, new_run_id
 from TensorRT.INT8.calibration import (
@@ -50,17 +53,18 @@ STYLES = dict(zip(PARTS, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), 
 class Report:
     """Runs forms of one graph on the same crops and compares their logits with FP32's."""
 
-    def __init__(self, model: onnx.ModelProto, count: int, provider: str) -> None:
-        value = model.graph.input[0]
-        self.provider, self.output = provider, model.graph.output[0].name
-        self.images, self.labels = held_out_batch(count, value.type.tensor_type.shape.dim[2].dim_value)
+    def __init__(self, model: onnx.ModelProto, count: int, provider: str, wanted: Picture) -> None:
+        self.provider, self.output = provider, (classifiers(model) or [model.graph.output[0].name])[0]
+        self.batch = wanted.batch or BATCH
+        count = -(-count // self.batch) * self.batch
+        self.images, self.labels = held_out(wanted, count), np.arange(count) % len(CLASSES)
         self.reference = self.logits(model)
 
     def logits(self, model: onnx.ModelProto) -> np.ndarray:
-        session = session_with_outputs(model, [self.output], self.provider)
+        session = session_with_outputs(with_outputs(model, [self.output]), [self.output], self.provider)
         name, count = session.get_inputs()[0].name, len(self.images)
-        return np.concatenate([session.run(None, {name: self.images[start:start + BATCH]})[0]
-                               for start in range(0, count, BATCH)])
+        return np.concatenate([session.run(None, {name: self.images[start:start + self.batch]})[0]
+                               for start in range(0, count, self.batch)])
 
     def row(self, part: str, logits: np.ndarray) -> dict[str, str]:
         """The measured columns; top1 is empty for a model with other classes than the photographs."""
@@ -111,6 +115,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
                         help="where sensitivity_<model>.png goes (default: Results/local/)")
     add_provider_argument(parser)
+    add_input_arguments(parser)
     args = parser.parse_args(arguments)
     if not 0 <= args.agreement <= 1:
         raise UserError(f"--agreement {args.agreement:g}: must be from 0 to 1")
@@ -124,14 +129,16 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.cache.exists():
         raise UserError(f"{shown(args.cache)}: no such file; quant.py --onnx {shown(args.onnx)} writes it")
     cache = read_cache(args.cache)
-    graph = tidy(model)
     with about(args.onnx):
+        model, wanted = with_picture(model, args)
+        graph = tidy(model)
         blocks = blocks_of(graph)
-    if cache.graph != fingerprint(model) or list(cache.scales) != quantised_tensors(blocks):
+    graph_digest = fingerprint(model, f"{args.input_range or ''}{args.layout or ''}")
+    if cache.graph != graph_digest or list(cache.scales) != quantised_tensors(blocks):
         raise UserError(f"{shown(args.cache)}: was made for another graph than {shown(args.onnx)}, or without all of "
                         "its scales; give its --cache")
     parts = all_parts(blocks)
-    report = Report(model, args.count, execution_provider(args.provider))
+    report = Report(model, args.count, execution_provider(args.provider), wanted)
 
     def measured(name: str, kept: set[str]) -> dict[str, str]:
         with about(args.onnx):
@@ -146,8 +153,12 @@ def main(arguments: list[str] | None = None) -> None:
     worst = sorted(rows[2:], key=lambda row: -float(row["relative_rms_err"]))
     kept: set[str] = set()
     last, taken_out = rows[1], iter(worst)
-    while float(last["agreement"]) < args.agreement:
-        kept = with_attention(kept | {next(taken_out)["part"]})
+    while not float(last["agreement"]) >= args.agreement:  # also where it is NaN
+        part = next(taken_out, None)
+        if part is None:
+            raise UserError(f"{shown(args.onnx)}: agrees with itself on {float(last['agreement']):.2%} of the crops "
+                            "without any INT8, below --agreement; check its weights")
+        kept = with_attention(kept | {part["part"]})
         last = measured("all but " + " ".join(part for part in parts if part in kept), kept)
         rows.append(last)
 

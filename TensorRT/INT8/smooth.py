@@ -17,10 +17,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
-from graphs.surgeon import check, save, target_of
+from graphs.pictures import add_input_arguments
+from graphs.surgeon import check, save, target_of, with_picture
 from graphs.tidy import exported, producer, tidy, values
 from TensorRT.INT8.calibration import (
     add_provider_argument,
+    batch_size_of,
     execution_provider,
     fp32_model,
     image_batches,
@@ -82,13 +84,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE",
                         help="graph to write (default: beside the first, with _smooth appended to its name)")
     add_provider_argument(parser)
+    add_input_arguments(parser)
     args = parser.parse_args(arguments)
     if not 0 <= args.alpha <= 1:
         raise UserError(f"--alpha {args.alpha:g}: must be from 0 to 1")
     target = target_of(args, "_smooth")
     model = fp32_model(args.onnx)
-    graph = tidy(model)
     with about(args.onnx):
+        model, wanted = with_picture(model, args)
+        graph = tidy(model)
         blocks = blocks_of(graph)
     names = [product.inputs[0].name for block in blocks for product in (block.qkv, block.fc1)
              if norm_before(product) is not None]
@@ -97,8 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     session = session_with_outputs(exported(graph), names, execution_provider(args.provider))
     largest: dict[str, np.ndarray] = {}
     progress = Progress(args.batches, "batches")
-    img_size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
-    for images in image_batches(args.images, args.batches, BATCH_SIZE, img_size):
+    for images in image_batches(args.images, args.batches, batch_size_of(wanted, None, BATCH_SIZE), wanted):
         for name, x in zip(names, session.run(None, {session.get_inputs()[0].name: images})):
             now = np.abs(x).max(axis=(0, 1))
             largest[name] = np.maximum(largest.get(name, now), now)
@@ -106,8 +109,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"moved the range of {smooth(graph, largest, args.alpha)} LayerNorms, alpha {args.alpha:g}")
     smoothed = exported(graph)
     with about(args.onnx):
-        print("\n".join(check(model, smoothed)))
-    save(smoothed, target, args.onnx)
+        print("\n".join(check(model, smoothed, wanted=wanted)))
+    save(smoothed, target, args)
 
 
 if __name__ == "__main__":

@@ -43,12 +43,12 @@ def main() -> None:
     if args.fp32 != parser.get_default("fp32") and not args.fp16:
         raise UserError(f"--fp32 {args.fp32}: chooses what stays FP32 in an FP16 graph; add --fp16")
     target, fp32 = target_of(args, f"{SUFFIX}_fp16" if args.fp16 else SUFFIX), islands(args.fp32)
-    model = read(args.onnx)
+    model, wanted = read(args)
     with about(args.onnx):
-        patched = patch_and_check(model, STEPS, not args.no_check)
+        patched = patch_and_check(model, STEPS, not args.no_check, wanted)
         if args.fp16:
-            patched = convert_and_check(patched, fp32, not args.no_check)
-    save(patched, target, args.onnx)
+            patched = convert_and_check(patched, fp32, not args.no_check, wanted)
+    save(patched, target, args)
 
 
 if __name__ == "__main__":

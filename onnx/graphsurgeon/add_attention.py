@@ -29,6 +29,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 from graphs.files import PLUGIN_DOMAIN
 from graphs.patterns import (
     Unmatched,
+    attention_softmaxes,
     is_linear,
     linear_output,
     moved_tokens,
@@ -120,7 +121,7 @@ class Attention:
 def add_attention(graph: gs.Graph) -> Report:
     """Replace in place each window attention that can be recovered; the report says why others were left."""
     report = Report("window attention")
-    for softmax in [node for node in graph.nodes if node.op == "Softmax"]:
+    for softmax in attention_softmaxes(graph):
         try:
             attention = recover(graph, softmax)
         except Unmatched as reason:

@@ -5,22 +5,27 @@
 Patch first, convert last: the other scripts take FP32 graphs only. What stays FP32:
   - LayerNorm and F.normalize where they are written out in operators, because their squares overflow and an epsilon of
     1e-12 is zero in FP16 (one LayerNormalization node is FP16: what runs it accumulates in FP32);
-  - the image that SwinPatchEmbed reads, whose rounding would be most of an FP16 model's error: its y alone is FP16;
+  - the image and what is done to it before the first product (type, range, mean and deviation), whose rounding would be
+    most of an FP16 model's error, and so the image that SwinPatchEmbed reads: its y alone is FP16;
   - the parameters of plugin nodes (gamma, beta, bias, logit_scale, the patch embedding's weight), as their contract
     says; weights and biases of SwinLinear and SwinMlp become FP16;
-  - what --fp32 names: `head` (pooling and classifier, a few microseconds; without it each logit is rounded to FP16),
-    `gelu`, `softmax` (scores, bias and mask too), or `none`.
+  - what --fp32 names: `head` (pooling, classifier and what follows it, a few microseconds; without it each logit is
+    rounded to FP16), `gelu`, `softmax` (scores, bias and mask too), or `none`.
 
 To TensorRT 8.6 types are no more than hints. So the attribute fp16 of a plugin node binds it to FP16, and the names of
 the nodes that --fp32 chose end in /fp32, which binds them to FP32 in build_engine.py.
 
 The conversion is onnxruntime's convert_float_to_float16. Here are chosen the nodes it leaves alone, and removed the
-pairs of Cast that it puts between two of them. A weight beyond FP16's range is an error, not clamped.
+pairs of Cast that it puts between two of them. A weight beyond FP16's range is an error, not clamped, and so is an
+activation: FP32's range of every tensor that becomes FP16 is looked at over held-out crops. onnxruntime's CPU provider
+does not round FP16 tensors between operators, so that the errors it shows are those of rounding the weights.
 """
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +35,15 @@ from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
-from data.photo_crops import held_out_batch
+from data.photo_crops import crops
 from graphs.facts import precision_of
-from graphs.files import FP32_LAYER, PLUGIN_DOMAIN
-from graphs.patterns import gelu_nodes, head, reader, softmaxes, written_out_normalisations
+from graphs.files import FP32_LAYER, PLUGIN_DOMAIN, is_large
+from graphs.patterns import gelu_nodes, head, preprocessing, reader, softmaxes, written_out_normalisations
+from graphs.pictures import Picture, picture
 from graphs.reference import OPERANDS, element_types, expand
 from graphs.sessions import session
 from graphs.surgeon import add_file_arguments, check, read, save, target_of
-from graphs.tidy import exported, image_input, is_output, producer, replace_uses, tidy, values
+from graphs.tidy import exported, is_output, producer, replace_uses, tidy, values
 from utils import UserError, about, choices, run_script
 
 # Edit here, or give --onnx and --output.
@@ -51,6 +57,11 @@ LARGEST = float(np.finfo(np.float16).max)
 # Of the largest logit. FP16 rounds to 2^-11 = 5e-4 at each of about a hundred steps; a lost bias or an overflow costs
 # far more than this.
 TOLERANCE = 0.05
+# A crop that makes a tensor overflow gives NaN on a GPU, and a CPU does not show it: FP32's range is looked at over as
+# many crops as the largest batch that is measured.
+CROPS, CROPS_AT_ONCE = 128, 8
+INSIDE = "/expanded_"  # in the names that graphs/reference.py gives inside a plugin node
+ON_A_CPU = "weights in FP16 (activations are not rounded on a CPU), "
 
 
 def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,34 +87,83 @@ def to_fp16(model: onnx.ModelProto, fp32: list[str]) -> onnx.ModelProto:
     Raises:
         UserError: the model is not FP32, or a weight is beyond FP16's range.
     """
+    return converted(model, fp32).model
+
+
+@dataclass
+class Converted:
+    """An FP16 model.
+
+    Attributes:
+        model: it.
+        tidied: the FP32 model that it was made of, whose tensors have the same names.
+        islands: number of nodes of each part that stayed FP32 by choice.
+    """
+
+    model: onnx.ModelProto
+    tidied: onnx.ModelProto
+    islands: dict[str, int]
+
+
+def converted(model: onnx.ModelProto, fp32: list[str]) -> Converted:
+    """`to_fp16`, with what is needed to check it."""
     precision = precision_of(model)
     if precision != "fp32":
         raise UserError(f"is in {precision.upper()} already; give the FP32 graph")
     graph = tidy(model)
+    tidied = exported(graph)
     embeddings = {node.name for node in graph.nodes if node.op == "SwinPatchEmbed"}
-    chosen = {node.name for name in fp32 for node in ISLANDS[name](graph)}
-    kept = embeddings | chosen | {node.name for node in written_out_normalisations(graph)}
+    found = {name: ISLANDS[name](graph) for name in fp32}
+    chosen = {node.name: node for nodes in found.values() for node in nodes}
+    # TensorRT binds only floating layers to a precision; TopK's second output is whole numbers.
+    bound = {name for name, node in chosen.items() if all(_is_float(tensor) for tensor in node.outputs)}
+    kept = embeddings | set(chosen) | {
+        node.name for node in (*written_out_normalisations(graph), *preprocessing(graph))}
     parameters = _parameters(graph)
     _refuse_overflow(graph, kept, parameters)
     _own_constants(graph, kept)
-    converted = convert_float_to_float16(exported(graph), keep_io_types=True, disable_shape_infer=True,
-                                         op_block_list=[], node_block_list=sorted(kept))
-    fp16 = gs.import_onnx(converted).toposort()
+    half = convert_float_to_float16(exported(graph), keep_io_types=True, disable_shape_infer=True, op_block_list=[],
+                                    node_block_list=sorted(kept))
+    fp16 = gs.import_onnx(_one_cast_each(half)).toposort()
     for tensor in fp16.tensors().values():
         if tensor.name in parameters:
             tensor.values = parameters[tensor.name]
-    _drop_casts(fp16)
+    _drop_casts(fp16, {name for node in tidied.graph.node for name in node.output})
     for node in [node for node in fp16.nodes if node.name in embeddings]:
         _give_fp16(fp16, node)
     for node in fp16.nodes:
-        if node.name in chosen:
+        if node.name in bound:
             node.name += FP32_LAYER
         if node.domain == PLUGIN_DOMAIN and node.name not in embeddings:
             node.attrs["fp16"] = 1
     result = exported(fp16.cleanup().toposort())
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
-    onnx.checker.check_model(result)
-    return result
+    if not is_large(result):  # the checker takes no more than 2 GiB
+        onnx.checker.check_model(result)
+    return Converted(result, tidied, {name: len(nodes) for name, nodes in found.items()})
+
+
+def _is_float(tensor: gs.Tensor) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype).kind == "f"
+
+
+def _one_cast_each(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, in place, with each tensor made once and each node named once.
+
+    onnxruntime's converter of 1.25 to 1.31 writes the Cast of a tensor that feeds two nodes that stay FP32 twice, under
+    one name; its converters leave the nodes unsorted besides, which gs sorts.
+    """
+    made: dict[str, onnx.NodeProto] = {}
+    nodes = []
+    for node in model.graph.node:
+        same = made.setdefault(node.output[0], node)
+        if same is not node and (node.op_type, list(node.input)) != (same.op_type, list(same.input)):
+            raise UserError(f"onnxruntime's converter makes the tensor {node.output[0]} twice; use another onnxruntime")
+        if same is node:
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
 
 
 def _parameters(graph: gs.Graph) -> dict[str, np.ndarray]:
@@ -132,8 +192,13 @@ def _own_constants(graph: gs.Graph, kept: set[str]) -> None:
                 node.inputs[i] = gs.Constant(f"{node.name}/constant_{i}", tensor.values)
 
 
-def _drop_casts(graph: gs.Graph) -> None:
-    """Remove a Cast that undoes the Cast before it, which the converter leaves between two nodes that stay FP32."""
+def _drop_casts(graph: gs.Graph, known: Collection[str] = ()) -> None:
+    """Remove a Cast that undoes the Cast before it, which the converter leaves between two nodes that stay FP32.
+
+    Args:
+        known: names in the FP32 graph; a tensor between two such nodes, which the converter renames, has its own again.
+    """
+    renamed = []
     for node in [node for node in graph.nodes if node.op == "Cast"]:
         before = producer(node.inputs[0])
         if before is None or before.op != "Cast" or before.attrs["to"] not in (TensorProto.FLOAT, TensorProto.FLOAT16):
@@ -150,7 +215,12 @@ def _drop_casts(graph: gs.Graph) -> None:
             replace_uses(original, output)  # the first Cast may have other readers
         else:
             replace_uses(output, original)
-    graph.cleanup().toposort()
+            renamed.append((original, before.outputs[0].name))
+    left = graph.cleanup().toposort().tensors()
+    for tensor, name in renamed:
+        if name in known and name not in left and tensor.name in left and tensor.name not in known:
+            left[name] = tensor
+            tensor.name = name
 
 
 def _give_fp16(graph: gs.Graph, embedding: gs.Node) -> None:
@@ -164,46 +234,93 @@ def _give_fp16(graph: gs.Graph, embedding: gs.Node) -> None:
     cast.outputs.clear()
 
 
-def largest_activation(model: onnx.ModelProto, images: np.ndarray) -> tuple[str, float]:
-    """The FP16 tensor with the largest magnitude for these images, and that magnitude.
+@dataclass
+class Peak:
+    """The tensor with the largest magnitude of those that become FP16."""
 
-    onnxruntime runs on a CPU in FP32 what it has no FP16 kernel for, so that an overflow need not reach the logits
-    there; each tensor is looked at instead. Beyond LARGEST it is infinite on a GPU.
+    name: str
+    magnitude: float
+    crop: int
+
+
+def fp16_tensors(made: Converted) -> list[str]:
+    """Names of the tensors of the FP32 graph that the FP16 graph rounds: those that are FP16 in it or cast to it, and
+    what plugin nodes hand to a product inside."""
+    types = element_types(made.model)
+    known = {name for node in made.tidied.graph.node for name in node.output}
+    names = []
+    for node in made.model.graph.node:
+        names += [name for name in node.output if types.get(name) == TensorProto.FLOAT16 and name in known]
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16:
+            names += [name for name in node.input if name in known]
+    names += [name for node in expand(made.tidied).graph.node if node.op_type == "MatMul" for name in node.input
+              if INSIDE in name]
+    return list(dict.fromkeys(names))
+
+
+def peak(tidied: onnx.ModelProto, names: list[str], wanted: Picture, count: int = CROPS) -> Peak:
+    """The largest magnitude of these tensors as FP32 computes them, over the first held-out crops.
+
+    onnxruntime's CPU provider does not round FP16 tensors between operators, so that an overflow leaves no trace in
+    what it gives for an FP16 graph. Beyond LARGEST a tensor is infinite on a GPU.
     """
-    types = element_types(model)
-    names = [name for node in model.graph.node for name in node.output if types.get(name) == TensorProto.FLOAT16]
     probed = onnx.ModelProto()
-    probed.CopyFrom(expand(model))
+    probed.CopyFrom(expand(tidied))
     del probed.graph.output[:]
     for name in names:
         probed.graph.node.extend([
-            helper.make_node("Cast", [name], [f"{name}/fp32"], to=TensorProto.FLOAT),
-            helper.make_node("Abs", [f"{name}/fp32"], [f"{name}/magnitude"]),
+            helper.make_node("Abs", [name], [f"{name}/magnitude"]),
             helper.make_node("ReduceMax", [f"{name}/magnitude"], [f"{name}/largest"], keepdims=0)])
         probed.graph.output.append(helper.make_tensor_value_info(f"{name}/largest", TensorProto.FLOAT, []))
-    magnitudes = session(probed).run(None, {model.graph.input[0].name: images})
-    largest = int(np.argmax(magnitudes))  # of a NaN, where there is one
-    return names[largest], float(magnitudes[largest])
+    runner = session(probed)
+    at_once = wanted.batch or CROPS_AT_ONCE
+    images = wanted.of(crops("test", -(-count // at_once) * at_once, wanted.size)[0])
+    found = Peak(names[0], 0.0, 0)
+    for start in range(0, len(images), at_once):
+        magnitudes = runner.run(None, {wanted.name: images[start:start + at_once]})
+        largest = int(np.argmax(magnitudes))  # of a NaN, where there is one
+        if not float(magnitudes[largest]) <= found.magnitude:
+            found = Peak(names[largest], float(magnitudes[largest]), start)
+    return found
 
 
-def convert_and_check(model: onnx.ModelProto, fp32: list[str], checked: bool) -> onnx.ModelProto:
+def peak_of(made: Converted, wanted: Picture) -> str:
+    """The largest activation that FP16 has to hold, in a line.
+
+    Raises:
+        UserError: it is beyond FP16's range.
+    """
+    names = fp16_tensors(made)
+    if not names:
+        raise UserError("has no tensor that becomes FP16; there is nothing to convert")
+    top = peak(made.tidied, names, wanted)
+    if not top.magnitude <= LARGEST:  # also where it is NaN
+        last = top.crop + (wanted.batch or CROPS_AT_ONCE) - 1
+        raise UserError(f"{top.name} reaches {top.magnitude:.3g} on a held-out image, beyond FP16's {LARGEST:.0f}, so "
+                        f"nothing was written; keep the graph in FP32 (the image is of the crops {top.crop} to {last})")
+    return (f"check, largest FP16 activation: {top.magnitude:.3g} of {LARGEST:.0f}, in {top.name} (as FP32 computes "
+            f"it, over {CROPS} held-out crops)")
+
+
+def convert_and_check(model: onnx.ModelProto, fp32: list[str], checked: bool, wanted: Picture | None = None
+                      ) -> onnx.ModelProto:
     """`to_fp16`, and a comparison with the FP32 model if asked for; prints what both found.
 
     Raises:
-        UserError: what `to_fp16` raises; the logits differ by more than TOLERANCE; an activation overflows.
+        UserError: what `to_fp16` raises; an activation is beyond FP16's range; an output differs by more than
+            TOLERANCE.
     """
-    converted = to_fp16(model, fp32)
-    casts = sum(node.op_type == "Cast" for node in converted.graph.node)
-    print(f"converted to FP16, with {casts} Cast; FP32 as chosen: {', '.join(fp32) or 'nothing'}")
+    made = converted(model, fp32)
+    casts = sum(node.op_type == "Cast" for node in made.model.graph.node)
+    chosen = [f"{name} ({size} nodes)" for name, size in made.islands.items() if size]
+    missing = [name for name, size in made.islands.items() if not size]
+    print(f"converted to FP16, with {casts} Cast; FP32 as chosen: {', '.join(chosen) or 'nothing'}"
+          + (f"; there is no {' and no '.join(missing)} in this graph" if missing else ""), flush=True)
     if checked:
-        print("\n".join(check(model, converted, TOLERANCE)))
-        _, dims = image_input(model)
-        name, magnitude = largest_activation(converted, held_out_batch(dims[0] or 1, dims[2])[0])
-        if not magnitude <= LARGEST:
-            raise UserError(f"{name} reaches {magnitude:.3g} on a held-out image, beyond FP16's {LARGEST:.0f}, "
-                            "so nothing was written; keep the graph in FP32")
-        print(f"check, largest FP16 activation: {magnitude:.3g} of {LARGEST:.0f}, in {name}")
-    return converted
+        wanted = wanted or picture(model)
+        top = peak_of(made, wanted)
+        print("\n".join([*check(model, made.model, TOLERANCE, wanted, ON_A_CPU), top]), flush=True)
+    return made.model
 
 
 def main() -> None:
@@ -212,10 +329,10 @@ def main() -> None:
     add_precision_arguments(parser)
     args = parser.parse_args()
     target, fp32 = target_of(args, SUFFIX), islands(args.fp32)
-    model = read(args.onnx)
+    model, wanted = read(args)
     with about(args.onnx):
-        converted = convert_and_check(model, fp32, not args.no_check)
-    save(converted, target, args.onnx)
+        converted = convert_and_check(model, fp32, not args.no_check, wanted)
+    save(converted, target, args)
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def reference_batch(facts: Facts, batch: int, fp32_logits: Callable[[np.ndarray]
     """
     stored = next((stored for stored in data_of(facts, data) if len(stored.input) == batch), None)
     if stored is None:
-        images = real_images(batch, facts.height)
+        images = real_images(batch, (facts.height, facts.width))
         return images, fp32_logits(images)
     images, logits = stored.input, stored.logits
     first = fp32_logits(images[:1]) if images.shape == (batch, 3, facts.height, facts.width) else None

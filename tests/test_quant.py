@@ -21,12 +21,13 @@ from PIL import Image
 from to_fp16 import to_fp16
 
 from config import get_config
-from data.images import load_image, normalise, preprocess
+from data.images import IMAGENET_MEAN, IMAGENET_STD, load_image, normalise, preprocess
 from data.photo_crops import crops, held_out_batch
 from graphs.attention_branch_int8 import add_attention_branch
 from graphs.compare import top1_agreement
 from graphs.facts import precision_of
 from graphs.patterns import made_by
+from graphs.pictures import Picture
 from graphs.reference_int8 import packed, unpacked
 from graphs.sessions import session
 from graphs.surgeon import patch, plugin_counts
@@ -801,16 +802,17 @@ def test_what_a_patched_graph_may_be_off_by(error, passes, small, monkeypatch):
     outputs = iter([0.0, 1.0, error])  # of the Q/DQ graph, the FP32 graph and the patched one
 
     class Runner:
-        def __init__(self, model: onnx.ModelProto) -> None:
+        def __init__(self, *_: object) -> None:
             self.output = np.full((2, 3), next(outputs), np.float32)
 
-        def run(self, *_: object) -> list:
-            return [self.output]
+        def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            return {"logits": self.output}
 
-    monkeypatch.setattr(add_int8, "session", Runner)
+    monkeypatch.setattr(add_int8, "Runner", Runner)
     model = onnx.load(small(1) / "m.onnx")
     if passes:
-        assert "1.49 of what quantisation itself makes" in add_int8.check(model, model, model, "x")
+        (line,) = add_int8.check(model, model, model, "x")
+        assert "1.49 of what quantisation itself makes" in line
     else:
         with pytest.raises(UserError, match="the INT8 graph differs"):
             add_int8.check(model, model, model, "x")
@@ -926,7 +928,9 @@ def tidy_input(model: onnx.ModelProto) -> str:
 def test_images_are_taken_evenly_from_a_folder(tmp_path):
     """Not the first ones, which may be of one class."""
     folder = images_in(tmp_path / "six", 6)
-    found = list(calibration.image_batches(folder, 3, 1, 32))
+    read = Picture("input", None, 32, 32, 3, "NCHW", np.dtype(np.float32), "normalised", IMAGENET_MEAN, IMAGENET_STD,
+                   "RGB")
+    found = list(calibration.image_batches(folder, 3, 1, read))
     wanted = [preprocess(load_image(folder / f"{number}.png"), 32) for number in (0, 2, 4)]
     np.testing.assert_array_equal(np.concatenate(found), np.stack(wanted))
 

@@ -209,21 +209,23 @@ def check(pairs: onnx.ModelProto, fp32: onnx.ModelProto, int8: onnx.ModelProto, 
     classifying = classifiers(pairs)
     after = derived(pairs, classifying)
     simulated, exact, actual = (Runner(model, classifying)(images) for model in (pairs, fp32, int8))
-    rounding, errors = ({figure.name: figure for figure in compared(simulated, other, classifying)}
-                        for other in (exact, actual))
-    judged = [name for name, figure in errors.items() if not figure.whole and name not in after]
-    if not any(rounding[name].rms for name in judged):
+    figures = {figure.name: figure for figure in compared(simulated, actual, classifying)}
+    judged = [name for name, figure in figures.items() if not figure.whole and name not in after]
+
+    def rms(one: np.ndarray, other: np.ndarray | float = 0.0) -> float:
+        return float(np.sqrt(np.mean((one.astype(np.float64) - other)**2)))
+
+    if not any(rms(exact[name], simulated[name]) for name in judged):
         raise UserError("its logits are exactly those of FP32, so that there is no error to compare with (under V2's "
                         "initial weights blocks are the identity); give a trained model, or --no-check")
     lines = []
     for name in judged:
-        scale = float(np.sqrt(np.mean(np.square(simulated[name], dtype=np.float64))))
-        made, error = rounding[name].rms * scale, errors[name].rms * scale
+        made, error = rms(exact[name], simulated[name]), rms(actual[name], simulated[name])
         share = f"{error / made:.2f} of what quantisation itself makes" if made else "quantisation itself makes none"
-        agreement = (f"; agreement {errors[name].agreement:.1%} of {len(images)} crops" if errors[name].classes
+        agreement = (f"; agreement {figures[name].agreement:.1%} of {len(images)} crops" if figures[name].classes
                      else f"; in {name}")
         line = f"{what}: rms error {error:.2e} against the Q/DQ graph, {share}, {made:.2e}{agreement}"
-        if not errors[name].finite or not error <= max(TOLERANCE * made, floor * scale):  # also where it is NaN
+        if not error <= max(TOLERANCE * made, floor * rms(exact[name])):  # also where it is NaN
             raise UserError(f"the INT8 graph differs: {line}; more than {TOLERANCE}, so nothing was written")
         lines.append(f"check, {line}")
     return lines

@@ -87,9 +87,11 @@ def test_linear_weights_of_plugin_nodes_are_rounded():
 
 
 def test_an_fp16_graph_is_refused():
-    node = helper.make_node("Cast", ["input"], ["logits"], to=TensorProto.FLOAT16)
+    nodes = [helper.make_node("Cast", ["input"], ["half"], to=TensorProto.FLOAT16),
+             helper.make_node("MatMul", ["half", "w"], ["product"]),
+             helper.make_node("Cast", ["product"], ["logits"], to=TensorProto.FLOAT)]
     with pytest.raises(UserError, match="is in FP16; give the FP32 graph"):
-        emulate_fp16.compare_all(graph([node], {}), np.ones((1, 4), np.float32))
+        emulate_fp16.compare_all(graph(nodes, {"w": np.ones((4, 4), np.float16)}), np.ones((1, 4), np.float32))
 
 
 # --- swinv2_table.py -----------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
         same = all(np.array_equal(numbers, run.integers[tensor]) for run in others)
         if same and tensor not in of_pixels and not is_output(graph, tensors[tensor]):
             _make_constant(tensors[tensor], numbers)
-    _fold_weights(graph)
+    graph.fold_constants(fold_shapes=False, error_ok=False).cleanup()  # what does not depend on the image
     for node in list(graph.cleanup().nodes):
         _plain_operator(graph, node)
     graph.cleanup().toposort()
@@ -260,28 +260,6 @@ def _made_of_the_image(graph: gs.Graph, but_for: tuple[str, ...] = ()) -> set[st
         if node.op not in but_for and any(tensor.name in found for tensor in node.inputs):
             found.update(tensor.name for tensor in node.outputs if not tensor.is_empty())
     return found
-
-
-def _fold_weights(graph: gs.Graph) -> None:
-    """Compute once what does not depend on the image."""
-    depends = _made_of_the_image(graph.cleanup())
-    idle = [node for node in graph.nodes if all(tensor.name not in depends for tensor in node.outputs)]
-    wanted = [tensor for node in idle for tensor in node.outputs
-              if any(reader.outputs and reader.outputs[0].name in depends for reader in tensor.outputs)]
-    if not wanted:
-        return
-    weights_only = gs.Graph(idle, [], wanted, opset=graph.opset, import_domains=graph.import_domains,
-                            ir_version=graph.ir_version)
-    for tensor, numbers in zip(wanted, session(_with_output_types(exported(weights_only))).run(None, {})):
-        _make_constant(tensor, numbers)
-
-
-def _with_output_types(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Infer the types of the outputs anew: those of constants are not recorded."""
-    types = reference.element_types(model)
-    for output in model.graph.output:
-        output.CopyFrom(helper.make_tensor_value_info(output.name, types[output.name], None))
-    return model
 
 
 def _plain_operator(graph: gs.Graph, node: gs.Node) -> None:

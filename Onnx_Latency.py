@@ -15,10 +15,17 @@ file that the patches were made on, found by the digest that it carries, or give
 """
 from __future__ import annotations
 
+# --- edit here; a flag of the same name overrides each line ---
+ONNX = ["onnx/swinv1.onnx"]  # files to measure; each path is from the repository's root
+BATCH = "1,32,128"           # batch sizes
+RUNNER = ""                  # e.g. "ort-cpu,ort-cuda"; "": those that the installed onnxruntime has
+REFERENCE = ""               # FP32 file that errors are taken against; "": the export that a file was made from
+# --------------------------------------------------------------
+
 import argparse
 import importlib.util
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +41,11 @@ from Results.tables import (
     git_commit,
     gpu_name,
     graph_columns,
-    machine_load,
     new_run_id,
     package_versions,
-    record_latency,
-    write_environment,
 )
-from Results.timing import add_measuring_arguments, latency_figures, timed_runs, timing_of
-from utils import ROOT, UserError, choices, first_line, run_script, shown
-
-# The file to measure; --onnx overrides it.
-ONNX_FILE = "onnx/swinv1.onnx"
+from Results.timing import Measurements, add_measuring_arguments, latency_figures, timed_runs, timing_of
+from utils import ROOT, UserError, choices, run_script, shown
 
 RUNNERS = ("ort-cpu", "ort-cuda")
 CUDA_VARIANTS = ("no CUDA graph", "CUDA graph")  # of ort-cuda; the column cuda_graph says which
@@ -128,65 +129,68 @@ def measure(path: Path, runner: str, variant: str, images: np.ndarray, **timing:
     return y.numpy().copy(), times_ms
 
 
-def main(arguments: list[str] | None = None) -> None:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--onnx", "--model", dest="model", type=Path, nargs="+", metavar="FILE",
-                        default=[ROOT / ONNX_FILE], help=f"ONNX files (default: {ONNX_FILE})")
-    parser.add_argument("--runner", type=lambda text: choices(text, RUNNERS), metavar="R,R",
-                        help=f"any of {','.join(RUNNERS)} (default: those that the installed onnxruntime has)")
+    parser.add_argument("--onnx", "--model", type=Path, nargs="+", default=[ROOT / file for file in ONNX],
+                        metavar="FILE", help=f"ONNX files (default: {' '.join(ONNX)})")
+    parser.add_argument("--runner", type=lambda text: choices(text, RUNNERS), default=RUNNER or None, metavar="R,R",
+                        help=f"any of {','.join(RUNNERS)} (default: {RUNNER or 'those that onnxruntime here has'})")
     parser.add_argument("--variant", type=lambda text: choices(text, CUDA_VARIANTS), default=list(CUDA_VARIANTS),
                         metavar="V,V", help=f"of ort-cuda, any of '{','.join(CUDA_VARIANTS)}' (default: both)")
-    parser.add_argument("--reference", type=Path, metavar="FILE",
+    parser.add_argument("--reference", type=Path, default=ROOT / REFERENCE if REFERENCE else None, metavar="FILE",
                         help="FP32 ONNX file that errors are taken against (default: the export that the file was "
                              "made from)")
-    add_measuring_arguments(parser)
+    add_measuring_arguments(parser, BATCH)
     args = parser.parse_args(arguments)
-    facts_of = {path: of_onnx(path) for path in args.model}
-    references = [reference_path(path, facts_of[path], args.reference) for path in args.model]
-    runners = args.runner or available_runners()
-    for runner in runners:
+    args.runner = args.runner or available_runners()
+    for runner in args.runner:
         if runner not in available_runners():
             raise UserError(f"{runner}: the installed onnxruntime has no CUDA; replace it by onnxruntime-gpu, or leave "
                             "the runner out")
+    return args
+
+
+def measure_file(path: Path, facts: Facts, reference: Path, args: argparse.Namespace, rows: Measurements) -> None:
+    """Add the rows of one file, its errors against `reference`.
+
+    Raises:
+        UserError: the two files' logits are of different shapes.
+    """
+    truth, session = of_onnx(reference), onnx_session(reference)
+    onnx_img_size(session, reference)  # refuses what takes no images
+    print(f"{shown(path)}: {facts.precision}, errors against {shown(reference)}, run {rows.run['run_id']}", flush=True)
+    for batch in args.batch:
+        images, expected = reference_batch(truth, batch, lambda images: onnx_logits(session, images, reference),
+                                           args.data)
+        for runner in args.runner:
+            for variant in args.variant if runner == "ort-cuda" else ["CPU"]:
+                measured = rows.attempt(f"{path.stem} {runner} b{batch} ({variant})",
+                                        partial(measure, path, runner, variant, images, **timing_of(args)))
+                if measured is None:
+                    continue
+                logits, times_ms = measured
+                if logits.shape != expected.shape:
+                    raise UserError(f"{shown(path)}: gives logits {list(logits.shape)}, {shown(reference)} gives "
+                                    f"{list(expected.shape)}; give its own export with --reference")
+                device = {"ort-cpu": ("cpu", cpu_name()), "ort-cuda": ("cuda", gpu_name())}[runner]
+                rows.record({
+                    "device": device[0], "gpu": device[1], "runner": runner, **file_columns(facts, path),
+                    **graph_columns(facts), "model": truth.model_of(reference),
+                    "cuda_graph": "yes" if variant == "CUDA graph" else "no", "timed_by": "clock", "batch": batch,
+                    **latency_figures(times_ms, batch), "images": batch, "errors_against": reference.name,
+                    **error_figures(logits, expected)})
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    facts_of = {path: of_onnx(path) for path in args.onnx}
+    references = [reference_path(path, facts_of[path], args.reference) for path in args.onnx]
     run = {"run_id": new_run_id(), "commit": git_commit(), "backend": f"onnxruntime {onnxruntime_version()}"}
     versions = {**package_versions("onnxruntime", "onnxruntime-gpu", "onnx", "numpy"),
-                "onnxruntime on": ", ".join(runners)}
-
-    written, failed = 0, []
-    for path, reference in zip(args.model, references):
-        facts, truth = facts_of[path], of_onnx(reference)
-        session = onnx_session(reference)
-        onnx_img_size(session, reference)  # refuses what takes no images
-        print(f"{shown(path)}: {facts.precision}, errors against {shown(reference)}, run {run['run_id']}", flush=True)
-        for batch in args.batch:
-            images, expected = reference_batch(
-                truth, batch,
-                lambda images, session=session, reference=reference: onnx_logits(session, images, reference), args.data)
-            for runner in runners:
-                for variant in args.variant if runner == "ort-cuda" else ["CPU"]:
-                    load = machine_load()
-                    try:
-                        logits, times_ms = measure(path, runner, variant, images, **timing_of(args))
-                    except (UserError, RuntimeError, *onnx_refusals()) as error:
-                        failed.append(f"{path.stem} {runner} b{batch} ({variant})")
-                        print(f"{failed[-1]} failed: {first_line(error)}", file=sys.stderr, flush=True)
-                        continue
-                    if logits.shape != expected.shape:
-                        raise UserError(f"{shown(path)}: gives logits {list(logits.shape)}, {shown(reference)} gives "
-                                        f"{list(expected.shape)}; give its own export with --reference")
-                    record_latency(args.results, {
-                        **run, "gpu": cpu_name() if runner == "ort-cpu" else gpu_name(), "runner": runner,
-                        "device": "cpu" if runner == "ort-cpu" else "cuda", **file_columns(facts, path),
-                        **graph_columns(facts), "model": truth.model_of(reference),
-                        "cuda_graph": "yes" if variant == "CUDA graph" else "no", "timed_by": "clock", "batch": batch,
-                        "load": load, **latency_figures(times_ms, batch), "images": batch,
-                        "errors_against": reference.name, **error_figures(logits, expected)})
-                    if not written:  # a run without rows leaves nothing behind
-                        write_environment(run["run_id"], versions, args.results)
-                    written += 1
-    print(f"wrote {written} rows to {shown(args.results / 'latency.csv')}")
-    if failed:
-        raise UserError(f"{len(failed)} of {written + len(failed)} combinations failed: {', '.join(failed)}")
+                "onnxruntime on": ", ".join(args.runner)}
+    rows = Measurements(args.results, run, versions, (UserError, RuntimeError, *onnx_refusals()))
+    for path, reference in zip(args.onnx, references):
+        measure_file(path, facts_of[path], reference, args, rows)
+    rows.end()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,14 @@ no more than the unpatched one, else FAIL. Nothing else may run on the GPU meanw
 """
 from __future__ import annotations
 
+# --- edit here; a flag of the same name overrides each line ---
+PLAN = ["TensorRT/TRT_Engine/swinv1.plan"]  # engines to test; each path is from the repository's root
+DATA = "data"                               # folder of the data files, or one of them
+BATCH = ""                                  # e.g. "1,32"; "": all that there is data of
+TOLERANCE = ""                              # largest error of a logit, e.g. "0.05"; "": see FP32_TOLERANCE and so on
+RESULTS = "Results/local"                   # where the tables go
+# --------------------------------------------------------------
+
 import argparse
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +35,6 @@ from graphs.compare import max_abs_err, median_rel_err
 from graphs.facts import Facts
 from Results.tables import (
     LATENCY_COLUMNS,
-    LOCAL,
     MEMORY_COLUMNS,
     append_rows,
     error_figures,
@@ -43,9 +50,6 @@ from Results.tables import (
 from Results.timing import add_timing_arguments, latency_figures, timed_runs, timing_of
 from TensorRT.backend import add_backend_argument, add_plugins_argument
 from utils import ROOT, UserError, batch_sizes, existing_file, folder_to_write, from_zero, run_script, shown, whole_file
-
-# The engine to test; --plan overrides it.
-PLANFILE = "TensorRT/TRT_Engine/swinv1.plan"
 
 # Largest absolute error that passes. FP32 without TF32: the requirement on this project's engines. FP16, as a share
 # of the largest |logit|: a value is rounded by at most 2^-11 of itself, some hundred roundings lie between image and
@@ -76,37 +80,37 @@ class Row(NamedTuple):
     check: str
 
 
-def find_batches(plan: Path, facts: Facts, pattern: str | None) -> list[Batch]:
+def find_batches(plan: Path, facts: Facts, data: str | Path | None = None) -> list[Batch]:
     """The data files for an engine, smallest batch first.
 
     Args:
         plan: the engine.
         facts: what it is.
-        pattern: glob below the repository's root, or None for those files in data/ that were made with the FP32 graph
-            that the engine was made from, or with another export of the same weights.
+        data: a folder, relative to the repository's root or absolute, of which those files count that were made with
+            the FP32 graph that the engine was made from, or with another export of the same weights; or one file;
+            None for DATA.
 
     Raises:
-        UserError: there are none, or one that the pattern names was made with another graph.
+        UserError: there are none, or the file was made with another graph.
     """
-    if pattern is None:
-        batches = data_of(facts, ROOT / "data")
+    data = ROOT / DATA if data is None else Path(data) if Path(data).exists() else ROOT / data
+    if not data.exists():
+        raise UserError(f"{shown(data)}: no such file or folder; data/batch_data_gen.py writes data/<model>-b<N>.npz")
+    if not data.is_file():
+        batches = data_of(facts, data)
         if not batches:
             made_from = facts.parents[-1].name if facts.parents else "the FP32 graph that it was made from"
             unknown = "" if facts.family[1:] or facts.weights else (
                 "; nothing says what that was: build the engine with TensorRT/build.sh, or give --data")
-            raise UserError(f"{shown(plan)}: data/ has no data of its model; data/batch_data_gen.py --onnx FILE makes "
-                            f"it with {made_from}{unknown}")
+            raise UserError(f"{shown(plan)}: {shown(data)} has no data of its model; data/batch_data_gen.py --onnx "
+                            f"FILE makes it with {made_from}{unknown}")
         return batches
-    paths = [Path(pattern)] if Path(pattern).is_absolute() else sorted(ROOT.glob(pattern))
-    batches = [load_batch(path) for path in paths]
-    if not batches:
-        raise UserError(f"{pattern}: no such file; data/batch_data_gen.py writes data/<model>-b<N>.npz")
-    for batch in batches:
-        if facts.weights and batch.facts.weights and not (
-                facts.made_from(batch.facts) or facts.of_same_weights(batch.facts)):
-            raise UserError(f"{shown(batch.path)}: was made with another graph than {shown(plan)}, of model "
-                            f"{batch.facts.model_of(batch.path)}; give the data of {facts.model_of(plan)} with --data")
-    return sorted(batches, key=lambda batch: len(batch.input))
+    batch = load_batch(data)
+    if facts.weights and batch.facts.weights and not (
+            facts.made_from(batch.facts) or facts.of_same_weights(batch.facts)):
+        raise UserError(f"{shown(data)}: was made with another graph than {shown(plan)}, of model "
+                        f"{batch.facts.model_of(data)}; give the data of {facts.model_of(plan)} with --data")
+    return [batch]
 
 
 def chosen_batches(plan: Path, facts: Facts, arguments: argparse.Namespace) -> list[Batch]:
@@ -318,47 +322,57 @@ def score_memory(plans: list[Path], arguments: argparse.Namespace, run: dict[str
         raise UserError("; ".join(failed))
 
 
-def main() -> None:
+def score(plans: list[Path], arguments: argparse.Namespace, run: dict[str, str],
+          versions: Callable[[], dict[str, str]]) -> None:
+    """Test all engines, write encoderScore.txt; UserError if a check fails."""
+    lines, rows = [], []
+    for plan in plans:
+        table, measured = score_engine(plan, arguments, run, versions)
+        rows += measured
+        lines += [*table, ""]
+    with whole_file(arguments.results / "encoderScore.txt") as partial:
+        partial.write_text("\n".join(lines))
+    print(f"wrote {shown(arguments.results)}/encoderScore.txt and {len(rows)} rows of latency.csv there, "
+          f"run {run['run_id']}")
+    failed = [row for row in rows if row.check != "good"]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(rows)} checks failed, first at batch {failed[0].batch}: "
+                        f"{failed[0].check}")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", nargs="+", default=[ROOT / PLANFILE], metavar="FILE",
-                        help=f"engines; default {PLANFILE}")
-    parser.add_argument("--data", metavar="GLOB",
-                        help="data files; default those in data/ that the engine's FP32 graph made")
-    parser.add_argument("--batch", type=batch_sizes, metavar="N,N", help="of these, only the batches; default all")
+    parser.add_argument("--plan", nargs="+", default=[ROOT / plan for plan in PLAN], metavar="FILE",
+                        help=f"engines; default {' '.join(PLAN)}")
+    parser.add_argument("--data", metavar="FOLDER",
+                        help="where data/batch_data_gen.py wrote the data of the engine's model; or one such file; "
+                             f"default {DATA}")
+    parser.add_argument("--batch", type=batch_sizes, default=BATCH or None, metavar="N,N",
+                        help="of these, only the batches; default all")
     add_plugins_argument(parser)
-    parser.add_argument("--tolerance", type=from_zero, metavar="ERROR",
+    parser.add_argument("--tolerance", type=from_zero, default=TOLERANCE or None, metavar="ERROR",
                         help="largest absolute error of a logit; default 1e-4 for FP32, 1%% of the largest for FP16, "
                              "2.5 times the Q/DQ graph's for INT8")
     parser.add_argument("--memory", type=batch_sizes, nargs="?", const=[1, 4, 16, 128], metavar="N,N",
                         help="measure device memory instead, at these batches, default 1,4,16,128")
     add_timing_arguments(parser)
-    parser.add_argument("--results", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
+    parser.add_argument("--results", type=folder_to_write, default=str(ROOT / RESULTS), metavar="FOLDER",
                         help="where the tables go")
     add_backend_argument(parser)
-    arguments = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.memory and (args.data or args.batch):
+        raise UserError("--memory takes no data, and names its batches itself: --memory 1,128; "
+                        "leave --data and --batch out")
+    return args
+
+
+def main() -> None:
+    arguments = parse()
     plans = [existing_file(plan, "an engine (TensorRT/build.sh builds one)") for plan in arguments.plan]
     from TensorRT import trt_runtime
 
-    run_id = new_run_id()
-    run = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name()}
-    if arguments.memory:
-        if arguments.data or arguments.batch:
-            raise UserError("--memory takes no data, and names its batches itself: --memory 1,128; "
-                            "leave --data and --batch out")
-        score_memory(plans, arguments, run, trt_runtime.versions)
-        return
-    lines, rows = [], []
-    for plan in plans:
-        table, measured = score_engine(plan, arguments, run, trt_runtime.versions)
-        rows += measured
-        lines += [*table, ""]
-    with whole_file(arguments.results / "encoderScore.txt") as partial:
-        partial.write_text("\n".join(lines))
-    print(f"wrote {shown(arguments.results)}/encoderScore.txt and {len(rows)} rows of latency.csv there, run {run_id}")
-    failed = [row for row in rows if row.check != "good"]
-    if failed:
-        raise UserError(f"{len(failed)} of {len(rows)} checks failed, first at batch {failed[0].batch}: "
-                        f"{failed[0].check}")
+    run = {"run_id": new_run_id(), "commit": git_commit(), "gpu": gpu_name()}
+    (score_memory if arguments.memory else score)(plans, arguments, run, trt_runtime.versions)
 
 
 if __name__ == "__main__":

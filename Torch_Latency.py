@@ -17,6 +17,16 @@ choices included, and only traces the model again.
 """
 from __future__ import annotations
 
+# --- edit here; a flag of the same name overrides each line ---
+CFG = ""                # yaml of the model; "": as --type says, else Small V1
+RESUME = ""             # its checkpoint; "": the one that ships with a micro variant
+ONNX = ""               # FP32 export that errors are taken against; "": onnx/<MODEL.NAME>.onnx where it is there
+BATCH = "1,32,128"      # batch sizes
+RUNNER = "torch-eager,torch-script,torch-compile"
+PRECISION = "fp32,fp16,bf16"
+MODE = "reduce-overhead"  # of torch.compile; others: max-autotune, default
+# --------------------------------------------------------------
+
 import argparse
 import copy
 import itertools
@@ -24,6 +34,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +51,10 @@ from Results.tables import (
     cpu_name,
     error_figures,
     git_commit,
-    machine_load,
     new_run_id,
     package_versions,
-    record_latency,
-    write_environment,
 )
-from Results.timing import add_measuring_arguments, latency_figures, timed_runs, timing_of
+from Results.timing import Measurements, add_measuring_arguments, latency_figures, timed_runs, timing_of
 from utils import ROOT, UserError, choices, first_line, run_script, shown
 
 RUNNERS = ("torch-eager", "torch-script", "torch-compile")
@@ -173,22 +181,32 @@ def torch_logits(model: nn.Module, images: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(images)).numpy()
 
 
-def main(arguments: list[str] | None = None) -> None:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_model_arguments(parser)
-    parser.add_argument("--runner", type=lambda text: choices(text, RUNNERS), default=list(RUNNERS), metavar="R,R",
-                        help=f"any of {','.join(RUNNERS)} (default: all)")
-    parser.add_argument("--precision", type=lambda text: choices(text, tuple(PRECISIONS)), default=list(PRECISIONS),
-                        metavar="P,P", help=f"any of {','.join(PRECISIONS)} (default: all)")
-    parser.add_argument("--mode", type=lambda text: choices(text, MODES), default=[MODES[0]], metavar="M,M",
-                        help=f"of torch.compile, any of {','.join(MODES)} (default: {MODES[0]})")
-    parser.add_argument("--onnx", type=Path, metavar="FILE",
+    add_model_arguments(parser, CFG, RESUME)
+    parser.add_argument("--runner", type=lambda text: choices(text, RUNNERS), default=RUNNER, metavar="R,R",
+                        help=f"any of {','.join(RUNNERS)} (default: %(default)s)")
+    parser.add_argument("--precision", type=lambda text: choices(text, tuple(PRECISIONS)), default=PRECISION,
+                        metavar="P,P", help=f"any of {','.join(PRECISIONS)} (default: %(default)s)")
+    parser.add_argument("--mode", type=lambda text: choices(text, MODES), default=MODE, metavar="M,M",
+                        help=f"of torch.compile, any of {','.join(MODES)} (default: %(default)s)")
+    parser.add_argument("--onnx", type=Path, default=ROOT / ONNX if ONNX else None, metavar="FILE",
                         help="FP32 export of the model, which errors are taken against "
                              "(default: onnx/<MODEL.NAME>.onnx where it is there)")
     parser.add_argument("--compile-only", action="store_true",
                         help="measure nothing; compile what torch-compile would measure")
-    add_measuring_arguments(parser)
-    args = parser.parse_args(arguments)
+    add_measuring_arguments(parser, BATCH)
+    return parser.parse_args(arguments)
+
+
+def versions_of(gpu: str) -> dict[str, str]:
+    """What a run was measured with, for its environment."""
+    return {**package_versions("torch", "triton", "numpy"), "torch device": gpu, "torch CUDA": str(torch.version.cuda),
+            "torch cuDNN": str(torch.backends.cudnn.version()), "torch CPU threads": str(torch.get_num_threads())}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
     config = get_config(args.cfg, args.opts, args.type)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()
@@ -211,34 +229,20 @@ def main(arguments: list[str] | None = None) -> None:
            "backend": f"PyTorch {torch.__version__}", "timed_by": "events" if device.type == "cuda" else "clock"}
     print(f"{name} with {shown(checkpoint)} on the {device.type.upper()}, gpu: {gpu}, run {run['run_id']}; "
           f"errors against {against}", flush=True)
-    versions = {
-        **package_versions("torch", "triton", "numpy"), "torch device": gpu, "torch CUDA": str(torch.version.cuda),
-        "torch cuDNN": str(torch.backends.cudnn.version()), "torch CPU threads": str(torch.get_num_threads()),
-    }
 
-    written, failed = 0, []
+    rows = Measurements(args.results, run, versions_of(gpu), (RuntimeError, MemoryError))  # torch's own among them
     for batch in args.batch:
-        images, reference = reference_batch(facts, batch, fp32_logits, args.data)
+        images, expected = reference_batch(facts, batch, fp32_logits, args.data)
         for precision, runner in itertools.product(args.precision, args.runner):
             for variant in variants(runner, args.mode, device):
-                load = machine_load()
-                try:
-                    output, times_ms = measure(runner, variant, model, images, device, PRECISIONS[precision],
-                                               **timing_of(args))
-                except (RuntimeError, MemoryError) as error:  # torch's errors, out of memory among them
-                    failed.append(f"{runner} {precision} b{batch} ({variant})")
-                    print(f"{failed[-1]} failed: {first_line(error)}", file=sys.stderr, flush=True)
-                    continue
-                record_latency(args.results, {
-                    **run, "runner": runner, "precision": precision, "batch": batch, **variant_columns(variant),
-                    "load": load, **latency_figures(times_ms, batch), **error_figures(output, reference),
-                    "images": batch, "errors_against": Path(against).name})
-                if not written:  # a run without rows leaves nothing behind
-                    write_environment(run["run_id"], versions, args.results)
-                written += 1
-    print(f"wrote {written} rows to {shown(args.results / 'latency.csv')}")
-    if failed:
-        raise UserError(f"{len(failed)} of {written + len(failed)} combinations failed: {', '.join(failed)}")
+                measured = rows.attempt(f"{runner} {precision} b{batch} ({variant})", partial(
+                    measure, runner, variant, model, images, device, PRECISIONS[precision], **timing_of(args)))
+                if measured is not None:
+                    output, times_ms = measured
+                    rows.record({"runner": runner, "precision": precision, "batch": batch, **variant_columns(variant),
+                                 **latency_figures(times_ms, batch), **error_figures(output, expected),
+                                 "images": batch, "errors_against": Path(against).name})
+    rows.end()
 
 
 if __name__ == "__main__":

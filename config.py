@@ -106,11 +106,16 @@ def cfg_path(cfg: str | Path | None = None, model_type: str | None = None) -> Pa
     return Path(DEFAULT_CFG[model_type] if cfg is None else cfg)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose a model and its weights: --type --cfg --resume --weights --pretrained --opts."""
+def add_model_arguments(parser: argparse.ArgumentParser, cfg: str = "", resume: str = "") -> None:
+    """Add the flags that choose a model and its weights: --type --cfg --resume --weights --pretrained --opts.
+
+    Args:
+        cfg, resume: defaults of these two flags, from the repository's root.
+    """
     parser.add_argument("--type", choices=tuple(DEFAULT_CFG), help="model type; with no --cfg, its Small variant")
-    parser.add_argument("--cfg", type=Path, metavar="YAML", help="the variant, e.g. models/swinv2_micro.yaml")
-    parser.add_argument("--resume", type=Path, metavar="FILE",
+    parser.add_argument("--cfg", type=Path, default=ROOT / cfg if cfg else None, metavar="YAML",
+                        help="the variant, e.g. models/swinv2_micro.yaml")
+    parser.add_argument("--resume", type=Path, default=ROOT / resume if resume else None, metavar="FILE",
                         help="checkpoint to load: official, timm's, Hugging Face's, torchvision's, mmdetection's, "
                              "SimMIM's or written here; .pth or .safetensors (default: the one that ships with a micro "
                              "variant)")

@@ -15,6 +15,18 @@ On a GPU, PyTorch runs as a CUDA graph, and the engines meanwhile in processes o
 """
 from __future__ import annotations
 
+# --- edit here; a flag of the same name overrides each line ---
+CFG = ""          # yaml of the model; "": as --type says, else Small V1
+RESUME = ""       # its checkpoint; "": the one that ships with a micro variant
+ONNX = []         # ONNX files, patched or not; none: onnx/<MODEL.NAME>.onnx where it is there
+PLAN = []         # TensorRT engines, e.g. "TensorRT/TRT_Engine/swinv2_fp16.plan"
+IMAGES = ""       # folder of images; "": crops of the packaged photographs
+LABELS = ""       # their labels, lines `path-in-the-folder class-index`; "": by class folders
+BATCH = "8"       # batch sizes, e.g. "1,8,32"; every size runs over all images
+DEVICE = "auto"   # of PyTorch and onnxruntime: auto, cpu or cuda
+# All paths are from the repository's root.
+# --------------------------------------------------------------
+
 import argparse
 import importlib.util
 import math
@@ -453,23 +465,25 @@ def print_table(rows: list[dict[str, str]]) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_model_arguments(parser)
+    add_model_arguments(parser, CFG, RESUME)
     parser.add_argument("--runner", metavar="A,B", help=f"of {','.join(RUNNERS)} (default: those this machine can run "
                         "at a fair speed; PyTorch FP32, the reference, always runs)")
-    parser.add_argument("--onnx", type=Path, nargs="+", default=[], metavar="FILE",
+    parser.add_argument("--onnx", type=Path, nargs="+", default=[ROOT / file for file in ONNX], metavar="FILE",
                         help="ONNX files, patched or not (default: onnx/<MODEL.NAME>.onnx if it is there)")
-    parser.add_argument("--plan", type=Path, nargs="+", default=[], metavar="FILE", help="TensorRT engines")
+    parser.add_argument("--plan", type=Path, nargs="+", default=[ROOT / plan for plan in PLAN], metavar="FILE",
+                        help="TensorRT engines")
     add_plugins_argument(parser)
     add_backend_argument(parser)
-    parser.add_argument("--images", type=Path, metavar="FOLDER",
+    parser.add_argument("--images", type=Path, default=ROOT / IMAGES if IMAGES else None, metavar="FOLDER",
                         help="images, one folder per class or flat (default: crops of the packaged photographs)")
-    parser.add_argument("--labels", type=Path, metavar="FILE",
+    parser.add_argument("--labels", type=Path, default=ROOT / LABELS if LABELS else None, metavar="FILE",
                         help="text file of lines `path-in-the-folder class-index` for --images")
     parser.add_argument("--count", type=from_one, metavar="N",
                         help="number of images (default: all of --images, or 1000 crops)")
-    parser.add_argument("--batch", type=batch_sizes, default=[8], metavar="N,M",
-                        help="images at a time; every size runs over all images and gives its own row (default: 8)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+    parser.add_argument("--batch", type=batch_sizes, default=BATCH, metavar="N,M",
+                        help="images at a time; every size runs over all images and gives its own row "
+                             "(default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=DEVICE,
                         help="of PyTorch and onnxruntime (default: the GPU if torch finds one)")
     parser.add_argument("--results", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
                         help="where accuracy.csv and environment/ are (default: Results/local/)")
@@ -479,12 +493,54 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def chosen_device(name: str) -> str:
+    """cpu or cuda; UserError where cuda is asked for and torch finds none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def files_to_run(args: argparse.Namespace, chosen: list[str], onnx_files: list[Path], img_size: int,
+                 device: str) -> list[Runner]:
+    """The ONNX files and engines among the chosen runners."""
+    others: list[Runner] = []
+    if "onnx" in chosen:
+        others += [OnnxRunner(path, img_size, device) for path in onnx_files]
+    if "engine" in chosen:
+        others += [EngineRunner(path, args.plugins) for path in args.plan]
+    return others
+
+
+def judged(runs: dict[Runner, list[int]], others: list[Runner], in_torch: dict[str, Runner],
+           logits: dict[tuple[Runner, int], np.ndarray], expected: np.ndarray, labels: np.ndarray | None,
+           ) -> tuple[list[dict[str, str]], list[tuple[Runner, bool, str]], list[str]]:
+    """What came out of the runners, each at its batch sizes.
+
+    Returns:
+        The rows; for each of `others` what is asked of it, whether it is met, and the figures; and in words which
+        runner gave NaN or infinity.
+    """
+    rows, verdicts, broken = [], [], []
+    for runner, batches in runs.items():
+        same, own_rows, own_broken = in_torch.get(runner.precision), [], 0
+        for batch in batches:
+            own = logits[runner, batch]
+            torch_same = expected if same is in_torch["fp32"] else logits[same, batch] if same else None
+            own_rows.append(row_of(runner, batch, own, expected, torch_same, labels))
+            bad = len(own) - int(np.isfinite(own).all(axis=1).sum())
+            own_broken += bad
+            if bad:
+                broken.append(f"{runner.name} {runner.precision} at batch {batch} gave NaN or infinity for {bad} of "
+                              f"{len(own)} images")
+        rows += own_rows
+        if runner in others:
+            verdicts += [(runner, *verdict) for verdict in judge(runner, own_rows, own_broken)]
+    return rows, verdicts, broken
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here; give --device cpu")
-    run_id = new_run_id()
+    device, run_id = chosen_device(args.device), new_run_id()
     for path in (args.results / "accuracy.csv", args.results / "environment" / f"{run_id}.txt"):
         check_writable(path)  # said now, not after all is measured
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # FP32 is the reference
@@ -494,47 +550,24 @@ def main(arguments: list[str] | None = None) -> None:
     chosen, onnx_files, left_out = choose_runners(args, config.MODEL.NAME, device)
     reference = TorchRunner(load_model(config, weights), "fp32", device)
     img_size, classes = reference.model.img_size, reference.model.num_classes
-    others: list[Runner] = []
-    if "onnx" in chosen:
-        others += [OnnxRunner(path, img_size, device) for path in onnx_files]
-    if "engine" in chosen:
-        others += [EngineRunner(path, args.plugins) for path in args.plan]
+    others = files_to_run(args, chosen, onnx_files, img_size, device)
     wanted = [name.removeprefix("torch-") for name in chosen if name.startswith("torch-")]
     # PyTorch in each precision that is asked for or that an ONNX file or an engine has: what it is measured against.
     in_torch = {"fp32": reference} | {
         precision: TorchRunner(load_model(config, weights), precision, device) for precision in ("fp16", "bf16")
         if precision in wanted or any(runner.precision == precision for runner in others)}
-
-    if args.images:
-        images = folder_images(args.images, args.labels, args.count, img_size, classes)
-    else:
-        images = packaged_images(args.count or 1000, img_size, classes)
+    images = (folder_images(args.images, args.labels, args.count, img_size, classes) if args.images
+              else packaged_images(args.count or 1000, img_size, classes))
     batches = sorted({min(batch, images.count) for batch in args.batch})
     machine = gpu_name() if device == "cuda" or "engine" in chosen else cpu_name()
-    print(f"{config.MODEL.NAME}, {shown(weights)}, on {machine}; {images.what}",
-          *left_out, sep="\n", flush=True)
+    print(f"{config.MODEL.NAME}, {shown(weights)}, on {machine}; {images.what}", *left_out, sep="\n", flush=True)
 
-    wanted_torch = [in_torch[precision] for precision in wanted]
+    told = {runner: batches for runner in [*(in_torch[precision] for precision in wanted), *others]}
     runs = {runner: batches for runner in [*in_torch.values(), *others]}
-    if reference not in wanted_torch:
+    if reference not in told:
         runs[reference] = batches[-1:]
     logits = collect_logits(images, runs, CHUNK[device], classes)
-    expected = logits[reference, batches[-1]]
-    rows, verdicts, broken = [], [], []
-    for runner in [*wanted_torch, *others]:
-        same, own_rows, own_broken = in_torch.get(runner.precision), [], 0
-        for batch in batches:
-            own = logits[runner, batch]
-            torch_same = expected if same is reference else logits[same, batch] if same else None
-            own_rows.append(row_of(runner, batch, own, expected, torch_same, images.labels))
-            bad = len(own) - int(np.isfinite(own).all(axis=1).sum())
-            own_broken += bad
-            if bad:
-                broken.append(f"{runner.name} {runner.precision} at batch {batch} gave NaN or infinity for {bad} of "
-                              f"{len(own)} images")
-        rows += own_rows
-        if runner in others:
-            verdicts += [(runner, *verdict) for verdict in judge(runner, own_rows, own_broken)]
+    rows, verdicts, broken = judged(told, others, in_torch, logits, logits[reference, batches[-1]], images.labels)
     print_table(rows)
     for runner, met, text in verdicts:
         print(f"{'PASS' if met else 'FAIL'} {runner.name}: {text}"

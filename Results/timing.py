@@ -2,14 +2,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from Results.tables import LOCAL
-from utils import ROOT, batch_sizes, folder_to_write, from_zero
+from Results.tables import LOCAL, machine_load, record_latency, write_environment
+from utils import ROOT, UserError, batch_sizes, first_line, folder_to_write, from_zero, shown
 
 
 def timed_runs(run_once_ms: Callable[[], float], *, warmup_runs: int = 10, warmup_s: float | None = None,
@@ -38,14 +39,14 @@ def timed_runs(run_once_ms: Callable[[], float], *, warmup_runs: int = 10, warmu
             return np.array(times)
 
 
-def add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
+def add_measuring_arguments(parser: argparse.ArgumentParser, batch: str) -> None:
     """Add the flags of the latency scripts: --batch --data --results, and those of add_timing_arguments."""
-    parser.add_argument("--batch", type=batch_sizes, default=[1, 32, 128], metavar="N,N",
-                        help="batch sizes (default: 1,32,128)")
-    parser.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR",
+    parser.add_argument("--batch", type=batch_sizes, default=batch, metavar="N,N",
+                        help="batch sizes (default: %(default)s)")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", metavar="FOLDER",
                         help="folder of <model>-b<N>.npz files; where there is none for a batch, held-out crops are "
                              "used (default: data/)")
-    parser.add_argument("--results", type=folder_to_write, default=str(LOCAL), metavar="DIR",
+    parser.add_argument("--results", type=folder_to_write, default=str(LOCAL), metavar="FOLDER",
                         help="folder of latency.csv and environment/ (default: Results/local/)")
     add_timing_arguments(parser)
 
@@ -65,6 +66,41 @@ def add_timing_arguments(parser: argparse.ArgumentParser, warmup_s: float | None
 def timing_of(args: argparse.Namespace) -> dict[str, float | None]:
     """What add_timing_arguments' flags say, as arguments of timed_runs."""
     return {"min_runs": args.min_runs, "min_s": args.min_seconds, "warmup_s": args.warmup_seconds}
+
+
+class Measurements:
+    """The rows that a latency script adds in one run. What fails is told and counted, and the others go on."""
+
+    def __init__(self, results: Path, run: dict[str, str], versions: dict[str, str],
+                 failures: tuple[type[Exception], ...]) -> None:
+        """Args: run: the columns that all rows share. versions: for the run's environment. failures: see `attempt`."""
+        self.results, self.run, self.versions, self.failures = results, run, versions, failures
+        self.written, self.failed = 0, []
+
+    def attempt(self, what: str, measure: Callable[[], tuple[np.ndarray, np.ndarray]],
+                ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The logits and times that `measure` gives; None and a line on stderr where it raises one of `failures`."""
+        self.load = machine_load()
+        try:
+            return measure()
+        except self.failures as error:
+            self.failed.append(what)
+            print(f"{what} failed: {first_line(error)}", file=sys.stderr, flush=True)
+            return None
+
+    def record(self, row: dict[str, object]) -> None:
+        """Add a row. A run without rows leaves nothing behind."""
+        record_latency(self.results, {**self.run, "load": self.load, **row})
+        if not self.written:
+            write_environment(self.run["run_id"], self.versions, self.results)
+        self.written += 1
+
+    def end(self) -> None:
+        """Say how many rows there are; UserError where something failed."""
+        print(f"wrote {self.written} rows to {shown(self.results / 'latency.csv')}")
+        if self.failed:
+            raise UserError(f"{len(self.failed)} of {self.written + len(self.failed)} combinations failed: "
+                            f"{', '.join(self.failed)}")
 
 
 def latency_figures(times_ms: np.ndarray, batch: int) -> dict[str, str]:

@@ -597,7 +597,7 @@ def test_data_of_another_model_is_refused(data):
         TRT_test.find_batches(Path("a.plan"), HALF, "data/14.npz")
     unknown = Facts(precision="fp16")  # of an engine that has no .json beside it
     assert len(TRT_test.find_batches(Path("a.plan"), unknown, "data/14.npz")) == 1  # one takes the user's word
-    with pytest.raises(UserError, match=r"a\.plan: data/ has no data of its model; .* nothing says what that was"):
+    with pytest.raises(UserError, match=r"a\.plan: .*/data has no data of its model; .* nothing says what that was"):
         TRT_test.find_batches(Path("a.plan"), unknown, None)
     stranger = replace(HALF, weights="8" * 64, parents=(Parent("9" * 64, "y.onnx"),))
     with pytest.raises(UserError, match=r"batch_data_gen\.py --onnx FILE makes it with y\.onnx"):

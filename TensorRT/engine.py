@@ -4,6 +4,7 @@
         logits = context.infer(images)  # [B, 3, S, S] -> [B, num_classes]
 
 An Engine holds the weights. Each Context has its own stream, activations and buffers, so that several run at once.
+Polygraphy's TrtRunner would do without CUDA graphs, and be one more package for the Python that has TensorRT.
 """
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ batch is a multiple of it. After `tidy`:
 - operators that do nothing are gone: Pad by zero, Slice of everything, Reshape to the same shape, Expand before Div;
 - Gemm is MatMul + Add, and what works token by token sees [B, H*W, C] rather than [B, H, W, C] or [B*H*W, C];
 - every tensor has its shape and type, and the batch is called `batch` where it is not fixed.
+
+onnxsim folds what is constant, but keeps the arithmetic on shapes of an open batch and each exporter's operators.
 """
 from __future__ import annotations
 

@@ -144,7 +144,12 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{shown(path)}: is a folder, not a file; give another place")
-    there = next(folder for folder in Path(os.path.realpath(path)).parents if folder.exists())
+    _try_to_write(path, Path(os.path.realpath(path)).parent)
+
+
+def _try_to_write(path: Path, folder: Path) -> None:
+    """Whether a file can be written into a folder that may have to be made; UserError about `path` if not."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
@@ -174,10 +179,13 @@ def folder_to_write(text: str) -> Path:
     """What a flag takes that names a folder to write files into; refused before the work where none can be.
 
     Raises:
-        UserError: see check_writable.
+        UserError: it is a file, or no file can be written there.
     """
-    check_writable(Path(text) / "a file")
-    return Path(text)
+    folder = Path(text)
+    if folder.is_file():
+        raise UserError(f"{shown(folder)}: is a file, not a folder; give another place")
+    _try_to_write(folder, Path(os.path.realpath(folder)))
+    return folder
 
 
 PICTURES = (".jpg", ".jpeg", ".pdf", ".png", ".svg", ".webp")

@@ -399,7 +399,7 @@ def test_bad_flags_and_files_change_nothing(tmp_path, results, tiny):
 
 
 @pytest.mark.parametrize(("in_the_way", "named"), [
-    ("Results", "accuracy.csv"), ("Results/environment", "environment/.*txt"),
+    ("Results", "Results: is a file, not a folder"), ("Results/environment", "environment/.*txt"),
     ("Results/accuracy.csv/x", "is a folder")])
 def test_results_that_cannot_be_written_are_said_before_measuring(tmp_path, tiny, monkeypatch, in_the_way, named):
     monkeypatch.setattr(script, "collect_logits", None)

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 import utils
-from utils import ROOT, Progress, UserError, check_writable, picture_target, run_script, whole_file
+from utils import (
+    ROOT,
+    Progress,
+    UserError,
+    check_writable,
+    folder_to_write,
+    picture_target,
+    run_script,
+    whole_file,
+)
 
 
 def script(*lines: str) -> list[str]:
@@ -163,3 +172,13 @@ def test_progress_tells_from_time_to_time_and_at_the_end_how_long_the_rest_takes
     assert capsys.readouterr().out.splitlines() == [
         "  2 of 4 parts, 12 s, about 12 s left", "  3 of 4 parts, 300 s, about 2 min left",
         "  4 of 4 parts, 400 s, about 0 s left"]
+
+
+def test_a_folder_to_write_into_is_named_as_it_was_given(tmp_path):
+    (tmp_path / "file").touch()
+    for path, problem in ((tmp_path / "file", "is a file, not a folder"),
+                          (tmp_path / "file" / "in", "cannot be written there"),
+                          ("/proc/no", "cannot be written there")):
+        with pytest.raises(UserError, match=rf"^{path}: {problem}"):
+            folder_to_write(str(path))
+    assert folder_to_write(str(tmp_path / "new")) == tmp_path / "new" and not (tmp_path / "new").exists()

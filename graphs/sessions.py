@@ -1,6 +1,7 @@
 """onnxruntime sessions: every graph here is run by one that is made in this module."""
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,10 @@ def session_of(source: onnx.ModelProto | str | Path, providers: Sequence[str | t
     options = onnxruntime.SessionOptions()
     # Errors arrive as exceptions; but which library CUDA lacks is only in a message of level 3.
     options.log_severity_level = 4 if tuple(providers) == CPU else 3
+    # PyTorch follows this variable; onnxruntime of itself does not, and takes every core.
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if threads.isdecimal():
+        options.intra_op_num_threads = int(threads)
     if as_it_is:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Q/DQ pairs in FP32 as they are written: INT8 products saturate at 16 bits on x86 processors without VNNI.

@@ -173,9 +173,10 @@ def record_latency(results: Path, row: dict) -> None:
 
 
 # Columns of numbers, in every table. One that is not known is empty, but for those that are always known.
-WHOLE = re.compile("batch|images|layers|int8_layers|tensors|depth|nan|inf|(images|tensors)_nan_or_inf")
+WHOLE = re.compile("batch|images|layers|int8_layers|tensors|depth|nan|inf|(images|tensors)_nan_or_inf|rows"
+                   "|(in|out)_features|(window|shift)_size|input_sets|multiprocessors")
 NUMBER = re.compile(r".+_[mu]s_(median|p\d+)|.+_(err|mib|per_s|fraction)|.*agreement|top1|top1_torch|share|gflop|mb"
-                    "|load|largest_logit|max_abs_ref")
+                    "|load|largest_logit|max_abs_ref|sustained_us|power_w|clock_mhz|bytes|operations")
 KNOWN = re.compile(r"batch|.+_[mu]s_median")
 MERGE_MARKS = ("<<<<<<<", "|||||||", "=======", ">>>>>>>")  # what git leaves where two versions did not fit together
 

@@ -23,7 +23,6 @@ A run that stopped, or that --minutes has ended, goes on where it was: RUN_ID=<i
 from __future__ import annotations
 
 import argparse
-import csv
 import fnmatch
 import math
 import re
@@ -41,7 +40,7 @@ from typing import NamedTuple
 import torch
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
-from Results.tables import LOCAL, append_rows, git_commit, gpu_name, new_run_id, write_environment
+from Results.tables import LOCAL, append_rows, git_commit, gpu_name, new_run_id, read_rows, write_environment
 from TensorRT.Plugins.kernel_table import (
     KERNELS,
     OURS,
@@ -316,10 +315,7 @@ def key_of(row: dict[str, str]) -> tuple[str, ...]:
 
 def rows_of_run(path: Path, run_id: str) -> set[tuple[str, ...]]:
     """Keys of the rows that a run has in a table already."""
-    if not path.exists():
-        return set()
-    with path.open(newline="") as file:
-        return {key_of(row) for row in csv.DictReader(file) if row["run_id"] == run_id}
+    return {key_of(row) for row in read_rows(path, KEY) if row["run_id"] == run_id}
 
 
 def peaks_of_run(results: Path, run_id: str) -> dict[str, float] | None:

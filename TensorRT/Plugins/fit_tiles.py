@@ -20,7 +20,6 @@ the times' own.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import math
 import re
@@ -35,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
-from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_id
+from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_id, read_rows
 from utils import ROOT, Progress, UserError, batch_sizes, existing_file, run_script, shown
 
 PLUGINS = Path(__file__).resolve().parent
@@ -306,10 +305,7 @@ def measure(table: Path, run_id: str, batches: list[int], gpu) -> None:
 
 def rows_of(table: Path, run_id: str | None = None) -> list[Row]:
     """The rows of a run, of the last one where it is None; none where there is no table."""
-    if not table.exists():
-        return []
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(table, COLUMNS)
     return [row for row in rows if row["run_id"] == (run_id or rows[-1]["run_id"])]
 
 

@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: Results/local/<MODEL.NAME>.png")
     args = parser.parse_args(arguments)
     config = get_config(args.cfg, args.opts, args.type)
-    path = picture_target(args.output or LOCAL / f"{config.MODEL.NAME}.png")  # refused now, not after the work
+    picture = picture_target(args.output or LOCAL / f"{config.MODEL.NAME}.png")  # refused now, not after the work
     weights = checkpoint_path(config, args.resume, args.pretrained)
     model = load_model(config, weights)
     name, classes = config.MODEL.NAME, model.num_classes
@@ -105,8 +105,8 @@ def main(arguments: list[str]) -> None:
     errors = {runner: max_abs_err(output, logits["PyTorch"]) for runner, output in logits.items()}
     figure = draw(images, labels, logits, names, f"{name}: top-1 of PyTorch in FP32 and of ONNX files in onnxruntime, "
                   "its probability, and the error of the worst logit against PyTorch")
-    with whole_file(path) as partial:
+    with whole_file(picture) as partial:
         # Without the version of matplotlib in it, the same input gives the same PNG.
-        figure.savefig(partial, dpi=80, metadata={"Software": None} if path.suffix == ".png" else None)
+        figure.savefig(partial, dpi=80, metadata={"Software": None} if picture.suffix == ".png" else None)
     told = ", ".join(f"{runner} off by {error:.1e}" for runner, error in list(errors.items())[1:])
-    print(f"wrote {shown(path)}: {len(images)} images; {told}")
+    print(f"wrote {shown(picture)}: {len(images)} images; {told}")

@@ -6,6 +6,7 @@ import csv
 import numpy as np
 import pytest
 
+from graphs.facts import Facts
 from Results import draw as draw_script
 from Results import draw_images as draw
 from Results import report, table
@@ -259,3 +260,13 @@ def test_draw_finds_the_picture_by_its_word_and_images_without_one(tmp_path, cap
         draw_script.main(["latency", "--results", str(tmp_path), "--pictures", str(tmp_path)])
     with pytest.raises(UserError, match=r"picture: not the name of a picture"):
         draw_script.main(["--cfg", str(ROOT / "models/swin_micro.yaml"), "--onnx", "x.onnx", "--output", "picture"])
+
+
+def test_the_picture_of_images_is_written_where_it_was_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(draw, "of_onnx", lambda path: Facts(patched={}, precision="fp32"))
+    monkeypatch.setattr(draw, "onnx_session", lambda path: None)
+    monkeypatch.setattr(draw, "onnx_logits", lambda session, images, path: np.zeros((len(images), 18), np.float32))
+    draw.main(["--cfg", str(ROOT / "models/swin_micro.yaml"), "--onnx", "a.onnx", "b.onnx", "--output",
+               str(tmp_path / "picture.png")])
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert f"wrote {tmp_path}/picture.png: 18 images" in capsys.readouterr().out

@@ -1,12 +1,12 @@
-"""Write the results of the Small models on a GPU as Markdown, from the tables in Results/, and put them into README.
+"""Write the results of the Small models on a GPU as Markdown: all of them for docs/results.md, a summary for README.md.
 
-    python Results/report.py            # prints them
-    python Results/report.py --write    # puts them between the two marks in README.md
+    python Results/report.py            # prints both
+    python Results/report.py --write    # puts each between the two marks in its page
 
-Reads latency.csv, profile.csv, accuracy.csv, memory.csv and kernels.csv, of rows measured on a GPU the newest: of
-latency.csv one run, and of INT8 one more where it was measured by itself later, of the others the last of everything
-measured, in accuracy.csv and memory.csv on whatever GPU that was. No figure of README's section is typed by hand, and
-tests/test_results.py compares it with what this makes of the tables.
+It reads latency.csv, profile.csv, accuracy.csv, memory.csv and kernels.csv in Results/ and takes the newest rows that
+were measured on a GPU: one run of latency.csv (and one more for INT8 where that was measured by itself later), and the
+last row of everything in the other tables, for accuracy.csv and memory.csv on whatever GPU that was. No figure between
+the marks is typed by hand: tests/test_results.py compares both pages with what this script makes of the tables.
 """
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ from Results.latency_tables import (
     what_counts,
 )
 from Results.tables import IMAGES, RESULTS, read_table
-from utils import ROOT, UserError, run_script, shown, whole_file
+from utils import ROOT, UserError, existing_file, run_script, shown, whole_file
 
 BEGIN, END = "<!-- GPU results, by Results/report.py: begin -->", "<!-- GPU results: end -->"
 MODELS = {"swinv1": "V1", "swinv2": "V2"}  # the Small ones
 KERNEL_BATCH = "32"  # of the table of kernels
+AGAIN_SPEED = "python race.py --resume V1.pth V2.pth"
+IMAGES_FROM_DOCS = "../Images"
 RUNNERS = {OURS: "TensorRT with plugins", OURS_FP16: "TensorRT with plugins, FP16", "trt": "TensorRT",
            "torch-compile": "torch.compile", "torch-script": "TorchScript", "torch-eager": "PyTorch eager",
            "ort-cuda": "onnxruntime CUDA"}
@@ -69,16 +71,20 @@ def measured_by(rows: list[Row], command: str) -> list[str]:
     return [f"{where}. Again: `{command}`", ""]
 
 
+def small_latency(results: Path) -> tuple[list[Row], list[Row]]:
+    """The rows of the race and those of INT8, as race_and_int8 gives them, with the models called V1 and V2."""
+    return race_and_int8([{**row, "model": MODELS[row["model"]]} for row in gpu_rows(results / "latency.csv")
+                          if row["model"] in MODELS])
+
+
 def speed(results: Path, pictures: Path) -> list[str]:
     """Latency of every runner, the speed-up with the errors, and the plot."""
-    rows = [{**row, "model": MODELS[row["model"]]} for row in gpu_rows(results / "latency.csv")
-            if row["model"] in MODELS]
-    race, int8 = race_and_int8(rows)
-    if not rows:
+    race, int8 = small_latency(results)
+    if not race and not int8:
         return []
     best = best_of_both(race, int8)
-    again = "python race.py --resume V1.pth V2.pth"
-    text = ["### Speed", "", *measured_by(race or int8, again),
+    again = AGAIN_SPEED
+    text = ["## Speed", "", *measured_by(race or int8, again),
             f"Median of a batch. {what_counts(race or int8)}; input and output stay on the device.", ""]
     for precision in ("fp16", "fp32", "int8"):
         if any(cell[1] == precision for cell in best):
@@ -94,7 +100,7 @@ def speed(results: Path, pictures: Path) -> list[str]:
     text += ["The same with the largest error of a logit, against the FP32 ONNX model on the same images:", "",
              *markdown_table(speedup_table(best)), ""]
     if (pictures / "latency.png").exists():
-        text += ["![Images per second over batch, for every runner](Images/latency.png)", ""]
+        text += [f"![Images per second over batch, for every runner]({IMAGES_FROM_DOCS}/latency.png)", ""]
     return text
 
 
@@ -105,20 +111,25 @@ def profile(results: Path, pictures: Path) -> list[str]:
     rows = profile_rows(results)
     patched = {row["patched"] != "no" for row in rows}
     beside = ", unpatched beside patched" if len(patched) == 2 else ""
-    return ["### Where the time goes", "",
+    return ["## Where the time goes", "",
             *measured_by(rows, "$TRT_PYTHON TensorRT/profile_engine.py --plan "
                                "TensorRT/TRT_Engine/swinv{1,2}_{fp16,attention_fp16,attention_int8}.plan && "
                                "python Results/draw.py profile"),
             "Percentages are of the GPU's peaks as benchmark.py measured them, a copy's bandwidth or an FP16 product's "
             "arithmetic, whichever is nearer: what lies in the L2 cache, and INT8, can go beyond.", "",
-            f"![Time of each group of layers{beside}, with the fraction of the GPU's peak](Images/profile.png)", ""]
+            f"![Time of each group of layers{beside}, with the fraction of the GPU's peak]"
+            f"({IMAGES_FROM_DOCS}/profile.png)", ""]
+
+
+def engine_rows(path: Path) -> list[Row]:
+    """The last row of each engine of Small at each batch, of accuracy.csv or memory.csv."""
+    return newest([row for row in gpu_rows(path) if row["model"] in MODELS and row.get("runner", "engine") == "engine"],
+                  "file", "batch")
 
 
 def accuracy(results: Path) -> list[str]:
     """One line for each engine: the worst of its batches."""
-    rows = [row for row in gpu_rows(results / "accuracy.csv")
-            if row["model"] in MODELS and row["runner"] == "engine"]
-    rows = newest(rows, "file", "batch")
+    rows = engine_rows(results / "accuracy.csv")
     if not rows:
         return []
     table = [["engine", "precision", "run", "batches", "max abs err", "PyTorch's own", "worst ratio", "top-1",
@@ -134,7 +145,7 @@ def accuracy(results: Path) -> list[str]:
             f"{max(error for error, _ in errors):.2e}", f"{torch_error:.2e}" if torch_error > 0 else "-",
             f"{max(ratios):.2f}" if ratios else "-", shares(own, "top1"), shares(own, "top1_torch"),
             shares(own, "agreement")])
-    return ["### Accuracy", "",
+    return ["## Accuracy", "",
             *measured_by(rows, "python test_swinV2.py --cfg models/swin.yaml --resume V1.pth --count 2000 "
                                "--batch 1,4,8,16,32,128 --plan "
                                "TensorRT/TRT_Engine/swinv1{,_fp16,_layernorm_fp16,_attention_fp16}.plan"),
@@ -157,9 +168,7 @@ def shares(rows: list[Row], column: str) -> str:
 
 def memory(results: Path) -> list[str]:
     """Device memory of each engine at each batch."""
-    rows = [row for row in gpu_rows(results / "memory.csv")
-            if row["model"] in MODELS]
-    rows = newest(rows, "file", "batch")
+    rows = engine_rows(results / "memory.csv")
     if not rows:
         return []
     batches = sorted({int(row["batch"]) for row in rows})
@@ -168,7 +177,7 @@ def memory(results: Path) -> list[str]:
         own = {int(row["batch"]): row for row in rows if row["file"] == file}
         table.append([stem(file), ", ".join(dict.fromkeys(row["run_id"] for row in own.values())),
                       *(own[batch]["free_memory_used_mib"] if batch in own else "-" for batch in batches)])
-    return ["### Device memory", "",
+    return ["## Device memory", "",
             *measured_by(rows, "$TRT_PYTHON TRT_test.py --memory --plan TensorRT/TRT_Engine/"
                                "swinv1{,_fp16,_layernorm_fp16,_attention_fp16,_attention_int8}.plan "
                                "TensorRT/TRT_Engine/swinv2{,_fp16,_layernorm,_attention_fp16,_attention_int8}.plan"),
@@ -203,7 +212,7 @@ def kernels(results: Path) -> list[str]:
                       f"{total_us(others[best]) / total_us(ours):.2f}"])
     if len(table) == 1:
         return []
-    return ["### Kernels by themselves", "", *measured_by(rows, "python TensorRT/Plugins/benchmark.py"),
+    return ["## Kernels by themselves", "", *measured_by(rows, "python TensorRT/Plugins/benchmark.py"),
             f"At batch {KERNEL_BATCH}, one layer of each stage; fractions are of the card's own measured peaks.", "",
             *markdown_table(table), ""]
 
@@ -219,40 +228,116 @@ def largest_error(rows: list[Row]) -> str:
 def section(results: Path, pictures: Path = IMAGES) -> str:
     """All that was measured on a GPU; empty where nothing was. Pictures are shown that are in their folder."""
     return "\n".join([*speed(results, pictures), *profile(results, pictures), *accuracy(results), *memory(results),
-                      *kernels(results)])
+                      *kernels(results)]).strip("\n")
 
 
-def in_readme(readme: str) -> str:
-    """What stands between the two marks.
+# --- README's summary ----------------------------------------------------------------------------------------
+
+
+def summary(results: Path, pictures: Path = IMAGES) -> str:
+    """The same in two tables, with the two pictures; empty where nothing was measured on a GPU."""
+    text = [*speed_in_short(results), *accuracy_and_memory(results)]
+    for picture, what in (("latency", "Images per second over batch, for every runner"),
+                          ("profile", "Time of each group of layers, with the fraction of the GPU's peak")):
+        if text and (pictures / f"{picture}.png").exists():
+            text += [f"![{what}](Images/{picture}.png)", ""]
+    return "\n".join(text).strip("\n")
+
+
+def speed_in_short(results: Path) -> list[str]:
+    """Ours, the fastest other runner and the ratio, for each precision."""
+    race, int8 = small_latency(results)
+    best = best_of_both(race, int8)
+    if not best:
+        return []
+    columns = sorted({(model, batch) for model, _, batch in best})
+    table = [["ms for one batch", *(f"{model} b{batch}" for model, batch in columns)]]
+    winners: dict[str, None] = {}
+    for precision, rival in (("fp16", "best other"), ("fp32", "best other"), ("int8", "FP16 with plugins beside it")):
+        lines = {(line[0], int(line[2])): line for line in speedup_table(best)[1:] if line[1] == precision}
+        if not lines:
+            continue
+        for name, place in ((f"{precision.upper()}, TensorRT with plugins", 3), (f"{precision.upper()}, {rival}", 6),
+                            ("times as fast", 8)):
+            table.append([name, *(lines[column][place] if column in lines else "-" for column in columns)])
+        if precision != "int8":
+            winners.update(dict.fromkeys(line[5].split(",")[0] for line in lines.values()))
+    gpu = (race or int8)[0]["gpu"]
+    runs = ", ".join(dict.fromkeys(row["run_id"] for row in [*race, *int8]))
+    others = ", ".join(name for runner, name in RUNNERS.items() if any(
+        row["runner"] == runner for row in race) and runner != OURS)
+    fastest = " or ".join(RUNNERS.get(winner, winner) for winner in winners if winner != "-")
+    return [f"Speed: median time of Small, input and output on the device ({gpu}, run {runs}). The others are "
+            f"{others or 'none'}; the best of them is {fastest or 'none'}. INT8 is compared with FP16 with plugins.",
+            "", *markdown_table(table), ""]
+
+
+def accuracy_and_memory(results: Path) -> list[str]:
+    """A line for each engine: the worst error of its batches, and the memory at the largest batch."""
+    rows, used = engine_rows(results / "accuracy.csv"), engine_rows(results / "memory.csv")
+    if not rows:
+        return []
+    largest = max((int(row["batch"]) for row in used), default=0)
+    mib = {row["file"]: row["free_memory_used_mib"] for row in used if int(row["batch"]) == largest}
+    table = [["engine", "precision", "largest error of a logit", "PyTorch's own", "top-1", "of PyTorch FP32",
+              "same class", *([f"MiB at batch {largest}"] if used else [])]]
+    for file in sorted({row["file"] for row in rows}, key=stem):
+        own = [row for row in rows if row["file"] == file]
+        torch_error = max(float(row["torch_max_abs_err"] or "nan") for row in own)
+        table.append([stem(file), own[0]["precision"], f"{max(float(row['max_abs_err']) for row in own):.1e}",
+                      f"{torch_error:.1e}" if torch_error > 0 else "-", shares(own, "top1"), shares(own, "top1_torch"),
+                      shares(own, "agreement"), *([mib.get(file, "-")] if used else [])])
+    runs = ", ".join(dict.fromkeys(row["run_id"] for row in [*rows, *used]))
+    gpus = ", ".join(dict.fromkeys(row["gpu"] for row in [*rows, *used]))
+    return ["Accuracy against PyTorch in FP32 on held-out crops, the worst of all batch sizes, and device memory "
+            f"({gpus}, run {runs}). \"PyTorch's own\" is the error of PyTorch in the same precision.", "",
+            *markdown_table(table), ""]
+
+
+# --- pages ---------------------------------------------------------------------------------------------------
+
+
+def between_marks(page: Path) -> str:
+    """What stands between the two marks of a page.
 
     Raises:
-        UserError: the marks are not there.
+        UserError: there is no such page, or the marks are not there.
     """
-    if BEGIN not in readme or END not in readme:
-        raise UserError(f"README.md: lacks the lines {BEGIN} and {END}; put them where the results belong")
-    return readme.split(BEGIN, 1)[1].split(END, 1)[0].strip("\n")
+    text = existing_file(page, "a page with the two marks").read_text()
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{shown(page)}: lacks the lines {BEGIN} and {END}; put them where the results belong")
+    return text.split(BEGIN, 1)[1].split(END, 1)[0].strip("\n")
+
+
+def put_between_marks(page: Path, results: str) -> None:
+    text = page.read_text()
+    with whole_file(page) as partial:
+        partial.write_text(f"{text.split(BEGIN, 1)[0]}{BEGIN}\n\n{results}\n\n{END}{text.split(END, 1)[1]}")
+    print(f"wrote {shown(page)}: {len(results.splitlines())} lines of results")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="into README.md, between the two marks")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE", help="default: README.md")
+    parser.add_argument("--write", action="store_true", help="into both pages, between the two marks")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE",
+                        help="where the summary goes; default: README.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md", metavar="FILE",
+                        help="where all of it goes; default: docs/results.md")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: Results/")
     parser.add_argument("--pictures", type=Path, default=IMAGES, metavar="FOLDER", help="default: Images/")
     args = parser.parse_args(arguments)
-    text = section(args.results, args.pictures)
-    if not text:
+    whole, short = section(args.results, args.pictures), summary(args.results, args.pictures)
+    if not whole:
         raise UserError(f"{shown(args.results)}: no rows of a Small model on a GPU; race.py and test_swinV2.py measure "
                         "them")
     if not args.write:
-        print(text)
+        print(f"{short}\n\n{whole}")
         return
-    readme = args.readme.read_text()
-    in_readme(readme)  # refuses one without marks
-    before, after = readme.split(BEGIN, 1)[0], readme.split(END, 1)[1]
-    with whole_file(args.readme) as partial:
-        partial.write_text(f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}")
-    print(f"wrote {shown(args.readme)}: {len(text.splitlines())} lines of results")
+    pages = {args.readme: short, args.page: whole}
+    for page in pages:
+        between_marks(page)  # refuses one without marks before the other is written
+    for page, text in pages.items():
+        put_between_marks(page, text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -222,18 +223,36 @@ def test_kernels_are_compared_on_one_gpu(measured):
     assert cells_of(report.section(measured, measured), "SwinAttention")[8:] == ["flex", "12.0", "2e-3", "1.50"]
 
 
-def test_section_goes_between_the_marks_and_nowhere_else(measured, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
+def test_summary_has_the_same_figures(measured):
+    text = report.summary(measured, measured)
+    assert cells_of(text, "ms for one batch")[1:] == ["V1 b32", "V2 b1"]
+    assert cells_of(text, "FP16, TensorRT with plugins")[1:] == ["2.000", "4.000"]
+    assert cells_of(text, "FP16, best other")[1:] == ["5.000", "-"]
+    assert cells_of(text, "times as fast")[1:] == ["2.50", "-"]
+    assert cells_of(text, "swinv1_attention_fp16") == [
+        "swinv1_attention_fp16", "fp16", "3.0e-02", "4.0e-02", "90.00%", "91.00%", "99.95%", "-"]
+    assert cells_of(text, "swinv1_fp16")[-1] == "900.0"  # MiB at the largest batch, 128
+    assert "the best of them is torch.compile" in text and "TensorRT, torch.compile, PyTorch eager" in text
+    assert not any(hidden in text for hidden in ("micro", "Old GPU", "9e-01", "png", "FP32, ", "INT8, "))
+
+
+def test_results_go_between_the_marks_and_nowhere_else(measured, tmp_path):
+    readme, page = tmp_path / "README.md", tmp_path / "results.md"
+    for path in (readme, page):
+        path.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
+    arguments = ["--write", "--results", str(measured), "--pictures", str(measured), "--readme", str(readme), "--page",
+                 str(page)]
     for _ in range(2):  # a second time changes nothing
-        report.main(["--write", "--results", str(measured), "--pictures", str(measured), "--readme", str(readme)])
-        text = readme.read_text()
-        assert text.startswith("before\n\n") and text.endswith("\n\nafter\n") and "old" not in text
-        assert report.in_readme(text) == report.section(measured, measured).strip("\n")
-    readme.write_text("no marks\n")
-    with pytest.raises(UserError, match="lacks the lines"):
-        report.main(["--write", "--results", str(measured), "--pictures", str(measured), "--readme", str(readme)])
-    assert readme.read_text() == "no marks\n"
+        report.main(arguments)
+        for path, made in ((readme, report.summary), (page, report.section)):
+            text = path.read_text()
+            assert text.startswith("before\n\n") and text.endswith("\n\nafter\n") and "old" not in text
+            assert report.between_marks(path) == made(measured, measured)
+    readme.write_text(f"{report.BEGIN}{report.END}")
+    page.write_text("no marks\n")
+    with pytest.raises(UserError, match=r"results\.md: lacks the lines"):
+        report.main(arguments)
+    assert page.read_text() == "no marks\n" and readme.read_text() == f"{report.BEGIN}{report.END}"
 
 
 def test_nothing_measured_on_a_gpu_is_no_section(results):
@@ -244,9 +263,24 @@ def test_nothing_measured_on_a_gpu_is_no_section(results):
         report.main(["--results", str(results)])
 
 
-def test_readme_has_the_section_that_the_tables_give():
+def test_pages_have_what_the_tables_give():
     """python Results/report.py --write, after every run on a GPU whose rows are kept."""
-    assert report.in_readme((ROOT / "README.md").read_text()) == report.section(RESULTS).strip("\n")
+    assert report.between_marks(ROOT / "README.md") == report.summary(RESULTS)
+    assert report.between_marks(ROOT / "docs" / "results.md") == report.section(RESULTS)
+
+
+@pytest.mark.parametrize("page", sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.md")
+                                        if not any(part.startswith(".") for part in path.parts[len(ROOT.parts):])),
+                         ids=str)
+def test_links_of_pages_lead_somewhere(page):
+    """Files and folders of this repository, and headings of its pages."""
+    text = (ROOT / page).read_text()
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), f"{page}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, anchor
 
 
 def test_draw_finds_the_picture_by_its_word_and_images_without_one(tmp_path, capsys):

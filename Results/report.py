@@ -235,12 +235,10 @@ def section(results: Path, pictures: Path = IMAGES) -> str:
 
 
 def summary(results: Path, pictures: Path = IMAGES) -> str:
-    """The same in two tables, with the two pictures; empty where nothing was measured on a GPU."""
+    """The same in two tables and a picture; empty where nothing was measured on a GPU."""
     text = [*speed_in_short(results), *accuracy_and_memory(results)]
-    for picture, what in (("latency", "Images per second over batch, for every runner"),
-                          ("profile", "Time of each group of layers, with the fraction of the GPU's peak")):
-        if text and (pictures / f"{picture}.png").exists():
-            text += [f"![{what}](Images/{picture}.png)", ""]
+    if text and (pictures / "latency.png").exists():
+        text += ["![Images per second over batch, for every runner](Images/latency.png)", ""]
     return "\n".join(text).strip("\n")
 
 

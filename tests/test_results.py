@@ -280,7 +280,7 @@ def test_links_of_pages_lead_somewhere(page):
         assert path.exists(), f"{page}: {target}"
         if anchor:
             headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
-            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, anchor
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_draw_finds_the_picture_by_its_word_and_images_without_one(tmp_path, capsys):

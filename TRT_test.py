@@ -2,10 +2,10 @@
 
     python TRT_test.py --plan TensorRT/TRT_Engine/swinv1_attention_fp16.plan
 
-Runs in the Python that has TensorRT. What an engine is, the .json beside it says, else the engine itself; its name says
-nothing. The inputs and expected logits are those that data/batch_data_gen.py wrote in data/ with the FP32 graph that
-the engine was made from, found by the digest of that. Prints a table, writes it to encoderScore.txt, and adds a row per
-batch to latency.csv, both in Results/local/. Exits with status 1 if a check fails.
+Runs in the Python that has TensorRT. The .json beside an engine says what the engine is; without one, the engine itself
+is asked. Its name says nothing. data/batch_data_gen.py wrote the inputs and expected logits, with the FP32 graph that
+the engine was made from; they are found by the digest of that graph. Prints a table, writes it to encoderScore.txt, and
+adds a row per batch to latency.csv, both in Results/local/. Exits with status 1 if a check fails.
 
     python TRT_test.py --memory --plan TensorRT/TRT_Engine/swinv1_fp16.plan \\
         TensorRT/TRT_Engine/swinv1_attention_fp16.plan

@@ -197,13 +197,13 @@ def _problem(config: CfgNode) -> str | None:
     if swin.ACT not in ACTIVATIONS:
         return f"MODEL.SWIN.ACT is {_short(repr(swin.ACT))}; it must be one of {', '.join(ACTIVATIONS)}"
     if not v1 and swin.QK_SCALE:
-        return "MODEL.SWIN.QK_SCALE is read by swinv1 alone; swinv2 learns a logit_scale"
+        return "MODEL.SWIN.QK_SCALE is read only by swinv1; swinv2 learns a logit_scale"
     if not 0 <= swin.QK_SCALE < math.inf:
         return f"MODEL.SWIN.QK_SCALE is {swin.QK_SCALE}; it must be above zero, or 0 for 1 / sqrt(channels of a head)"
     if not 0 < swin.NORM_EPS < 1:
         return f"MODEL.SWIN.NORM_EPS is {swin.NORM_EPS}; it must lie between 0 and 1, as 1e-5 of the published models"
     if v1 and any(swin.PRETRAINED_WINDOW_SIZES):
-        return "MODEL.SWIN.PRETRAINED_WINDOW_SIZES is read by swinv2 alone; swinv1 has no continuous position bias"
+        return "MODEL.SWIN.PRETRAINED_WINDOW_SIZES is read only by swinv2; swinv1 has no continuous position bias"
     lists = {key: swin[key] for key in ("DEPTHS", "NUM_HEADS", *(() if v1 else ("PRETRAINED_WINDOW_SIZES",)))}
     for key, values in lists.items():
         if not values or not all(type(value) is int for value in values):  # a bool is an int

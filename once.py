@@ -2,14 +2,14 @@
 
     python once.py --what export --output onnx/a.onnx --from models/swin.py -- python3 onnx/export_onnx.py --cfg a.yaml
 
-What the Makefile and run_all.sh put before a command. It is run again where one of these is another than when it ran
-last: a word of it, a file among its words (also behind `--flag=`) or in --from, the text of --also, or an output: one
-that is missing, truncated or replaced. Of a folder the names, sizes and times of its files count, of a file what is in
-it; its time says nothing. A table (--rows) has its rows added by the command, and must still have them.
+The Makefile and run_all.sh put this before a command. The command runs again if one of these has changed since its last
+run: its words; a file among its words (also behind `--flag=`) or in --from; the text of --also; an output, if it is
+missing, truncated or replaced. A file counts by its contents and not by its time, a folder by the names, sizes and
+times of its files. The command adds rows to a table (--rows), and the table must still have them.
 
 Prints one line: what was done, the seconds or "as before", and the last line of the command's output that says what it
-wrote. All of its output goes to .cache/logs/, what is known of it to .cache/once/. A failure is told with its end, and
-the exit status is 1. Two at once on one output wait for each other. Standard library only.
+wrote. The whole output goes to .cache/logs/, and a record of the run to .cache/once/. A failure is shown with the end
+of the output, and the exit status is 1. Two commands with the same output wait for each other. Standard library only.
 
 $TAKE_FILES: outputs that are there are taken as they are. $MADE: a file that outputs are added to that are as they
 should be.

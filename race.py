@@ -2,9 +2,9 @@
 
     python race.py --resume swin_small_patch4_window7_224.pth swinv2_small_patch4_window8_256.pth
 
-Has make make the files that are missing or out of date (the Makefile says which is made from which), measures each
+It asks make for the files that are missing or out of date (the Makefile says which is made from which), measures each
 runner with the script that measures it, and draws. All rows go to latency.csv in Results/local/ under one run_id;
-latency.png and speedup.md come of them. TensorRT is run by $TRT_PYTHON (default: this Python), and
+latency.png and speedup.md are made from them. TensorRT is run by $TRT_PYTHON (default: this Python), and
 $BUILD_FLAGS go to TensorRT/build.sh.
 
 What is stopped goes on with --run-id: what has its rows is not measured again. A step that fails does not stop the
@@ -14,7 +14,7 @@ FP32.
     python race.py --cfg models/swin_micro.yaml models/swinv2_micro.yaml --runner torch-eager,ort-cpu --batch 1,8
 
 trt-timm is TensorRT on timm's model, exported and built for one batch at a time; its rows stand in the table under the
-runner trt, and the column export tells them apart. INT8 is trt-plugins' alone, calibrated as TensorRT/INT8/quant.py
+runner trt, and the column export tells them apart. Only trt-plugins runs INT8, calibrated as TensorRT/INT8/quant.py
 does it by default, and compared with FP16.
 
 On a host with several GPUs of one kind, races with different --runner, --mode, --cfg, --precision or --batch and the
@@ -170,7 +170,7 @@ def left_out(on_gpu: bool, runners: list[str], precisions: list[str]) -> dict[st
         if not onnxruntime_has_cuda():
             missing["ort-cuda"] = f"{PYTHON} has no onnxruntime with CUDA; pip install onnxruntime-gpu"
     if "trt-plugins" in missing or "trt-plugins" not in runners:
-        missing["int8"] = "trt-plugins alone runs it"
+        missing["int8"] = "only trt-plugins runs it"
     return {name: why for name, why in missing.items() if name in (*runners, *precisions)}
 
 
@@ -360,7 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help=f"of torch.compile, any of {','.join(MODES)} (default: both)")
     parser.add_argument("--precision", type=lambda text: choices(text, PRECISIONS), default=PRECISIONS,
                         metavar="P,P",
-                        help=f"any of {','.join(PRECISIONS)} (default: all); int8 is trt-plugins' alone")
+                        help=f"any of {','.join(PRECISIONS)} (default: all); only trt-plugins has int8")
     parser.add_argument("--batch", type=batch_sizes, default=[1, 8, 32, 128], metavar="N,N",
                         help="batch sizes, up to 128 (default: 1,8,32,128)")
     parser.add_argument("--run-id", metavar="RUN_ID", help="go on with this run (default: a new one)")

@@ -5,7 +5,7 @@
 runs over held-out crops of the packaged photographs; --images FOLDER runs over a folder instead (ImageNet layout: one
 folder per class, or flat with --labels FILE). For every runner: top-1, top-5, how often its top-1 is PyTorch FP32's,
 and the error of its logits against PyTorch FP32's, beside the error that PyTorch itself makes in that precision.
-The reference is computed once, at the largest batch: an image's logits depend on the batch by rounding alone.
+The reference is computed once, at the largest batch: only rounding makes an image's logits depend on the batch.
 
 Rows are added to accuracy.csv, and lines PASS or FAIL say of each ONNX file and engine whether it is finite,
 has PyTorch's top-1, and is as exact as asked (FP32: to 1e-4; FP16 and BF16: as PyTorch in it; see `judge`). The exit
@@ -411,8 +411,8 @@ def judge(runner: Runner, rows: list[dict[str, str]], broken: int) -> list[tuple
     """What is asked of an ONNX file or an engine, one line each: whether it is met, and the figures.
 
     FP32: the largest error of a logit, over all images and batch sizes, is at most FP32_LIMIT. FP16 and BF16: it is at
-    most PyTorch's own in that precision, and at any one batch size at most TORCH_RATIO times that. Of INT8 nothing but
-    finite logits is asked here.
+    most PyTorch's own in that precision, and at any one batch size at most TORCH_RATIO times that. INT8 is asked
+    here only for finite logits.
 
     Args:
         rows: of this runner, one for each batch size, as in accuracy.csv.

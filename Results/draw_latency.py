@@ -3,7 +3,7 @@
     python Results/draw.py latency                         # the newest race on a GPU, INT8 of the newest run with it
     python Results/draw.py latency --run 20261122-220232   # that run
 
-Reads Results/latency.csv alone; writes Images/latency.png, a panel for each model and precision, and
+Reads only Results/latency.csv; writes Images/latency.png, a panel for each model and precision, and
 Results/speedup.md, which it prints too. A runner has several rows for a batch: launched kernel by kernel, as a CUDA
 graph, by the modes of torch.compile, TensorRT on this project's export and on timm's. The fastest one counts, for every
 runner.

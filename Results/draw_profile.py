@@ -2,7 +2,7 @@
 
     python Results/draw.py profile
 
-Reads Results/profile.csv alone, which TensorRT/profile_engine.py fills, of each engine the newest run; writes
+Reads only Results/profile.csv, which TensorRT/profile_engine.py fills, and takes each engine's newest run; writes
 Images/profile.png: a row of panels for each model and precision, a panel for each batch, a bar for each engine. The
 percentage inside a segment is how much of the GPU the group uses: the larger of the fractions of its arithmetic peak
 and of its bandwidth peak, for the operations and bytes that the network asks for. What it does not ask for, such as a

@@ -4,7 +4,7 @@
     python Results/table.py --run 20261122-220600 --markdown  # of one run, on whatever machine, for README
 
 What was recorded (Results/) and what was measured here (Results/local/) are shown together. The files keep every run.
-Of rows that measured the same, the last one is shown.
+Where several rows measured the same, the last one is shown.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from Results.tables import LOCAL, RESULTS, cpu_name, gpu_name, newest, read_table, timing_doubt
 from utils import UserError, run_script, shown
 
-# Of each file: the columns that tell what was measured, and those shown, with heading and format.
+# For each file: the columns that tell what was measured, and those shown, with heading and format.
 TABLES = {
     "accuracy": (("runner", "file", "precision", "batch"), {
         "runner": ("runner", "{}"), "file": ("file", "{}"), "precision": ("precision", "{}"),
@@ -73,8 +73,8 @@ def print_cells(lines: list[list[str]], markdown: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help="MODEL.NAME (default: all)")
-    parser.add_argument("--all", action="store_true", help="of all machines, not of this one alone")
-    parser.add_argument("--run", metavar="RUN_ID", help="of this run alone, on whatever machine it was")
+    parser.add_argument("--all", action="store_true", help="of all machines, not only of this one")
+    parser.add_argument("--run", metavar="RUN_ID", help="only of this run, on whatever machine it was")
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER",
                         help="with what is in its folder local/ (default: Results/)")

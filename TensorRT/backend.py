@@ -119,7 +119,7 @@ def _preload_rtx() -> None:
 
 
 def _found(library: str) -> bool:
-    """Load a library by its name alone, with global symbols; whether the loader finds it."""
+    """Load a library only by its name, with global symbols; whether the loader finds it."""
     try:
         ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     except OSError:

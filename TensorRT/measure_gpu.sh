@@ -112,8 +112,8 @@ rest() {
         --plan "${engines1[@]}" "${engines2[@]}" $plans/swinv{1,2}_attention_int8.plan
     step memory-tests "${engine_tests[@]}" -k memory
     step memcheck sanitized memcheck "not 2_to_the_31 and not cuda_graph"
-    # racecheck looks at shared memory within one launch. Of hundreds of launches it takes many minutes, and of two streams
-    # it may lose track; the tests of these run no kernel that others do not.
+    # racecheck looks at shared memory within one launch. Hundreds of launches take it many minutes, and it may lose track
+    # of two streams; the tests of these run no kernel that others do not.
     step racecheck sanitized racecheck "not 2_to_the_31 and not cuda_graph and not two_streams and not one_after_the_other"
 }
 

@@ -7,7 +7,7 @@ normalisation and residual Add as if it read its inputs and wrote its outputs on
 relative position bias) are left out. It is what the network asks for, whatever an engine does: copies, reformats and a
 GELU by itself add time and no work.
 
-Needs the standard library alone, as the Python that has TensorRT has no yaml.
+Needs only the standard library, because the Python that has TensorRT has no yaml.
 """
 from __future__ import annotations
 

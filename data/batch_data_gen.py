@@ -9,8 +9,8 @@ Writes data/<model>-b<N>.npz for each batch size N, <model> being the ONNX file'
     model   the model's name
     facts   of the ONNX file, as graphs/facts.py prints them: by its digest TRT_test.py finds the data of an engine
 
-Of the Q/DQ graph, which is FP32 with rounding in it, it writes data in the same way: TRT_test.py takes from it what
-error an INT8 engine may have.
+The Q/DQ graph, which is FP32 with rounding in it, gets its data in the same way: from them TRT_test.py takes the error
+that an INT8 engine may have.
 
 The same images and model give the same files. A smaller batch is the beginning of the largest one, whose images are
 evenly spaced over the folder (or are the first held-out crops of the packaged photographs).
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     with about(args.model):
         model, wanted = with_picture(model, args)
         if wanted.batch and set(args.batches) != {wanted.batch}:
-            raise UserError(f"takes batches of {wanted.batch} alone; give --batches {wanted.batch}")
+            raise UserError(f"takes only batches of {wanted.batch}; give --batches {wanted.batch}")
         run = Runner(model)
     images = wanted.of(real_pixels(max(args.batches), wanted.size, args.images))
     print(f"read   {shown(args.model)} and {len(images)} images from {args.images or 'the held-out crops'}", flush=True)
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
             outputs = list(run(images[:batch]).values())
             logits = next((output for output in outputs if output.dtype.kind == "f"), None)  # before it, a label may be
             if logits is None:
-                raise UserError("gives whole numbers alone, from which no error can be told; export it with its logits")
+                raise UserError("gives only whole numbers, from which no error can be told; export it with its logits")
         if not np.isfinite(logits).all():
             raise UserError(f"{shown(args.model)}: gives NaN or infinity at batch {batch}; "
                             "check its weights with onnx/onnx_test.py")

@@ -105,7 +105,7 @@ def find(graph: gs.Graph, attention: gs.Node) -> Branch:
         branch = Branch(qkv, attention, proj, norm, norm.inputs[1], norm.outputs[0], False)
     bias = values(attention.inputs[1])
     if bias is None or not is_relative(bias, attention.attrs["window_size"]):
-        raise Unmatched("its bias is not one of the relative position alone")
+        raise Unmatched("its bias depends on more than the relative position")
     return branch
 
 

@@ -135,7 +135,7 @@ def random_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def refuse_unsound(model: onnx.ModelProto, wanted: Picture | None = None) -> None:
-    """Make sure that a graph is worth patching: one image gives the same alone as in a batch, and always numbers.
+    """Make sure that a graph is worth patching: one image gives the same by itself as in a batch, and always numbers.
 
     Raises:
         UserError: it is not, with the reason, which lies in the graph, and the remedy.
@@ -186,7 +186,7 @@ def _mixed(name: str, one: np.ndarray, other: np.ndarray, batch: int | None) -> 
     """How the output for the first image differs between two runs, in words; "" where it does not.
 
     Args:
-        one: of the image alone, or, where the batch is fixed, of all images.
+        one: of the image by itself, or, where the batch is fixed, of all images.
         other: of the batch that it is the first of, or, where the batch is fixed, of all images turned by one.
     """
     if one.dtype.kind != "f" or not one.size:

@@ -33,7 +33,7 @@ def reader(tensor: gs.Tensor) -> gs.Node | None:
 
 
 def only_reader(graph: gs.Graph, tensor: gs.Tensor, op: str) -> gs.Node:
-    """The node of this type that alone reads a tensor.
+    """The node of this type that is the only one to read a tensor.
 
     Raises:
         Unmatched: there is none, or something else reads it, too.
@@ -309,7 +309,7 @@ def positions(graph: gs.Graph) -> dict[int, int]:
 
 
 def sources(order: dict[int, int], tensor: gs.Tensor) -> Iterator[gs.Tensor]:
-    """Tensors that `tensor` is made from by moving elements alone, nearest first; the tensor itself is the first.
+    """Tensors that `tensor` is made from only by moving elements, nearest first; the tensor itself is the first.
 
     Passes where ways part and join again, as in a roll (two Slices and a Concat).
     """
@@ -328,7 +328,7 @@ def sources(order: dict[int, int], tensor: gs.Tensor) -> Iterator[gs.Tensor]:
 
 
 def results(graph: gs.Graph, order: dict[int, int], tensor: gs.Tensor) -> Iterator[gs.Tensor]:
-    """Tensors made from `tensor` by moving elements alone, nearest first, the tensor itself the first.
+    """Tensors made from `tensor` only by moving elements, nearest first, the tensor itself the first.
 
     Only those that all of its elements pass through, and all that is made of it.
     """

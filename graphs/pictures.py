@@ -197,7 +197,7 @@ def picture(model: onnx.ModelProto, input_range: str | None = None, layout: str 
     kind = np.dtype(helper.tensor_dtype_to_np_dtype(inputs_of(model)[0].type.tensor_type.elem_type))
     found = input_range or facts.input_range
     if kind == np.uint8 and found != "0..255":
-        raise UserError(f"its input {name} is uint8, which holds pixels from 0 to 255 alone; leave out --input-range")
+        raise UserError(f"its input {name} is uint8, which holds only pixels from 0 to 255; leave out --input-range")
     # Of another range the graph says the mean and the deviation that it applies itself.
     said = facts.input_range == "normalised" and len(facts.mean) == len(facts.std) == 3
     mean, std = (facts.mean, facts.std) if said else (IMAGENET_MEAN, IMAGENET_STD)

@@ -5,7 +5,7 @@ gives the same numbers for every batch. They are found here by running the graph
 tensors and the shapes of all tensors are read off; what does not change is a constant, what grows in step with the
 batch is a multiple of it. After `tidy`:
 
-- nothing that depends on weights alone is computed any more (V2's continuous position bias, exp(logit_scale));
+- nothing that depends only on weights is computed any more (V2's continuous position bias, exp(logit_scale));
 - each Reshape has a constant target with at most one -1, and stands where Squeeze, Unsqueeze and Flatten stood;
 - operators that do nothing are gone: Pad by zero, Slice of everything, Reshape to the same shape, Expand before Div;
 - Gemm is MatMul + Add, and what works token by token sees [B, H*W, C] rather than [B, H, W, C] or [B*H*W, C];
@@ -305,7 +305,7 @@ def _flatten_tokens(graph: gs.Graph) -> None:
     """Let what treats each token by itself work on [B, H*W, C] where it worked on [B, H, W, C] or [B*H*W, C].
 
     Then a block has no Reshape between its LayerNorms, its linear layers and its residual Adds. Starts at a LayerNorm
-    or a linear layer and follows the elementwise operators; the arithmetic inside attention is left alone.
+    or a linear layer and follows the elementwise operators; the arithmetic inside attention stays as it is.
     """
     flat: dict[str, gs.Variable] = {}  # by the name of the 4-D or 2-D tensor
 
@@ -365,7 +365,7 @@ def _is_token_operator(node: gs.Node, computed: list[gs.Variable], flat: dict[st
 
 
 def reduces_last_axis(node: gs.Node) -> bool:
-    """Whether a Reduce operator keeps its rank and reduces the last axis alone (axes: attribute or input)."""
+    """Whether a Reduce operator keeps its rank and reduces only the last axis (axes: attribute or input)."""
     axes = node.attrs.get("axes", values(node.inputs[1]) if len(node.inputs) > 1 else None)
     shape = node.inputs[0].shape
     last = (-1,) if shape is None else (-1, len(shape) - 1)

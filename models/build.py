@@ -109,7 +109,7 @@ def _say(line: str) -> None:
 def load_checkpoint(path: str | Path, config: CfgNode) -> dict[str, Tensor]:
     """The weights in a file: FP32 on the CPU, official keys, exactly those of the model that `config` describes.
 
-    The number of classes alone may differ from the configuration's.
+    Only the number of classes may differ from the configuration's.
 
     Raises:
         UserError: as load_model.

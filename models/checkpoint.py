@@ -181,7 +181,7 @@ def _load_pickle(path: Path, source: str) -> object:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in names):
-            raise UserError(f"{source}: is a TorchScript archive, which is a program; save its weights alone: "
+            raise UserError(f"{source}: is a TorchScript archive, which is a program; save only its weights: "
                             f"{_save_weights('torch.jit.load')}")
         if any(name.endswith(".npy") for name in names):
             raise UserError(f"{source}: is an .npz file of numpy, not a PyTorch or safetensors checkpoint")
@@ -210,10 +210,10 @@ def _load_pickle(path: Path, source: str) -> object:
                                r"Only persistent_load[^\n]{0,60}|``torch[^\n]{0,80}", text)
             if reason:
                 raise UserError(f"{source}: cannot be read without running code of its own, or is damaged "
-                                f"({' '.join(reason[0].split())}); where it was made, save the weights alone: "
+                                f"({' '.join(reason[0].split())}); where it was made, save only the weights: "
                                 f"{_save_weights('torch.load')}") from error
             raise
-    raise UserError(f"{source}: names more than {_MOST_CLASSES} classes; where it was made, save the weights alone: "
+    raise UserError(f"{source}: names more than {_MOST_CLASSES} classes; where it was made, save only the weights: "
                     f"{_save_weights('torch.load')}")
 
 
@@ -232,11 +232,11 @@ def _stand_in(name: str, source: str) -> type:
 
 def _needs_code(source: str, name: str) -> UserError:
     return UserError(f"{source}: calls {name} when it is read, which a file of weights has no use for: not read; "
-                     f"if you trust it, save the weights alone where it was made: {_save_weights('torch.load')}")
+                     f"if you trust it, save only the weights where it was made: {_save_weights('torch.load')}")
 
 
 def _save_weights(loader: str) -> str:
-    """The one line that saves the weights alone, for the machine that made the file and has its classes."""
+    """The one line that saves only the weights, for the machine that made the file and has its classes."""
     if loader == "torch.jit.load":
         return "python -c \"import torch; torch.save(torch.jit.load('FILE').state_dict(), 'weights.pth')\""
     return ("python -c \"import torch; c = torch.load('FILE', 'cpu', weights_only=False); c = c.get('state_dict', "

@@ -3,7 +3,7 @@
     python models/stress.py --cfg models/swinv2_micro.yaml --qk 1e4 --norm-input 1e4 --saturate
 
 Writes models/checkpoints/<MODEL.NAME>_stressed.safetensors, FP32. Trained weights of a small model are tame; those of a
-large one need not be. Two rescalings leave alone what the model computes:
+large one need not be. Two rescalings do not change what the model computes:
 
   --qk SIZE          V2's cosine attention does not see the length of q and k: their rows of qkv (weight and bias) times
                      s. The squares in F.normalize overflow FP16 where SIZE is large, and vanish where it is small.
@@ -53,7 +53,7 @@ def cosine_attentions(model: SwinTransformer) -> list[WindowAttentionV2]:
     """
     found = [module for module in model.modules() if isinstance(module, WindowAttentionV2)]
     if not found:
-        raise UserError("--qk and --saturate: cosine attention alone is stressed by them, and this is a V1 model; "
+        raise UserError("--qk and --saturate: they stress only cosine attention, and this is a V1 model; "
                         "give --norm-input")
     return found
 

@@ -93,7 +93,7 @@ class WindowAttentionBase(nn.Module):
         return self.proj(self._merge_windows(y))
 
     def fold_constants(self) -> None:
-        """Replace what depends on the weights alone by constants; the weights they came from are gone afterwards."""
+        """Replace what depends only on the weights by constants; the weights they came from are gone afterwards."""
         self.relative_position_bias = self._bias().detach()
         self.relative_position_index = None
 

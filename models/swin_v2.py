@@ -30,7 +30,7 @@ def relative_coords_table(window_size: int, pretrained_window_size: int) -> Tens
     Offsets are divided by the largest one of the pre-training window (0: this window), times 8, and compressed to
     sign(x) * log2(1 + |x|) / log2(8), so that a larger window extrapolates less.
     """
-    largest = max((pretrained_window_size or window_size) - 1, 1)  # a window of one token has the offset 0 alone
+    largest = max((pretrained_window_size or window_size) - 1, 1)  # a window of one token has only the offset 0
     offset = torch.arange(1 - window_size, window_size, dtype=torch.float32) / largest * 8
     offset = offset.sign() * torch.log2(1 + offset.abs()) / math.log2(8)  # [2w-1]
     return torch.stack(torch.meshgrid(offset, offset, indexing="ij"), dim=-1)[None]

@@ -136,7 +136,7 @@ def learning_rate_share(step: int, steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
-    """AdamW; weight decay on the matrices of Linear and Conv2d layers alone, as in the official code."""
+    """AdamW; weight decay only on the matrices of Linear and Conv2d layers, as in the official code."""
     decayed = {id(module.weight) for name, module in model.named_modules()
                if isinstance(module, (nn.Linear, nn.Conv2d)) and "cpb_mlp" not in name}
     groups = [{"params": [p for p in model.parameters() if (id(p) in decayed) == decay],

@@ -140,7 +140,7 @@ def bad_graphs() -> Iterator[tuple[str, onnx.ModelProto]]:
         yield f"{name} is text", changed(lambda model, name=name: weight_of(model, name).CopyFrom(
             helper.make_tensor(name, TensorProto.STRING, [1], [b"weights"])))
         yield f"{name} is FP64", changed(set_weight(name, lambda x: x.astype(np.float64)))
-        yield f"{name} is FP16 alone", changed(set_weight(name, lambda x: x.astype(np.float16)))
+        yield f"only {name} is FP16", changed(set_weight(name, lambda x: x.astype(np.float16)))
         yield f"{name} is missing", changed(lambda model, name=name: model.graph.initializer.remove(
             weight_of(model, name)))
         yield f"{name} is there twice", changed(lambda model, name=name: model.graph.initializer.append(

@@ -125,7 +125,7 @@ def with_input_shape(onnx_file: Path, path: Path, shape: list[int | str]) -> Pat
 
 def test_a_fixed_batch_that_does_not_fit(onnx_file, tmp_path):
     path = with_input_shape(onnx_file, tmp_path / "fixed.onnx", [2, 3, 64, 64])
-    refuses(r"fixed\.onnx: takes batches of 2 alone; give --batches 2", path, tmp_path / "out", "--batches", "2,4")
+    refuses(r"fixed\.onnx: takes only batches of 2; give --batches 2", path, tmp_path / "out", "--batches", "2,4")
     assert generate(path, tmp_path / "two", "--batches", "2")["fixed-b2.npz"]["input"].shape == (2, 3, 64, 64)
 
 

@@ -267,7 +267,7 @@ def test_bytes_and_operations_of_single_cases_by_hand():
     assert shifted[0].bytes == 2 * 100352 * 4 * 96 + 4 * 3 * 49 * 56
     weights = {"fp16": 2 * 12 * (2 * 96**2 + 2 * 192**2 + 18 * 384**2 + 2 * 768**2) + 2 * 8 * (96**2 + 192**2 + 384**2)}
     weights["int8"] = (weights["fp16"] - 12 * (18 * 384**2 + 2 * 768**2)  # a byte less each, but for
-                       - 3 * (2 * 96**2 + 2 * 192**2))  # the narrow blocks, of which qkv alone is INT8
+                       - 3 * (2 * 96**2 + 2 * 192**2))  # the narrow blocks, of which only qkv is INT8
     for case in found["all blocks/blocks and patch merging"]:
         assert case.bytes == 2 * (32 * 56**2 * 96 + 32 * 7**2 * 768) + weights[case.kernel.precision]
 

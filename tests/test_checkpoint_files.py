@@ -104,7 +104,7 @@ def test_what_lies_beside_the_weights_does_not_matter(kind, zipped, weights, tmp
         monkeypatch.setattr(sys.modules["__main__"], cls.__name__, cls, raising=False)
     content = {"args": BESIDE[kind], "epoch": 9, "state_dict": weights, "last": BESIDE[kind]}
     if kind == "dictionary class" or (kind == "model" and not zipped):  # more than stand-ins can do: the reason is said
-        with pytest.raises(UserError, match=r"(Can only SETITEM|Only persistent_load).*save the weights alone: python"):
+        with pytest.raises(UserError, match=r"(Can only SETITEM|Only persistent_load).*save only the weights: python"):
             load_model(CONFIG, saved(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped))
         return
     assert_loads(saved(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped), weights)

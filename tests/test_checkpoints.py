@@ -102,7 +102,7 @@ def test_number_of_classes_comes_from_the_file(classes, weights, tmp_path):
     model = load_model(config, tmp_path / "tuned.pth")
     assert model.num_classes == classes
     assert model(torch.zeros(2, 3, 224, 224)).shape == (2, classes)
-    assert config.MODEL.NUM_CLASSES == 18  # the caller's configuration is left alone
+    assert config.MODEL.NUM_CLASSES == 18  # the caller's configuration stays as it is
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,4 +1,4 @@
-"""Graph surgery without a GPU: what plugin nodes mean, what is found in which exporter's graphs, what is left alone."""
+"""Graph surgery without a GPU: what plugin nodes mean, what is found in which exporter's graphs, what stays."""
 from __future__ import annotations
 
 import importlib
@@ -587,7 +587,7 @@ def test_scale_after_the_product_and_other_scales(randomize, monkeypatch):
     exported.assert_equal(patched)
 
 
-# --- what must be left alone ---------------------------------------------------------------------------------
+# --- what must stay as it is ---------------------------------------------------------------------------------
 
 
 def constants_of(model: onnx.ModelProto, shape: tuple[int, ...]) -> list[onnx.TensorProto]:
@@ -935,7 +935,7 @@ def test_kept_products_stay_nodes(kind, exported):
 
 @pytest.mark.parametrize("kind", ["v1-17", "v2-17"])
 def test_wide_blocks_keep_their_nodes(kind, exported, monkeypatch):
-    """Up to 32 channels: the first stage alone. Up to 16: none, an error of the script but not of the step."""
+    """Up to 32 channels: only the first stage. Up to 16: none, an error of the script but not of the step."""
     model = exported(kind)
     monkeypatch.setattr(add_mlp, "MOST_CHANNELS", 32)
     patched, reports = patch(model.onnx, [STEPS[name] for name in ALL])

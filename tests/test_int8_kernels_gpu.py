@@ -405,8 +405,9 @@ BRANCH_IMAGES = {
 }
 BRANCH_BATCHES = (1, 2, 9, 70)
 WORSE_THAN_PARTS = 1.02  # rms error of one kernel, in that of the kernels of the parts
-# The largest number in steps. Of 110, a v of 32 would be 27.5 where -128 is the largest and one key takes all: an exact
-# tie, which the one kernel and the parts round to different sides (quantize_but_for_ties), in thousands of places.
+# The largest number in steps. With 110, a v of 32 would be 27.5 where -128 is the largest and one key takes all: an
+# exact tie, which the one kernel and the parts round to different sides (quantize_but_for_ties), in thousands of
+# places.
 LARGEST_STEPS = 109.3
 
 
@@ -458,7 +459,7 @@ class Branch:
 
 
 def relative_bias(heads: int, window: int, seed: int) -> torch.Tensor:
-    """[nH, N, N], of the relative position alone."""
+    """[nH, N, N], a function of only the relative position."""
     row = torch.arange(window**2, device=DEVICE) // window
     column = torch.arange(window**2, device=DEVICE) % window
     place = (row[:, None] - row + window - 1) * (2 * window - 1) + column[:, None] - column + window - 1
@@ -526,7 +527,7 @@ def check_branch(case: Attention, version: int, largest_logit: float = 0.0) -> N
     probabilities take attention's result over one. Each such place moves all numbers of its row, by little: that is all
     the error there is, the parts' as well. Its square adds up over these places, `ties` of them, which are others for
     either: the rms error varies by 1 / (2 sqrt(ties)) of itself for each, and differs by sqrt(2) of that; four such are
-    let pass. Of y_q a step may differ, in V2 another where proj's differs by one.
+    let pass. y_q may differ by a step, in V2 by another where proj's differs by one.
     """
     branch, exact = branch_of(case, version, largest_logit=largest_logit)
     y, y_q = outputs_of(branch.run, *branch.outputs)

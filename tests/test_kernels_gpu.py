@@ -497,7 +497,7 @@ def test_linear_of_small(dtype):
 def test_linear_of_awkward_sizes(dtype):
     """Products that PyTorch and cuBLASLt sum in another order, or whose pointers only the plain kernel takes.
 
-    The order alone moves an FP32 sum by about half a unit in the last place: that is the slack.
+    The order by itself moves an FP32 sum by about half a unit in the last place: that is the slack.
     """
     judge(linear_errors(AWKWARD_LINEARS, dtype), slack=2**-24)
 

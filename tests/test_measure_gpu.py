@@ -58,7 +58,7 @@ def test_every_runner_is_raced_in_its_precisions_and_fp32_comes_last(measure):
     assert done.returncode == 0, done.stdout + done.stderr
     raced = [(runner, re.search(r"--precision (\S+)", call)[1]) for call in calls if "race.py" in call
              and "--prepare" not in call for runner in re.search(r"--runner (\S+)", call)[1].split(",")]
-    # One is a CPU's, timm's is a peer in FP16 alone, and INT8 is ours alone.
+    # One is a CPU's, timm's is a peer only in FP16, and only ours has INT8.
     assert set(raced) == {(runner, precision) for runner in RUNNERS for precision in PRECISIONS if runner != "ort-cpu"
                           and precision != "int8"} - {("trt-timm", "fp32")} | {("trt-plugins", "int8")}
     precisions = [precision for _, precision in raced]

@@ -180,7 +180,7 @@ def test_commands_are_ones_that_the_scripts_take(tmp_path):
 
 
 def test_a_gpu_race_of_both_small_models(tmp_path, monkeypatch, capfd):
-    """--dry-run of FP16 alone: make knows how to make every file, and every runner has every batch."""
+    """--dry-run of FP16 only: make knows how to make every file, and every runner has every batch."""
     (tmp_path / "trt-python").write_text("#!/bin/sh\necho TensorRT 8.6.0 builds and runs engines here\n")
     (tmp_path / "trt-python").chmod(0o755)
     (tmp_path / "v1.pth").touch(), (tmp_path / "v2.pth").touch()
@@ -256,7 +256,7 @@ def test_no_gpu_leaves_a_cpu_subset_and_says_why():
     assert set(race.RUNNERS) - set(out) == {"ort-cpu", "torch-eager", "torch-script"}
     assert "GPU" in out["trt"] and "fp16" in out and "fp32" not in out
     assert race.left_out(False, ["ort-cpu"], ["fp32"]) == {}
-    assert "trt-plugins alone" in race.left_out(False, ["ort-cpu"], list(race.PRECISIONS))["int8"]
+    assert "only trt-plugins" in race.left_out(False, ["ort-cpu"], list(race.PRECISIONS))["int8"]
 
 
 def test_trt_test_takes_some_of_the_batches(monkeypatch):

@@ -148,7 +148,7 @@ def collect(model: onnx.ModelProto, tensors: list[str], images: Iterator[np.ndar
         images: the batches, as the graph reads them.
         batches: how many they are.
         method: of METHODS.
-        percentile: share of elements in percent, above 50, that stays below amax; for that method alone.
+        percentile: share of elements in percent, above 50, that stays below amax; only for that method.
         provider: of onnxruntime.
     Raises:
         UserError: an activation is not finite; what the images raise.

@@ -9,7 +9,7 @@ A block has five parts that can be INT8, each with the tensors that get a Quanti
     fc2        its input (GELU's output) and its weight
 
 Activations have one scale, weights one for each output channel; all are symmetric. In V2 qkv's and fc1's input is the
-residual stream: the pair stands on the branch to the product alone, and the residual Add reads what is not rounded.
+residual stream: the pair stands only on the branch to the product, and the residual Add reads what is not rounded.
 There proj and fc2 hand their output to a LayerNorm, and it has a pair, too, of no part of its own (`norm_inputs`).
 Patch embedding, patch merging, LayerNorm, residual Add and head stay as they are. What else does by default, because it
 is faster in FP16, is in `faster_in_fp16`.
@@ -54,7 +54,7 @@ class Block:
 
     @property
     def norm_first(self) -> bool:
-        """V1: a LayerNorm makes fc1's input, for fc1 alone. In V2 it is the residual stream, that an Add reads too."""
+        """V1: a LayerNorm makes fc1's input, only for fc1. In V2 it is the residual stream, that an Add reads too."""
         return len(self.fc1.inputs[0].outputs) == 1
 
 
@@ -146,7 +146,7 @@ def quantised(graph: gs.Graph, scales: dict[str, np.float32], kept: set[str]) ->
     blocks, ranges, chosen = blocks_of(graph), {}, []
 
     def marked(tensor: gs.Variable, part: str) -> gs.Variable:
-        # QDQQuantizer gives one pair to all readers of a tensor. Behind an Identity are those of one part alone.
+        # QDQQuantizer gives one pair to all readers of a tensor. Behind an Identity are only those of one part.
         passed = add_node(graph, "Identity", [tensor], f"{tensor.name}/{part}", tensor.shape)
         amax = np.float32(scales[tensor.name]) * np.float32(127)
         ranges[passed.name] = (-amax, amax)

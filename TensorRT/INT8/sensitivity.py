@@ -1,13 +1,13 @@
-"""Which parts of a Swin Transformer lose accuracy in INT8: each one quantised alone, over held-out crops.
+"""Which parts of a Swin Transformer lose accuracy in INT8: each one quantised by itself, over held-out crops.
 
     python TensorRT/INT8/sensitivity.py --onnx onnx/swinv1.onnx
 
-Needs the calibration cache that quant.py wrote. Adds a row for each part to sensitivity.csv, one for all parts
-together (all) and one for none (fp32); draws sensitivity_<model>.png. Then it takes the part with the largest
-error out of the quantised graph, and the next, until the graph agrees with FP32 often enough (--agreement), and prints
-the flags with which quant.py makes that graph: what was taken out is its --keep. All else is INT8 here (its --narrow),
-also what quant.py by itself keeps because it is faster in FP16. The inputs of V2's LayerNorms (`norm_inputs` of qdq.py)
-are INT8 where the product and what reads the sum both are: in the graph of all parts, and in that of none alone.
+Needs the calibration cache that quant.py wrote. Adds a row for each part to sensitivity.csv, one for all parts together
+(all) and one for none (fp32); draws sensitivity_<model>.png. Then it takes the part with the largest error out of the
+quantised graph, and the next, until the graph agrees with FP32 often enough (--agreement), and prints the flags with
+which quant.py makes that graph: what was taken out is its --keep. All else is INT8 here (its --narrow), also what
+quant.py by itself keeps because it is faster in FP16. The inputs of V2's LayerNorms (`norm_inputs` of qdq.py) are INT8
+where the product and what reads the sum both are: in the graph of all parts, and in none of the graphs of one part.
 """
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Report:
 
 
 def draw(rows: list[dict[str, str]], model: str, path: Path) -> None:
-    """The error of each part alone over the blocks, and that of all together as a line."""
+    """The error of each part by itself over the blocks, and that of all together as a line."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     names = [product.inputs[0].name for block in blocks for product in (block.qkv, block.fc1)
              if norm_before(product) is not None]
     if not names:
-        raise UserError(f"{shown(args.onnx)}: no LayerNormalization feeds qkv or fc1 alone; this is for V1 at opset 17")
+        raise UserError(f"{shown(args.onnx)}: no LayerNormalization feeds only qkv or fc1; this is for V1 at opset 17")
     session = session_with_outputs(exported(graph), names, execution_provider(args.provider))
     largest: dict[str, np.ndarray] = {}
     progress = Progress(args.batches, "batches")

@@ -2,10 +2,10 @@
 
     python onnx/graphsurgeon/add_all.py --onnx onnx/swinv1.onnx --fp16  # writes onnx/swinv1_attention_fp16.onnx
 
-Attention, patch embedding, patch merging, linear layers, residual Add + LayerNorm, the LayerNorms that are left, and
-of the nodes so made the MLPs of narrow blocks with all between attention and them; with --fp16 the conversion of
-to_fp16.py after them. Equal to running those scripts one after the other, in this order: an Add goes with the first
-step that takes it, so that in V1 the linear layers have them all.
+It does the same as running these scripts one after the other: attention, patch embedding, patch merging, linear layers,
+residual Add + LayerNorm, the LayerNorms that are left, and the MLPs of narrow blocks, which take in the nodes between
+attention and the MLP; with --fp16, to_fp16.py comes last. An Add goes with the first step that takes it, so that in V1
+the linear layers have them all.
 """
 from __future__ import annotations
 

@@ -3,8 +3,9 @@ build_*_layernorm*.sh are built from.
 
     python onnx/graphsurgeon/add_every_layernorm.py --onnx onnx/swinv2.onnx  # writes onnx/swinv2_layernorm.onnx
 
-add_residual_layernorm.py, and add_layernorm_with_params.py for those that are left. V2's engine needs less memory so
-than with its Adds by themselves, and less than the unpatched one (docs/experiments/memory.md).
+It does add_residual_layernorm.py, then add_layernorm_with_params.py for the LayerNorms that are left. With these nodes
+V2's engine needs less memory than with its Adds by themselves, and less than the unpatched one
+(docs/experiments/memory.md).
 """
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
     python onnx/graphsurgeon/add_int8.py --onnx onnx/swinv1_int8.onnx  # writes onnx/swinv1_attention_int8.onnx
 
-The pairs are taken out and their scales kept; the FP32 graph is patched as add_all.py does it, but for products that
-have scales, which no SwinMlp takes in, and converted to FP16; then the plugin nodes that read a tensor with a scale
-become INT8 ones, and what quantises a tensor becomes part of the node that makes it (of LayerNorm, of attention, of a
-linear layer), SwinQuantize where there is none. Of 384 channels, an attention branch that is all INT8 becomes one node,
-SwinAttentionBranchInt8. A tensor without a scale stays FP16, as what attention writes for a proj that is not quantised.
-What quant.py left out is an FP16 plugin node, as in swinv1_attention_fp16.onnx.
+The steps: the pairs are taken out, and their scales are kept. The FP32 graph is patched as add_all.py does it, except
+that no SwinMlp takes in a product that has scales, and is converted to FP16. Then each plugin node that reads a tensor
+with a scale becomes an INT8 node. The node that makes such a tensor (LayerNorm, attention, a linear layer) quantises
+it; where there is none, SwinQuantize does. An attention branch of 384 channels that is INT8 throughout becomes one
+node, SwinAttentionBranchInt8. A tensor without a scale stays FP16, for example the output of attention before a proj
+that is not quantised. Parts that quant.py left out become FP16 plugin nodes, as in swinv1_attention_fp16.onnx.
 """
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python onnx/graphsurgeon/add_patch_merging.py --onnx onnx/swinv1.onnx --output onnx/swinv1_patch_merging.onnx
 
 Patch merging puts 2 x 2 neighbouring tokens side by side in the channels. V1 normalises them and then halves the
-channels: SwinPatchMergeLayerNorm. V2 halves first: SwinPatchMerge is the gather alone. What gathers may be Slice and
+channels: SwinPatchMergeLayerNorm. V2 halves first: SwinPatchMerge is only the gather. What gathers may be Slice and
 Concat or Reshape and Transpose: it is run on the numbers of its elements, and their order afterwards decides.
 """
 from __future__ import annotations

@@ -6,7 +6,7 @@ Patch first, convert last: the other scripts take FP32 graphs only. What stays F
   - LayerNorm and F.normalize where they are written out in operators, because their squares overflow and an epsilon of
     1e-12 is zero in FP16 (one LayerNormalization node is FP16: what runs it accumulates in FP32);
   - the image and what is done to it before the first product (type, range, mean and deviation), whose rounding would be
-    most of an FP16 model's error, and so the image that SwinPatchEmbed reads: its y alone is FP16;
+    most of an FP16 model's error, and so the image that SwinPatchEmbed reads: only its y is FP16;
   - the parameters of plugin nodes (gamma, beta, bias, logit_scale, the patch embedding's weight), as their contract
     says; weights and biases of SwinLinear and SwinMlp become FP16;
   - what --fp32 names: `head` (pooling, classifier and what follows it, a few microseconds; without it each logit is
@@ -15,10 +15,10 @@ Patch first, convert last: the other scripts take FP32 graphs only. What stays F
 To TensorRT 8.6 types are no more than hints. So the attribute fp16 of a plugin node binds it to FP16, and the names of
 the nodes that --fp32 chose end in /fp32, which binds them to FP32 in build_engine.py.
 
-The conversion is onnxruntime's convert_float_to_float16. Here are chosen the nodes it leaves alone, and removed the
-pairs of Cast that it puts between two of them. A weight beyond FP16's range is an error, not clamped, and so is an
-activation: FP32's range of every tensor that becomes FP16 is looked at over held-out crops. onnxruntime's CPU provider
-does not round FP16 tensors between operators, so that the errors it shows are those of rounding the weights.
+The conversion is onnxruntime's convert_float_to_float16. This script chooses the nodes that stay as they are, and
+removes the pairs of Cast that it puts between two of them. A weight beyond FP16's range is an error, not clamped, and
+so is an activation: FP32's range of every tensor that becomes FP16 is looked at over held-out crops. onnxruntime's CPU
+provider does not round FP16 tensors between operators, so that the errors it shows are those of rounding the weights.
 """
 from __future__ import annotations
 

@@ -164,14 +164,16 @@ def measure_file(path: Path, facts: Facts, reference: Path, args: argparse.Names
                                            args.data)
         for runner in args.runner:
             for variant in args.variant if runner == "ort-cuda" else ["CPU"]:
-                measured = rows.attempt(f"{path.stem} {runner} b{batch} ({variant})",
-                                        partial(measure, path, runner, variant, images, **timing_of(args)))
+                what = f"{path.stem} {runner} b{batch} ({variant})"
+                measured = rows.attempt(what, partial(measure, path, runner, variant, images, **timing_of(args)))
                 if measured is None:
                     continue
                 logits, times_ms = measured
                 if logits.shape != expected.shape:
                     raise UserError(f"{shown(path)}: gives logits {list(logits.shape)}, {shown(reference)} gives "
                                     f"{list(expected.shape)}; give its own export with --reference")
+                if not rows.counts(what, logits, expected, facts.precision):
+                    continue
                 device = {"ort-cpu": ("cpu", cpu_name()), "ort-cuda": ("cuda", gpu_name())}[runner]
                 rows.record({
                     "device": device[0], "gpu": device[1], "runner": runner, **file_columns(facts, path),

@@ -158,7 +158,11 @@ def reference_batch(facts: Facts, batch: int, fp32_logits: Callable[[np.ndarray]
     stored = next((stored for stored in data_of(facts, data) if len(stored.input) == batch), None)
     if stored is None:
         images = real_images(batch, (facts.height, facts.width))
-        return images, fp32_logits(images)
+        logits = fp32_logits(images)
+        if not np.isfinite(logits).all():
+            raise UserError("the FP32 model gives NaN or infinity, and nothing can be compared with it; check its "
+                            "weights")
+        return images, logits
     images, logits = stored.input, stored.logits
     first = fp32_logits(images[:1]) if images.shape == (batch, 3, facts.height, facts.width) else None
     # FP32 implementations differ by some 1e-6 of the largest logit; other weights by as much as the logits themselves.

@@ -52,6 +52,15 @@ def _layer_norm(ops: Operators, attributes: dict, x: str, gamma: str, beta: str 
     return _sum(ops, scaled, beta)
 
 
+def _rms_norm(ops: Operators, attributes: dict, x: str, gamma: str) -> str:
+    """x / sqrt(mean(x^2) + epsilon) * gamma, which onnxruntime also makes of the end of a written-out LayerNorm."""
+    if attributes.get("axis", -1) != -1:
+        raise Unknown("its axis is not the last one")
+    mean = ops.reduce("ReduceMean", ops.op("Mul", x, x))
+    root = ops.op("Sqrt", ops.op("Add", mean, ops.constant(attributes.get("epsilon", 1e-5))))
+    return ops.op("Mul", ops.op("Div", x, root), gamma)
+
+
 def _skip_layer_norm(ops: Operators, attributes: dict, x: str, skip: str, gamma: str, beta: str = "",
                      bias: str = "") -> list[str]:
     total = _sum(ops, x, skip, bias)
@@ -124,6 +133,7 @@ EXPANSIONS: dict[str, Callable] = {
     "BiasAdd": lambda ops, a, ranks, x, bias, skip: [_sum(ops, x, bias, skip)],
     "LayerNormalization": lambda ops, a, ranks, x, gamma, beta="": [_layer_norm(ops, a, x, gamma, beta)],
     "SkipLayerNormalization": lambda ops, a, ranks, *inputs: _skip_layer_norm(ops, a, *inputs),
+    "SimplifiedLayerNormalization": lambda ops, a, ranks, x, gamma: [_rms_norm(ops, a, x, gamma)],
     "FusedMatMul": lambda ops, a, ranks, x, y: [_fused_matmul(ops, a, ranks, x, y)],
     "TransposeMatMul": lambda ops, a, ranks, x, y: [_fused_matmul(ops, a, ranks, x, y)],
     "FusedGemm": lambda ops, a, ranks, *inputs: [_fused_gemm(ops, a, *inputs)],
@@ -136,8 +146,8 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def _is_standard(node: onnx.NodeProto, opset: int) -> bool:
-    # Below opset 17 onnxruntime writes its own LayerNormalization under the standard domain's name.
-    return node.domain in ("", "ai.onnx") and (
+    # onnxruntime writes some of its own under the standard domain's name, and LayerNormalization below opset 17.
+    return node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type) and (
         node.op_type != "LayerNormalization" or opset >= FIRST_OPSET_OF_LAYER_NORM)
 
 

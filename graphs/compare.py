@@ -20,16 +20,3 @@ def top1_agreement(output: np.ndarray, reference: np.ndarray) -> float:
     """Share of rows, 0 to 1, whose largest logit is the same class in both. A row with a NaN never agrees."""
     same = output.argmax(axis=-1) == reference.argmax(axis=-1)
     return float(np.mean(same & np.isfinite(output).all(axis=-1)))
-
-
-FP32_SHARE = 1e-3  # of the largest logit: FP32 sums in another order differ by some 1e-6
-
-
-def what_is_wrong(output: np.ndarray, reference: np.ndarray, precision: str) -> str:
-    """Why the time of a run does not count, in words: NaN or infinity in its output, or FP32 that is not; else ""."""
-    if not np.isfinite(output).all():
-        return "gives NaN or infinity"
-    error, largest = max_abs_err(output, reference), float(np.abs(reference).max())
-    if precision == "fp32" and not error <= FP32_SHARE * largest:
-        return f"computes in FP32 and is off by {error:.2g} of {largest:.2g}"
-    return ""

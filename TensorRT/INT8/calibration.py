@@ -93,7 +93,7 @@ def batch_size_of(wanted: Picture, asked: int | None, usual: int) -> int:
     if wanted.batch is None:
         return asked or usual
     if asked not in (None, wanted.batch):
-        raise UserError(f"--batch-size {asked}: the graph takes batches of {wanted.batch}; leave it out")
+        raise UserError(f"takes batches of {wanted.batch} alone, not of --batch-size {asked}; leave that out")
     return wanted.batch
 
 

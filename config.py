@@ -73,7 +73,7 @@ def get_config(cfg: str | Path | None, opts: Sequence[str] = (), model_type: str
         raise UserError(f"--type {model_type}: unknown; choose from {', '.join(DEFAULT_CFG)}")
     if cfg is None and model_type is None:
         raise UserError(f"which model? give --type ({' or '.join(DEFAULT_CFG)}) or --cfg FILE")
-    path = existing_file(DEFAULT_CFG[model_type] if cfg is None else cfg, "a model's yaml (--cfg)")
+    path = existing_file(cfg_path(cfg, model_type), "a model's yaml (--cfg)")
     config = _DEFAULTS.clone()
     try:
         config.merge_from_other_cfg(_read_yaml(path))
@@ -103,7 +103,7 @@ def get_config(cfg: str | Path | None, opts: Sequence[str] = (), model_type: str
 
 def cfg_path(cfg: str | Path | None = None, model_type: str | None = None) -> Path:
     """The yaml that get_config reads for the same arguments."""
-    return Path(DEFAULT_CFG[model_type] if cfg is None else cfg)
+    return Path(DEFAULT_CFG[model_type or ""] if cfg is None else cfg)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, cfg: str = "", resume: str = "") -> None:

@@ -118,7 +118,8 @@ else  # on a CPU, measure for a second, not until it is certain
     # shellcheck disable=SC2054
     short_torch=("${short[@]}" --runner torch-eager,torch-script --precision fp32)
 fi
-images=$(((${#image_options[@]})) && printf %q "${image_options[1]}" || true)
+images=''
+((${#image_options[@]} == 0)) || images=$(printf %q "${image_options[1]}")
 INT8_BATCHES=$(($(at_most "$(has_gpu && echo 512 || echo 64)") / 16)); export INT8_BATCHES
 
 # --- the pipeline --------------------------------------------------------------------------------------------
@@ -139,11 +140,11 @@ run_model() {  # the options that choose it
     graphs=("$onnx" "onnx/$name"_{layernorm,attention,int8,attention_int8,fp16,layernorm_fp16,attention_fp16}.onnx)
     files "${graphs[@]}" "data/$name-b1.npz" "data/${name}_int8-b1.npz"
     step "check against PyTorch" "" "" python3 onnx/onnx_test.py --onnx "$onnx" "$@"
-    step "accuracy" "" $results/accuracy.csv python3 test_swinV2.py "$@" --device cpu --runner torch-fp32,onnx \
+    step "accuracy" "" "$results/accuracy.csv" python3 test_swinV2.py "$@" --device cpu --runner torch-fp32,onnx \
         --onnx "$onnx" "onnx/$name"_{attention,attention_fp16,attention_int8}.onnx --count "${count:-$(at_most 180)}" \
         "${image_options[@]}" "${label_options[@]}" "${measured[@]}"
-    step "latency of PyTorch" "" $results/latency.csv python3 Torch_Latency.py "$@" "${short_torch[@]}" "${measured[@]}"
-    step "latency of onnxruntime" "" $results/latency.csv python3 Onnx_Latency.py --onnx "$onnx" "${short[@]}" "${measured[@]}"
+    step "latency of PyTorch" "" "$results/latency.csv" python3 Torch_Latency.py "$@" "${short_torch[@]}" "${measured[@]}"
+    step "latency of onnxruntime" "" "$results/latency.csv" python3 Onnx_Latency.py --onnx "$onnx" "${short[@]}" "${measured[@]}"
     step "picture" "$results/$name.png" "" python3 Results/draw.py images "$@" --onnx "$onnx" "onnx/${name}_attention_fp16.onnx" \
         "${image_options[@]}" --output "$results/$name.png"
 
@@ -156,7 +157,7 @@ run_model() {  # the options that choose it
     files "${plans[@]}"
     [[ $engines == run ]] || return 0
     machine=$gpus
-    step "accuracy of the engines" "" $results/accuracy.csv python3 test_swinV2.py "$@" --batch 32 \
+    step "accuracy of the engines" "" "$results/accuracy.csv" python3 test_swinV2.py "$@" --batch 32 \
         --runner torch-fp32,torch-fp16,engine --plan "${plans[@]}" --count "${count:-$(at_most 1800)}" \
         "${image_options[@]}" "${label_options[@]}" "${measured[@]}"
     all_plans+=("${plans[@]}")
@@ -171,9 +172,9 @@ else
 fi
 if ((${#all_plans[@]})); then
     name=engines machine=$gpus
-    step "error and latency" $results/encoderScore.txt $results/latency.csv \
-        "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}" --results $results
-    step "device memory" "" $results/memory.csv "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}" --memory --results $results
+    step "error and latency" "$results/encoderScore.txt" "$results/latency.csv" \
+        "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}" --results "$results"
+    step "device memory" "" "$results/memory.csv" "$TRT_PYTHON" TRT_test.py --plan "${all_plans[@]}" --memory --results "$results"
 fi
 [[ $dry_run == no ]] || exit 0
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ruff, and every test that needs no GPU. Arguments go to pytest:
+# Ruff, mypy, shellcheck, and every test that needs no GPU. Arguments go to pytest:
 #
 #   bash run_tests.sh                     # all
 #   bash run_tests.sh tests/test_models.py -k folded
@@ -12,6 +12,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 use_packages requirements-test.txt
 python3 -m ruff check .
+python3 -m mypy  # what pyproject.toml names
+find . -path './.*' -prune -o -name '*.sh' -print0 | xargs -0 shellcheck .ci/run
 workers=2
 if nvidia-smi -L &> /dev/null; then workers=0; else export OMP_NUM_THREADS=1; fi
 # worksteal: each process takes neighbours, so that what a file prepares is seldom prepared twice.

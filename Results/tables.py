@@ -199,8 +199,8 @@ def read_rows(path: Path, needs: Iterable[str] = ()) -> list[dict[str, str]]:
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        line = 1 + error.object.count(b"\n", 0, error.start)
-        raise broken(line, "is not UTF-8 text; save it as that, or move the file away") from error
+        raise broken(1 + error.object.count(b"\n", 0, error.start),
+                     "is not UTF-8 text; save it as that, or move the file away") from error
     if text.startswith("\ufeff"):
         raise broken(1, "begins with a byte order mark; save the file as UTF-8 without one")
     for number, line in enumerate(text.splitlines(), start=1):

@@ -75,7 +75,8 @@ class Measurements:
                  failures: tuple[type[Exception], ...]) -> None:
         """Args: run: the columns that all rows share. versions: for the run's environment. failures: see `attempt`."""
         self.results, self.run, self.versions, self.failures = results, run, versions, failures
-        self.written, self.failed = 0, []
+        self.written = 0
+        self.failed: list[str] = []
 
     def attempt(self, what: str, measure: Callable[[], tuple[np.ndarray, np.ndarray]],
                 ) -> tuple[np.ndarray, np.ndarray] | None:

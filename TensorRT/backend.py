@@ -17,6 +17,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from TensorRT.alias_library import load_alias
 from utils import ROOT, UserError, existing_file, shown
@@ -40,7 +41,7 @@ PLUGIN_LIBRARY = ROOT / "TensorRT" / "Plugins" / "build" / "libswin_plugins.so"
 class _Choose(argparse.Action):
     """Puts the flag's value into the environment, where `load` and the scripts that this one starts read it."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: str,
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
                  option_string: str | None = None) -> None:
         os.environ["TRT_BACKEND"] = values
         setattr(namespace, self.dest, values)
@@ -107,7 +108,7 @@ def _preload_rtx() -> None:
     loader searches. Does nothing where there are none: the import then fails and says so.
     """
     spec = importlib.util.find_spec(RTX_PROVIDER)
-    folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else [])]
+    folders = [Path(folder) for folder in ((spec.submodule_search_locations or []) if spec else [])]
     for library in RTX_LIBRARIES:
         if not _found(f"{library}.so.1"):
             for path in sorted(path for folder in folders for path in folder.glob(f"{library}.so.1.*"))[-1:]:

@@ -97,6 +97,7 @@ timed() {
 rest() {
     local engines1=("$plans"/swinv1{,_fp16,_layernorm_fp16,_attention_fp16}.plan) cfg
     local engines2=("$plans"/swinv2{,_fp16,_layernorm,_attention_fp16}.plan)
+    # shellcheck disable=SC2054  # the commas are meant
     local accuracy=(python3 test_swinV2.py --batch 1,4,8,16,32,128 --results "$RESULTS")
     local kernel_tests=(python3 -m pytest -m gpu -q tests/test_kernels_gpu.py tests/test_int8_kernels_gpu.py)
     local engine_tests=("$TRT_PYTHON" -m pytest --noconftest -m gpu -rs -v tests/test_engines_gpu.py tests/test_int8_cache_gpu.py)

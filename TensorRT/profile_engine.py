@@ -145,7 +145,7 @@ def layer_times_ms(context, batch: int) -> dict[str, float]:
     class Profiler(trt.IProfiler):
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
-            self.times = defaultdict(list)
+            self.times: dict[str, list[float]] = defaultdict(list)
 
         def report_layer_time(self, layer: str, time_ms: float) -> None:
             self.times[layer].append(time_ms)
@@ -171,7 +171,7 @@ def group_rows(facts: Facts, plan: Path, batch: int, times: dict[str, float], im
     Args:
         times: milliseconds of each layer, as `layer_times_ms` gives them.
     """
-    groups = defaultdict(dict)
+    groups: dict[str, dict[str, float]] = defaultdict(dict)
     for layer, time_ms in times.items():
         groups[group_of(layer)][layer] = time_ms
     work, total = work_of_groups(facts, list(times), batch, img_size, classes), sum(times.values())

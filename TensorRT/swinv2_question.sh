@@ -67,7 +67,7 @@ for flag in jobs every; do
     [[ ${!flag} =~ ^[1-9][0-9]*$ ]] || fail "--$flag ${!flag}: needs a positive whole number"
 done
 [[ $batches =~ ^[1-9][0-9]*(,[1-9][0-9]*)*$ ]] || fail "--batches $batches: needs positive whole numbers, as in 1,16"
-largest=$(printf '%s\n' ${batches//,/ } | sort -n | tail -n 1)
+largest=$(tr ',' '\n' <<< "$batches" | sort -n | tail -n 1)
 ((largest <= images)) || fail "--batches $batches: there are $images images"
 TRT_PYTHON=${TRT_PYTHON:-python3}
 read -ra build_flags <<< "${BUILD_FLAGS:-}"
@@ -75,7 +75,7 @@ layers_flags=("${build_flags[@]}")  # marked tensors change what is fused anyhow
 [[ " ${build_flags[*]} " == *" --builderOptimizationLevel="* ]] || layers_flags+=(--builderOptimizationLevel=1)
 
 facts=$(python3 models/facts.py --cfg "$cfg" ${resume:+--resume "$resume"})
-read -r name type size checkpoint <<< "$facts"
+read -r name type _ checkpoint <<< "$facts"
 all_weights=trained,overflow
 [[ $type == swinv1 ]] || all_weights+=,underflow,saturated
 weights=${weights:-$all_weights}
@@ -120,7 +120,7 @@ done
 model=$(printf '%q ' --cfg "$cfg" --resume "$checkpoint") yaml=$(printf %q "$cfg")
 export FACTS=${facts//\$/\$\$} MODEL=${model//\$/\$\$} CFG=${yaml//\$/\$\$} MATCH=${match//\$/\$\$} EVERY=$every TRT_PYTHON
 export BUILD_FLAGS="${build_flags[*]} --max $largest" MARKED_FLAGS="${layers_flags[*]} --max 1"
-ask=(make -k -s -j "$jobs" --no-print-directory ONNX=$work DATA=$work BATCHES=$images RUN_BATCHES="$batches" "${answers[@]}")
+ask=(make -k -s -j "$jobs" --no-print-directory ONNX="$work" DATA="$work" BATCHES="$images" RUN_BATCHES="$batches" "${answers[@]}")
 if [[ $dry_run == yes ]]; then
     "${ask[@]}" -n
     exit

@@ -157,6 +157,9 @@ def reference_batch(facts: Facts, batch: int, fp32_logits: Callable[[np.ndarray]
     """
     stored = next((stored for stored in data_of(facts, data) if len(stored.input) == batch), None)
     if stored is None:
+        if facts.height is None or facts.width is None:
+            raise UserError(f"{facts.model or 'the graph'} leaves the size of its images open; make its data with "
+                            "data/batch_data_gen.py --size HxW")
         images = real_images(batch, (facts.height, facts.width))
         logits = fp32_logits(images)
         if not np.isfinite(logits).all():

@@ -116,7 +116,7 @@ def crop_boxes(split: str, seed: int = 0) -> Iterator[tuple[int, Box]]:
     rng = np.random.default_rng([seed, list(CROP_SIDE).index(split)])
     smallest, largest = CROP_SIDE[split]
     grids = [tiles(photo(name).shape[1], photo(name).shape[0], split) for name in CLASSES]
-    given = set()
+    given: set[tuple] = set()
     while True:
         for label, grid in enumerate(grids):
             for _ in range(1000):

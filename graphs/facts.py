@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -190,7 +190,7 @@ def _count(value: object) -> bool:
 
 
 # For each fact that is no text: what JSON may hold, and how it becomes the attribute.
-FORMS = {
+FORMS: dict[str, tuple[Callable[[Any], bool], Callable]] = {
     "patched": (lambda value: isinstance(value, dict) and all(map(_count, value.values())), dict),
     "parents": (lambda value: isinstance(value, list) and all(_strings(item) and len(item) == 2 for item in value),
                 lambda value: tuple(Parent(*item) for item in value)),
@@ -209,7 +209,7 @@ CHOICES = {"precision": ("", *PRECISIONS), "layout": ("", "NCHW", "NHWC"), "inpu
            "colour": ("", "RGB", "BGR")}
 
 
-def _checked(found: dict[str, object], where: str) -> Facts:
+def _checked(found: dict[str, Any], where: str) -> Facts:
     """Facts from a JSON object; UserError that names the first one that is not what it should be."""
     known = {}
     for name in (item.name for item in fields(Facts)):
@@ -290,7 +290,7 @@ def of_onnx(source, name: str = "") -> Facts:
     return facts
 
 
-def _same(one: object, other: object) -> bool:
+def _same(one: Any, other: Any) -> bool:
     if isinstance(one, tuple) and one and all(isinstance(item, float) for item in one):
         return len(one) == len(other) and np.allclose(one, other, atol=1e-3)
     return one == other
@@ -312,7 +312,7 @@ def with_facts(model, facts: Facts):
     return model
 
 
-def carried_over(model, source: str | Path, **changes: object):
+def carried_over(model, source: str | Path, **changes: Any):
     """Write into an onnx.ModelProto, in place, that it was made from an ONNX file, with the facts of that; gives it
     back. The file's other metadata comes along.
 
@@ -361,13 +361,13 @@ def _digest(path: Path, model) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _of_graph(model) -> dict[str, object]:
+def _of_graph(model) -> dict[str, Any]:
     """The facts that the graph of an onnx.ModelProto says itself."""
     import onnx
 
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
-    seen: dict[str, object] = {
+    seen: dict[str, Any] = {
         "precision": precision_of(model),
         "patched": dict(sorted(Counter(node.op_type for node in model.graph.node
                                        if node.domain == PLUGIN_DOMAIN).items())),
@@ -413,14 +413,15 @@ def precision_of(model) -> str:
     if any(node.op_type in INTEGER_PRODUCTS or (node.domain == PLUGIN_DOMAIN and (
             node.op_type.endswith("Int8") or node.op_type == "SwinQuantize")) for node in nodes):
         return "int8"
-    names = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16",
-             TensorProto.DOUBLE: "fp32"}
+    names: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16",
+                             TensorProto.DOUBLE: "fp32"}
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     types |= {value.name: value.type.tensor_type.elem_type
               for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
     found = set()
     for node in nodes:
         attributes = {attribute.name: attribute for attribute in node.attribute}
+        kind: int
         if node.domain == PLUGIN_DOMAIN:
             kind = TensorProto.FLOAT16 if "fp16" in attributes and attributes["fp16"].i else TensorProto.FLOAT
             found.add(names[kind])
@@ -439,7 +440,7 @@ def precision_of(model) -> str:
     return next((precision for precision in PRECISIONS if precision in found), "fp32")
 
 
-def _preprocessing(model, seen: dict[str, object]) -> dict[str, object]:
+def _preprocessing(model, seen: dict[str, Any]) -> dict[str, Any]:
     """What the graph does to a pixel before its first product: input_range, mean, std and colour; {} where nothing.
 
     The nodes between the image and the first other one are run, by onnx's own evaluator, on an image of zeros and on
@@ -450,8 +451,9 @@ def _preprocessing(model, seen: dict[str, object]) -> dict[str, object]:
     from onnx.reference import ReferenceEvaluator
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer if np.prod(tensor.dims) <= 16}
-    made_by: dict[str, object] = {}
-    pixels, ends, concats = {seen["input"]}, set(), 0
+    made_by: dict[str, Any] = {}
+    pixels, concats = {seen["input"]}, 0
+    ends: set[str] = set()
     for node in model.graph.node:
         if node.op_type == "Constant" or (node.input and all(name in constants for name in node.input)):
             constants.update(dict.fromkeys(node.output))
@@ -470,7 +472,8 @@ def _preprocessing(model, seen: dict[str, object]) -> dict[str, object]:
     if len(ends) != 1:
         return {}
     (end,) = ends
-    needed, todo = [], [end]
+    needed: list[Any] = []  # nodes
+    todo = [end]
     while todo:
         node = made_by.get(todo.pop())
         if node is not None and not any(node is other for other in needed):
@@ -489,11 +492,12 @@ def _preprocessing(model, seen: dict[str, object]) -> dict[str, object]:
     try:
         run = ReferenceEvaluator(part)
         responses = []
-        for lit in (None, 0, 1, 2):
+        for bright in (None, 0, 1, 2):
             image = np.zeros(shape, seen["input_type"])
-            if lit is not None:
-                np.moveaxis(image, channel, 0)[lit] = 255
-            responses.append(np.asarray(run.run(None, {seen["input"]: image})[0], np.float64))
+            if bright is not None:
+                np.moveaxis(image, channel, 0)[bright] = 255
+            outputs: Any = run.run(None, {seen["input"]: image})
+            responses.append(np.asarray(outputs[0], np.float64))
     except (RuntimeError, NotImplementedError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError):
         return {}
     if responses[0].ndim != 4 or 3 not in (responses[0].shape[1], responses[0].shape[3]):
@@ -505,7 +509,7 @@ def _preprocessing(model, seen: dict[str, object]) -> dict[str, object]:
     scale = np.diag(matrix)
     if not scale.all() or not np.allclose(matrix, np.diag(scale), atol=1e-3 * np.abs(scale).max()):
         return {}  # channels are mixed
-    result: dict[str, object] = {"colour": colour} if colour == "BGR" else {}
+    result: dict[str, Any] = {"colour": colour} if colour == "BGR" else {}
     if np.allclose(scale, 1, atol=1e-4) and np.allclose(offset, 0, atol=1e-4):  # moved at most
         return {**result, "input_range": "0..255"} if seen["input_type"] == "uint8" else result
     # A standard deviation of pixels from 0 to 1 lies near 0.2, of pixels to 255 near 50. Where only the mean is taken
@@ -533,7 +537,7 @@ def beside(plan: str | Path) -> Path:
     return Path(plan).with_suffix(".json")
 
 
-def write_beside(plan: str | Path, facts: Facts, **changes: object) -> Facts:
+def write_beside(plan: str | Path, facts: Facts, **changes: Any) -> Facts:
     """Write the .json beside a plan that was built from a graph with these facts; gives back the plan's own.
 
     Args:

@@ -1,6 +1,8 @@
 """Writes standard ONNX operators for one plugin node; reference.py and reference_int8.py say which."""
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -21,7 +23,7 @@ class Operators:
         self.initializers.append(numpy_helper.from_array(np.asarray(values, dtype), name))
         return name
 
-    def op(self, op_type: str, *inputs: str, **attributes: object) -> str:
+    def op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         output = f"{self.prefix}/{op_type}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
         return output

@@ -6,6 +6,7 @@ agreement is that of its classes.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +82,7 @@ class Runner:
         where: what messages call it, such as "the quantised graph".
     """
 
-    def __init__(self, model: onnx.ModelProto, also: list[str] = (), where: str = "it") -> None:
+    def __init__(self, model: onnx.ModelProto, also: Sequence[str] = (), where: str = "it") -> None:
         self.where, self.input = where, inputs_of(model)[0].name
         names = [value.name for value in model.graph.output]
         made = {name for node in model.graph.node for name in node.output}

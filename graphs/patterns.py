@@ -417,8 +417,8 @@ def written_out_normalisations(graph: gs.Graph) -> list[gs.Node]:
     for norm in layer_norms(graph):
         if norm.normalised is not None and norm.plugin is None:
             nodes += nodes_between([norm.x], [norm.normalised])
-    for norm in l2_normalisations(graph):
-        nodes += nodes_between([norm.x], [norm.y])
+    for l2 in l2_normalisations(graph):
+        nodes += nodes_between([l2.x], [l2.y])
     return nodes
 
 

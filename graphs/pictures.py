@@ -156,8 +156,8 @@ def sized(model: onnx.ModelProto, size: tuple[int, int] | None = None, layout: s
     layout = layout or _layout(dims)
     wanted = {"C": 3, "H": size[0] if size else None, "W": size[1] if size else None}
     if None not in dims[1:]:
-        for axis in "HW" if size else "":
-            if dims[layout.index(axis)] != wanted[axis]:
+        for axis in "HW":
+            if size and dims[layout.index(axis)] != wanted[axis]:
                 raise UserError(f"takes images of {dims[layout.index('H')]}x{dims[layout.index('W')]} (height x width)"
                                 f", not {size[0]}x{size[1]}; leave out --size")
         return model

@@ -7,6 +7,7 @@ the patched graphs and the CUDA kernels are both held against it.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,11 @@ def _mlp(ops: Operators, attributes: dict, x: str, gamma: str, beta: str, weight
         return ops.layer_norm(tensor, gamma, beta, attributes["epsilon"])
 
     if attention_end:
-        attention, proj_weight, proj_bias, *proj_norm = attention_end  # gamma and beta, if not norm_first
+        attention, proj_weight, proj_bias, *proj_norm = attention_end  # gamma and beta if not norm_first
         branch = _linear(ops, {"gelu": 0}, attention, proj_weight, proj_bias)
         if not attributes["norm_first"]:
-            branch = ops.layer_norm(branch, *proj_norm, attributes["epsilon"])
+            proj_gamma, proj_beta = proj_norm
+            branch = ops.layer_norm(branch, proj_gamma, proj_beta, attributes["epsilon"])
         x = ops.op("Add", x, branch)
     hidden = _linear(ops, {"gelu": 1}, norm(x) if attributes["norm_first"] else x, weight1, bias1)
     y = _linear(ops, {"gelu": 0}, hidden, weight2, bias2)
@@ -55,7 +57,7 @@ def _mlp(ops: Operators, attributes: dict, x: str, gamma: str, beta: str, weight
 
 
 # What each node computes, from the names of its FP32 inputs to those of its FP32 outputs.
-EXPANSIONS = {
+EXPANSIONS: dict[str, Callable[..., list[str]]] = {
     "SwinLayerNorm": lambda ops, a, x: [ops.normalised(x, a["epsilon"])],
     "SwinLayerNormWithParams": lambda ops, a, x, gamma, beta: [ops.layer_norm(x, gamma, beta, a["epsilon"])],
     "SwinAddLayerNorm": lambda ops, a, x, residual, gamma, beta: _add_layer_norm(ops, a, x, residual, gamma, beta),

@@ -8,6 +8,8 @@ Weights of products lie in the file as INT32 [N, K/4], four INT8 in each, column
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -71,7 +73,7 @@ def _attention_branch(ops: Operators, a: dict, x_q: str, x: str, qkv_weight: str
 
 
 # From the names of a node's inputs, all FP32, to those of its outputs, INT8 or of another type, FP32 but for y_type.
-EXPANSIONS = {
+EXPANSIONS: dict[str, Callable[..., list[str]]] = {
     "SwinLinearInt8": _linear,
     "SwinLayerNormInt8": _layer_norm,
     "SwinLayerNormAddInt8": _layer_norm_add,

@@ -63,8 +63,8 @@ def plugin_node(graph: gs.Graph, op: str, name: str, inputs: list, outputs: list
     tensors = [value if isinstance(value, gs.Tensor)
                else gs.Constant(f"{name}/{op}_input_{i}", np.ascontiguousarray(value, np.float32))
                for i, value in enumerate(inputs)]
-    attributes.update(plugin_version="1", plugin_namespace=PLUGIN_DOMAIN)
-    graph.nodes.append(gs.Node(op, f"{name}/{op}", attributes, tensors, outputs, domain=PLUGIN_DOMAIN))
+    attrs = {**attributes, "plugin_version": "1", "plugin_namespace": PLUGIN_DOMAIN}
+    graph.nodes.append(gs.Node(op, f"{name}/{op}", attrs, tensors, outputs, domain=PLUGIN_DOMAIN))
 
 
 def plugin_counts(model: onnx.ModelProto) -> Counter:

@@ -140,9 +140,9 @@ def _write_out_gelu(graph: gs.Graph, node: gs.Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
     node.outputs.clear()
 
-    def op(name: str, *inputs: object) -> gs.Variable:
-        inputs = [value if isinstance(value, gs.Tensor) else np.float32(value) for value in inputs]
-        return add_node(graph, name, inputs, f"{y.name}/{name}_{len(graph.nodes)}", y.shape)
+    def op(name: str, *inputs: gs.Tensor | float) -> gs.Variable:
+        operands = [value if isinstance(value, gs.Tensor) else np.float32(value) for value in inputs]
+        return add_node(graph, name, operands, f"{y.name}/{name}_{len(graph.nodes)}", y.shape)
 
     if node.attrs.get("approximate", "none") == "tanh":
         cubic = op("Mul", op("Mul", op("Mul", x, x), x), 0.044715)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from graphs.facts import of_engine
 from TensorRT import backend
 from TensorRT.alias_library import load_alias
 from utils import ROOT, UserError
@@ -196,11 +197,12 @@ def test_types_of_newer_versions_are_read(engine_module):
     assert trt.bfloat16 not in engine_module.NUMPY_TYPES
 
 
-def test_plugins_are_told_by_what_each_version_calls_them(engine_module):
+def test_plugins_are_told_by_what_each_version_calls_them():
     """8.6 says PluginV2DynamicExt, 10 and 11 PluginV3, TensorRT-RTX custom_layer."""
-    for kind, plugins in (("PluginV2DynamicExt", True), ("PluginV3", True), ("custom_layer", True), ("kgen", False)):
-        engine = SimpleNamespace(layer_information=lambda kind=kind: f'{{"Layers": [{{"LayerType": "{kind}"}}]}}')
-        assert engine_module.Engine.has_plugins(engine) == plugins, kind
+    for kind, plugins in (("PluginV2DynamicExt", 1), ("PluginV3", 1), ("custom_layer", 1), ("kgen", 0)):
+        engine = of_engine([("input", True, "float32", (-1, 3, 8, 8))],
+                           f'{{"Layers": [{{"LayerType": "{kind}", "Name": "a/SwinLinear"}}]}}')
+        assert engine.patched == ({"SwinLinear": plugins} if plugins else {}), kind
 
 
 def test_a_long_message_is_cut(engine_module):

@@ -325,7 +325,7 @@ def test_build_engine_refuses_malformed_flags(flag):
 
 def test_an_engine_tells_its_plugins_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["build_engine.py", "--onnx=x", "--saveEngine=y"])
-    assert build_engine.parse_arguments().profilingVerbosity == "detailed"  # what Engine.has_plugins needs
+    assert build_engine.parse_arguments().profilingVerbosity == "detailed"  # what of_engine needs
 
 
 @pytest.mark.parametrize(("array", "words"), [

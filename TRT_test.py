@@ -61,6 +61,8 @@ FP32_TOLERANCE = 1e-4
 FP16_TOLERANCE_SHARE = 0.01
 INT8_TOLERANCE_MULTIPLE = 2.5
 
+TF32_NOTE = ("TensorRT-RTX 1.6.1 multiplies FP32 in TF32, with --noTF32 as well: errors of up to {limit} can come of "
+             "that (TensorRT/VERSIONS.md)")
 TABLE_HEAD = """\
 bs: batch size; graph: run as a CUDA graph; lt: latency, median, ms; tp: throughput, images/s;
 a0: maximum absolute error of the logits; r0: median relative error; check: a0 at most {tolerance}
@@ -136,10 +138,15 @@ def tolerance(plan: Path, facts: Facts, given: float | None, batches: list[Batch
     if facts.precision == "fp32":
         return FP32_TOLERANCE
     if facts.precision == "fp16":
-        return FP16_TOLERANCE_SHARE * max(float(np.abs(batch.logits).max()) for batch in batches)
+        return limit_of_11_bits(batches)
     if facts.precision == "int8":
         return INT8_TOLERANCE_MULTIPLE * int8_error(plan, facts, batches)
     raise UserError(f"{shown(plan)}: no default tolerance for {facts.precision}; give --tolerance")
+
+
+def limit_of_11_bits(batches: list[Batch]) -> float:
+    """Largest absolute error of a logit that rounding to 11 significant bits may make: FP16 has so many, and TF32."""
+    return FP16_TOLERANCE_SHARE * max(float(np.abs(batch.logits).max()) for batch in batches)
 
 
 def int8_error(plan: Path, facts: Facts, batches: list[Batch]) -> float:
@@ -227,6 +234,8 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str],
         smallest, largest = engine.batches
         say(f"{shown(plan)}: {facts.precision}, {'trt-plugins' if facts.patched else 'trt'}, batches {smallest} to "
             f"{largest}")
+        if facts.precision == "fp32" and "tensorrt-rtx" in versions():
+            say(TF32_NOTE.format(limit=f"{limit_of_11_bits(batches):.1e}"))
         say(TABLE_HEAD.format(tolerance=f"{allowed:.1e}"))
         write_environment(run["run_id"], versions(), arguments.results)
         run = {**run, "backend": tensorrt_backend(versions())}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -410,8 +411,8 @@ def precision_of(model) -> str:
     from onnx import TensorProto
 
     nodes = [*nodes_of(model.graph), *(node for function in model.functions for node in function.node)]
-    if any(node.op_type in INTEGER_PRODUCTS or (node.domain == PLUGIN_DOMAIN and (
-            node.op_type.endswith("Int8") or node.op_type == "SwinQuantize")) for node in nodes):
+    if any(node.op_type in INTEGER_PRODUCTS or (node.domain == PLUGIN_DOMAIN and _is_int8(node.op_type))
+           for node in nodes):
         return "int8"
     names: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16",
                              TensorProto.DOUBLE: "fp32"}
@@ -438,6 +439,11 @@ def precision_of(model) -> str:
         for name in node.output:
             types.setdefault(name, kind)
     return next((precision for precision in PRECISIONS if precision in found), "fp32")
+
+
+def _is_int8(plugin: str) -> bool:
+    """Whether a plugin of this name computes in INT8, or makes INT8 for one that does."""
+    return plugin.endswith("Int8") or plugin == "SwinQuantize"
 
 
 def _preprocessing(model, seen: dict[str, Any]) -> dict[str, Any]:
@@ -613,8 +619,13 @@ def of_engine(tensors: Iterable[tuple[str, bool, str, tuple[int, ...]]], layers:
             if isinstance(tensor, dict):
                 kinds = f"{tensor.get('Format/Datatype', '')} {tensor.get('Datatype', '')} {tensor.get('Type', '')}"
                 words.update(kinds.lower().replace(",", " ").split())
-    plugins = Counter(layer.get("PluginType") or layer.get("Name", "").rpartition("/")[2] for layer in detailed
-                      if "plugin" in layer.get("LayerType", "").lower() or layer.get("LayerType") == "custom_layer")
+    # TensorRT-RTX names a plugin layer only after its node, whose name ends in /TYPE, and a number: /norm/TYPE_myl0_2.
+    plugins = Counter(
+        layer.get("PluginType") or re.sub(r"_myl\d+_\d+$", "", layer.get("Name", "").rpartition("/")[2])
+        for layer in detailed
+        if "plugin" in layer.get("LayerType", "").lower() or layer.get("LayerType") == "custom_layer")
+    if any(map(_is_int8, plugins)):  # 10 and later see their INT8 tensors as INT32
+        words.add("int8")
     shapes = {name: tuple(None if size < 0 else size for size in shape) for name, _, _, shape in tensors}
     name, kind = next(((name, kind) for name, is_input, kind, _ in tensors if is_input), ("", ""))
     shape = shapes.get(name, ())

@@ -24,6 +24,7 @@ import pytest
 import test_plugins_build
 from onnx import TensorProto, helper, numpy_helper
 
+from graphs.facts import of_engine, of_onnx
 from graphs.files import PLUGIN_DOMAIN
 from graphs.reference import expand
 from graphs.reference_int8 import packed
@@ -166,6 +167,15 @@ def test_a_patched_engine_with_the_library_is_its_graph(folder, real, stand_ins,
     check_plugins(onnx.load(folder / f"{name}.onnx"), real[name])
     assert list(plugin_layers(real[name])) == list(plugin_layers(stand_ins[name]))
     assert [layer["LayerType"] for layer in real[name]] == [layer["LayerType"] for layer in stand_ins[name]]
+
+
+@pytest.mark.parametrize("suffix", PATCHED)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_patched_engine_tells_what_it_is(folder, stand_ins, model, suffix):
+    """Precision and plugins by its layers, as a plan without its .json does, are those of the graph."""
+    graph = of_onnx(folder / f"{model}{suffix}.onnx")
+    engine = of_engine([], json.dumps({"Layers": stand_ins[f"{model}{suffix}"]}))
+    assert (engine.precision, engine.patched) == (graph.precision, graph.patched)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -77,12 +77,24 @@ def runtime():
     return usable_runtime()
 
 
+def answers_wrongly(name: str) -> bool:
+    """TensorRT-RTX 1.6.1 from batch 2 on, where attention is no plugin and computes in FP16 (TensorRT/VERSIONS.md)."""
+    return (backend.is_rtx(trt) and trt.__version__.startswith("1.6.1.") and name.endswith("_fp16")
+            and "attention" not in name)
+
+
 @pytest.fixture
 def known_fault(request):
-    """TensorRT-RTX 1.6.1 answers unpatched FP16 graphs wrongly from batch 2 on (TensorRT/VERSIONS.md)."""
-    name = request.getfixturevalue("name")
-    if backend.is_rtx(trt) and trt.__version__.startswith("1.6.1.") and name.endswith("micro_fp16"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="TensorRT-RTX 1.6.1: wrong unpatched FP16 answers"))
+    """A test of the answers, which must fail where they are wrong: else what is known of that version has changed."""
+    if answers_wrongly(request.getfixturevalue("name")):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="TensorRT-RTX 1.6.1: wrong FP16 answers"))
+
+
+@pytest.fixture
+def known_fault_of_runs(request):
+    """A test that compares runs with each other: two wrong answers may be alike or not."""
+    if answers_wrongly(request.getfixturevalue("name")):
+        request.applymarker(pytest.mark.xfail(strict=False, reason="TensorRT-RTX 1.6.1: wrong FP16 answers"))
 
 
 def is_patched(name: str) -> bool:
@@ -152,11 +164,26 @@ def batches(engine) -> list[TRT_test.Batch]:
 
 
 def tolerance(engine, data: list[TRT_test.Batch]) -> float:
-    """What an engine's logits may be off by; skips where there is nothing to derive it from."""
+    """What an engine's logits may be off by; skips where there is nothing to derive it from.
+
+    TensorRT-RTX 1.6.1 multiplies FP32 in TF32 although --noTF32 clears that flag (TensorRT/VERSIONS.md).
+    """
+    if backend.is_rtx(trt) and engine.facts().precision == "fp32":
+        return TRT_test.limit_of_11_bits(data)
     try:
         return TRT_test.tolerance(engine.plan, engine.facts(), None, data)
     except UserError as error:
         pytest.skip(str(error))
+
+
+def assert_same(engine, data: TRT_test.Batch, logits: np.ndarray, expected: np.ndarray) -> None:
+    """The logits of two runs of an engine: bit for bit, where the same kernels compute them.
+
+    TensorRT-RTX runs general kernels until those for the batch are compiled, in another thread (its strategy LAZY for
+    open shapes): there a later run equals an earlier one up to the precision.
+    """
+    limit = tolerance(engine, [data]) if backend.is_rtx(trt) else 0
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=limit)
 
 
 # --- what the engines compute --------------------------------------------------------------------------------
@@ -208,11 +235,12 @@ def test_plugins_are_recognised(load, name):
 
 
 @pytest.mark.parametrize(("source", "graph", "engine"), [
-    ("swinv1_micro", "plate_fp16.onnx", "a.plan"), ("swinv1_micro_fp16", "half.onnx", "x_int8.plan"),
+    ("swinv1_micro", "plate_fp16.onnx", "a.plan"), ("swinv1_micro_attention_fp16", "half.onnx", "x_int8.plan"),
     ("swinv1_micro_attention_int8", "swinv2.onnx", "swinv2_fp16.plan")])
-def test_names_say_nothing(plan, tmp_path, source, graph, engine):
+def test_names_say_nothing(load, tmp_path, source, graph, engine):
     """A graph and a plan under other names are built, judged and recorded as they are, with and without the .json."""
-    plan(source)  # skips where something to build it is missing
+    original = load(source)  # skips where something to build it is missing
+    judged = ["--tolerance", str(tolerance(original, batches(original)))] * backend.is_rtx(trt)  # of FP32: TF32's
     shutil.copy(ROOT / f"onnx/{source}.onnx", tmp_path / graph)
     done = command("bash", "TensorRT/build.sh", tmp_path / graph, *["--plugins"] * is_patched(source),
                    *["--noTF32"] * (source == "swinv1_micro"), "--output", tmp_path / engine,
@@ -228,13 +256,14 @@ def test_names_say_nothing(plan, tmp_path, source, graph, engine):
             return sorted({(row["model"], row["precision"], row["patched"] != "no", row["check"])
                            for row in csv.DictReader(file)})
 
-    assert recorded() == [("swinv1_micro", precision, is_patched(source), "good")]
+    assert recorded(*judged) == [("swinv1_micro", precision, is_patched(source), "good")]
     (tmp_path / engine).with_suffix(".json").unlink()  # as trtexec by itself leaves a plan
     (_, *told), = recorded("--data", "data/swinv1_micro-b*.npz", "--tolerance", "1")
     assert told == [precision, is_patched(source), "good"]
 
 
 @pytest.mark.parametrize("name", [*V1, *V2])
+@pytest.mark.usefixtures("known_fault_of_runs")
 def test_a_cuda_graph_equals_the_plain_run(load, name):
     engine = load(name)
     data = batches(engine)[-1]
@@ -249,12 +278,13 @@ def test_a_cuda_graph_equals_the_plain_run(load, name):
         (logits,) = context.download().values()
         context.release_graph()
         reversed_plain = context.infer(data.input[::-1])
-    np.testing.assert_array_equal(logits, plain)
-    np.testing.assert_array_equal(reversed_logits, reversed_plain)
+    assert_same(engine, data, logits, plain)
+    assert_same(engine, data, reversed_logits, reversed_plain)
 
 
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("name", [*V1, *V2])
+@pytest.mark.usefixtures("known_fault_of_runs")
 def test_two_contexts_on_two_streams_equal_one(load, name, graph):
     engine = load(name)
     data = batches(engine)[-1]
@@ -272,7 +302,7 @@ def test_two_contexts_on_two_streams_equal_one(load, name, graph):
             second.run()
         together = [next(iter(context.download().values())) for context in (first, second)]
     for expected, logits in zip(alone, together):
-        np.testing.assert_array_equal(logits, expected)
+        assert_same(engine, data, logits, expected)
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -537,6 +567,7 @@ def test_a_batch_outside_the_profile_fails_trt_test(plan, load, tmp_path):
 def test_run_engine_runs_what_is_left_over_too(plan, load, tmp_path):
     engine = load("swinv1_micro")
     batch = batches(engine)[-1]
+    allowed = tolerance(engine, [batch])
     images = batch.input[:7]
     np.save(tmp_path / "images.npy", images)
     done = command(sys.executable, "TensorRT/run_engine.py", "--plan", plan("swinv1_micro"), "--batch", "3,7",
@@ -545,13 +576,14 @@ def test_run_engine_runs_what_is_left_over_too(plan, load, tmp_path):
     logits = np.load(tmp_path / "logits.npy")
     assert logits.dtype == np.float32 and logits.shape == (2, *batch.logits[:7].shape)
     for of_batch in logits:
-        np.testing.assert_allclose(of_batch, batch.logits[:7], atol=TRT_test.FP32_TOLERANCE, rtol=0)
+        np.testing.assert_allclose(of_batch, batch.logits[:7], atol=allowed, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["swinv1_micro_layers", "swinv2_micro_layers"])
 def test_compare_layers_finds_no_offender_in_fp32(plan, tmp_path, name):
-    done = command(sys.executable, "TensorRT/compare_layers.py", "run", "--plan", plan(name), "--tolerance", "1e-3",
+    share = TRT_test.FP16_TOLERANCE_SHARE if backend.is_rtx(trt) else 1e-3  # as in tolerance()
+    done = command(sys.executable, "TensorRT/compare_layers.py", "run", "--plan", plan(name), "--tolerance", str(share),
                    "--output", tmp_path / "layers.csv")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "none is off by more than 0.001" in done.stdout
+    assert f"none is off by more than {share:g}" in done.stdout
     assert len((tmp_path / "layers.csv").read_text().splitlines()) > 10

@@ -290,6 +290,8 @@ TENSORS = [("pixels", True, "float32", (-1, 3, 8, 12)), ("y", False, "float32", 
     ("bf16", [layer("a", "gemm", "BFloat16", "Float")]),
     ("int8", [layer("a", "gemm", "Int8", "Half")]),
     ("int8", [layer("a", "PluginV2", "Row major linear Int8")]),
+    ("int8", [layer("/layers.0/fc1/SwinLinearInt8_myl0_7", "custom_layer", "Int32", "Half")]),
+    ("fp16", [layer("/layers.0/fc1/SwinLinear_myl0_7", "custom_layer", "Int32", "Half")]),
 ])
 def test_an_engine_says_its_precision_by_its_layers(precision, layers):
     assert of_engine(TENSORS, json.dumps({"Layers": layers})).precision == precision
@@ -297,10 +299,11 @@ def test_an_engine_says_its_precision_by_its_layers(precision, layers):
 
 def test_an_engine_says_its_input_outputs_and_plugins():
     layers = [{"Name": "/layers.0/SwinAttention", "LayerType": "PluginV2", "PluginType": "SwinAttention"},
-              {"Name": "/layers.1/SwinAttention", "LayerType": "custom_layer"},
+              {"Name": "/layers.1/SwinAttention_myl0_12", "LayerType": "custom_layer"},
+              {"Name": "/layers.2/SwinAttention", "LayerType": "PluginV3"},  # 10 and 11
               {"Name": "conv", "LayerType": "Convolution"}]
     facts = of_engine(TENSORS, json.dumps({"Layers": layers}), "12")
-    assert facts.patched == {"SwinAttention": 2}
+    assert facts.patched == {"SwinAttention": 3}
     assert (facts.input, facts.input_shape, facts.height, facts.width, facts.classes, facts.digest) == (
         "pixels", (None, 3, 8, 12), 8, 12, 7, "12")
 

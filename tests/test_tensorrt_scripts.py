@@ -565,6 +565,45 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
         ("1", "no", "good", "TensorRT 9"), ("1", "yes", "good", "TensorRT 9"), ("8", "no", "good", "TensorRT 9")]
 
 
+@pytest.mark.parametrize(("tool", "facts", "noted"), [
+    ("tensorrt-rtx", MADE, True), ("tensorrt-rtx", HALF, False), ("tensorrt", MADE, False)])
+def test_fp32_with_tensorrt_rtx_is_judged_with_a_word_on_tf32(tmp_path, monkeypatch, capsys, tool, facts, noted):
+    """The limit stays the project's; the line says what TF32 may do to logits of at most 9: 1 % of that."""
+    class FakeEngine:
+        batches = (1, 8)
+
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def context(self):
+            return self
+
+        def facts(self):
+            return facts
+
+    def measure(context, batch, allowed, graph, **timing):
+        return TRT_test.Row(len(batch.input), graph, np.ones(3), batch.logits, batch.logits, "good")
+
+    batch = batch_of(1)
+    batch = batch._replace(logits=batch.logits * (9 / np.abs(batch.logits).max()))
+    monkeypatch.setitem(sys.modules, "TensorRT.engine", SimpleNamespace(Engine=FakeEngine))
+    monkeypatch.setattr(TRT_test, "find_batches", lambda plan, facts, pattern: [batch])
+    monkeypatch.setattr(TRT_test, "measure", measure)
+    given = SimpleNamespace(data=None, batch=None, tolerance=None, plugins=None, min_seconds=0, min_runs=1,
+                            warmup_seconds=None, results=tmp_path)
+    TRT_test.score_engine(tmp_path / "m.plan", given, {"run_id": "1", "commit": "c", "gpu": "A GPU"},
+                          lambda: {tool: "1.6.1"})
+    said = capsys.readouterr().out
+    assert ("in TF32, with --noTF32 as well: errors of up to 9.0e-02 can" in said) == noted
+    assert ("a0 at most 1.0e-04" in said) == (facts is MADE)
+
+
 OTHER = replace(MADE, model="other", digest="5" * 64, weights="6" * 64, input_shape=(None, 3, 4, 4))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -340,11 +341,17 @@ def test_large_files_are_read_once(tmp_path, monkeypatch):
     assert once.digest(path) not in (first, "remembered")
 
 
+def heed_interrupts() -> None:
+    """Tests that a shell started in the background ignore them, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_what_is_recorded_is_whole_when_a_command_is_stopped(tmp_path):
     do(tmp_path, "--output", "o", command="echo o > o")
     (record,) = (tmp_path / ".cache/once").glob("*.json")
     assert json.loads(record.read_text())["outputs"] == {"o": once.digest(tmp_path / "o")}
     stopped = subprocess.run([sys.executable, str(ROOT / "once.py"), "--what", "w", "--output", "o", "--", "sh", "-c",
-                              "echo half > o; kill -INT $PPID; sleep 9"], cwd=tmp_path, capture_output=True, text=True)
+                              "echo half > o; kill -INT $PPID; sleep 9"], cwd=tmp_path, capture_output=True, text=True,
+                             preexec_fn=heed_interrupts)
     assert stopped.returncode == 130 and "Traceback" not in stopped.stderr
     assert not record.exists()  # so that o is made again

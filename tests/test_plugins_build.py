@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from TensorRT.Plugins import swin_kernels
+from utils import alone_in
 
 PLUGINS = Path(__file__).resolve().parents[1] / "TensorRT" / "Plugins"
 BUILD = PLUGINS / "build" / "tests"
@@ -23,9 +24,13 @@ pytestmark = pytest.mark.skipif(NVCC is None or shutil.which("make") is None, re
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """make in TensorRT/Plugins with these arguments and environment variables, for sm_80 and sm_90 by default."""
-    command = ["make", "-C", str(PLUGINS), f"BUILD={BUILD}", "ARCHS=80 90", *arguments]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    """make in TensorRT/Plugins with these arguments and environment variables; one process at a time.
+
+    For sm_75 and sm_90, by default: between them they compile both sides of every condition on the architecture.
+    """
+    command = ["make", "-C", str(PLUGINS), f"BUILD={BUILD}", "ARCHS=75 90", *arguments]
+    with alone_in(BUILD):
+        return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
 
 def built(done: subprocess.CompletedProcess) -> None:

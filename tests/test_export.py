@@ -153,7 +153,7 @@ def test_small_passes_onnx_test_at_opsets_12_and_17(randomize, large_files, caps
         export_onnx.main([*chosen, "--opset", str(opset), "--output", str(path)])
         assert f"opset {opset}" in capsys.readouterr().out
         assert len(onnx.load(path).graph.node) < 1500
-        onnx_test.main([*chosen, "--onnx", str(path), "--batches", "1,3,8"])
+        onnx_test.main([*chosen, "--onnx", str(path), "--batches", "1,2"])
         assert "PASS" in capsys.readouterr().out
 
 

@@ -36,9 +36,9 @@ from Results.tables import LATENCY_COLUMNS
 from utils import ROOT, UserError
 
 CFG = ROOT / "models" / "swinv2_micro.yaml"
-# The micro model cut down to two stages, at 64 x 64 pixels, under a name of its own.
-OPTS = ["MODEL.SWIN.DEPTHS", "[2, 1]", "MODEL.SWIN.NUM_HEADS", "[1, 2]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES",
-        "[0, 0]", "DATA.IMG_SIZE", "64", "MODEL.NAME", "cut_down"]
+# The micro model cut down to one block, at 64 x 64 pixels, under a name of its own: torch.compile takes long.
+OPTS = ["MODEL.SWIN.DEPTHS", "[1]", "MODEL.SWIN.NUM_HEADS", "[1]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0]",
+        "DATA.IMG_SIZE", "64", "MODEL.NAME", "cut_down"]
 QUICK = ["--min-seconds", "0", "--min-runs", "2"]
 
 

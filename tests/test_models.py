@@ -14,17 +14,20 @@ from models.swin_v2 import l2_normalize
 from utils import ROOT
 
 MICRO = {"embed_dim": 32, "depths": (2, 2, 2, 1), "num_heads": (1, 2, 4, 8), "num_classes": 18}
+# Base's third stage has 18 blocks; two are enough here: its number of parameters is tested below.
+SHALLOW = {"depths": (2, 2, 2, 2)}
 # yaml: timm's name and arguments for the same architecture. The micro variants are tiny models of other sizes.
 TIMM = {
     "swin_micro": ("swin_tiny_patch4_window7_224", MICRO),
     "swin_tiny_patch4_window7_224": ("swin_tiny_patch4_window7_224", {}),
     "swin": ("swin_small_patch4_window7_224", {}),
-    "swin_base_patch4_window12_384": ("swin_base_patch4_window12_384", {}),
+    "swin_base_patch4_window12_384": ("swin_base_patch4_window12_384", SHALLOW),
     "swinv2_micro": ("swinv2_tiny_window8_256", MICRO),
     "swinv2_tiny_patch4_window8_256": ("swinv2_tiny_window8_256", {}),
     "swinv2_small_patch4_window16_256": ("swinv2_small_window16_256", {}),
-    "swinv2_base_patch4_window12_192_22k": ("swinv2_base_window12_192", {"num_classes": 21841}),
-    "swinv2_base_patch4_window12to24_192to384_22kto1k_ft": ("swinv2_base_window12to24_192to384", {}),
+    "swinv2_base_patch4_window12_192_22k": ("swinv2_base_window12_192",
+                                            {"num_classes": 21841, **SHALLOW}),
+    "swinv2_base_patch4_window12to24_192to384_22kto1k_ft": ("swinv2_base_window12to24_192to384", SHALLOW),
 }
 MICROS = ["swin_micro", "swinv2_micro"]
 
@@ -50,7 +53,9 @@ def timm_model(stem: str, official: dict[str, Tensor]) -> nn.Module:
 @torch.no_grad()
 def test_equals_timm(stem, randomize, tmp_path):
     """Official keys -> timm by timm's own conversion: equal logits. timm's keys -> here: the same weights again."""
-    model = randomize(build_model(config_of(stem)))
+    depths = TIMM[stem][1].get("depths")
+    config = config_of(stem, *([] if depths is None else ["MODEL.SWIN.DEPTHS", str(list(depths))]))
+    model = randomize(build_model(config))
     official = dict(model.state_dict())
     theirs = timm_model(stem, official)
 
@@ -61,7 +66,7 @@ def test_equals_timm(stem, randomize, tmp_path):
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
-    back = load_model(config_of(stem), tmp_path / "timm.pth").state_dict()
+    back = load_model(config, tmp_path / "timm.pth").state_dict()
     assert back.keys() == official.keys()
     assert all(torch.equal(back[key], official[key]) for key in official)
 

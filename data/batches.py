@@ -5,7 +5,8 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,19 +29,26 @@ def load_arrays(path: str | Path, names: Sequence[str], what: str, remedy: str) 
     Raises:
         UserError: no file is there, or it is not one, or truncated, or lacks an array; ends in `remedy`.
     """
+    with _archive(path, what, remedy) as arrays:
+        found = {name: arrays[name] for name in names or arrays.files}
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no array
+            raise UserError(f"{shown(path)}: its {name} is no array; {remedy}")
+    return found
+
+
+@contextmanager
+def _archive(path: str | Path, what: str, remedy: str) -> Iterator[np.lib.npyio.NpzFile]:
+    """An .npz file that is open for reading; what numpy and zipfile raise inside becomes a UserError."""
     try:
         with np.load(existing_file(path, f"{what} ({remedy})")) as arrays:
-            found = {name: arrays[name] for name in names or arrays.files}
+            yield arrays
     except KeyError as error:
         raise UserError(f"{shown(path)}: lacks an array ({error.args[0]}); {remedy}") from error
     except (*NOT_AN_NPZ, OSError) as error:
         if isinstance(error, OSError) and error.filename:
             raise  # the file cannot be read at all; zipfile's seek to a place before its beginning names none
         raise UserError(f"{shown(path)}: is not {what}, or a truncated one; {remedy}") from error
-    for name, array in found.items():
-        if not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no array
-            raise UserError(f"{shown(path)}: its {name} is no array; {remedy}")
-    return found
 
 
 def real_pixels(count: int, img_size: int | tuple[int, int], folder: str | Path | None = None) -> np.ndarray:
@@ -105,12 +113,8 @@ def data_facts(path: str | Path) -> Facts | None:
     Raises:
         UserError: it is not one, or truncated, or its facts are none.
     """
-    try:
-        with np.load(path) as arrays:
-            text = str(arrays["facts"]) if "facts" in arrays.files else ""
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
-        raise UserError(f"{shown(path)}: is not batch data, or a truncated one; write it with data/batch_data_gen.py, "
-                        "or remove it") from error
+    with _archive(path, "batch data", "write it with data/batch_data_gen.py, or remove it") as arrays:
+        text = str(arrays["facts"]) if "facts" in arrays.files else ""
     return of_text(text, shown(path)) if text else None
 
 

@@ -161,6 +161,7 @@ class Run:
 
     integers: dict[str, np.ndarray]         # values of the integer tensors, by name
     shapes: dict[str, tuple[int, ...]]      # of all others
+    types: dict[str, int]                   # element types of all, where inference can tell
 
 
 def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
@@ -189,7 +190,7 @@ def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
             image = np.abs(100 * image).astype(kind) if np.dtype(kind).kind == "u" else image.astype(kind)
             found = runner.run(None, {name: image})
             shapes = (tuple(int(dim) for dim in shape) for shape in found[len(integers):])
-            runs.append(Run(dict(zip(integers, found)), dict(zip(others, shapes))))
+            runs.append(Run(dict(zip(integers, found)), dict(zip(others, shapes)), types))
     except onnx_refusals() as error:
         batch = batches[min(len(runs), len(batches) - 1)]
         raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
@@ -230,7 +231,9 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
     tensors = graph.tensors()
     for tensor in first.shapes:
         tensors[tensor].shape = _symbolic([run.shapes[tensor] for run in runs], batches)
-        tensors[tensor].dtype = tensors[tensor].dtype or np.float32
+        # Pixels may be whole numbers for some nodes before they are cast.
+        tensors[tensor].dtype = tensors[tensor].dtype or helper.tensor_dtype_to_np_dtype(
+            first.types.get(tensor) or TensorProto.FLOAT)
     graph.inputs = [tensor for tensor in graph.inputs if isinstance(tensor, gs.Variable)]
     graph.inputs[0].shape = [BATCH if dims[0] is None else dims[0], *dims[1:]]
     of_pixels = _made_of_the_image(graph, but_for=SHAPE_OPERATORS)  # one run, or two alike, say nothing about these

@@ -17,10 +17,11 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -37,7 +38,12 @@ _COMMANDS = re.compile(r"(os|posix|nt|sys|subprocess|shutil|importlib|runpy|pty|
                        r"__builtin__|commands|webbrowser)(\.|$)")  # commands: subprocess, as pickle's protocol 2 says
 _HARMLESS = {f"builtins.{name}" for name in ("set", "frozenset", "slice", "range", "list", "dict", "tuple", "int",
                                              "float", "str", "bool", "bytes", "complex", "object", "type")}
+_ARRAYS = re.compile(r"numpy\.(core|_core)\.(multiarray|numeric)\.(_reconstruct|_frombuffer)")
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7-Zip", b"\x28\xb5\x2f\xfd": "zstd"}
+_NUMBERS = ("f2", "f4", "f8", "i4", "i8")  # as numpy writes the types of weights and of index buffers
+_SAVED_BEFORE_1_6 = bytes.fromhex("6cfc9c46f9206aa85019")  # torch.save's magic number, in the first pickle of a file
 _DEPTH = 4  # of nesting, in which weights are looked for: {"ema": {"module": {"model": {...}}}} has three
+_LONGEST_LIST = 8  # of [weights, epoch] and the like, which may hold weights
 LONGEST = 2500  # characters of a message
 _MOST_CLASSES = 500  # that a file names: a pickled model has dozens
 
@@ -72,6 +78,42 @@ class ListStandIn:
 
     def __new__(cls, *arguments, **keywords):
         return []
+
+
+class ArrayStandIn:
+    """A numpy array as it is pickled, until `tensor` makes the tensor of its bytes."""
+
+    tensor: Tensor | None = None
+
+    def __new__(cls, *arguments, **keywords):
+        return super().__new__(cls)
+
+    def __init__(self, *arguments, **keywords) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        """state: (version, shape, dtype, whether it is in Fortran's order, bytes), as ndarray.__reduce__ gives it."""
+        shape, kind, fortran, data = state[-4:]
+        if isinstance(kind, DtypeStandIn) and kind.text in _NUMBERS and isinstance(data, bytes):
+            shape = shape[::-1] if fortran else shape
+            array = np.frombuffer(data, np.dtype(kind.text).newbyteorder(kind.order)).reshape(shape)
+            array = (array.T if fortran else array).astype(kind.text)
+            self.tensor = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+
+
+class DtypeStandIn:
+    """The same for the type of its numbers."""
+
+    order = "="
+
+    def __new__(cls, *arguments, **keywords):
+        return super().__new__(cls)
+
+    def __init__(self, text: object = "", *arguments, **keywords) -> None:
+        self.text = text
+
+    def __setstate__(self, state: object) -> None:
+        self.order = "<" if state[1] == "<" else ">" if state[1] == ">" else "="
 
 
 def one_line(text: str) -> str:
@@ -163,8 +205,11 @@ def _kind(start: bytes) -> str:
         return "a web page, not a checkpoint; download the file itself"
     if start.startswith(b"\x89HDF\r\n"):
         return "an HDF5 file (Keras), not a PyTorch checkpoint; give the PyTorch or safetensors file of the same model"
-    if start.startswith(b"\x1f\x8b"):
-        return "compressed by gzip; unpack it first"
+    for begin, tool in _PACKED.items():
+        if start.startswith(begin):
+            return f"compressed by {tool}; unpack it first"
+    if start[257:262] == b"ustar":
+        return "a tar archive; unpack it first, and give the file in it that holds the weights"
     if text.startswith(b"{"):
         return "text (JSON), not a checkpoint; give the file that holds the weights"
     return ""
@@ -185,10 +230,21 @@ def _load_pickle(path: Path, source: str) -> object:
                             f"{_save_weights('torch.jit.load')}")
         if any(name.endswith(".npy") for name in names):
             raise UserError(f"{source}: is an .npz file of numpy, not a PyTorch or safetensors checkpoint")
+        if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+            raise UserError(f"{source}: is a zip archive that torch.save did not write: it holds "
+                            f"{', '.join(names[:3]) or 'nothing'}; give the file that holds the weights")
+    else:
+        with path.open("rb") as file:
+            if _SAVED_BEFORE_1_6 not in file.read(64):
+                raise UserError(f"{source}: is a pickle that torch.save did not write; where it was made, let it write "
+                                "the weights: python -c \"import pickle, torch; torch.save(pickle.load(open('FILE', "
+                                "'rb')), 'weights.pth')\"")
     stand_ins: dict[str, type] = {}
     if zipfile.is_zipfile(path):
-        for name in torch.serialization.get_unsafe_globals_in_checkpoint(str(path)):
-            stand_ins[name] = _stand_in(name, source)
+        with suppress(pickle.UnpicklingError):  # of a newer pickle protocol: torch.load says it again
+            for name in torch.serialization.get_unsafe_globals_in_checkpoint(str(path)):
+                stand_ins[name] = _stand_in(name, source)
+    filled: dict[str, type] = {}  # classes that turn out to be dictionaries or lists, by the name of their stand-in
     while len(stand_ins) <= _MOST_CLASSES:
         try:
             allowed = torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()])
@@ -206,6 +262,14 @@ def _load_pickle(path: Path, source: str) -> object:
                 if name not in stand_ins:
                     stand_ins[name] = stand_in
                     continue
+            # A subclass of dict or list shows itself when it is filled, whatever it is called.
+            unfilled = re.search(r"Can only (SETITEMS?|append|extend) .*<class '(.+)'>", text)
+            name = next((name for name, stand_in in stand_ins.items() if unfilled and stand_in not in filled.values()
+                         and f"{stand_in.__module__}.{stand_in.__qualname__}" == unfilled[2]), None)
+            if name:
+                kind = DictStandIn if unfilled[1].startswith("SETITEM") else ListStandIn
+                stand_ins[name] = filled[name] = kind
+                continue
             reason = re.search(r"Can only \w+[^\n]{0,60}|Trying to call reduce[^\n]{0,60}|Unsupported operand \d+|"
                                r"Only persistent_load[^\n]{0,60}|``torch[^\n]{0,80}", text)
             if reason:
@@ -225,9 +289,14 @@ def _stand_in(name: str, source: str) -> type:
     """
     if _COMMANDS.match(name) and name not in _HARMLESS:
         raise _needs_code(source, name)
-    if name.endswith(("Dict", "dict", "CfgNode")):
+    if name.endswith(("Dict", "dict", "CfgNode")) and name != "collections.UserDict":
         return DictStandIn
-    return ListStandIn if name == "collections.deque" else StandIn
+    if _ARRAYS.fullmatch(name):
+        return ArrayStandIn
+    if name == "numpy.dtype":
+        return DtypeStandIn
+    # A class of its own, by which a message of torch's tells which it was.
+    return ListStandIn if name == "collections.deque" else type("StandIn_" + re.sub(r"\W", "_", name), (StandIn,), {})
 
 
 def _needs_code(source: str, name: str) -> UserError:
@@ -253,15 +322,20 @@ def _weights_in(found: object, name: str = "", depth: int = 0) -> Iterator[tuple
         state = dict(_module_state(found))
         if state:
             yield name, state
-        return
+            return
+        found = vars(found)  # an average of weights, or a class that wraps a dictionary
+    if isinstance(found, (list, tuple)) and len(found) <= _LONGEST_LIST:
+        found = {str(index): value for index, value in enumerate(found)}
     if not isinstance(found, dict) or depth > _DEPTH:
         return
-    tensors = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors = {key: value.tensor if isinstance(value, ArrayStandIn) else value for key, value in found.items()
+               if isinstance(key, str) and isinstance(value, (Tensor, ArrayStandIn))}
+    tensors = {key: value for key, value in tensors.items() if value is not None}
     if any("." in key for key in tensors):
         yield name, tensors
         return
     for key, value in found.items():
-        if isinstance(key, str) and isinstance(value, (dict, StandIn)):
+        if isinstance(key, str) and isinstance(value, (dict, list, tuple, StandIn)):
             yield from _weights_in(value, f"{name}.{key}" if name else key, depth + 1)
 
 

@@ -88,6 +88,9 @@ def to_official(tensors: dict[str, Tensor], prefix: str, layout: str) -> Officia
         del state[name]
     _one_norm(state)
     _no_qkv_bias(state, notes)
+    if _matrix(state, "head.weight", 2) and "head.bias" not in state:
+        state["head.bias"] = torch.zeros(state["head.weight"].shape[0])
+        notes.append("no bias of the classifier: zeros")
     return Official(state, layout, left_out, notes)
 
 

@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,17 @@ class Registry(dict):
     """A dictionary of a training script, pickled key by key."""
 
 
+class Queue(list):
+    """The same for a list."""
+
+
+class Average:
+    """Weights in an attribute, as classes that average them have."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.decay, self.shadow = 0.9, state
+
+
 BESIDE = {
     "namespace": argparse.Namespace(lr=0.1, data=pathlib.Path("/data"), start=datetime.datetime(2026, 1, 2)),
     "simple namespace": types.SimpleNamespace(a=1),
@@ -89,6 +101,8 @@ BESIDE = {
     "partial": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
     "class": Settings(),
     "dictionary class": Registry(a=1),
+    "list class": Queue([1, 2]),
+    "several classes": [Queue([1]), Registry(a=Queue([2])), Settings(), collections.UserDict(a=1)],
     "set": {1, frozenset({2})},
     "scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), 3),
     "model": nn.Sequential(nn.Linear(2, 2), nn.GELU()),
@@ -99,12 +113,12 @@ BESIDE = {
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])
 @pytest.mark.parametrize("kind", BESIDE)
 def test_what_lies_beside_the_weights_does_not_matter(kind, zipped, weights, tmp_path, monkeypatch):
-    for cls in (Settings, Registry):  # as in a script
+    for cls in (Settings, Registry, Queue, Average):  # as in a script
         monkeypatch.setattr(cls, "__module__", "__main__")
         monkeypatch.setattr(sys.modules["__main__"], cls.__name__, cls, raising=False)
     content = {"args": BESIDE[kind], "epoch": 9, "state_dict": weights, "last": BESIDE[kind]}
-    if kind == "dictionary class" or (kind == "model" and not zipped):  # more than stand-ins can do: the reason is said
-        with pytest.raises(UserError, match=r"(Can only SETITEM|Only persistent_load).*save only the weights: python"):
+    if kind == "model" and not zipped:  # more than stand-ins can do: the reason is said
+        with pytest.raises(UserError, match=r"Only persistent_load.*save only the weights: python"):
             load_model(CONFIG, saved(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped))
         return
     assert_loads(saved(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped), weights)
@@ -122,11 +136,37 @@ def test_a_whole_pickled_model(randomize, tmp_path, capsys):
             torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=1e-4)
 
 
+HOLDERS = {
+    "dictionary class": lambda state: {"model": Registry(state)},
+    "wrapped dictionary": lambda state: {"model": collections.UserDict(state)},
+    "average": lambda state: {"ema": Average(state)},
+    "list": lambda state: [{"epoch": 1}, state],
+    "numpy arrays": lambda state: {"model": {key: value.numpy() for key, value in state.items()}},
+    "numpy arrays of other orders": lambda state: {
+        key: np.asfortranarray(value.numpy().astype(">f8")) for key, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_weights_are_found_in_what_holds_them(holder, weights, tmp_path, monkeypatch):
+    for cls in (Registry, Average):
+        monkeypatch.setattr(cls, "__module__", "__main__")
+        monkeypatch.setattr(sys.modules["__main__"], cls.__name__, cls, raising=False)
+    assert_loads(saved(HOLDERS[holder](weights), tmp_path / "a.pth"), weights)
+
+
+def test_a_classifier_without_a_bias(weights, tmp_path, capsys):
+    unbiased = {key: value for key, value in weights.items() if key != "head.bias"}
+    assert_loads(saved(unbiased, tmp_path / "a.pth"), unbiased | {"head.bias": torch.zeros_like(weights["head.bias"])})
+    load_model(CONFIG, tmp_path / "a.pth")
+    assert "no bias of the classifier: zeros" in capsys.readouterr().out
+
+
 def test_the_line_that_saves_the_weights_works(weights, tmp_path):
     """Where torch cannot read a file with stand-ins, its error gives a command; run where the classes are, it helps."""
     (tmp_path / "script.py").write_text("class Registry(dict): pass\n")
     make = ("import sys, torch, script; torch.save({'state_dict': torch.load(sys.argv[1]), 'r': script.Registry(a=1)}, "
-            "'odd.pth')")
+            "'odd.pth', pickle_protocol=4)")
     subprocess.run([sys.executable, "-c", make, saved(weights, tmp_path / "w.pth")], cwd=tmp_path, check=True)
     message = error_of(tmp_path / "odd.pth")
     command = message.partition("python -c ")[2].strip('"').replace("FILE", "odd.pth")
@@ -158,7 +198,8 @@ def test_no_code_of_a_file_is_run(weights, tmp_path):
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     (b"<!DOCTYPE html><html>", "web page"),
     (b"\x89HDF\r\n\x1a\n" + bytes(40), "Keras"),
-    (b"\x1f\x8b" + bytes(40), "gzip"),
+    (b"\x1f\x8b" + bytes(40), "gzip"), (b"BZh9" + bytes(40), "bzip2"), (bytes(257) + b"ustar", "tar archive"),
+    (pickle.dumps({"a.b": 1}), "pickle that torch.save did not write"),
     (b'{"weight_map": {}}', "JSON"),
 ])
 def test_files_that_are_taken_for_checkpoints(content, words, tmp_path):
@@ -172,6 +213,9 @@ def test_other_files_of_torch_and_numpy(weights, tmp_path):
     assert ".npz" in error_of(tmp_path / "a.npz")
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "a.pt")
     assert "torch.jit.load" in error_of(tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("run/model.pth", "")
+    assert "zip archive that torch.save did not write: it holds run/model.pth" in error_of(tmp_path / "a.zip")
 
 
 def test_a_newer_pickle_protocol(weights, tmp_path):
@@ -334,8 +378,8 @@ def test_the_configuration_in_an_official_file_is_compared(weights, tmp_path):
 
 def test_a_pickle_that_is_cut_or_garbled(weights, tmp_path):
     buffer = io.BytesIO()
-    pickle.dump({"a": 1}, buffer)
+    torch.save({"a": 1}, buffer, _use_new_zipfile_serialization=False)
     (tmp_path / "a.pth").write_bytes(buffer.getvalue()[:-2])
-    assert "damaged" in error_of(tmp_path / "a.pth")
+    assert "truncated" in error_of(tmp_path / "a.pth")
     with pytest.raises(UserError, match="holds no state dict"):
         read_checkpoint(saved({"model": {"lr": 0.1}}, tmp_path / "b.pth"))

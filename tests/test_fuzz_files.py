@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import test_swinV2 as accuracy
 from config import get_config
-from data.batches import load_arrays
+from data.batches import data_facts, load_arrays
 from graphs.facts import FORMS, PREFIX, Facts, of_onnx
 from graphs.files import load_onnx
 from Results.tables import read_rows
@@ -87,6 +87,7 @@ LABELS = b"a.png 1\nb/c.png 3\n"
 @example([(0.5, 1, b"")])  # OSError of zipfile
 def test_npz(changes):
     found = reads(broken(NPZ, changes), ".npz", lambda path: load_arrays(path, ("input", "logits"), "data", "write it"))
+    reads(broken(NPZ, changes), ".npz", data_facts)
     assert found is None or all(isinstance(array, np.ndarray) for array in found.values())
 
 

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from to_fp16 import converted, to_fp16
+from to_fp16 import convert_and_check, converted, to_fp16
 from torch import nn
 
 from config import get_config
@@ -72,6 +72,8 @@ def traced(model: nn.Module, folder: Path, outputs: tuple[str, ...] = ("logits",
 TAILS = {
     "softmax": (lambda y: y.softmax(-1), ("p",)), "sigmoid": (lambda y: y.sigmoid(), ("p",)),
     "label": (lambda y: (y.argmax(-1), y), ("label", "logits")), "top5": (lambda y: y.topk(5), ("scores", "labels")),
+    "scores in 256 steps": (lambda y: (y.softmax(-1) * 255).round().to(torch.uint8), ("p",)),
+    "scores in FP16": (lambda y: y.softmax(-1).half(), ("p",)),
     "label alone": (lambda y: y.argmax(-1), ("label",)),
 }
 
@@ -85,7 +87,7 @@ def test_the_same_islands_and_products_whatever_follows_the_classifier(tail, swi
     ops = [node.op for node in head(tidy(plain))]
     assert [node.op for node in head(tidy(model))][:len(ops)] == ops == ["ReduceMean", "MatMul", "Add"]
     patched, _ = patch(model, add_all.STEPS)
-    fp16 = to_fp16(patched, ["head"])
+    fp16 = convert_and_check(patched, ["head"], checked=True)
     bound = [node.op_type for node in fp16.graph.node if node.name.endswith("/fp32")]
     assert bound[:3] == ops
     assert not {"ArgMax", "TopK"} & set(bound)  # TensorRT binds only layers of floating numbers
@@ -124,6 +126,8 @@ FORMS = {
     "BGR": (lambda x: (x.flip(1) / 255 - MEAN) / STD,
             lambda pixels: pixels[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32)),
     "NHWC": (lambda x: (x.permute(0, 3, 1, 2) / 255 - MEAN) / STD, lambda pixels: pixels.astype(np.float32)),
+    "uint8, NHWC, BGR": (lambda x: (x.permute(0, 3, 1, 2).flip(1).float() / 255 - MEAN) / STD,
+                         lambda pixels: pixels[..., ::-1]),
     "uint8": (lambda x: (x.float() / 255 - MEAN) / STD, lambda pixels: pixels.transpose(0, 3, 1, 2)),
 }
 

@@ -269,7 +269,8 @@ def peak(tidied: onnx.ModelProto, names: list[str], wanted: Picture, count: int 
     del probed.graph.output[:]
     for name in names:
         probed.graph.node.extend([
-            helper.make_node("Abs", [name], [f"{name}/magnitude"]),
+            helper.make_node("Cast", [name], [f"{name}/float"], to=TensorProto.FLOAT),  # an output may be FP16 already
+            helper.make_node("Abs", [f"{name}/float"], [f"{name}/magnitude"]),
             helper.make_node("ReduceMax", [f"{name}/magnitude"], [f"{name}/largest"], keepdims=0)])
         probed.graph.output.append(helper.make_tensor_value_info(f"{name}/largest", TensorProto.FLOAT, []))
     runner = session(probed)

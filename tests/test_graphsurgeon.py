@@ -1,6 +1,7 @@
 """Graph surgery without a GPU: what plugin nodes mean, what is found in which exporter's graphs, what stays."""
 from __future__ import annotations
 
+import argparse
 import importlib
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 
 from config import get_config
 from data.photo_crops import held_out_batch
-from graphs import surgeon
+from graphs import outputs, surgeon
 from graphs.operators import shift_mask
 from graphs.patterns import linear_bias
 from graphs.reference import expand
@@ -1266,7 +1267,7 @@ def test_whatever_onnxruntime_refuses_is_one_line(exported, monkeypatch):
     def refusing(*_: object, **__: object) -> None:
         raise onnxruntime_pybind11_state.InvalidProtobuf("of its reasons the first\nand more")
 
-    monkeypatch.setattr(surgeon, "session", refusing)
+    monkeypatch.setattr(outputs, "session", refusing)
     with pytest.raises(UserError, match=r"onnxruntime refuses it: of its reasons the first$"):
         surgeon.check(exported("v1-17").onnx, exported("v1-17").onnx)
 
@@ -1321,5 +1322,8 @@ def test_an_opset_that_cannot_be_lowered_is_said(exported, tmp_path, capsys):
 
     patched, _ = patch(with_node(exported("timm-v1-dynamo").onnx, mish), [STEPS["attention"]])
     patched, _ = patch(patched, [STEPS["with_params"]])
-    surgeon.save(patched, tmp_path / "mish.onnx")
+    parser = argparse.ArgumentParser()
+    surgeon.add_file_arguments(parser, "", "")
+    onnx.save(exported("timm-v1-dynamo").onnx, tmp_path / "swin.onnx")
+    surgeon.save(patched, tmp_path / "mish.onnx", parser.parse_args(["--onnx", str(tmp_path / "swin.onnx")]))
     assert "TensorRT 8.6 does not read it" in capsys.readouterr().out

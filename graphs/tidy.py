@@ -8,6 +8,7 @@ batch is a multiple of it. After `tidy`:
 - nothing that depends only on weights is computed any more (V2's continuous position bias, exp(logit_scale));
 - each Reshape has a constant target with at most one -1, and stands where Squeeze, Unsqueeze and Flatten stood;
 - operators that do nothing are gone: Pad by zero, Slice of everything, Reshape to the same shape, Expand before Div;
+- three linear layers that make one attention's q, k and v (Hugging Face) are one linear layer and a Split;
 - Gemm is MatMul + Add, and what works token by token sees [B, H*W, C] rather than [B, H, W, C] or [B*H*W, C];
 - every tensor has its shape and type, and the batch is called `batch` where it is not fixed.
 
@@ -32,6 +33,7 @@ from utils import UserError, first_line
 BATCH = "batch"
 PROBED_BATCHES = (2, 3)
 OLDEST_OPSET, LAST_OPSET_OF_TENSORRT_8 = 12, 17
+FIRST_OPSET_OF_SPLIT_BY_INPUT = 13
 SHAPE_OPERATORS = ("Shape", "Size")  # what they give depends on the image's size, not on its pixels
 INTEGER_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
@@ -247,7 +249,9 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
     graph.cleanup().toposort()
     _flatten_tokens(graph)
     drop_idle(graph)
-    return _lower_opset(graph)
+    graph = _lower_opset(graph)
+    _join_q_k_v(graph)
+    return graph
 
 
 # --- passes --------------------------------------------------------------------------------------------------
@@ -373,6 +377,139 @@ def reduces_last_axis(node: gs.Node) -> bool:
     shape = node.inputs[0].shape
     last = (-1,) if shape is None else (-1, len(shape) - 1)
     return node.attrs.get("keepdims", 1) == 1 and axes is not None and len(axes) == 1 and int(axes[0]) in last
+
+
+# --- separate q, k and v -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Linear:
+    """x [..., C] times weight [C, C], plus bias [C] where there is one."""
+
+    matmul: gs.Node
+    bias: np.ndarray | None
+    y: gs.Variable
+
+    @property
+    def weight(self) -> np.ndarray:
+        return values(self.matmul.inputs[1])
+
+
+def _join_q_k_v(graph: gs.Graph) -> None:
+    """Make the three linear layers of an attention's q, k and v one, with weight [C, 3C], and a Split behind it.
+
+    Only where they read one tensor, have weights [C, C], and their outputs are cut into heads in one way. A layer
+    without bias (V2's key) gets zeros if another has one.
+    """
+    for softmax in [node for node in graph.nodes if node.op == "Softmax"]:
+        layers = _q_k_v(graph, softmax)
+        if layers is None:
+            continue
+        matmul, channels = layers[0].matmul, layers[0].weight.shape[0]
+        x, weight = matmul.inputs[0], np.concatenate([layer.weight for layer in layers], axis=1)
+        shape = [*layers[0].y.shape[:-1], 3 * channels]
+        for layer in layers:
+            layer.y.inputs.clear()
+        qkv = add_node(graph, "MatMul", [x, weight], f"{matmul.name}/qkv", shape)
+        if any(layer.bias is not None for layer in layers):
+            zeros = np.zeros(channels, weight.dtype)
+            bias = np.concatenate([zeros if layer.bias is None else layer.bias for layer in layers])
+            qkv = add_node(graph, "Add", [qkv, bias], f"{matmul.name}/qkv_with_bias", shape)
+        _split_in_three(graph, qkv, [layer.y for layer in layers])
+        _read_leading_dims_from(graph, x, qkv)
+        graph.cleanup().toposort()
+
+
+def _q_k_v(graph: gs.Graph, softmax: gs.Node) -> list[_Linear] | None:
+    """The linear layers of q, k and v of the attention around a Softmax, if they are three that can be joined."""
+    weights = softmax.outputs[0]
+    weighted = next((node for node in weights.outputs if node.op == "MatMul" and node.inputs[0] is weights), None)
+    products = _nearest_products(softmax.inputs[0])
+    if weighted is None or len(products) != 1 or any(values(tensor) is not None for tensor in products[0].inputs):
+        return None
+    layers = []
+    for tensor in (*products[0].inputs, weighted.inputs[1]):
+        matmuls = _nearest_products(tensor)
+        layer = _linear(graph, matmuls[0]) if len(matmuls) == 1 else None
+        if layer is None or any(layer.matmul is other.matmul for other in layers):
+            return None
+        layers.append(layer)
+    q, k, v = layers
+    if any(layer.matmul.inputs[0] is not q.matmul.inputs[0] or layer.weight.shape != q.weight.shape
+           or layer.weight.dtype != q.weight.dtype for layer in (k, v)):
+        return None
+    cuts = [_cut_into_heads(layer.y) for layer in layers]
+    if None in cuts or any(shape != cuts[0][0] for shape, _ in cuts):
+        return None
+    (_, of_q), (_, of_k), (_, of_v) = cuts
+    return layers if of_v == of_q and of_k in (of_q, [*of_q[:-2], of_q[-1], of_q[-2]]) else None
+
+
+def _nearest_products(tensor: gs.Tensor) -> list[gs.Node]:
+    """The MatMuls that a tensor's numbers come from without another MatMul between."""
+    found: dict[int, gs.Node] = {}
+    seen: set[int] = set()
+    waiting = [tensor]
+    while waiting:
+        node = producer(waiting.pop())
+        if node is None or id(node) in seen or node.op in SHAPE_OPERATORS:
+            continue
+        seen.add(id(node))
+        if node.op == "MatMul":
+            found[id(node)] = node
+        else:
+            waiting.extend(node.inputs)
+    return list(found.values())
+
+
+def _linear(graph: gs.Graph, matmul: gs.Node) -> _Linear | None:
+    """A product with a constant [C, C] and the bias added to it; None where it is another, or its output leaves."""
+    weight, product = values(matmul.inputs[1]), matmul.outputs[0]
+    if weight is None or weight.ndim != 2 or weight.shape[0] != weight.shape[1] or (
+            product.shape is None or None in product.shape):
+        return None
+    add = product.outputs[0] if len(product.outputs) == 1 else None
+    constants = [values(tensor) for tensor in add.inputs if values(tensor) is not None] if (
+        add is not None and add.op == "Add") else []
+    with_bias = len(constants) == 1 and constants[0].shape == weight.shape[1:]
+    layer = _Linear(matmul, constants[0], add.outputs[0]) if with_bias else _Linear(matmul, None, product)
+    return None if is_output(graph, product) or is_output(graph, layer.y) else layer
+
+
+def _cut_into_heads(tensor: gs.Variable) -> tuple[list, list[int]] | None:
+    """The shape that a Reshape gives to a tensor, and the order that a Transpose gives to the axes then."""
+    reshape = tensor.outputs[0] if len(tensor.outputs) == 1 else None
+    if reshape is None or reshape.op != "Reshape" or reshape.outputs[0].shape is None:
+        return None
+    heads = reshape.outputs[0]
+    transpose = heads.outputs[0] if len(heads.outputs) == 1 else None
+    if transpose is None or transpose.op != "Transpose" or "perm" not in transpose.attrs or None in heads.shape:
+        return None
+    return list(heads.shape), list(transpose.attrs["perm"])
+
+
+def _split_in_three(graph: gs.Graph, tensor: gs.Variable, parts: list[gs.Variable]) -> None:
+    """Let `parts` be the thirds of a tensor's last axis."""
+    sizes = [tensor.shape[-1] // 3] * 3
+    node = gs.Node("Split", f"{tensor.name}/Split", {"axis": len(tensor.shape) - 1}, [tensor], parts)
+    if graph.opset < FIRST_OPSET_OF_SPLIT_BY_INPUT:
+        node.attrs["split"] = sizes
+    else:
+        node.inputs.append(gs.Constant(f"{tensor.name}/sizes", np.array(sizes, np.int64)))
+    graph.nodes.append(node)
+
+
+def _read_leading_dims_from(graph: gs.Graph, x: gs.Tensor, y: gs.Variable) -> None:
+    """Let what reads the number of windows off x [..., C] read it off y [..., 3C].
+
+    With an open batch the mask is expanded by it; then all that is between y and proj depends on y only.
+    """
+    for node in [node for node in x.outputs if node.op == "Shape" and not node.attrs]:
+        picked = [values(reader.inputs[1]) if reader.op == "Gather" and reader.inputs[0] is node.outputs[0] else None
+                  for reader in node.outputs[0].outputs]
+        if picked and not is_output(graph, node.outputs[0]) and all(
+                index is not None and np.all((index >= 0) & (index < len(y.shape) - 1)) for index in picked):
+            node.inputs[0] = y
 
 
 def drop_idle(graph: gs.Graph) -> None:

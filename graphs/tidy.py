@@ -427,7 +427,7 @@ def _q_k_v(graph: gs.Graph, softmax: gs.Node) -> list[_Linear] | None:
     products = _nearest_products(softmax.inputs[0])
     if weighted is None or len(products) != 1 or any(values(tensor) is not None for tensor in products[0].inputs):
         return None
-    layers = []
+    layers: list[_Linear] = []
     for tensor in (*products[0].inputs, weighted.inputs[1]):
         matmuls = _nearest_products(tensor)
         layer = _linear(graph, matmuls[0]) if len(matmuls) == 1 else None

@@ -53,7 +53,7 @@ ARGUMENTS: dict[str, type[ctypes.Structure]] = {  # of each C function
         "SwinAttention", "pointer qkv bias logit_scale y", "int type", _ATTENTION, "float scale mask_value"),
     "swin_linear": _structure(
         "SwinLinear", "pointer x weight bias residual y", "long rows", "int type in_features out_features gelu",
-        *_WORKSPACE, "int tile"),
+        *_WORKSPACE, "int tile plain_fp32"),
     "swin_mlp": _structure(
         "SwinMlp", "pointer x gamma beta weight1 bias1 weight2 bias2",
         "pointer attention proj_weight proj_bias proj_gamma proj_beta y",
@@ -172,7 +172,7 @@ def attention(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int
          window_size=window_size, shift_size=shift_size, scale=scale, mask_value=mask_value)
 
 
-def linear(x, weight, bias, residual, y, gelu: bool, tile: int = 0) -> None:
+def linear(x, weight, bias, residual, y, gelu: bool, tile: int = 0, plain_fp32: bool = False) -> None:
     """y = act(x weight^T + bias) [+ residual] over the last axis; act is the exact GELU where `gelu`.
 
     The workspace comes from PyTorch's allocator, so calls on other streams have others.
@@ -181,7 +181,7 @@ def linear(x, weight, bias, residual, y, gelu: bool, tile: int = 0) -> None:
     out_features, in_features = weight.shape
     call("swin_linear", x=x, weight=weight, bias=bias, residual=residual, y=y, rows=x.numel() // in_features,
          type=TYPES[x.dtype], in_features=in_features, out_features=out_features, gelu=int(gelu), tile=tile,
-         workspace=workspace, workspace_bytes=LINEAR_WORKSPACE_BYTES)
+         plain_fp32=int(plain_fp32), workspace=workspace, workspace_bytes=LINEAR_WORKSPACE_BYTES)
 
 
 def mlp(x, gamma, beta, weight1, bias1, weight2, bias2, y, norm_first: bool, epsilon: float, attention=None,

@@ -11,6 +11,7 @@
 
 #include "common/gpu.h"
 #include "common/vector_io.cuh"
+#include "linear_fp32_sm90_kernel.h"
 #include "linear_sm90_kernel.h"
 
 namespace swin {
@@ -228,6 +229,18 @@ int run_half(const Linear& a) {
     return linear_sm90(a, gpu.multiprocessors, a.stream);
 }
 
+// FP32 on Hopper has a product on tensor cores that is as exact.
+int run_float(const Linear& a) {
+    const bool fits = linear_fp32_sm90 != nullptr && a.plain_fp32 == 0 && a.rows <= INT_MAX - 256
+        && a.in_features % 4 == 0 && a.out_features % 4 == 0 && aligned(a);
+    const Gpu gpu = current_gpu();
+    if (fits && gpu.is_sm90()) {
+        const int status = linear_fp32_sm90(a, gpu.multiprocessors, a.stream);
+        if (status != cudaErrorNotSupported) return status;
+    }
+    return a.tile == 0 ? run<float>(a) : cudaErrorInvalidValue;
+}
+
 }  // namespace
 }  // namespace swin
 
@@ -236,13 +249,13 @@ int swin_linear(const SwinLinear* arguments, cudaStream_t stream) {
     if (a.rows == 0) return cudaSuccess;
     if (a.x == nullptr || a.weight == nullptr || a.bias == nullptr || a.y == nullptr || a.rows < 0 || a.in_features < 1
         || a.out_features < 1 || a.gelu < 0 || a.gelu > 1 || (a.gelu == 1 && a.residual != nullptr)
-        || (a.tile != 0 && a.type != SWIN_FP16)) {
+        || (a.tile != 0 && a.type == SWIN_BF16) || a.plain_fp32 < 0 || a.plain_fp32 > 1) {
         return cudaErrorInvalidValue;
     }
     if (a.workspace == nullptr) a.workspace_bytes = 0;
     try {
         switch (a.type) {
-        case SWIN_FP32: return swin::run<float>(a);
+        case SWIN_FP32: return swin::run_float(a);
         case SWIN_FP16: return swin::run_half(a);
         case SWIN_BF16: return swin::run<__nv_bfloat16>(a);
         default: return cudaErrorInvalidValue;

@@ -16,8 +16,10 @@ extern "C" {
 // [out_features], residual (or null) and y [rows, out_features], all of `type`. workspace: workspace_bytes of device
 // memory, 256-byte aligned, that no other stream uses meanwhile; null with 0 bytes will do.
 //   gelu  1: act(v) is the exact GELU v * Phi(v), and residual is null; 0: act(v) = v
-//   tile  0; or n: the n-th of the tiles that FP16 has on compute capability 9.0, for fit_tiles.py. Refused where there
-//         is none
+//   tile  0; or n: the n-th of the tiles that FP16 and FP32 have on compute capability 9.0, for fit_tiles.py. Refused
+//         where there is none
+//   plain_fp32  1: FP32 products on CUDA cores only; 0: where that is faster, on tensor cores as products of TF32 parts
+//         that are as exact (linear_fp32_sm90_kernel.cu)
 // weight and bias are constants: the kernel just before does not write them.
 // The first call for a shape may ask cuBLASLt for an algorithm and keep the answer: make it outside of a graph capture.
 // Returns a cudaError_t: see swin_types.h.
@@ -28,7 +30,7 @@ struct SwinLinear {
     int type, in_features, out_features, gelu;
     void* workspace;
     size_t workspace_bytes;
-    int tile;
+    int tile, plain_fp32;
 };
 int swin_linear(const struct SwinLinear* arguments, cudaStream_t stream);
 

@@ -38,8 +38,9 @@ bool make_map(CUtensorMap& map, const void* tensor, const cuuint64_t (&sizes)[kR
     const cuuint64_t (&strides)[kRank - 1], const cuuint32_t (&box)[kRank]) {
     const EncodeTensorMap encode = encode_tensor_map();
     if (encode == nullptr) return false;
-    constexpr auto kType
-        = std::is_same_v<Element, int8_t> ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    constexpr auto kType = std::is_same_v<Element, int8_t> ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+        : std::is_same_v<Element, float>                   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                                                           : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
     constexpr cuuint32_t kOnes[5] = {1, 1, 1, 1, 1};
     cuuint64_t bytes[kRank - 1];
     for (int i = 0; i < kRank - 1; ++i) bytes[i] = strides[i] * sizes[0] * sizeof(Element);

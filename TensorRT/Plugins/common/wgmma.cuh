@@ -30,6 +30,7 @@ template <int kRowBytes = kTileBytes> __device__ __forceinline__ int swizzled_of
 // sums[4j + 2], [4j + 3]: columns 8j + 2 (lane % 4) and the next.
 template <class Sum, int N> struct WgmmaSS;
 template <int N> struct WgmmaRS;
+template <int N> struct WgmmaTF32;
 
 #define SWIN_R8(c, i) \
     c(sums[i]), c(sums[i + 1]), c(sums[i + 2]), c(sums[i + 3]), c(sums[i + 4]), c(sums[i + 5]), c(sums[i + 6]), \
@@ -76,6 +77,19 @@ template <int N> struct WgmmaRS;
                 : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(weight), "r"(add)); \
         } \
     };
+// The same of TF32, 8 along K: FP32 whose 13 lowest bits are 0. x: row lane / 4 and the one 8 below, alternating, column
+// lane % 4 in the first two, 4 more in the others: what ldmatrix_x4 brings of 16 rows and 8 columns of FP32.
+#define SWIN_WGMMA_TF32(N, SHAPE, LIST, X0, X1, X2, X3, W, A, ...) \
+    template <> struct WgmmaTF32<N> { \
+        static __device__ __forceinline__ void mma( \
+            float (&sums)[N / 2], const uint32_t (&x)[4], uint64_t weight, int add) { \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #A ", 0;\n" \
+                         "wgmma.mma_async.sync.aligned." SHAPE ".f32.tf32.tf32 {" LIST "}, {%" #X0 ", %" #X1 ", %" #X2 \
+                         ", %" #X3 "}, %" #W ", p, 1, 1;\n}" \
+                : __VA_ARGS__(SWIN_FLOAT) \
+                : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(weight), "r"(add)); \
+        } \
+    };
 #define SWIN_FLOAT(x) "+f"(x)
 #define SWIN_INT(x) "+r"(x)
 #define SWIN_SUMS_32(c) SWIN_R32(c, 0)
@@ -89,6 +103,9 @@ SWIN_WGMMA(192, "m64n192k16", "m64n192k32", SWIN_N96, 96, 97, 98, SWIN_SUMS_96)
 SWIN_WGMMA_REGISTERS(96, "m64n96k16", SWIN_N48, 48, 49, 50, 51, 52, 53, SWIN_SUMS_48)
 SWIN_WGMMA_REGISTERS(128, "m64n128k16", SWIN_N64, 64, 65, 66, 67, 68, 69, SWIN_SUMS_64)
 SWIN_WGMMA_REGISTERS(192, "m64n192k16", SWIN_N96, 96, 97, 98, 99, 100, 101, SWIN_SUMS_96)
+SWIN_WGMMA_TF32(64, "m64n64k8", SWIN_N32, 32, 33, 34, 35, 36, 37, SWIN_SUMS_32)
+SWIN_WGMMA_TF32(96, "m64n96k8", SWIN_N48, 48, 49, 50, 51, 52, 53, SWIN_SUMS_48)
+SWIN_WGMMA_TF32(128, "m64n128k8", SWIN_N64, 64, 65, 66, 67, 68, 69, SWIN_SUMS_64)
 #undef SWIN_R8
 #undef SWIN_R32
 #undef SWIN_N32
@@ -97,6 +114,7 @@ SWIN_WGMMA_REGISTERS(192, "m64n192k16", SWIN_N96, 96, 97, 98, 99, 100, 101, SWIN
 #undef SWIN_N96
 #undef SWIN_WGMMA
 #undef SWIN_WGMMA_REGISTERS
+#undef SWIN_WGMMA_TF32
 #undef SWIN_FLOAT
 #undef SWIN_INT
 #undef SWIN_SUMS_32

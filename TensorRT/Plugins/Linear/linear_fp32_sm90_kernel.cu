@@ -1,0 +1,438 @@
+// FP32 linear layers on Hopper's tensor cores, compiled for sm_90a only: as exact as FP32 on CUDA cores.
+//
+// Tensor cores multiply TF32, which has 11 significant bits. An FP32 number a is high + low, both TF32, but for 2^-23 of
+// it: high is a rounded to TF32, low the rest, and a b = low high' + high low' + high high' but for 2^-22 ("3xTF32":
+// Ootomo and Yokota, 2022, and CUTLASS's examples).
+// Two kernels: one writes the weights' high and low parts to the workspace, in the order that the other wants; the
+// other, as product_sm90.cuh's, has tiles of x and weights copied into a ring of stages and splits x in registers.
+//
+// Tensor cores truncate when they add, which pulls sums towards 0, more with each addition. So they add up 32 numbers
+// along K only, the small products first, and these sums are added on CUDA cores, which round to nearest.
+//
+// high - high is no number where a is infinite, and high may be infinite where a is just below the largest FP32. So a
+// row of 48 or so sums with one among them that is not finite is computed again as FP32 computes it, slowly.
+#include <algorithm>
+#include <climits>
+#include <cmath>
+#include <iterator>
+
+#include "Linear/linear_fp32_sm90_kernel.h"
+#include "common/product_sm90.cuh"
+
+namespace swin {
+namespace {
+
+constexpr int kStepK = kTileBytes / static_cast<int>(sizeof(float));  // of K in a stage
+constexpr int kDepth = 8;  // of K in a product of tensor cores
+constexpr int kProducts = kStepK / kDepth;  // of a stage, three times
+constexpr int kGroup = 16;  // features that four lanes share, four neighbouring ones each
+static_assert(kProducts * kDepth == kStepK);
+
+// --- high and low parts ----------------------------------------------------------------------------------------------
+
+// To TF32, ties away from 0. What is not finite: infinite, or something whose difference to x is no number.
+__device__ __forceinline__ uint32_t rounded_to_tf32(float x) { return (__float_as_uint(x) + 0x1000U) & ~0x1FFFU; }
+
+__device__ __forceinline__ void split(float x, uint32_t& high, uint32_t& low) {
+    high = rounded_to_tf32(x);
+    low = rounded_to_tf32(x - __uint_as_float(high));
+}
+
+// x Phi(x) as gelu of gelu.cuh, with a polynomial that has three more coefficients and 1/2 at 0: before the result is
+// rounded at most 4.3e-8 off, and near 0 by 1.1e-7 of it (numpy emulation of the FP32 steps, 1.3 million points of
+// [-13, 13]; ex2.approx may add as much).
+__device__ __forceinline__ float fine_gelu(float x) {
+    const float a = fminf(fabsf(x), 13.0F);  // where the tail is less than 2^-126
+    float exponent = -1.90204923e-6F;
+    exponent = fmaf(exponent, a, 2.80567219e-5F);
+    exponent = fmaf(exponent, a, -1.31472058e-4F);
+    exponent = fmaf(exponent, a, -2.72078905e-4F);
+    exponent = fmaf(exponent, a, 7.24542607e-3F);
+    exponent = fmaf(exponent, a, -5.26276156e-2F);
+    exponent = fmaf(exponent, a, -4.59162146e-1F);
+    exponent = fmaf(exponent, a, -1.15111101F);
+    exponent = fmaf(exponent, a, -1.0F);
+    return fmaf(-a, ex2_approx(exponent), fmaxf(x, 0.0F));
+}
+
+// --- the weights in two parts ----------------------------------------------------------------------------------------
+
+// How many rows and columns they have there, zeros where the weights have none.
+struct Padded {
+    int features, k;
+    size_t bytes() const { return 2 * sizeof(float) * static_cast<size_t>(features) * k; }
+};
+__host__ __device__ constexpr int round_up(int x, int unit) { return (x + unit - 1) / unit * unit; }
+
+// parts[0 .. features) are the high parts, the next `features` rows the low ones. A thread four neighbouring elements.
+// Feature 16g + 4q + 2s + b lies in row 16g + 8s + 2q + b: so lane q has the sums of four neighbours (wgmma.cuh).
+__global__ void __launch_bounds__(256)
+    split_weights_kernel(uint4* parts, const float* weight, int out_features, int in_features, Padded padded) {
+    const int fours = padded.k / 4, i = static_cast<int>(blockIdx.x) * 256 + static_cast<int>(threadIdx.x);
+    const int row = i / fours, k = i % fours * 4, in_group = row % kGroup;
+    if (row >= padded.features) return;
+    const int feature = row - in_group + in_group / 2 % 4 * 4 + in_group / 8 * 2 + in_group % 2;
+    uint4 raw{};
+    if (feature < out_features && k < in_features) {
+        raw = ld_global_nc(weight + static_cast<long long>(feature) * in_features + k);
+    }
+    uint4 high, low;
+    split(__uint_as_float(raw.x), high.x, low.x);
+    split(__uint_as_float(raw.y), high.y, low.y);
+    split(__uint_as_float(raw.z), high.z, low.z);
+    split(__uint_as_float(raw.w), high.w, low.w);
+    griddepcontrol_wait();
+    parts[i] = high;
+    parts[i + static_cast<long long>(padded.features) * fours] = low;
+}
+
+// --- the product -----------------------------------------------------------------------------------------------------
+
+// Where the weights are split: by split_weights_kernel, or in shared memory by the warps that multiply.
+enum class Split { kBefore, kInside };
+
+// 64 rows a warpgroup, kBlocks blocks to a multiprocessor. A stage: x, the high parts of the weights (kInside: first the
+// weights themselves), the low parts.
+template <int kWarpgroups_, int kFeatures_, int kBlocks_, Split SPLIT> struct Fp32Tile {
+    static constexpr int kWarpgroups = kWarpgroups_, kFeatures = kFeatures_, kBlocks = kBlocks_;
+    static constexpr bool kSplitsInside = SPLIT == Split::kInside;
+    static constexpr int kRows = 64 * kWarpgroups, kConsumers = 128 * kWarpgroups;
+    static constexpr bool kSplitsRegisters = kWarpgroups > 1;
+    static constexpr int kThreads = kConsumers + (kSplitsRegisters ? 128 : 32);
+    static constexpr int kXBytes = kRows * kTileBytes, kPartBytes = kFeatures * kTileBytes;
+    static constexpr int kStageBytes = kXBytes + 2 * kPartBytes;
+    static constexpr int kCopiedBytes = kSplitsInside ? kXBytes + kPartBytes : kStageBytes;
+    static constexpr int kForBarriers = 256;  // at most
+    static constexpr int kStagesThatFit
+        = (kSharedOfMultiprocessor / kBlocks - kSharedOfSystem - kForBarriers) / kStageBytes;
+    static constexpr int kStages = kStagesThatFit < 8 ? kStagesThatFit : 8;
+    static constexpr int kBytes = kStages * kStageBytes + static_cast<int>(sizeof(Pipeline<kStages>));
+    static constexpr int kRegisters = consumer_registers<kWarpgroups, kSplitsRegisters>(kThreads, kBlocks);
+    static_assert(kFeatures % kGroup == 0 && kFeatures <= 256 && kRows <= 256);
+    static_assert(kXBytes % kTileAlignment == 0 && kPartBytes % kTileAlignment == 0);
+    static_assert(kPartBytes % (16 * kConsumers) == 0, "each thread splits as many weights");
+    static_assert(sizeof(Pipeline<kStages>) <= kForBarriers);
+    static_assert(kStages >= 3, "one is multiplied, one split and one copied");
+    static_assert((kBytes + kSharedOfSystem) * kBlocks <= kSharedOfMultiprocessor);
+    // Sums of tensor cores and of CUDA cores, high and low parts of x in two stages, addresses.
+    static_assert(2 * (kFeatures / 2) + 2 * 2 * 4 * kProducts + 24 <= kRegisters, "what a thread has, fits");
+};
+
+struct Fp32Maps {
+    CUtensorMap x, weight;  // kBefore: of its parts
+};
+
+struct Fp32Product {
+    const float *x, *weight, *bias, *residual;
+    float* y;
+    int rows, in_features, out_features, padded_features, steps;
+};
+
+template <class Tile>
+__device__ __forceinline__ void copy_all(
+    uint8_t* shared, Pipeline<Tile::kStages>& pipeline, const Fp32Maps& maps, const Fp32Product& p, Course course) {
+    griddepcontrol_wait();
+    if (!elect_one()) return;
+    PipelineState<Tile::kStages> at;
+    for (; !course.ended(); course.advance(), at.advance()) {
+        uint8_t* const stage = shared + at.stage * Tile::kStageBytes;
+        const int k = course.step * kStepK, feature = course.tile % course.tiles_across * Tile::kFeatures;
+        pipeline.producer_acquire(at);
+        pipeline.producer_expect(at, Tile::kCopiedBytes);
+        tma_load(stage, maps.x, pipeline.barrier(at), k, course.tile / course.tiles_across * Tile::kRows);
+        if constexpr (Tile::kSplitsInside) {
+            tma_load(stage + Tile::kXBytes, maps.weight, pipeline.barrier(at), k, 0, 0, 0, feature / kGroup);
+        } else {
+            tma_load(stage + Tile::kXBytes, maps.weight, pipeline.barrier(at), k, feature);
+            tma_load(stage + Tile::kXBytes + Tile::kPartBytes, maps.weight, pipeline.barrier(at), k,
+                p.padded_features + feature);
+        }
+    }
+}
+
+// A thread's part of x in a stage, as operands of wgmma.
+struct Fragments {
+    uint32_t high[kProducts][4], low[kProducts][4];
+
+    __device__ __forceinline__ void fence() {
+#pragma unroll
+        for (int k = 0; k < kProducts; ++k) {
+            fence_operand(high[k]);
+            fence_operand(low[k]);
+        }
+    }
+};
+
+// Waits for a stage and splits what is in it: this thread's part of x into registers, and of the weights in place.
+template <class Tile>
+__device__ __forceinline__ void split_stage(
+    Fragments& x, uint8_t* shared, Pipeline<Tile::kStages>& pipeline, const PipelineState<Tile::kStages>& at) {
+    uint8_t* const stage = shared + at.stage * Tile::kStageBytes;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    // Of this lane's row; 32 bytes on along K is, swizzled, a flip of bits.
+    const int x_offset = at.stage * Tile::kStageBytes + static_cast<int>(threadIdx.x) / 32 * 16 * kTileBytes
+        + swizzled_offset(lane % 16, lane / 16);
+    pipeline.consumer_wait(at);
+    if constexpr (Tile::kSplitsInside) {
+        uint4* const weight = reinterpret_cast<uint4*>(stage + Tile::kXBytes) + threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < Tile::kPartBytes / 16; i += Tile::kConsumers) {
+            const uint4 raw = weight[i];
+            uint4 high, low;
+            split(__uint_as_float(raw.x), high.x, low.x);
+            split(__uint_as_float(raw.y), high.y, low.y);
+            split(__uint_as_float(raw.z), high.z, low.z);
+            split(__uint_as_float(raw.w), high.w, low.w);
+            weight[i] = high;
+            weight[i + Tile::kPartBytes / 16] = low;
+        }
+        fence_proxy_async();
+    }
+#pragma unroll
+    for (int k = 0; k < kProducts; ++k) {
+        uint32_t raw[4];
+        ldmatrix_x4(raw, shared + (x_offset ^ 32 * k));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) split(__uint_as_float(raw[i]), x.high[k][i], x.low[k][i]);
+    }
+    if constexpr (Tile::kSplitsInside) consumers_sync<Tile::kConsumers>();
+}
+
+// Products of a stage, which is then released; meanwhile the next stage is split where there is one.
+template <class Tile>
+__device__ __forceinline__ void multiply_stage(float (&sums)[Tile::kFeatures / 2], Fragments& x, Fragments& next,
+    bool has_next, uint8_t* shared, Pipeline<Tile::kStages>& pipeline, PipelineState<Tile::kStages>& at) {
+    using Wgmma = WgmmaTF32<Tile::kFeatures>;
+    const int stage = at.stage;
+    const uint8_t* const weights = shared + stage * Tile::kStageBytes + Tile::kXBytes;
+    const uint64_t high = make_smem_desc(weights), low = make_smem_desc(weights + Tile::kPartBytes);
+    float of_stage[Tile::kFeatures / 2];
+    x.fence();
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kProducts; ++k) Wgmma::mma(of_stage, x.low[k], high + 2 * k, k > 0);
+#pragma unroll
+    for (int k = 0; k < kProducts; ++k) Wgmma::mma(of_stage, x.high[k], low + 2 * k, 1);
+#pragma unroll
+    for (int k = 0; k < kProducts; ++k) Wgmma::mma(of_stage, x.high[k], high + 2 * k, 1);
+    wgmma_commit();
+    at.advance();
+    if (has_next) split_stage<Tile>(next, shared, pipeline, at);
+    wgmma_wait<0>();
+    fence_operand(of_stage);
+    x.fence();
+    pipeline.consumer_release(stage);
+#pragma unroll
+    for (int i = 0; i < Tile::kFeatures / 2; ++i) sums[i] += of_stage[i];
+}
+
+// The sums of a tile, for this warpgroup's 64 rows. x: of the tile's first stage; afterwards, where there is one, of the
+// next tile's.
+template <class Tile>
+__device__ __forceinline__ void multiply(float (&sums)[Tile::kFeatures / 2], Fragments& x, uint8_t* shared,
+    Pipeline<Tile::kStages>& pipeline, PipelineState<Tile::kStages>& at, int steps, bool has_next_tile) {
+    Fragments next;
+#pragma unroll
+    for (float& sum : sums) sum = 0.0F;
+    for (int step = 0; step < steps; step += 2) {
+        multiply_stage<Tile>(sums, x, next, step + 1 < steps || has_next_tile, shared, pipeline, at);
+        if (step + 1 < steps) {
+            multiply_stage<Tile>(sums, next, x, step + 2 < steps || has_next_tile, shared, pipeline, at);
+        } else {
+            x = next;
+        }
+    }
+}
+
+__device__ __forceinline__ float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+
+// y of this thread's features of a row; r: of the first or the second of its rows. False where a sum is not finite.
+template <class Tile, After AFTER>
+__device__ __forceinline__ bool store_row(
+    const Fp32Product& p, const float (&sums)[Tile::kFeatures / 2], int r, int row, int first_feature) {
+    constexpr int kGroups = Tile::kFeatures / kGroup;
+    if (row >= p.rows) return true;
+    const long long first = static_cast<long long>(row) * p.out_features;
+    float4 residual[AFTER == After::kResidual ? kGroups : 1];  // memory answers late: all at once
+    if constexpr (AFTER == After::kResidual) {
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+            residual[group] = load4(p.residual + first + min(first_feature + group * kGroup, p.out_features - 4));
+        }
+    }
+    float not_finite = 0.0F;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+        const int feature = first_feature + group * kGroup;
+        const float4 bias = __ldg(reinterpret_cast<const float4*>(p.bias + min(feature, p.out_features - 4)));
+        float value[4] = {bias.x, bias.y, bias.z, bias.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float sum = sums[8 * group + i / 2 * 4 + 2 * r + i % 2];
+            not_finite = fmaf(sum, 0.0F, not_finite);
+            value[i] += sum;
+            if constexpr (AFTER == After::kGelu) value[i] = fine_gelu(value[i]);
+        }
+        if constexpr (AFTER == After::kResidual) {
+            const float4& addend = residual[group];
+            value[0] += addend.x, value[1] += addend.y, value[2] += addend.z, value[3] += addend.w;
+        }
+        if (feature < p.out_features) {
+            *reinterpret_cast<float4*>(p.y + first + feature) = make_float4(value[0], value[1], value[2], value[3]);
+        }
+    }
+    return not_finite == 0.0F;
+}
+
+// The same features again, as FP32 computes them, where store_row found a sum that is not finite.
+template <class Tile, After AFTER>
+__device__ __forceinline__ void compute_again(const Fp32Product& p, int row, int first_feature) {
+    const float* const x = p.x + static_cast<long long>(row) * p.in_features;
+#pragma unroll 1
+    for (int i = 0; i < Tile::kFeatures / 4; ++i) {
+        const int feature = first_feature + i / 4 * kGroup + i % 4;
+        if (feature >= p.out_features) return;
+        const float* const weight = p.weight + static_cast<long long>(feature) * p.in_features;
+        float sum = 0.0F;
+#pragma unroll 1
+        for (int k = 0; k < p.in_features; ++k) sum = fmaf(x[k], weight[k], sum);
+        const long long at = static_cast<long long>(row) * p.out_features + feature;
+        float value = sum + p.bias[feature];
+        if constexpr (AFTER == After::kGelu) value *= normcdff(value);
+        if constexpr (AFTER == After::kResidual) value += p.residual[at];
+        p.y[at] = value;
+    }
+}
+
+template <class Tile, After AFTER>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+    fp32_product_kernel(const __grid_constant__ Fp32Maps maps, const __grid_constant__ Fp32Product p) {
+    extern __shared__ __align__(kTileAlignment) uint8_t shared[];
+    auto& pipeline = *reinterpret_cast<Pipeline<Tile::kStages>*>(shared + Tile::kStages * Tile::kStageBytes);
+    const int tiles_across = (p.out_features + Tile::kFeatures - 1) / Tile::kFeatures;
+    const int tiles = (p.rows + Tile::kRows - 1) / Tile::kRows * tiles_across;
+    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    constexpr bool kBackwards = AFTER == After::kGelu;  // launch.cuh says why
+    Course course{kBackwards ? tiles - 1 - block : block, kBackwards ? -blocks : blocks, tiles, tiles_across, p.steps};
+    if (threadIdx.x == Tile::kConsumers) {
+        prefetch_tensormap(maps.x);
+        prefetch_tensormap(maps.weight);
+        pipeline.init(1, Tile::kConsumers / 32);
+        fence_barrier_init();
+    }
+    __syncthreads();
+    if (warp_index() >= Tile::kConsumers / 32) {
+        if constexpr (Tile::kSplitsRegisters) warpgroup_reg_dealloc<RegisterSplit<Tile::kWarpgroups>::kProducer>();
+        if (warp_index() == Tile::kConsumers / 32) copy_all<Tile>(shared, pipeline, maps, p, course);
+        return;
+    }
+    if constexpr (Tile::kSplitsRegisters) warpgroup_reg_alloc<RegisterSplit<Tile::kWarpgroups>::kConsumer>();
+    griddepcontrol_wait();
+    PipelineState<Tile::kStages> at;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    Fragments x;
+    split_stage<Tile>(x, shared, pipeline, at);
+    while (!course.ended()) {
+        const int row = course.tile / tiles_across * Tile::kRows + warp_index() * 16 + lane / 4;
+        const int feature = course.tile % tiles_across * Tile::kFeatures + lane % 4 * 4;
+        course.tile += course.stride;
+        float sums[Tile::kFeatures / 2];
+        multiply<Tile>(sums, x, shared, pipeline, at, p.steps, !course.ended());
+        const bool finite = store_row<Tile, AFTER>(p, sums, 0, row, feature);
+        const bool finite_below = store_row<Tile, AFTER>(p, sums, 1, row + 8, feature);
+        if (!finite) compute_again<Tile, AFTER>(p, row, feature);
+        if (!finite_below) compute_again<Tile, AFTER>(p, row + 8, feature);
+        __syncwarp();
+    }
+}
+
+// --- launching -------------------------------------------------------------------------------------------------------
+
+Padded padded_for(const SwinLinear& a, int tile_features) {
+    return {round_up(a.out_features, tile_features), round_up(a.in_features, kStepK)};
+}
+
+template <class Tile> bool make_weight_map_for(CUtensorMap& map, const SwinLinear& a, const Padded& padded) {
+    if constexpr (Tile::kSplitsInside) {  // in the order that split_weights_kernel writes
+        return make_map<float, kTileBytes, 5>(map, a.weight,
+            {static_cast<cuuint64_t>(a.in_features), 2, 4, 2, static_cast<cuuint64_t>(a.out_features / kGroup)},
+            {1, 4, 2, kGroup}, {kStepK, 2, 4, 2, Tile::kFeatures / kGroup});
+    } else {
+        return make_rows_map<float>(map, a.workspace, 2 * padded.features, padded.k, Tile::kFeatures);
+    }
+}
+
+template <class Tile, After AFTER> int multiply_then(const SwinLinear& a, int multiprocessors, cudaStream_t stream) {
+    const Padded padded = padded_for(a, Tile::kFeatures);
+    const int rows = static_cast<int>(a.rows), across = padded.features / Tile::kFeatures;
+    const long long tiles = (a.rows + Tile::kRows - 1) / Tile::kRows * across;
+    const bool fits = Tile::kSplitsInside ? a.out_features % kGroup == 0 : padded.bytes() <= a.workspace_bytes;
+    if (!fits || tiles > INT_MAX / 2) return cudaErrorNotSupported;
+    Fp32Maps maps{};
+    if (!make_rows_map<float>(maps.x, a.x, rows, a.in_features, Tile::kRows)
+        || !make_weight_map_for<Tile>(maps.weight, a, padded)) {
+        return cudaErrorInvalidValue;
+    }
+    if constexpr (!Tile::kSplitsInside) {
+        const int fours = padded.features * (padded.k / 4);
+        const int status = launch<split_weights_kernel>((fours + 255) / 256, 256, 0, stream,
+            static_cast<uint4*>(a.workspace), static_cast<const float*>(a.weight), a.out_features, a.in_features,
+            padded);
+        if (status != cudaSuccess) return status;
+    }
+    constexpr auto kKernel = fp32_product_kernel<Tile, AFTER>;
+    const cudaError_t error = allow_shared_memory<kKernel>(Tile::kBytes);
+    if (error != cudaSuccess) return error;
+    const Fp32Product p{static_cast<const float*>(a.x), static_cast<const float*>(a.weight),
+        static_cast<const float*>(a.bias), static_cast<const float*>(a.residual), static_cast<float*>(a.y), rows,
+        a.in_features, a.out_features, padded.features, padded.k / kStepK};
+    const int blocks = static_cast<int>(std::min<long long>(tiles, multiprocessors * Tile::kBlocks));
+    return launch<kKernel>(blocks, Tile::kThreads, Tile::kBytes, stream, maps, p);
+}
+
+template <class Tile> int multiply_by(const SwinLinear& a, int multiprocessors, cudaStream_t stream) {
+    if (a.residual != nullptr) return multiply_then<Tile, After::kResidual>(a, multiprocessors, stream);
+    return a.gelu == 1 ? multiply_then<Tile, After::kGelu>(a, multiprocessors, stream)
+                       : multiply_then<Tile, After::kNothing>(a, multiprocessors, stream);
+}
+
+// --- which tile ------------------------------------------------------------------------------------------------------
+
+struct Fp32Choice {
+    int (*run)(const SwinLinear&, int, cudaStream_t);
+    int rows, features, blocks;  // of a tile, and tiles that a multiprocessor computes at once
+};
+template <int kWarpgroups, int kFeatures, int kBlocks, Split SPLIT> constexpr Fp32Choice choice() {
+    return {multiply_by<Fp32Tile<kWarpgroups, kFeatures, kBlocks, SPLIT>>, 64 * kWarpgroups, kFeatures, kBlocks};
+}
+constexpr Fp32Choice kFp32Tiles[] = {
+    choice<1, 64, 2, Split::kInside>(), choice<2, 96, 1, Split::kInside>(), choice<2, 128, 1, Split::kInside>(),
+    choice<1, 64, 2, Split::kBefore>(), choice<2, 96, 1, Split::kBefore>(), choice<2, 128, 1, Split::kBefore>()};
+
+// Cycles of tensor cores in the waves that tiles of one size take, and something for each tile's epilogue.
+double cycles_of(const Fp32Choice& tile, const SwinLinear& a, int multiprocessors) {
+    const auto pieces = [](double whole, double piece) { return std::ceil(whole / piece); };
+    const double tiles = pieces(static_cast<double>(a.rows), tile.rows) * pieces(a.out_features, tile.features);
+    const double waves = pieces(tiles, multiprocessors * tile.blocks);
+    if (a.out_features % kGroup != 0 && &tile < kFp32Tiles + 3) return INFINITY;
+    const double of_tile = 3.0 / 1024 * tile.rows * tile.features * kStepK * pieces(a.in_features, kStepK) + 2000;
+    return waves * tile.blocks * of_tile;
+}
+
+}  // namespace
+
+int linear_fp32_sm90(const SwinLinear& a, int multiprocessors, cudaStream_t stream) {
+    constexpr int kTiles = std::size(kFp32Tiles);
+    if (a.tile > kTiles) return cudaErrorInvalidValue;
+    const Fp32Choice* tile = kFp32Tiles;
+    if (a.tile > 0) {
+        tile += a.tile - 1;
+    } else {
+        tile = std::min_element(tile, tile + kTiles, [&](const Fp32Choice& left, const Fp32Choice& right) {
+            return cycles_of(left, a, multiprocessors) < cycles_of(right, a, multiprocessors);
+        });
+    }
+    return tile->run(a, multiprocessors, stream);
+}
+
+}  // namespace swin

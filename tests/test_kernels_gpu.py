@@ -472,7 +472,7 @@ def linear_formula(x, weight, bias, residual, epilogue: str) -> torch.Tensor:
     return y if residual is None else y + residual
 
 
-def linear_errors(cases, dtype) -> list[Error]:
+def linear_errors(cases, dtype, **more) -> list[Error]:
     errors = []
     for case in cases:
         got, same, exact = [], [], []
@@ -480,7 +480,7 @@ def linear_errors(cases, dtype) -> list[Error]:
             tensors = linear_inputs(case, dtype, 4 * seed)
             given = [misalign(t) if case.misaligned and t is not None else t for t in tensors]
             out = Output((case.rows, case.out_features), dtype, int(case.misaligned))
-            kernels.linear(*given, out.tensor, case.epilogue == "gelu")
+            kernels.linear(*given, out.tensor, case.epilogue == "gelu", **more)
             got.append(out.checked())
             same.append(linear_formula(*given, case.epilogue))  # misaligned, PyTorch's product is another one too
             exact.append(linear_formula(*(None if t is None else t.double() for t in tensors), case.epilogue))
@@ -500,6 +500,100 @@ def test_linear_of_awkward_sizes(dtype):
     The order by itself moves an FP32 sum by about half a unit in the last place: that is the slack.
     """
     judge(linear_errors(AWKWARD_LINEARS, dtype), slack=2**-24)
+
+
+# --- Linear in FP32 on Hopper's tensor cores -------------------------------------------------------------------------
+
+FP32_TILES = range(1, 7)  # of Linear/linear_fp32_sm90_kernel.cu
+on_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="needs compute capability 9.0: other GPUs have no FP32 product of their own")
+
+# One and several tiles, steps of K, and groups of features, whole and in part; more tiles than blocks.
+FP32_LINEARS = [
+    Linear(rows, in_features, out_features, epilogue)
+    for rows, in_features, out_features in [
+        (64, 32, 64), (1, 96, 96), (129, 100, 48), (784, 768, 192), (3136, 96, 288), (49, 3072, 768), (20001, 64, 144),
+    ]
+    for epilogue in ("", "gelu", "residual")
+]
+
+
+@on_hopper
+@pytest.mark.parametrize("tile", FP32_TILES)
+def test_fp32_linear_in_every_tile(tile):
+    judge(linear_errors(FP32_LINEARS, torch.float32, tile=tile), slack=2**-24)
+
+
+@on_hopper
+def test_plain_fp32_linear():
+    """On CUDA cores, as asked for: the bits of other runs of it, and not those of tensor cores."""
+    judge(linear_errors(FP32_LINEARS, torch.float32, plain_fp32=True), slack=2**-24)
+    case = Linear(784, 384, 384, "")
+    tensors = linear_inputs(case, torch.float32, seed=0)
+    tiled, plain = (torch.empty(case.rows, case.out_features, device=DEVICE) for _ in range(2))
+    kernels.linear(*tensors, tiled, False, tile=1)
+    kernels.linear(*tensors, plain, False, plain_fp32=True)
+    assert not torch.equal(tiled, plain)
+
+
+@on_hopper
+@pytest.mark.parametrize("tile", FP32_TILES)
+@pytest.mark.parametrize(("x_scale", "weight_scale"), [(1e-30, 1.0), (1e30, 1.0), (1e30, 1e-30), (1.0, 1e-30)])
+def test_fp32_linear_of_tiny_and_huge_numbers(x_scale, weight_scale, tile):
+    """What makes a number as exact as FP32 is its parts, which have FP32's exponents."""
+    errors = []
+    for seed, data in enumerate(("normal", "mean 1e4")):
+        x = draw((500, 384), torch.float32, data, seed) * x_scale
+        weight = draw((384, 384), torch.float32, "normal", seed + 10) * weight_scale / 384**0.5
+        bias = draw((384,), torch.float32, "normal", seed + 20) * x_scale * weight_scale
+        out = Output((500, 384), torch.float32)
+        kernels.linear(x, weight, bias, None, out.tensor, False, tile=tile)
+        exact = F.linear(x.double(), weight.double(), bias.double())
+        errors.append(error_of(data, [out.checked()], [F.linear(x, weight, bias)], [exact]))
+    judge(errors, slack=2**-24)
+
+
+@on_hopper
+@pytest.mark.parametrize("tile", FP32_TILES)
+@pytest.mark.parametrize("epilogue", ["", "gelu", "residual"])
+def test_fp32_linear_of_numbers_that_are_not_finite(epilogue, tile):
+    """Infinities and NaN where FP32 has them and nowhere else; parts of them would make NaN of infinities."""
+    x, weight, bias, residual = linear_inputs(Linear(300, 192, 192, epilogue), torch.float32, seed=0)
+    x[3, 5], x[17, 100], x[40, 7] = math.inf, -math.inf, math.nan
+    x[60, 0], x[60, 1] = math.inf, -math.inf
+    x[50, 1] = torch.finfo(torch.float32).max  # would be infinite, rounded to TF32
+    x.view(torch.int32)[80, 4] = 0x7F800001  # NaN whose bits are all among those that TF32 lacks
+    x.view(torch.int32)[81, 4] = -1  # and NaN that a carry would make 0
+    weight[9, 5] = 0.0  # infinity times 0
+    weight[100, 3] = math.inf
+    y = torch.zeros(300, 192, device=DEVICE)
+    kernels.linear(x, weight, bias, residual, y, epilogue == "gelu", tile=tile)
+    expected = linear_formula(x, weight, bias, residual, epilogue)
+    for same in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(same(y), same(expected)), same.__name__
+    finite = expected.isfinite()
+    exact = linear_formula(*(None if t is None else t.double() for t in (x, weight, bias, residual)), epilogue)[finite]
+    scale = exact.abs().clamp(min=1.0)
+    error, pytorch = (((result[finite].double() - exact).abs() / scale).max().item() for result in (y, expected))
+    assert error <= 2 * pytorch
+
+
+@on_hopper
+@pytest.mark.parametrize("tile", FP32_TILES)
+def test_fp32_linear_reads_nothing_else(tile):
+    """NaN on both sides of every operand, whose tiles reach beyond the last row, feature and column."""
+    case = Linear(197, 100, 48, "residual")
+    tensors = linear_inputs(case, torch.float32, seed=0)
+    given = []
+    for tensor in tensors:
+        guarded = Output(tuple(tensor.shape), torch.float32)
+        guarded.tensor.copy_(tensor)
+        given.append(guarded.tensor)
+    plain, out = (Output((case.rows, case.out_features), torch.float32) for _ in range(2))
+    kernels.linear(*tensors, plain.tensor, False, tile=tile)
+    kernels.linear(*given, out.tensor, False, tile=tile)
+    assert torch.equal(out.checked(), plain.checked())
 
 
 @pytest.mark.parametrize("epilogue", ["", "gelu", "residual"])

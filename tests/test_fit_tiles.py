@@ -112,6 +112,32 @@ def test_the_printed_table_is_the_sources_or_says_where_not():
     assert "the source's costs 0.0%" not in text.splitlines()[-1]
 
 
+def test_fp32_choice_is_near_the_fastest_of_what_was_measured():
+    """At most 5 % over the fastest tile or plain of each product, in sum for each batch."""
+    rows = fit_tiles.rows_of(fit_tiles.RESULTS / "fp32_products.csv")
+    table = fit_tiles.fp32_table(fit_tiles.FP32_SOURCE.read_text())
+    assert [tile.name for tile in table] == ["64x64", "128x96", "128x128", "plain"]
+    costs = fit_tiles.cost_of_choice(rows, table)
+    assert set(costs) == {1, 8, 32, 128} and all(cost <= 0.05 for cost in costs.values()), costs
+    text = list(fit_tiles.fit_fp32(rows, table))
+    assert text[0] == "FP32: 76 products" and sum("as in the source" in line for line in text) == 4
+    with pytest.raises(UserError, match="no table of tiles"):
+        fit_tiles.fp32_table("")
+
+
+def test_every_fp32_product_is_measured_with_every_tile_and_peer(monkeypatch):
+    found = list(fit_tiles.fp32_products([1, 128]))
+    assert len(found) == 2 * 19
+    plain = []
+    monkeypatch.setattr(kernels, "linear", lambda *given: plain.append(given[6:]))
+    case = found[0][2]
+    assert case.tensors["x"].dtype == torch.float32
+    for number, name in enumerate([CHOSEN, *found[0][3]]):
+        if name not in fit_tiles.FP32_PEERS:
+            fit_tiles.runner_of(case, number, name)(case.place, dict.fromkeys(case.tensors))
+    assert plain == [(0, False), (1, False), (2, False), (3, False), (0, True)]
+
+
 def test_fp16_choice_and_numbers():
     def rows(shape, times: dict[str, float], chosen: float, **more) -> list[dict[str, str]]:
         return [product(*shape, tile, us, precision="fp16", epilogue="none", **more)

@@ -504,7 +504,7 @@ def test_linear_of_awkward_sizes(dtype):
 
 # --- Linear in FP32 on Hopper's tensor cores -------------------------------------------------------------------------
 
-FP32_TILES = range(1, 7)  # of Linear/linear_fp32_sm90_kernel.cu
+FP32_TILES = range(1, 4)  # of Linear/linear_fp32_sm90_kernel.cu
 on_hopper = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
     reason="needs compute capability 9.0: other GPUs have no FP32 product of their own")
@@ -513,7 +513,7 @@ on_hopper = pytest.mark.skipif(
 FP32_LINEARS = [
     Linear(rows, in_features, out_features, epilogue)
     for rows, in_features, out_features in [
-        (64, 32, 64), (1, 96, 96), (129, 100, 48), (784, 768, 192), (3136, 96, 288), (49, 3072, 768), (20001, 64, 144),
+        (64, 96, 64), (1, 96, 96), (129, 100, 48), (784, 768, 192), (3136, 96, 288), (49, 3072, 768), (20001, 192, 144),
     ]
     for epilogue in ("", "gelu", "residual")
 ]
@@ -523,6 +523,46 @@ FP32_LINEARS = [
 @pytest.mark.parametrize("tile", FP32_TILES)
 def test_fp32_linear_in_every_tile(tile):
     judge(linear_errors(FP32_LINEARS, torch.float32, tile=tile), slack=2**-24)
+
+
+@on_hopper
+@pytest.mark.parametrize("tile", FP32_TILES)
+@pytest.mark.parametrize("in_features", [4, 32, 36, 64])
+def test_fp32_linear_of_a_short_k(in_features, tile):
+    """Which is chosen for no such product: PyTorch's error is a few roundings here, so arithmetic sets the limit.
+
+    Relative to the sum of |x w|: what the parts leave out of a product, 2^-23 of x, 2^-23 of w and low low', 2^-22, are
+    2^-21. Tensor cores add 12 products of 8 numbers to a step's sum, each with a truncation of at most 2^-22; each of
+    two steps, and the bias, is a rounding of 2^-24.
+    """
+    for seed in range(8):
+        x, weight, bias, _ = linear_inputs(Linear(200, in_features, 100, ""), torch.float32, seed)
+        out = Output((200, 100), torch.float32)
+        kernels.linear(x, weight, bias, None, out.tensor, False, tile=tile)
+        exact = F.linear(x.double(), weight.double(), bias.double())
+        size = F.linear(x.double().abs(), weight.double().abs(), bias.double().abs())
+        assert ((out.checked().double() - exact).abs() <= (2**-21 + 12 * 2**-22 + 3 * 2**-24) * size).all()
+        chosen = Output((200, 100), torch.float32)
+        kernels.linear(x, weight, bias, None, chosen.tensor, False)
+        plain = Output((200, 100), torch.float32)
+        kernels.linear(x, weight, bias, None, plain.tensor, False, plain_fp32=True)
+        assert torch.equal(chosen.checked(), plain.checked())
+
+
+@on_hopper
+@pytest.mark.parametrize("tile", FP32_TILES)
+@pytest.mark.parametrize("x_scale", [1e-36, 1e-40])
+def test_fp32_linear_below_2_to_minus_114(x_scale, tile):
+    """Numbers lose what is below 2^-136 of them, so a result is off by that for each weight, and FP32's own error."""
+    x = draw((500, 384), torch.float32, "normal", 0) * x_scale
+    weight = draw((384, 384), torch.float32, "normal", 10) / 384**0.5
+    bias = torch.zeros(384, device=DEVICE)
+    out = Output((500, 384), torch.float32)
+    kernels.linear(x, weight, bias, None, out.tensor, False, tile=tile)
+    exact = F.linear(x.double(), weight.double())
+    allowed = (2**-136 + 2**-149) * weight.double().abs().sum(1) + 384 * 2**-149
+    allowed = allowed + 2**-20 * F.linear(x.double().abs(), weight.double().abs())
+    assert ((out.checked().double() - exact).abs() <= allowed).all()
 
 
 @on_hopper
@@ -564,7 +604,8 @@ def test_fp32_linear_of_numbers_that_are_not_finite(epilogue, tile):
     x[60, 0], x[60, 1] = math.inf, -math.inf
     x[50, 1] = torch.finfo(torch.float32).max  # would be infinite, rounded to TF32
     x.view(torch.int32)[80, 4] = 0x7F800001  # NaN whose bits are all among those that TF32 lacks
-    x.view(torch.int32)[81, 4] = -1  # and NaN that a carry would make 0
+    x.view(torch.int32)[81, 4] = -1  # and NaN that a carry would make 0, as it would the GPU's own
+    x.view(torch.int32)[82, 4] = 0x7FFFFFFF
     weight[9, 5] = 0.0  # infinity times 0
     weight[100, 3] = math.inf
     y = torch.zeros(300, 192, device=DEVICE)

@@ -2,6 +2,7 @@
 
     python TensorRT/Plugins/fit_tiles.py              # on a Hopper GPU, minutes; writes Results/tiles.csv, fits
     python TensorRT/Plugins/fit_tiles.py --fit        # fits again from the last run in that file, without a GPU
+    python TensorRT/Plugins/fit_tiles.py --fp32       # the same of FP32, with Results/fp32_products.csv
 
 The products are those of Small V1 and V2 with every epilogue. Each tile's result is compared with FP64 first. A run
 that stopped goes on where it was: RUN_ID=<its id> and the same command.
@@ -16,6 +17,8 @@ what its choice costs: the time of the chosen tiles over that of the fastest, fo
 epilogue.
 FP16 (Linear/linear_sm90_kernel.cu) decides by rules that were written by hand; their three numbers are printed beside
 the times' own.
+FP32 (Linear/linear_fp32_sm90_kernel.cu) predicts as INT8 does, with K in pieces of 32, also the time of "plain",
+cuBLASLt's product on CUDA cores. PyTorch's times with and without TF32 are measured beside it.
 """
 from __future__ import annotations
 
@@ -38,13 +41,16 @@ from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_i
 from utils import ROOT, Progress, UserError, batch_sizes, existing_file, run_script, shown
 
 PLUGINS = Path(__file__).resolve().parent
+FP32_SOURCE = PLUGINS / "Linear" / "linear_fp32_sm90_kernel.cu"
 INT8_SOURCE, FP16_SOURCE = PLUGINS / "Int8" / "linear_int8_sm90_kernel.cu", PLUGINS / "Linear" / "linear_sm90_kernel.cu"
 
 COLUMNS = ("run_id", "commit", "gpu", "multiprocessors", "precision", "epilogue", "model", "stage", "layer", "batch",
            "rows", "in_features", "out_features", "tile", "time_us_median", "max_abs_err")
 KEY = ("precision", "epilogue", "model", "stage", "layer", "batch", "tile")  # of a row within its run
 CHOSEN = "chosen"  # the tile that the kernel takes by itself
-K_BYTES = 128  # of a row of x that a step multiplies
+STEP_K = {"int8": 128, "fp32": 32}  # of K that a step multiplies
+PLAIN = "plain"  # FP32 by cuBLASLt
+FP32_PEERS = {"torch FP32": False, "torch TF32": True}  # whether products may be rounded to TF32
 # By number, from 1 on, as multiply_in() of FP16_SOURCE has them: (rows, features), and whose product it is.
 FP16_TILES = ("own 64x64", "own 128x192", "own 128x128, teams", "cutlass 64x64", "cutlass 128x96", "cutlass 128x128",
               "cutlass 128x192")
@@ -104,11 +110,31 @@ def fp16_numbers(source: str) -> dict[str, float]:
     return {name: float(match.group(1)) for name, match in found.items()}
 
 
+def fp32_table(source: str) -> dict[Tile, Coefficients]:
+    """The tiles and their times, plain last, as FP32_SOURCE has them.
+
+    Raises:
+        UserError: the text is not as this expects it.
+    """
+    def numbers(text: str) -> list[float]:
+        return [float(x) for x in re.findall(r"[\d.]+(?=F)", text)]
+
+    table = {}
+    for sizes, times in re.findall(r"choice<([\d, ]+)>\(([^)]*)\)", source):
+        warpgroups, features, blocks = map(int, sizes.split(","))
+        table[Tile(f"{64 * warpgroups}x{features}", 64 * warpgroups, features, blocks)] = tuple(numbers(times))
+    for sizes, times in re.findall(r"kPlainTime\{(\d+, \d+, \d+), ([^}]*)\}", source):
+        table[Tile(PLAIN, *map(int, sizes.split(",")))] = tuple(numbers(times))
+    if len(table) < 2 or PLAIN not in {tile.name for tile in table} or any(len(c) != 5 for c in table.values()):
+        raise UserError(f"{shown(FP32_SOURCE)}: has no table of tiles and of kPlainTime with five numbers each")
+    return table
+
+
 # --- the model of time -----------------------------------------------------------------------------------------------
 
 def terms(row: Row, tile: Tile) -> np.ndarray:
     """What the five numbers are multiplied by, for a product."""
-    steps = math.ceil(int(row["in_features"]) / K_BYTES)
+    steps = math.ceil(int(row["in_features"]) / STEP_K.get(row["precision"], 128))
     tiles = math.ceil(int(row["rows"]) / tile.rows) * math.ceil(int(row["out_features"]) / tile.features)
     filled = tiles / (int(row["multiprocessors"]) * tile.blocks)
     return np.array([1.0, math.ceil(filled), math.ceil(filled) * steps, filled, filled * steps])
@@ -186,6 +212,18 @@ def fit_int8(rows: list[Row], tables: dict[str, dict[Tile, Coefficients]]) -> It
         yield f"  the source's costs {percent(cost_of_choice(own, table))}"
 
 
+def fit_fp32(rows: list[Row], table: dict[Tile, Coefficients]) -> Iterator[str]:
+    """Lines: the fitted numbers, where the source has others, and what either choice costs."""
+    new = {tile: fitted([row for row in rows if row["tile"] == tile.name], tile) for tile in table}
+    yield f"FP32: {len(products(rows))} products"
+    for tile, numbers in new.items():
+        same = all(abs(a - b) < 5e-4 for a, b in zip(numbers, table[tile]))
+        yield (f"  {tile.name}: " + ", ".join(f"{number:.3f}F" for number in numbers)
+               + (" as in the source" if same else f"; in the source {', '.join(f'{n:g}' for n in table[tile])}"))
+    yield f"  the choice costs {percent(cost_of_choice(rows, new))}"
+    yield f"  the source's costs {percent(cost_of_choice(rows, table))}"
+
+
 def fit_fp16(rows: list[Row], numbers: dict[str, float]) -> Iterator[str]:
     """Lines: what FP16's choice costs, where it costs most, and the numbers of its rules as the times have them."""
     rows = [row for row in rows if row["precision"] == "fp16"]
@@ -260,7 +298,31 @@ def measured_products(batches: list[int]) -> Iterator[tuple[str, str, object, li
                             yield "fp16", epilogue, Case(kernel, there, tensors), list(FP16_TILES)
 
 
-def measure(table: Path, run_id: str, batches: list[int], gpu) -> None:
+def fp32_products(batches: list[int]) -> Iterator[tuple[str, str, object, list[str]]]:
+    """The same of FP32, of Small V1, whose proj and fc2 add a residual."""
+    from TensorRT.Plugins.kernel_table import LINEARS, Case, linear_fp32, places, read_network
+
+    names = [tile.name for tile in fp32_table(FP32_SOURCE.read_text())]
+    for batch in batches:
+        for place in places(*read_network(ROOT / "models" / "swin.yaml"), batch):
+            for layer, what in LINEARS.items():
+                kernel = linear_fp32(layer, what)
+                tensors = kernel.tensors(place)
+                if tensors is not None:
+                    epilogue = "gelu" if what.gelu else "residual" if what.residual else "none"
+                    yield "fp32", epilogue, Case(replace(kernel, layer=layer), place, tensors), [*names, *FP32_PEERS]
+
+
+def runner_of(case, number: int, name: str):
+    """What computes a product: the kernel with its tile of that number, plain, or PyTorch."""
+    from TensorRT.Plugins.kernel_table import with_tf32
+
+    if name in FP32_PEERS:
+        return with_tf32(case.kernel.formula) if FP32_PEERS[name] else case.kernel.formula
+    return partial(case.kernel.run, plain=True) if name == PLAIN else partial(case.kernel.run, tile=number)
+
+
+def measure(table: Path, run_id: str, found: list[tuple[str, str, object, list[str]]], gpu) -> None:
     """Append the rows that a run lacks: every tile of every product, and what the kernel chooses.
 
     Raises:
@@ -273,7 +335,6 @@ def measure(table: Path, run_id: str, batches: list[int], gpu) -> None:
 
     done = {tuple(row[name] for name in KEY) for row in rows_of(table, run_id)}
     common = {"run_id": run_id, "commit": git_commit(), "gpu": gpu_name(), "multiprocessors": str(gpu.multiprocessors)}
-    found = list(measured_products(batches))
     progress = Progress(sum(len(names) + 1 for *_, names in found), "tiles of products")
     for precision, epilogue, case, names in found:
         x, weight = case.tensors["x"].shape, case.tensors["weight"].shape
@@ -287,10 +348,10 @@ def measure(table: Path, run_id: str, batches: list[int], gpu) -> None:
             sets = drawn(case, gpu.device, gpu.cache_bytes)
             exact = case.kernel.formula(case.place, converted(sets[0], torch.double))
         for number, name in left:
-            run = partial(case.kernel.run, tile=number)
+            run = runner_of(case, number, name)
             try:
                 error, limit = error_of(case, outputs_of(case, Peer(run), as_it_is(case.place, sets[0])), exact, False)
-                if not error <= limit:
+                if name not in FP32_PEERS and not error <= limit:
                     raise UserError(f"{case.kernel.id} {list(x)} x {list(weight)}, tile {name}: is off by {error:.3g}, "
                                     f"where {limit:.3g} would be wrong")
                 time_us = gpu.time([partial(run, case.place, t) for t in sets]).us
@@ -311,26 +372,30 @@ def rows_of(table: Path, run_id: str | None = None) -> list[Row]:
 
 def main(arguments: list[str] | None = None, gpu=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=Path, default=RESULTS / "tiles.csv", metavar="CSV",
-                        help="the file of measured times (default: Results/tiles.csv)")
+    parser.add_argument("--times", type=Path, metavar="CSV",
+                        help="the file of measured times (default: Results/tiles.csv, --fp32: fp32_products.csv)")
+    parser.add_argument("--fp32", action="store_true", help="products in FP32, instead of FP16 and INT8")
     parser.add_argument("--fit", action="store_true", help="fit the last run in --times, and measure nothing")
     parser.add_argument("--batch", type=batch_sizes, default=[1, 8, 32, 128], metavar="N,N",
                         help="batch sizes that are measured (default: 1,8,32,128)")
     args = parser.parse_args(arguments)
+    times = args.times or RESULTS / ("fp32_products.csv" if args.fp32 else "tiles.csv")
     tables, numbers = int8_tables(INT8_SOURCE.read_text()), fp16_numbers(FP16_SOURCE.read_text())
     if args.fit:
-        rows = rows_of(existing_file(args.times, "a file of times (--times), which fit_tiles.py writes"))
+        rows = rows_of(existing_file(times, "a file of times (--times), which fit_tiles.py writes"))
     else:
         run_id = new_run_id()
         if gpu is None:
             gpu = hopper()
-        measure(args.times, run_id, args.batch, gpu)
-        rows = rows_of(args.times, run_id)
-        print(f"{len(rows)} times of run {run_id} in {shown(args.times)}")
+        found = list((fp32_products if args.fp32 else measured_products)(args.batch))
+        measure(times, run_id, found, gpu)
+        rows = rows_of(times, run_id)
+        print(f"{len(rows)} times of run {run_id} in {shown(times)}")
     if not rows:
-        raise UserError(f"{shown(args.times)}: has no rows")
+        raise UserError(f"{shown(times)}: has no rows")
     print(f"run {rows[0]['run_id']}, {rows[0]['gpu']}, commit {rows[0]['commit']}")
-    for line in itertools.chain(fit_int8(rows, tables), fit_fp16(rows, numbers)):
+    for line in (fit_fp32(rows, fp32_table(FP32_SOURCE.read_text())) if args.fp32 else
+                 itertools.chain(fit_int8(rows, tables), fit_fp16(rows, numbers))):
         print(line)
 
 

@@ -174,7 +174,7 @@ class Kernel:
 
     name: str
     layer: str
-    precision: str  # fp16 or int8
+    precision: str  # fp32, fp16 or int8
     tensors: Callable[[Place], dict[str, Tensor] | None]  # None: not at this place
     run: Callable[[Place, Tensors], Outputs | None]  # None: the outputs are among the tensors
     formula: Callable[[Place, Tensors], Outputs]
@@ -280,6 +280,39 @@ def linear(name: str, layer: Layer) -> Kernel:
 
     return Kernel("SwinLinear", name, "fp16", partial(linear_tensors, layer), run, formula,
                   partial(linear_operations, layer), lambda place: linear_size(layer, place)[1:], peers)
+
+
+def with_tf32(formula: Callable[[Place, Tensors], Outputs]) -> Callable[[Place, Tensors], Outputs]:
+    """The same with products that PyTorch may round to TF32."""
+    def run(place: Place, t: Tensors) -> Outputs:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            return formula(place, t)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    return run
+
+
+def linear_fp32(name: str, layer: Layer) -> Kernel:
+    """SwinLinear in FP32, which chooses between tensor cores and cuBLASLt, beside cuBLASLt only (swin-plain)."""
+    def tensors(place: Place) -> dict[str, Tensor] | None:
+        found = linear_tensors(layer, place)
+        return found and {tensor: spec._replace(dtype=torch.float32) for tensor, spec in found.items()}
+
+    def run(place: Place, t: Tensors, tile: int = 0, plain: bool = False) -> None:
+        kernels.linear(t["x"], t["weight"], t["bias"], t.get("residual"), t["y"], layer.gelu, tile, plain)
+
+    def run_plain(place: Place, t: Tensors) -> Outputs:
+        run(place, t, plain=True)
+        return (t["y"],)
+
+    in_half = linear(name, layer)
+    formula = in_half.formula
+    peers = {"torch-eager": Peer(formula, as_it_is), "torch-tf32": Peer(with_tf32(formula), as_it_is),
+             "swin-plain": Peer(run_plain, as_it_is)}
+    return replace(in_half, layer=f"{name} in FP32", precision="fp32", tensors=tensors, run=run, peers=peers)
 
 
 def linear_int8(name: str, layer: Layer, fp16_output: bool = False) -> Kernel:
@@ -761,6 +794,7 @@ def blocks(precision: str) -> Kernel:
 ATTENTIONS = (("W-MSA", False), ("SW-MSA", True))
 KERNELS = [
     *(linear(name, layer) for name, layer in LINEARS.items()),
+    *(linear_fp32(name, layer) for name, layer in LINEARS.items()),
     mlp("norm and MLP", with_proj=False), mlp("proj, norm and MLP", with_proj=True),
     PATCH_EMBED, *PATCH_MERGES, *map(norm_kernel, NORMS), FNORM,
     *(attention(*which) for which in ATTENTIONS),

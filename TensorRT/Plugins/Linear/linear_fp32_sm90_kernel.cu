@@ -9,8 +9,9 @@
 // Tensor cores truncate when they add, which pulls sums towards 0, more with each addition. So they add up 32 numbers
 // along K only, the small products first, and these sums are added on CUDA cores, which round to nearest.
 //
-// high - high is no number where a is infinite, and high may be infinite where a is just below the largest FP32. So a
-// row of 48 or so sums with one among them that is not finite is computed again as FP32 computes it, slowly.
+// The low part of what is not finite is no number, and high may be infinite where a is just below the largest FP32. So
+// sums of a row that a thread has with one among them that is not finite are computed again as FP32 computes them,
+// slowly.
 #include <algorithm>
 #include <climits>
 #include <cmath>
@@ -30,12 +31,21 @@ static_assert(kProducts * kDepth == kStepK);
 
 // --- high and low parts ----------------------------------------------------------------------------------------------
 
-// To TF32, ties away from 0. What is not finite: infinite, or something whose difference to x is no number.
-__device__ __forceinline__ uint32_t rounded_to_tf32(float x) { return (__float_as_uint(x) + 0x1000U) & ~0x1FFFU; }
+// The 13 bits that FP32 has more than TF32.
+constexpr uint32_t kBeyondTF32 = 0x1FFFU;
 
+// high is rounded, ties away from 0. low, of at most 13 bits, loses at most its last whether cut or rounded; cut, it
+// is no number wherever x is not finite, or high is not: a carry would make 0 of the GPU's own NaN, 0x7FFFFFFF.
 __device__ __forceinline__ void split(float x, uint32_t& high, uint32_t& low) {
-    high = rounded_to_tf32(x);
-    low = rounded_to_tf32(x - __uint_as_float(high));
+    high = (__float_as_uint(x) + 0x1000U) & ~kBeyondTF32;
+    low = __float_as_uint(x - __uint_as_float(high)) & ~kBeyondTF32;
+}
+
+__device__ __forceinline__ void split(const uint4& x, uint4& high, uint4& low) {
+    split(__uint_as_float(x.x), high.x, low.x);
+    split(__uint_as_float(x.y), high.y, low.y);
+    split(__uint_as_float(x.z), high.z, low.z);
+    split(__uint_as_float(x.w), high.w, low.w);
 }
 
 // x Phi(x) as gelu of gelu.cuh, with a polynomial that has three more coefficients and 1/2 at 0: before the result is
@@ -77,10 +87,7 @@ __global__ void __launch_bounds__(256)
         raw = ld_global_nc(weight + static_cast<long long>(feature) * in_features + k);
     }
     uint4 high, low;
-    split(__uint_as_float(raw.x), high.x, low.x);
-    split(__uint_as_float(raw.y), high.y, low.y);
-    split(__uint_as_float(raw.z), high.z, low.z);
-    split(__uint_as_float(raw.w), high.w, low.w);
+    split(raw, high, low);
     griddepcontrol_wait();
     parts[i] = high;
     parts[i + static_cast<long long>(padded.features) * fours] = low;
@@ -88,20 +95,14 @@ __global__ void __launch_bounds__(256)
 
 // --- the product -----------------------------------------------------------------------------------------------------
 
-// Where the weights are split: by split_weights_kernel, or in shared memory by the warps that multiply.
-enum class Split { kBefore, kInside };
-
-// 64 rows a warpgroup, kBlocks blocks to a multiprocessor. A stage: x, the high parts of the weights (kInside: first the
-// weights themselves), the low parts.
-template <int kWarpgroups_, int kFeatures_, int kBlocks_, Split SPLIT> struct Fp32Tile {
+// 64 rows a warpgroup, kBlocks blocks to a multiprocessor. A stage: x, the high parts of the weights, the low parts.
+template <int kWarpgroups_, int kFeatures_, int kBlocks_> struct Fp32Tile {
     static constexpr int kWarpgroups = kWarpgroups_, kFeatures = kFeatures_, kBlocks = kBlocks_;
-    static constexpr bool kSplitsInside = SPLIT == Split::kInside;
     static constexpr int kRows = 64 * kWarpgroups, kConsumers = 128 * kWarpgroups;
     static constexpr bool kSplitsRegisters = kWarpgroups > 1;
     static constexpr int kThreads = kConsumers + (kSplitsRegisters ? 128 : 32);
     static constexpr int kXBytes = kRows * kTileBytes, kPartBytes = kFeatures * kTileBytes;
     static constexpr int kStageBytes = kXBytes + 2 * kPartBytes;
-    static constexpr int kCopiedBytes = kSplitsInside ? kXBytes + kPartBytes : kStageBytes;
     static constexpr int kForBarriers = 256;  // at most
     static constexpr int kStagesThatFit
         = (kSharedOfMultiprocessor / kBlocks - kSharedOfSystem - kForBarriers) / kStageBytes;
@@ -110,16 +111,15 @@ template <int kWarpgroups_, int kFeatures_, int kBlocks_, Split SPLIT> struct Fp
     static constexpr int kRegisters = consumer_registers<kWarpgroups, kSplitsRegisters>(kThreads, kBlocks);
     static_assert(kFeatures % kGroup == 0 && kFeatures <= 256 && kRows <= 256);
     static_assert(kXBytes % kTileAlignment == 0 && kPartBytes % kTileAlignment == 0);
-    static_assert(kPartBytes % (16 * kConsumers) == 0, "each thread splits as many weights");
     static_assert(sizeof(Pipeline<kStages>) <= kForBarriers);
-    static_assert(kStages >= 3, "one is multiplied, one split and one copied");
+    static_assert(kStages >= 3, "one is multiplied, x of one split, and one copied");
     static_assert((kBytes + kSharedOfSystem) * kBlocks <= kSharedOfMultiprocessor);
     // Sums of tensor cores and of CUDA cores, high and low parts of x in two stages, addresses.
     static_assert(2 * (kFeatures / 2) + 2 * 2 * 4 * kProducts + 24 <= kRegisters, "what a thread has, fits");
 };
 
 struct Fp32Maps {
-    CUtensorMap x, weight;  // kBefore: of its parts
+    CUtensorMap x, parts;  // parts: of the weights
 };
 
 struct Fp32Product {
@@ -138,15 +138,11 @@ __device__ __forceinline__ void copy_all(
         uint8_t* const stage = shared + at.stage * Tile::kStageBytes;
         const int k = course.step * kStepK, feature = course.tile % course.tiles_across * Tile::kFeatures;
         pipeline.producer_acquire(at);
-        pipeline.producer_expect(at, Tile::kCopiedBytes);
+        pipeline.producer_expect(at, Tile::kStageBytes);
         tma_load(stage, maps.x, pipeline.barrier(at), k, course.tile / course.tiles_across * Tile::kRows);
-        if constexpr (Tile::kSplitsInside) {
-            tma_load(stage + Tile::kXBytes, maps.weight, pipeline.barrier(at), k, 0, 0, 0, feature / kGroup);
-        } else {
-            tma_load(stage + Tile::kXBytes, maps.weight, pipeline.barrier(at), k, feature);
-            tma_load(stage + Tile::kXBytes + Tile::kPartBytes, maps.weight, pipeline.barrier(at), k,
-                p.padded_features + feature);
-        }
+        tma_load(stage + Tile::kXBytes, maps.parts, pipeline.barrier(at), k, feature);
+        tma_load(stage + Tile::kXBytes + Tile::kPartBytes, maps.parts, pipeline.barrier(at), k,
+            p.padded_features + feature);
     }
 }
 
@@ -163,31 +159,15 @@ struct Fragments {
     }
 };
 
-// Waits for a stage and splits what is in it: this thread's part of x into registers, and of the weights in place.
+// Waits for a stage and splits this thread's part of x in it.
 template <class Tile>
 __device__ __forceinline__ void split_stage(
     Fragments& x, uint8_t* shared, Pipeline<Tile::kStages>& pipeline, const PipelineState<Tile::kStages>& at) {
-    uint8_t* const stage = shared + at.stage * Tile::kStageBytes;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     // Of this lane's row; 32 bytes on along K is, swizzled, a flip of bits.
     const int x_offset = at.stage * Tile::kStageBytes + static_cast<int>(threadIdx.x) / 32 * 16 * kTileBytes
         + swizzled_offset(lane % 16, lane / 16);
     pipeline.consumer_wait(at);
-    if constexpr (Tile::kSplitsInside) {
-        uint4* const weight = reinterpret_cast<uint4*>(stage + Tile::kXBytes) + threadIdx.x;
-#pragma unroll
-        for (int i = 0; i < Tile::kPartBytes / 16; i += Tile::kConsumers) {
-            const uint4 raw = weight[i];
-            uint4 high, low;
-            split(__uint_as_float(raw.x), high.x, low.x);
-            split(__uint_as_float(raw.y), high.y, low.y);
-            split(__uint_as_float(raw.z), high.z, low.z);
-            split(__uint_as_float(raw.w), high.w, low.w);
-            weight[i] = high;
-            weight[i + Tile::kPartBytes / 16] = low;
-        }
-        fence_proxy_async();
-    }
 #pragma unroll
     for (int k = 0; k < kProducts; ++k) {
         uint32_t raw[4];
@@ -195,7 +175,6 @@ __device__ __forceinline__ void split_stage(
 #pragma unroll
         for (int i = 0; i < 4; ++i) split(__uint_as_float(raw[i]), x.high[k][i], x.low[k][i]);
     }
-    if constexpr (Tile::kSplitsInside) consumers_sync<Tile::kConsumers>();
 }
 
 // Products of a stage, which is then released; meanwhile the next stage is split where there is one.
@@ -316,7 +295,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     Course course{kBackwards ? tiles - 1 - block : block, kBackwards ? -blocks : blocks, tiles, tiles_across, p.steps};
     if (threadIdx.x == Tile::kConsumers) {
         prefetch_tensormap(maps.x);
-        prefetch_tensormap(maps.weight);
+        prefetch_tensormap(maps.parts);
         pipeline.init(1, Tile::kConsumers / 32);
         fence_barrier_init();
     }
@@ -352,34 +331,20 @@ Padded padded_for(const SwinLinear& a, int tile_features) {
     return {round_up(a.out_features, tile_features), round_up(a.in_features, kStepK)};
 }
 
-template <class Tile> bool make_weight_map_for(CUtensorMap& map, const SwinLinear& a, const Padded& padded) {
-    if constexpr (Tile::kSplitsInside) {  // in the order that split_weights_kernel writes
-        return make_map<float, kTileBytes, 5>(map, a.weight,
-            {static_cast<cuuint64_t>(a.in_features), 2, 4, 2, static_cast<cuuint64_t>(a.out_features / kGroup)},
-            {1, 4, 2, kGroup}, {kStepK, 2, 4, 2, Tile::kFeatures / kGroup});
-    } else {
-        return make_rows_map<float>(map, a.workspace, 2 * padded.features, padded.k, Tile::kFeatures);
-    }
-}
-
 template <class Tile, After AFTER> int multiply_then(const SwinLinear& a, int multiprocessors, cudaStream_t stream) {
     const Padded padded = padded_for(a, Tile::kFeatures);
     const int rows = static_cast<int>(a.rows), across = padded.features / Tile::kFeatures;
     const long long tiles = (a.rows + Tile::kRows - 1) / Tile::kRows * across;
-    const bool fits = Tile::kSplitsInside ? a.out_features % kGroup == 0 : padded.bytes() <= a.workspace_bytes;
-    if (!fits || tiles > INT_MAX / 2) return cudaErrorNotSupported;
+    if (padded.bytes() > a.workspace_bytes || tiles > INT_MAX / 2) return cudaErrorNotSupported;
     Fp32Maps maps{};
     if (!make_rows_map<float>(maps.x, a.x, rows, a.in_features, Tile::kRows)
-        || !make_weight_map_for<Tile>(maps.weight, a, padded)) {
+        || !make_rows_map<float>(maps.parts, a.workspace, 2 * padded.features, padded.k, Tile::kFeatures)) {
         return cudaErrorInvalidValue;
     }
-    if constexpr (!Tile::kSplitsInside) {
-        const int fours = padded.features * (padded.k / 4);
-        const int status = launch<split_weights_kernel>((fours + 255) / 256, 256, 0, stream,
-            static_cast<uint4*>(a.workspace), static_cast<const float*>(a.weight), a.out_features, a.in_features,
-            padded);
-        if (status != cudaSuccess) return status;
-    }
+    const int fours = padded.features * (padded.k / 4);
+    const int status = launch<split_weights_kernel>((fours + 255) / 256, 256, 0, stream,
+        static_cast<uint4*>(a.workspace), static_cast<const float*>(a.weight), a.out_features, a.in_features, padded);
+    if (status != cudaSuccess) return status;
     constexpr auto kKernel = fp32_product_kernel<Tile, AFTER>;
     const cudaError_t error = allow_shared_memory<kKernel>(Tile::kBytes);
     if (error != cudaSuccess) return error;
@@ -398,41 +363,56 @@ template <class Tile> int multiply_by(const SwinLinear& a, int multiprocessors, 
 
 // --- which tile ------------------------------------------------------------------------------------------------------
 
+// Microseconds of a product in tiles of rows x features, `blocks` of them on a multiprocessor at once. start: with the
+// splitting of the weights. wave, step: of a wave of tiles and of each 32 of K in it; full, full_step: the same of
+// waves that need not be whole. Fitted by fit_tiles.py to Results/fp32_products.csv (H200).
+struct Fp32Time {
+    int rows, features, blocks;
+    float start, wave, step, full, full_step;
+
+    float operator()(const SwinLinear& a, int multiprocessors) const {
+        const auto pieces = [](long long whole, int piece) { return (whole + piece - 1) / piece; };
+        const auto steps = static_cast<float>(pieces(a.in_features, kStepK));
+        const float filled = static_cast<float>(pieces(a.rows, rows) * pieces(a.out_features, features))
+            / static_cast<float>(multiprocessors * blocks);
+        return start + std::ceil(filled) * (wave + step * steps) + filled * (full + full_step * steps);
+    }
+};
+
+// cuBLASLt's product, whose tiles nobody knows: its time is told best as if they were these.
+constexpr Fp32Time kPlainTime{64, 64, 2, 4.789F, 2.226F, 0.104F, 0.0F, 1.536F};
+
 struct Fp32Choice {
     int (*run)(const SwinLinear&, int, cudaStream_t);
-    int rows, features, blocks;  // of a tile, and tiles that a multiprocessor computes at once
+    Fp32Time time;
 };
-template <int kWarpgroups, int kFeatures, int kBlocks, Split SPLIT> constexpr Fp32Choice choice() {
-    return {multiply_by<Fp32Tile<kWarpgroups, kFeatures, kBlocks, SPLIT>>, 64 * kWarpgroups, kFeatures, kBlocks};
+template <int kWarpgroups, int kFeatures, int kBlocks>
+constexpr Fp32Choice choice(float start, float wave, float step, float full, float full_step) {
+    return {multiply_by<Fp32Tile<kWarpgroups, kFeatures, kBlocks>>,
+        {64 * kWarpgroups, kFeatures, kBlocks, start, wave, step, full, full_step}};
 }
-constexpr Fp32Choice kFp32Tiles[] = {
-    choice<1, 64, 2, Split::kInside>(), choice<2, 96, 1, Split::kInside>(), choice<2, 128, 1, Split::kInside>(),
-    choice<1, 64, 2, Split::kBefore>(), choice<2, 96, 1, Split::kBefore>(), choice<2, 128, 1, Split::kBefore>()};
+constexpr Fp32Choice kFp32Tiles[] = {choice<1, 64, 2>(3.811F, 0.0F, 0.415F, 1.498F, 0.251F),
+    choice<2, 96, 1>(5.031F, 0.0F, 0.725F, 1.623F, 0.046F), choice<2, 128, 1>(5.424F, 0.0F, 0.928F, 2.398F, 0.042F)};
 
-// Cycles of tensor cores in the waves that tiles of one size take, and something for each tile's epilogue.
-double cycles_of(const Fp32Choice& tile, const SwinLinear& a, int multiprocessors) {
-    const auto pieces = [](double whole, double piece) { return std::ceil(whole / piece); };
-    const double tiles = pieces(static_cast<double>(a.rows), tile.rows) * pieces(a.out_features, tile.features);
-    const double waves = pieces(tiles, multiprocessors * tile.blocks);
-    if (a.out_features % kGroup != 0 && &tile < kFp32Tiles + 3) return INFINITY;
-    const double of_tile = 3.0 / 1024 * tile.rows * tile.features * kStepK * pieces(a.in_features, kStepK) + 2000;
-    return waves * tile.blocks * of_tile;
-}
+// With fewer than three steps of K tensor cores' truncation shows beside FP32's few roundings: 1.7e-7 of the largest
+// result where cuBLASLt has 1.3e-7.
+constexpr int kShortestK = 3 * kStepK;
 
 }  // namespace
 
 int linear_fp32_sm90(const SwinLinear& a, int multiprocessors, cudaStream_t stream) {
     constexpr int kTiles = std::size(kFp32Tiles);
-    if (a.tile > kTiles) return cudaErrorInvalidValue;
-    const Fp32Choice* tile = kFp32Tiles;
+    if (a.tile < 0 || a.tile > kTiles) return cudaErrorInvalidValue;
     if (a.tile > 0) {
-        tile += a.tile - 1;
-    } else {
-        tile = std::min_element(tile, tile + kTiles, [&](const Fp32Choice& left, const Fp32Choice& right) {
-            return cycles_of(left, a, multiprocessors) < cycles_of(right, a, multiprocessors);
-        });
+        const int status = kFp32Tiles[a.tile - 1].run(a, multiprocessors, stream);
+        return status == cudaErrorNotSupported ? cudaErrorInvalidValue : status;
     }
-    return tile->run(a, multiprocessors, stream);
+    if (a.in_features < kShortestK) return cudaErrorNotSupported;
+    const auto time = [&](const Fp32Choice& tile) { return tile.time(a, multiprocessors); };
+    const auto* const fastest = std::min_element(std::begin(kFp32Tiles), std::end(kFp32Tiles),
+        [&](const Fp32Choice& left, const Fp32Choice& right) { return time(left) < time(right); });
+    if (kPlainTime(a, multiprocessors) < time(*fastest)) return cudaErrorNotSupported;
+    return fastest->run(a, multiprocessors, stream);
 }
 
 }  // namespace swin

@@ -13,8 +13,9 @@ struct LinearOp : Operator {
     static constexpr int kRequired = 3;
     static constexpr size_t kWorkspaceBytes = SWIN_LINEAR_WORKSPACE_BYTES;
 
-    struct Attributes { int32_t gelu; };
-    static constexpr Field<Attributes> kFields[] = {{"gelu", &Attributes::gelu}};
+    struct Attributes { int32_t gelu, plain_fp32; };
+    static constexpr Field<Attributes> kFields[]
+        = {{"gelu", &Attributes::gelu}, {"plain_fp32", &Attributes::plain_fp32, Presence::kOptional}};
 
     static void check(const Attributes& attributes, const Inputs& inputs) {
         const Shape& x = inputs[0];
@@ -23,9 +24,8 @@ struct LinearOp : Operator {
         const int64_t out_features = inputs[1].sizes[0];
         expect_shape("weight", inputs[1], {{out_features, x.last()}});
         expect_shape("bias", inputs[2], {{out_features}});
-        if (attributes.gelu != 0 && attributes.gelu != 1) {
-            throw Refusal("gelu is " + std::to_string(attributes.gelu) + " instead of 0 or 1");
-        }
+        check_flag("gelu", attributes.gelu);
+        check_flag("plain_fp32", attributes.plain_fp32);
         if (inputs.size() > 3) {
             if (attributes.gelu != 0) throw Refusal("has gelu and a residual; only one of them is possible");
             Shape y = x;
@@ -53,6 +53,7 @@ struct LinearOp : Operator {
         a.in_features = static_cast<int>(weight.sizes[1]);
         a.out_features = static_cast<int>(weight.sizes[0]);
         a.gelu = attributes.gelu;
+        a.plain_fp32 = attributes.plain_fp32;
         a.workspace = call.workspace;
         a.workspace_bytes = kWorkspaceBytes;
         return swin_linear(&a, call.stream);

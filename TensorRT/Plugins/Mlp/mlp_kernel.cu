@@ -62,6 +62,7 @@ int run_slice(const Sliced& a, long long first, long long rows, long long step) 
         of.type = m.type;
         of.workspace = m.workspace;
         of.workspace_bytes = SWIN_LINEAR_WORKSPACE_BYTES;
+        of.plain_fp32 = m.plain_fp32;
         return swin_linear(&of, a.stream);
     };
     const auto proj = [&] {
@@ -160,6 +161,7 @@ int swin_mlp(const SwinMlp* arguments, cudaStream_t stream) {
     if (!known || a.x == nullptr || a.gamma == nullptr || a.beta == nullptr || a.weight1 == nullptr
         || a.bias1 == nullptr || a.weight2 == nullptr || a.bias2 == nullptr || a.y == nullptr || a.rows < 0
         || a.width < 1 || a.width > SWIN_MAX_WIDTH || a.hidden < 1 || a.norm_first < 0 || a.norm_first > 1
+        || a.plain_fp32 < 0 || a.plain_fp32 > 1
         || (a.proj_weight != nullptr) != proj || (a.proj_bias != nullptr) != proj
         || (a.proj_gamma != nullptr) != proj_norm || (a.proj_beta != nullptr) != proj_norm) {
         return cudaErrorInvalidValue;

@@ -41,6 +41,7 @@ struct SwinMlp {
     float epsilon;
     void* workspace;
     size_t workspace_bytes;
+    int plain_fp32;  // as SwinLinear's
 };
 int swin_mlp(const struct SwinMlp* arguments, cudaStream_t stream);
 

@@ -19,14 +19,14 @@ struct MlpOp : Operator {
     struct Attributes {
         int32_t norm_first;
         float epsilon;
+        int32_t plain_fp32;
     };
-    static constexpr Field<Attributes> kFields[]
-        = {{"norm_first", &Attributes::norm_first}, {"epsilon", &Attributes::epsilon}};
+    static constexpr Field<Attributes> kFields[] = {{"norm_first", &Attributes::norm_first},
+        {"epsilon", &Attributes::epsilon}, {"plain_fp32", &Attributes::plain_fp32, Presence::kOptional}};
 
     static void check(const Attributes& attributes, const Inputs& inputs) {
-        if (attributes.norm_first != 0 && attributes.norm_first != 1) {
-            throw Refusal("norm_first is " + std::to_string(attributes.norm_first) + " instead of 0 or 1");
-        }
+        check_flag("norm_first", attributes.norm_first);
+        check_flag("plain_fp32", attributes.plain_fp32);
         const size_t with_attention = attributes.norm_first == 1 ? 10 : 12;
         if (inputs.size() != kRequired && inputs.size() != with_attention) {
             throw Refusal("has " + std::to_string(inputs.size()) + " inputs; norm_first "
@@ -77,6 +77,7 @@ struct MlpOp : Operator {
         a.hidden = static_cast<int>(weight1.sizes[0]);
         a.norm_first = attributes.norm_first;
         a.epsilon = attributes.epsilon;
+        a.plain_fp32 = attributes.plain_fp32;
         a.workspace = call.workspace;
         a.workspace_bytes = kWorkspaceBytes;
         return swin_mlp(&a, call.stream);

@@ -26,6 +26,11 @@ std::string Shape::text() const {
     return "[" + text + "]";
 }
 
+void check_flag(const char* name, int32_t value) {
+    if (value == 0 || value == 1) return;
+    throw Refusal(std::string(name) + " is " + std::to_string(value) + " instead of 0 or 1");
+}
+
 void expect_size(const char* what, int64_t actual, int64_t expected) {
     if (actual != kUnknown && expected != kUnknown && actual != expected) {
         throw Refusal(std::string(what) + " is " + std::to_string(actual) + " instead of " + std::to_string(expected));

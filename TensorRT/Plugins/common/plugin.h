@@ -105,13 +105,17 @@ struct Operator {
     }
 };
 
-// An attribute of the ONNX node: an int or a float member of Op::Attributes.
+enum class Presence { kRequired, kOptional };
+
+// An attribute of the ONNX node: an int or a float member of Op::Attributes. An optional one is 0 where a node lacks it.
 template <class Attributes> struct Field {
     const char* name;
     int32_t Attributes::* integer = nullptr;
     float Attributes::* real = nullptr;
+    Presence presence = Presence::kRequired;
 
-    constexpr Field(const char* name, int32_t Attributes::* member) : name(name), integer(member) {}
+    constexpr Field(const char* name, int32_t Attributes::* member, Presence presence = Presence::kRequired)
+        : name(name), integer(member), presence(presence) {}
     constexpr Field(const char* name, float Attributes::* member) : name(name), real(member) {}
 
     nvinfer1::PluginFieldType type() const {
@@ -137,6 +141,9 @@ struct Call {
 };
 
 // --- checks that several operators make ---
+
+// An attribute that is 0 or 1.
+void check_flag(const char* name, int32_t value);
 
 // `actual` where it is known must be `expected`.
 void expect_size(const char* what, int64_t actual, int64_t expected);
@@ -250,7 +257,7 @@ void run(const typename Op::Attributes& attributes, const nvinfer1::PluginTensor
     }
 }
 
-// Every attribute of Op from a field collection; throws Refusal for one that is missing or of another type.
+// Every attribute of Op from a field collection; throws Refusal for one of another type, or missing though required.
 template <class Op>
 typename Op::Attributes read_attributes(const nvinfer1::PluginFieldCollection& collection) {
     typename Op::Attributes attributes{};
@@ -259,6 +266,7 @@ typename Op::Attributes read_attributes(const nvinfer1::PluginFieldCollection& c
         for (int i = 0; i < collection.nbFields; ++i) {
             if (std::string(field.name) == collection.fields[i].name) given = &collection.fields[i];
         }
+        if (given == nullptr && field.presence == Presence::kOptional) continue;
         if (given == nullptr || given->data == nullptr || given->length < 1) {
             throw Refusal(std::string("attribute ") + field.name + " is missing");
         }

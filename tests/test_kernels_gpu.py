@@ -552,7 +552,7 @@ def test_fp32_linear_of_a_short_k(in_features, tile):
 @on_hopper
 @pytest.mark.parametrize("tile", FP32_TILES)
 @pytest.mark.parametrize("x_scale", [1e-36, 1e-40])
-def test_fp32_linear_below_2_to_minus_114(x_scale, tile):
+def test_fp32_linear_of_the_smallest_numbers(x_scale, tile):
     """Numbers lose what is below 2^-136 of them, so a result is off by that for each weight, and FP32's own error."""
     x = draw((500, 384), torch.float32, "normal", 0) * x_scale
     weight = draw((384, 384), torch.float32, "normal", 10) / 384**0.5

@@ -397,6 +397,9 @@ constexpr Fp32Choice kFp32Tiles[] = {choice<1, 64, 2>(3.811F, 0.0F, 0.415F, 1.49
 // With fewer than three steps of K tensor cores' truncation shows beside FP32's few roundings: 1.7e-7 of the largest
 // result where cuBLASLt has 1.3e-7.
 constexpr int kShortestK = 3 * kStepK;
+// Of fewer rows the smallest tile would be empty in part. cuBLASLt was as fast or faster with all products of 49 rows
+// (Results/fp32_products.csv), and nearer to FP64 with one row, where few results stand for the error.
+constexpr int kFewestRows = 64;
 
 }  // namespace
 
@@ -407,7 +410,7 @@ int linear_fp32_sm90(const SwinLinear& a, int multiprocessors, cudaStream_t stre
         const int status = kFp32Tiles[a.tile - 1].run(a, multiprocessors, stream);
         return status == cudaErrorNotSupported ? cudaErrorInvalidValue : status;
     }
-    if (a.in_features < kShortestK) return cudaErrorNotSupported;
+    if (a.in_features < kShortestK || a.rows < kFewestRows) return cudaErrorNotSupported;
     const auto time = [&](const Fp32Choice& tile) { return tile.time(a, multiprocessors); };
     const auto* const fastest = std::min_element(std::begin(kFp32Tiles), std::end(kFp32Tiles),
         [&](const Fp32Choice& left, const Fp32Choice& right) { return time(left) < time(right); });

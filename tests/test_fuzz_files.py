@@ -3,12 +3,14 @@
     python -m pytest tests/test_fuzz_files.py
 
 hypothesis changes good files and makes bad ones; whatever reads them gives a value or one UserError of one line, never
-another exception. The search is derandomised, so that every run tries the same; what was once found stands in @example.
+another exception. Every run tries the same examples; what was once found stands in @example. FUZZ=N makes N times as many
+(.ci/run: a minute of them), FUZZ_RANDOM=1 new ones each time.
 """
 from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -29,7 +31,8 @@ from Results.tables import read_rows
 from TensorRT.INT8.calibration_cache import Cache, cache_text, read_cache
 from utils import ROOT, UserError
 
-fuzzed = settings(max_examples=300, deadline=None, derandomize=True, database=None,
+fuzzed = settings(max_examples=300 * int(os.environ.get("FUZZ", "1")), deadline=None, database=None,
+                  derandomize="FUZZ_RANDOM" not in os.environ,
                   suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 # How a good file is broken: bytes that are overwritten, cut out and put in, each at a place from 0 to 1 of its length.

@@ -144,6 +144,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _short(text: str, most: int = 300) -> str:
+    """The text in one line of at most about `most` characters, whatever characters it has."""
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     return text if len(text) <= most else f"{text[:most * 2 // 3]} ... {text[-most // 3:]}"
 
 

@@ -125,7 +125,8 @@ def main() -> None:
         if os.environ.get("MADE") and how != "FAILED":
             with open(os.environ["MADE"], "a") as file:
                 file.write("".join(f"{path}\n" for path in args.output))
-        print(f"  {args.what:<28}{how:>9}  {told}", flush=True)
+        # One write: make runs several commands at a time, and their lines must stay whole.
+        print(f"  {args.what:<28}{how:>9}  {told}\n", end="", flush=True)
 
     with alone(record_path):
         key = key_of(command, args.sources, args.also, [*args.output, *args.rows])

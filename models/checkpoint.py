@@ -235,7 +235,10 @@ def _load_pickle(path: Path, source: str) -> object:
                             f"{', '.join(names[:3]) or 'nothing'}; give the file that holds the weights")
     else:
         with path.open("rb") as file:
-            if _SAVED_BEFORE_1_6 not in file.read(64):
+            start = file.read(64)
+            if start.startswith(b"PK"):
+                raise zipfile.BadZipFile("its end is missing")
+            if _SAVED_BEFORE_1_6 not in start:
                 raise UserError(f"{source}: is a pickle that torch.save did not write; where it was made, let it write "
                                 "the weights: python -c \"import pickle, torch; torch.save(pickle.load(open('FILE', "
                                 "'rb')), 'weights.pth')\"")

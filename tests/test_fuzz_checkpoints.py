@@ -28,7 +28,8 @@ CONFIG = get_config(ROOT / "models" / "swin_micro.yaml", TINY)
 WEIGHTS = {key: value.detach() for key, value in build_model(CONFIG).state_dict().items()}
 
 TIMES = int(os.environ.get("FUZZ", "1"))
-same_every_time = settings(derandomize="FUZZ_RANDOM" not in os.environ, deadline=None, max_examples=60 * TIMES, database=None,
+same_every_time = settings(derandomize="FUZZ_RANDOM" not in os.environ, deadline=None, max_examples=60 * TIMES,
+                           database=None,
                            suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
@@ -168,6 +169,7 @@ def test_any_yaml(text, tmp_path):
      "MODEL.SWIN.EMBED_DIM", "MODEL.SWIN.WINDOW_SIZE", "MODEL.PRETRAINED", "MODEL..", "MODEL.NAME.X"]),
     PLAIN | st.text(max_size=6)), max_size=3))
 @example(opts=[("MODEL", "{}")])
+@example(opts=[("DATA.IMG_SIZE", "\n")])
 @example(opts=[("MODEL.NAME.X", "1")])
 @example(opts=[("", "1")])
 def test_any_opts(opts):

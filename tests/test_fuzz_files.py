@@ -3,8 +3,8 @@
     python -m pytest tests/test_fuzz_files.py
 
 hypothesis changes good files and makes bad ones; whatever reads them gives a value or one UserError of one line, never
-another exception. Every run tries the same examples; what was once found stands in @example. FUZZ=N makes N times as many
-(.ci/run: a minute of them), FUZZ_RANDOM=1 new ones each time.
+another exception. Every run tries the same examples; what was once found stands in @example. FUZZ=N makes N times as
+many (.ci/run: a minute of them), FUZZ_RANDOM=1 new ones each time.
 """
 from __future__ import annotations
 

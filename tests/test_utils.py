@@ -34,7 +34,9 @@ WRITES = ("def main():", "    with whole_file(sys.argv[1]) as partial:", "      
 def begun(path: Path) -> subprocess.Popen:
     """A process that has begun to write a file, and waits for the end of its input."""
     process = subprocess.Popen([*script(*WRITES), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True,
+                               # A shell's background processes ignore it.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout.readline() == "begun\n"
     return process
 

@@ -91,6 +91,8 @@ has_gpu() { nvidia-smi -L > /dev/null 2>&1; }
 
 # What becomes of engines here: they are built and run, only built, or neither.
 engines=run lacks=()
+[[ $dry_run == yes ]] || command -v "$TRT_PYTHON" > /dev/null ||
+    fail "TRT_PYTHON=$TRT_PYTHON: no such program; set it to the Python that imports TensorRT or TensorRT-RTX"
 tensorrt=$("$TRT_PYTHON" TensorRT/check.py 2>&1) || engines=$([[ $? == 3 ]] && echo built || echo none)
 [[ $engines == run ]] || lacks+=("$tensorrt")
 # What keeps make from building the plugins, in its own words; nothing where it can.

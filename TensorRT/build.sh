@@ -128,6 +128,8 @@ if [[ ${#backend[@]} == 0 && -z ${TRT_BACKEND:-} ]] && command -v trtexec > /dev
 else
     [[ $fp16 == no && $graph_fp16 == no ]] || flags+=(--fp16)
     [[ $facts == "$temporary"/* && $dry_run == yes ]] || flags+=(--facts="$facts")
+    [[ $dry_run == yes ]] || command -v "${TRT_PYTHON:-python3}" > /dev/null ||
+        fail "TRT_PYTHON=${TRT_PYTHON:-python3}: no such program; set it to the Python that imports TensorRT or TensorRT-RTX"
     command=("${TRT_PYTHON:-python3}" TensorRT/build_engine.py ${backend[@]+"${backend[@]}"} --saveEngine="$plan" "${flags[@]}" ${passed[@]+"${passed[@]}"})
 fi
 

@@ -272,6 +272,16 @@ def test_the_check_of_quant_is_that_of_its_logits(small):
         quant.check(fp32, int8)
 
 
+def test_logits_that_no_image_changes_are_refused(small):
+    """With weights of zero and biases that are not, both graphs give the biases and agree to the last bit."""
+    graph = onnx.load(small(1) / "m.onnx")
+    for tensor in graph.graph.initializer:
+        if len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name))
+    with pytest.raises(UserError, match="is the same for every image"):
+        quant.check(graph, graph)
+
+
 def test_kept_parts_have_no_pairs(small):
     folder = small(2)
     graph = tidy(onnx.load(folder / "m.onnx"))

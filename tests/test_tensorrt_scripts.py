@@ -792,3 +792,11 @@ def test_memory_holds_weights_activations_and_buffers_and_no_code(monkeypatch):
                      "batch": str(batch), "device_memory_mib": "50.0",
                      "free_memory_used_mib": f"{200 + 50 + batch:.1f}"} for batch in (1, 16)]
     assert gpu.used == 0 and len(gpu.code) == 2
+
+
+def test_a_python_of_tensorrt_that_is_not_there_is_named(tmp_path):
+    done = subprocess.run(["bash", ROOT / "TensorRT/build.sh", graph(tmp_path / "m.onnx")], capture_output=True,
+                          text=True, env={**os.environ, "TRT_PYTHON": str(tmp_path / "python")})
+    assert done.returncode == 1
+    assert done.stderr == (f"build.sh: error: TRT_PYTHON={tmp_path}/python: no such program; set it to the Python that "
+                           "imports TensorRT or TensorRT-RTX\n")

@@ -142,6 +142,9 @@ def check(model: onnx.ModelProto, quantised_model: onnx.ModelProto, wanted: Pict
         if not figure.largest:
             raise UserError(f"its output {figure.name} is zero throughout, in FP32 too, so that there is nothing to "
                             "compare; give trained weights, or --no-check")
+        if figure.classes and (expected[figure.name] == expected[figure.name][:1]).all():
+            raise UserError(f"its output {figure.name} is the same for every image, in FP32 too, so that there is "
+                            "nothing to compare; give trained weights, or --no-check")
         wrong = [f"{figure.rms:.1%} rms, and at most {largest_rms:.0%} are accepted (--max-rms)"] if (
             not figure.rms <= largest_rms) else []
         if figure.classes and not figure.agreement >= least_agreement:

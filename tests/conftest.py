@@ -1,8 +1,11 @@
 """What the tests share: an importable timm, and weights that let a mistake show."""
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -13,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from graphs.facts import carried_over
+from utils import run_script
 
 make_torchvision_importable()  # before a test imports timm
 
@@ -71,3 +75,21 @@ def as_fp16() -> Callable[[Path, Path], Path]:
         return path
 
     return rounded
+
+
+@pytest.fixture
+def as_a_script(capsys, monkeypatch) -> Callable[..., subprocess.CompletedProcess]:
+    """as_a_script(module, *arguments): what running a script gives, without the seconds that a new Python takes."""
+    def run(module: ModuleType, *arguments: str | Path) -> subprocess.CompletedProcess:
+        command = [module.__file__, *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        capsys.readouterr()
+        status, message = 0, ""
+        try:
+            run_script(module.main)
+        except SystemExit as end:  # as the interpreter does: an integer is the status, a text is printed
+            status, message = (end.code, "") if isinstance(end.code, int) else (1, f"{end.code}\n")
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(command, status, told.out, told.err + message)
+
+    return run

@@ -10,6 +10,8 @@ import itertools
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -40,6 +42,7 @@ CFG = ROOT / "models" / "swinv2_micro.yaml"
 OPTS = ["MODEL.SWIN.DEPTHS", "[1]", "MODEL.SWIN.NUM_HEADS", "[1]", "MODEL.SWIN.PRETRAINED_WINDOW_SIZES", "[0]",
         "DATA.IMG_SIZE", "64", "MODEL.NAME", "cut_down"]
 QUICK = ["--min-seconds", "0", "--min-runs", "2"]
+COMPILE = ["--runner", "torch-compile", "--mode", "default", "--precision", "fp32", "--batch", "2"]
 
 
 # --- the protocol --------------------------------------------------------------------------------------------
@@ -137,6 +140,29 @@ def files(randomize, tmp_path_factory) -> Files:
     return Files(model, folder / "model.safetensors", folder / "cut_down.onnx", flags)
 
 
+class Compiled(NamedTuple):
+    """Of a run with --compile-only: inductor's cache, what was told, what inductor counted, and the results' folder."""
+
+    cache: Path
+    told: str
+    found: dict[str, int]
+    results: Path
+
+
+@pytest.fixture(scope="module")
+def compiled(files, tmp_path_factory) -> Compiled:
+    """The model compiled into a cache of its own by --compile-only."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as told:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "cache"))
+        torch._dynamo.utils.counters.clear()
+        Torch_Latency.main(["--compile-only", *COMPILE, "--results", str(folder / "Results"), *files.flags])
+        counted = torch._dynamo.utils.counters["inductor"]
+        found = {name: counted[name] for name in ("fxgraph_cache_hit", "fxgraph_cache_miss") if counted[name]}
+    return Compiled(folder / "cache", told.getvalue(), found, folder / "Results")
+
+
 def rows(results: Path) -> list[dict[str, str]]:
     """Results/latency.csv, its form checked."""
     with (results / "latency.csv").open(newline="") as file:
@@ -181,8 +207,9 @@ def test_torch_latency_on_every_precision(files, tmp_path, capsys, monkeypatch):
         assert float(row["max_abs_err"]) < {"fp32": 1e-5, "fp16": 0.02, "bf16": 0.2}[row["precision"]]
 
 
-def test_torchscript_and_compile_and_what_the_error_is_against(files, tmp_path, monkeypatch):
+def test_torchscript_and_compile_and_what_the_error_is_against(files, compiled, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled.cache))
     monkeypatch.setattr(Torch_Latency, "ROOT", tmp_path)  # where no onnx/cut_down.onnx is
     Torch_Latency.main(["--runner", "torch-script,torch-compile", "--precision", "fp32", "--batch", "2", *QUICK,
                         "--mode", "default", "--results", str(tmp_path), "--data", str(tmp_path), *files.flags])
@@ -329,28 +356,21 @@ def test_a_run_without_rows_leaves_nothing_behind(files, tmp_path):
 # --- compiling apart from measuring --------------------------------------------------------------------------
 
 
-def test_compile_only_fills_the_cache_for_another_process_and_leaves_no_row(files, tmp_path):
+def test_compile_only_fills_the_cache_for_another_process_and_leaves_no_row(files, compiled, tmp_path):
     """The other process compiles nothing: it finds the graph as it was compiled."""
+    assert "torch-compile fp32 b2 (mode default) compiled in" in compiled.told
+    assert compiled.found == {"fxgraph_cache_miss": 1} and not compiled.results.exists()
     command = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); import Torch_Latency, torch\n"
                "torch.cuda.is_available = lambda: False\n"
                "Torch_Latency.main(sys.argv[1:])\n"
                "found = torch._dynamo.utils.counters['inductor']\n"
-               "print('hit', found['fxgraph_cache_hit'], 'miss', found['fxgraph_cache_miss'])", str(ROOT),
-               "--runner", "torch-compile", "--mode", "max-autotune", "--precision", "fp32", "--batch", "2",
-               "--results", str(tmp_path / "Results"), *files.flags]
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "RUN_ID": "1"}
-
-    def run(*flags: str) -> str:
-        # --opts takes all that follows it: further flags go before.
-        done = subprocess.run([*command[:4], *flags, *command[4:]], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    told = run("--compile-only")
-    assert "torch-compile fp32 b2 (mode max-autotune) compiled in" in told and told.endswith("hit 0 miss 1\n")
-    assert not (tmp_path / "Results").exists()
-    assert run("--onnx", str(files.onnx), *QUICK).endswith("hit 1 miss 0\n")
-    assert [row["mode"] for row in rows(tmp_path / "Results")] == ["max-autotune"]
+               "print('hit', found['fxgraph_cache_hit'], 'miss', found['fxgraph_cache_miss'])", str(ROOT), *COMPILE,
+               *QUICK, "--onnx", str(files.onnx), "--results", str(tmp_path / "Results"), *files.flags]
+    done = subprocess.run(command, capture_output=True, text=True, env={
+        **os.environ, "TORCHINDUCTOR_CACHE_DIR": str(compiled.cache), "RUN_ID": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("hit 1 miss 0\n")
+    assert [row["mode"] for row in rows(tmp_path / "Results")] == ["default"]
 
 
 def test_what_does_not_compile_is_a_failure(files, tmp_path, capsys, monkeypatch):

@@ -209,13 +209,13 @@ def test_another_number_of_classes_is_said(tmp_path, pair, randomize):
         onnx_test.main(["--onnx", str(pair.onnx), "--cfg", str(CFG), "--resume", str(checkpoint), "--opts", *OPTS])
 
 
-def test_exit_status_and_one_line(tmp_path, pair):
+def test_exit_status_and_one_line(tmp_path, pair, as_a_script):
     """As a person runs it: 0 and PASS, 1 and FAIL, 1 and one line on stderr."""
     def run(path: Path) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / "onnx" / "onnx_test.py"), "--onnx", str(path), *pair.flags]
-        return subprocess.run(command, capture_output=True, text=True)
+        return as_a_script(onnx_test, "--onnx", path, *pair.flags)
 
-    passed = run(pair.onnx)
+    command = [sys.executable, str(ROOT / "onnx" / "onnx_test.py"), "--onnx", str(pair.onnx), *pair.flags]
+    passed = subprocess.run(command, capture_output=True, text=True)
     assert passed.returncode == 0 and "PASS" in passed.stdout and passed.stderr == ""
     failed = run(changed(pair, tmp_path / "altered.onnx", "norm.weight", lambda weight: -weight))
     assert failed.returncode == 1 and "FAIL" in failed.stdout and failed.stderr == ""

@@ -8,10 +8,12 @@ in the file.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
+from types import ModuleType
 
+import add_all
+import add_int8
+import export_onnx
 import numpy as np
 import onnx
 import onnxruntime
@@ -25,6 +27,7 @@ from torch import nn
 
 from data.images import normalise
 from data.photo_crops import crops, held_out_batch
+from TensorRT.INT8 import quant
 from utils import ROOT
 
 CLASSES = 37  # more than the photographs: the first 18 get images
@@ -69,25 +72,25 @@ def tuned(tmp_path_factory, randomize) -> tuple[Path, nn.Module, nn.Module]:
     return folder, model.eval(), average.module.eval()
 
 
-def run(*command: str | Path) -> str:
-    """What a script of the project prints; it must end well."""
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def logits(path: Path, images: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(None, {"input": images})[0]
 
 
-def test_from_timms_file_to_an_int8_graph(tuned, tmp_path):
+def test_from_timms_file_to_an_int8_graph(tuned, tmp_path, as_a_script):
     folder, model, average = tuned
+
+    def run(script: ModuleType, *arguments: str | Path) -> str:
+        """What a script of the project prints; it must end well."""
+        done = as_a_script(script, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
     saved = torch.load(folder / "model_best.pth.tar", weights_only=False)
     assert isinstance(saved["args"], argparse.Namespace) and {"state_dict", "state_dict_ema"} <= saved.keys()
 
     path = tmp_path / "tuned.onnx"
-    export = ("onnx/export_onnx.py", "--cfg", "models/swin_micro.yaml", "--resume", folder / "model_best.pth.tar",
+    export = (export_onnx, "--cfg", ROOT / "models" / "swin_micro.yaml", "--resume", folder / "model_best.pth.tar",
               *OPTS)
     told = run(*export, "--output", path)
     assert "taken under 'state_dict', not 'state_dict_ema' (--weights); layout of timm" in told
@@ -100,11 +103,11 @@ def test_from_timms_file_to_an_int8_graph(tuned, tmp_path):
     run(*export, "--weights", "ema", "--output", tmp_path / "average.onnx")
     assert np.abs(logits(tmp_path / "average.onnx", images) - expected_of_average).max() <= 1e-4
 
-    told = run("onnx/graphsurgeon/add_all.py", "--onnx", path, "--fp16", "--output", tmp_path / "tuned_attention.onnx")
+    told = run(add_all, "--onnx", path, "--fp16", "--output", tmp_path / "tuned_attention.onnx")
     assert "SwinAttention" in told
-    run("TensorRT/INT8/quant.py", "--onnx", path, "--narrow", "--batches", "2", "--batch-size", "6", "--cache",
+    run(quant, "--onnx", path, "--narrow", "--batches", "2", "--batch-size", "6", "--cache",
         tmp_path / "tuned.cache", "--output", tmp_path / "tuned_int8.onnx")
-    run("onnx/graphsurgeon/add_int8.py", "--onnx", tmp_path / "tuned_int8.onnx", "--output",
+    run(add_int8, "--onnx", tmp_path / "tuned_int8.onnx", "--output",
         tmp_path / "tuned_attention_int8.onnx")
     graph = onnx.load(str(tmp_path / "tuned_attention_int8.onnx")).graph
     operators = {node.op_type for node in graph.node}

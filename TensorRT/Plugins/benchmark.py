@@ -70,9 +70,10 @@ GRAPH_US, MEASURE_US = 2e3, 3e4  # of runs in a CUDA graph, and of its replays
 SUSTAIN_S, SETTLE_S, SAMPLE_S = 0.5, 0.2, 0.05
 START_S = 5  # that nvidia-smi may take to begin
 # An error that is a mistake, as a share of the largest number; tests/test_kernels_gpu.py and test_int8_kernels_gpu.py
-# are stricter. INT8 may be off by a step and a half. Errors grow through 24 blocks; INT8's come of quantisation.
+# are stricter. INT8 rounds up to three times on the way (qkv, attention's result, y), each by a step at most where the
+# FP64 formula rounds the other way. Errors grow through 24 blocks; INT8's come of quantisation.
 WRONG, WRONG_BLOCKS, WRONG_STEPS = ({"fp32": 2.0**-18, "fp16": 2.0**-7, "int8": 2.0**-7},
-                                    {"fp16": 2.0**-4, "int8": 1.0}, 2.0)
+                                    {"fp16": 2.0**-4, "int8": 1.0}, 3.0)
 
 # FP32 is held against products of TF32, of which it takes three on tensor cores: a third is all there is.
 PEAKS = {"copy": "copy_gb_per_s", "fp32": "tf32_product_tflop_per_s", "fp16": "fp16_product_tflop_per_s",

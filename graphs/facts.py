@@ -153,7 +153,7 @@ class Facts:
         return json.dumps({**asdict(self), **shape}, indent=1)
 
 
-def of_model(config, cfg: Path, checkpoint: Path, export: str = "swin") -> Facts:
+def of_model(config, cfg: Path, checkpoint: Path, export: str = "swin", labels: tuple[str, ...] = ()) -> Facts:
     """The facts of a PyTorch model that its export takes along.
 
     Args:
@@ -161,13 +161,14 @@ def of_model(config, cfg: Path, checkpoint: Path, export: str = "swin") -> Facts
         cfg: the yaml.
         checkpoint: the weights.
         export: whose model it is, "swin" or "timm".
+        labels: the names of its classes.
     """
     from data.images import IMAGENET_MEAN, IMAGENET_STD, resize_rule
 
     size = config.DATA.IMG_SIZE
     return Facts(model=config.MODEL.NAME, variant=cfg.stem, weights=file_digest(checkpoint), export=export,
                  input_shape=(None, 3, size, size), layout="NCHW", input_range="normalised", mean=IMAGENET_MEAN,
-                 std=IMAGENET_STD, colour="RGB", resize=resize_rule(size))
+                 std=IMAGENET_STD, colour="RGB", resize=resize_rule(size), labels=labels)
 
 
 # --- reading what was written --------------------------------------------------------------------------------

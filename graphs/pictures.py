@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 
 from data.images import IMAGENET_MEAN, IMAGENET_STD
 from graphs.facts import RANGES, Facts, of_onnx
 from utils import UserError
 
+if TYPE_CHECKING:  # what runs beside TensorRT imports this module where there is no onnx
+    import onnx
+
 LAYOUTS = ("NCHW", "NHWC")
-TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8)
+TYPES = ("FLOAT", "FLOAT16", "UINT8")
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PIL's convert("L")
 
 
@@ -127,9 +129,11 @@ def image_input(model: onnx.ModelProto) -> tuple[str, list[int | None]]:
         names = ", ".join(value.name for value in inputs)
         raise UserError(f"has {len(inputs)} inputs instead of one ({names}); export it with all but the image as "
                         "constants" if inputs else "has no input; give the ONNX file of an image classifier")
+    from onnx import TensorProto
+
     tensor = inputs[0].type.tensor_type
-    if tensor.elem_type not in TYPES:
-        kind = TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type in TensorProto.DataType.values() else "?"
+    kind = TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type in TensorProto.DataType.values() else "?"
+    if kind not in TYPES:
         raise UserError(f"its input {inputs[0].name} holds {kind}; give the ONNX file of an image classifier, which "
                         "reads FLOAT, FLOAT16 or UINT8")
     wrong = [dim.dim_value for dim in tensor.shape.dim if dim.WhichOneof("value") == "dim_value" and dim.dim_value < 0]
@@ -164,7 +168,7 @@ def sized(model: onnx.ModelProto, size: tuple[int, int] | None = None, layout: s
     if size is None:
         raise UserError(f"its input {name} is {dims}, {layout} with None for what is open, instead of [batch, 3, "
                         "height, width]; export it with a fixed image size, or give the size with --size")
-    fixed = onnx.ModelProto()
+    fixed = type(model)()
     fixed.CopyFrom(model)
     (value,) = inputs_of(fixed)
     for axis, dim in zip(layout, value.type.tensor_type.shape.dim):
@@ -189,6 +193,8 @@ def picture(model: onnx.ModelProto, input_range: str | None = None, layout: str 
     Raises:
         UserError: what `image_input` raises; the image's size is open; a range that the input's type cannot hold.
     """
+    from onnx import helper
+
     name, dims = image_input(model)
     facts = facts or of_onnx(model)
     layout = layout or facts.layout or _layout(dims)
@@ -198,11 +204,49 @@ def picture(model: onnx.ModelProto, input_range: str | None = None, layout: str 
     found = input_range or facts.input_range
     if kind == np.uint8 and found != "0..255":
         raise UserError(f"its input {name} is uint8, which holds only pixels from 0 to 255; leave out --input-range")
+    channels = dims[layout.index("C")]
+    mean, std = _mean_and_std(facts, channels)
+    return Picture(name, dims[0], dims[layout.index("H")], dims[layout.index("W")], channels, layout, kind, found, mean,
+                   std, facts.colour or "RGB")
+
+
+def _mean_and_std(facts: Facts, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What pixels from 0 to 1 are normalised with before they go in."""
     # Of another range the graph says the mean and the deviation that it applies itself.
     said = facts.input_range == "normalised" and len(facts.mean) == len(facts.std) == 3
     mean, std = (facts.mean, facts.std) if said else (IMAGENET_MEAN, IMAGENET_STD)
-    channels = dims[layout.index("C")]
     if channels == 1:
-        mean, std = (float(np.mean(mean)),), (float(np.mean(std)),)
-    return Picture(name, dims[0], dims[layout.index("H")], dims[layout.index("W")], channels, layout, kind, found,
-                   tuple(mean), tuple(std), facts.colour or "RGB")
+        return (float(np.mean(mean)),), (float(np.mean(std)),)
+    return tuple(mean), tuple(std)
+
+
+def picture_of(facts: Facts, name: str, input_range: str | None = None, layout: str | None = None,
+               size: tuple[int, int] | None = None) -> Picture:
+    """The image input of a graph or an engine by its facts, where the graph itself is not at hand.
+
+    Args:
+        facts: of the file.
+        name: of the file, for messages.
+        input_range, layout, size: the flags of `add_input_arguments`.
+    Raises:
+        UserError: its input is no image, its size is open and none is given, or another one is given.
+    """
+    shape, layout = facts.input_shape, layout or facts.layout
+    if len(shape) != 4 or not layout or facts.input_type not in ("", "float32", "float16", "uint8"):
+        raise UserError(f"{name}: reads {facts.input_type} {list(shape)}, not images [batch, 3, height, width]; give "
+                        "an image classifier")
+    high, wide, channels = (shape[layout.index(axis)] for axis in "HWC")
+    channels = 3 if channels is None else channels
+    if channels not in (1, 3):
+        raise UserError(f"{name}: takes images of {channels} channels, not photographs; give an image classifier")
+    if size and (high not in (None, size[0]) or wide not in (None, size[1])):
+        raise UserError(f"{name}: takes images of {high}x{wide} (height x width), not {size[0]}x{size[1]}; leave out "
+                        "--size")
+    if size is None and (high is None or wide is None):
+        raise UserError(f"{name}: leaves the height and width of its images open; give --size")
+    kind, found = np.dtype(facts.input_type or "float32"), input_range or facts.input_range
+    if kind == np.uint8 and found != "0..255":
+        raise UserError(f"{name}: reads uint8, which holds only pixels from 0 to 255; leave out --input-range")
+    mean, std = _mean_and_std(facts, channels)
+    return Picture(facts.input, shape[0], size[0] if size else high, size[1] if size else wide, channels, layout, kind,
+                   found, mean, std, facts.colour or "RGB")

@@ -117,6 +117,24 @@ def load_checkpoint(path: str | Path, config: CfgNode) -> dict[str, Tensor]:
     return _read(Path(path), config).state
 
 
+@errors_in_one_line()
+def fitting_cfg(path: Path, weights: str = "") -> Path:
+    """The yaml in models/ that fits a checkpoint, where only one does.
+
+    Args:
+        path: the checkpoint.
+        weights: which weights of a file that holds several, --weights.
+    Raises:
+        UserError: no such file, no checkpoint of a Swin Transformer, or not one yaml fits; names those that do.
+    """
+    source = shown(path)
+    _, _, official = _chosen(read_checkpoint(path).weights, weights, source)
+    fitting = _fitting(official.state)
+    if len(fitting) != 1:
+        raise UserError(f"{source}: holds {_described(official.state)}; {_which_yaml(official.state)}")
+    return fitting[0]
+
+
 def checkpoint_path(config: CfgNode, resume: str | Path | None = None, pretrained: bool = False) -> Path:
     """The file that the weights come from; downloads the official one if `pretrained` and it is not there yet.
 
@@ -376,6 +394,16 @@ def _which_yaml(found: dict[str, Tensor]) -> str:
     facts = layouts.described(found)
     if "MODEL.TYPE" not in facts:
         return "choose its variant with --cfg or --type"
+    fitting = _fitting(found)
+    if not fitting:
+        return "no yaml in models/ fits: write one like them (keys: config.py), and give it with --cfg"
+    untold = "" if "MODEL.SWIN.WINDOW_SIZE" in facts else ", whose windows nothing in the file tells apart"
+    return f"give --cfg {' or '.join(shown(path) for path in fitting)}{untold if len(fitting) > 1 else ''}"
+
+
+def _fitting(found: dict[str, Tensor]) -> list[Path]:
+    """Which of models/*.yaml fit the names and shapes in a file."""
+    facts = layouts.described(found)
     table = found.get("layers.0.blocks.0.attn.relative_coords_table")
     fitting = []
     for path in sorted((ROOT / "models").glob("*.yaml")):
@@ -385,10 +413,7 @@ def _which_yaml(found: dict[str, Tensor]) -> str:
     if table is not None and table.ndim == 4:  # tells the window of the pre-training too
         fitting = [path for path in fitting if _same_table(table, relative_coords_table(
             _yaml(path).MODEL.SWIN.WINDOW_SIZE, _yaml(path).MODEL.SWIN.PRETRAINED_WINDOW_SIZES[0]))] or fitting
-    if not fitting:
-        return "no yaml in models/ fits: write one like them (keys: config.py), and give it with --cfg"
-    untold = "" if "MODEL.SWIN.WINDOW_SIZE" in facts else ", whose windows nothing in the file tells apart"
-    return f"give --cfg {' or '.join(shown(path) for path in fitting)}{untold if len(fitting) > 1 else ''}"
+    return fitting
 
 
 @cache

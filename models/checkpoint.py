@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from data.labels import labels_in
 from utils import UserError, existing_file, shown
 
 # What reading a file raises that is damaged or something else: found by truncating and corrupting files.
@@ -45,6 +46,7 @@ _SAVED_BEFORE_1_6 = bytes.fromhex("6cfc9c46f9206aa85019")  # torch.save's magic 
 _DEPTH = 4  # of nesting, in which weights are looked for: {"ema": {"module": {"model": {...}}}} has three
 _LONGEST_LIST = 8  # of [weights, epoch] and the like, which may hold weights
 LONGEST = 2500  # characters of a message
+_LONGEST_HEADER = 2**27  # bytes of a .safetensors file's header; the library itself reads up to 100 million
 _MOST_CLASSES = 500  # that a file names: a pickled model has dozens
 
 
@@ -163,6 +165,22 @@ def read_checkpoint(path: str | Path, source: str = "") -> Checkpoint:
         raise UserError(f"{source}: holds no state dict of tensors: it is {_outline(loaded)}; give the file that has "
                         "the weights")
     return Checkpoint(weights, {**_told_by_official(loaded), **_told_by_huggingface(path)})
+
+
+def labels_of(path: str | Path) -> tuple[str, ...]:
+    """The names of the classes that a checkpoint brings: those that models/train.py puts into a .safetensors file, else
+    those of the config.json that Hugging Face's library and timm write beside one; () where there are none.
+    """
+    path = existing_file(path, "a checkpoint (--resume)")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length <= min(path.stat().st_size - 8, _LONGEST_HEADER):
+            with suppress(ValueError, RecursionError):
+                header = json.loads(file.read(length))
+                said = header.get("__metadata__") if isinstance(header, dict) else None
+                if isinstance(said, dict) and said.get("made_by") == "models/train.py" and said.get("classes"):
+                    return tuple(str(said["classes"]).split(","))
+    return labels_in(_config_beside(path))
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -387,14 +405,8 @@ def _told_by_official(loaded: object) -> dict[str, object]:
 
 def _told_by_huggingface(path: Path) -> dict[str, object]:
     """From the config.json that Hugging Face's library writes beside the weights, if they have its names."""
-    if path.name not in ("model.safetensors", "pytorch_model.bin"):
-        return {}
-    beside = path.with_name("config.json")
-    try:
-        config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    except (ValueError, OSError, RecursionError):
-        return {}
-    if not isinstance(config, dict) or config.get("model_type") not in ("swin", "swinv2"):
+    config = _config_beside(path)
+    if config.get("model_type") not in ("swin", "swinv2"):
         return {}
     told = {"MODEL.SWIN.WINDOW_SIZE": config.get("window_size"), "MODEL.SWIN.NORM_EPS": config.get("layer_norm_eps"),
             "DATA.IMG_SIZE": config.get("image_size")}
@@ -405,3 +417,15 @@ def _told_by_huggingface(path: Path) -> dict[str, object]:
     act = config.get("hidden_act")
     told["MODEL.SWIN.ACT"] = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}.get(str(act), act)
     return {key: value for key, value in told.items() if value is not None}
+
+
+def _config_beside(path: Path) -> dict:
+    """The config.json beside weights that have the name which Hugging Face's library and timm give them; else {}."""
+    if path.name not in ("model.safetensors", "pytorch_model.bin"):
+        return {}
+    beside = path.with_name("config.json")
+    try:
+        config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    except (ValueError, OSError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 import time
 import warnings
@@ -28,9 +29,11 @@ import torch
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from config import add_model_arguments, cfg_path, get_config
-from graphs.facts import of_model, with_facts
+from data.labels import check_labels, read_labels
+from graphs.facts import LONGEST, of_model, with_facts
 from graphs.files import onnx_target
 from models.build import checkpoint_path, load_model
+from models.checkpoint import labels_of
 from utils import ROOT, UserError, run_script, shown, whole_file
 
 OPSETS = range(12, 18)  # TensorRT 8.6 parses up to 17; below 12 some of the operators here have older forms
@@ -110,6 +113,27 @@ def export(model: torch.nn.Module, opset_version: int, name: str) -> onnx.ModelP
     return exported
 
 
+def chosen_labels(given: tuple[str, ...] | None, checkpoint: Path, classes: int | None) -> tuple[str, ...]:
+    """The names of the classes that go into the file: those given, else the checkpoint's own where they fit.
+
+    Args:
+        given: --labels.
+        checkpoint: whose names count where none are given.
+        classes: their number; None where the model has none.
+    Raises:
+        UserError: as many names are given as there are not classes.
+    """
+    labels = labels_of(checkpoint) if given is None else given
+    if given is not None:
+        check_labels(given, classes or 0, "--labels")
+    elif len(labels) != classes:
+        return ()
+    if len(json.dumps(labels)) > LONGEST:
+        print(f"labels  {len(labels)} names are too long for the file and left out; give them to classify.py --labels")
+        return ()
+    return labels
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
@@ -117,6 +141,9 @@ def main(arguments: list[str] | None = None) -> None:
                         help=f"ONNX opset, {OPSETS[0]} to {OPSETS[-1]} (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE",
                         help="ONNX file to write (default: onnx/<MODEL.NAME>.onnx)")
+    parser.add_argument("--labels", type=read_labels, metavar="FILE",
+                        help="names of the classes, for the file to take along: one a line, or JSON (default: those "
+                             "that the checkpoint brings)")
     args = parser.parse_args(arguments)
     config = get_config(args.cfg, args.opts, args.type)
     output = onnx_target(args.output or ROOT / "onnx" / f"{config.MODEL.NAME}.onnx")
@@ -129,8 +156,9 @@ def main(arguments: list[str] | None = None) -> None:
              f"{model.num_classes} {'classes' if model.output_names == ['logits'] else 'features'}")
     print(f"read    {shown(checkpoint)}: {config.MODEL.NAME}, {millions:.1f} M parameters, "
           f"{gives}, images of {model.img_size} x {model.img_size}", flush=True)
+    labels = chosen_labels(args.labels, checkpoint, None if model.head is None else model.num_classes)
     exported = with_facts(export(model, args.opset, config.MODEL.NAME), replace(
-        of_model(config, cfg_path(args.cfg, args.type), checkpoint), tools={"torch": torch.__version__}))
+        of_model(config, cfg_path(args.cfg, args.type), checkpoint, labels=labels), tools={"torch": torch.__version__}))
     with whole_file(output) as partial:
         onnx.save(exported, str(partial))
     operators = Counter(node.op_type for node in exported.graph.node)

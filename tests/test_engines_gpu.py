@@ -579,6 +579,30 @@ def test_run_engine_runs_what_is_left_over_too(plan, load, tmp_path):
         np.testing.assert_allclose(of_batch, batch.logits[:7], atol=allowed, rtol=0)
 
 
+@pytest.mark.parametrize("name", PATCHED)
+def test_classify_gives_the_engines_logits(plan, load, tmp_path, name):
+    """Of image files, in two lanes and CUDA graphs, the last batch filled up; as `infer` does for the same batches."""
+    pytest.importorskip("PIL", reason="needs Pillow in the Python that has TensorRT")
+    from PIL import Image
+
+    from data.images import load_image, resize_and_crop
+    from graphs.pictures import picture_of
+
+    rng, engine = np.random.default_rng(0), load(name)
+    for index in range(29):
+        squares = rng.integers(0, 256, (5, 7, 3), np.uint8).repeat(60, axis=0).repeat(60, axis=1)
+        Image.fromarray(squares).save(tmp_path / f"{index:02}.png")
+    picture = picture_of(engine.facts(), name)
+    images = np.stack([resize_and_crop(load_image(path), picture.size) for path in sorted(tmp_path.glob("*.png"))])
+    filled = picture.of(np.concatenate([images, images[:3]]))
+    with engine.context() as context:
+        expected = np.concatenate([context.infer(filled[start:start + 8]) for start in range(0, 32, 8)])[:29]
+    done = command(sys.executable, "classify.py", plan(name), tmp_path, "--batch", "8", "--decoder", "pillow",
+                   "--logits", tmp_path / "logits.npy")
+    assert done.returncode == 0, done.stderr
+    assert_same(engine, batches(engine)[-1], np.load(tmp_path / "logits.npy"), expected)
+
+
 @pytest.mark.parametrize("name", ["swinv1_micro_layers", "swinv2_micro_layers"])
 def test_compare_layers_finds_no_offender_in_fp32(plan, tmp_path, name):
     share = TRT_test.FP16_TOLERANCE_SHARE if backend.is_rtx(trt) else 1e-3  # as in tolerance()

@@ -13,7 +13,8 @@ from utils import ROOT
 
 # A script of these folders is imported by its bare name: onnx/ cannot be a package, pip's onnx would be hidden.
 BARE = ("onnx", "onnx/graphsurgeon")
-FOLDERS = ("", "models", "data", "graphs", "Results", "TensorRT", "TensorRT/INT8", "TensorRT/Plugins", *BARE)
+FOLDERS = ("", "models", "data", "graphs", "inference", "Results", "TensorRT", "TensorRT/INT8", "TensorRT/Plugins",
+           *BARE)
 MODULES = {path.stem if folder in ("", *BARE) else f"{folder.replace('/', '.')}.{path.stem}": path
            for folder in FOLDERS for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"}
 
@@ -54,7 +55,8 @@ importlib.import_module(sys.argv[2])
 
 
 @pytest.mark.parametrize("module", [
-    "TRT_test", "Results.tables", "Results.timing", "data.batches", "graphs.facts", "TensorRT.INT8.calibration_cache",
+    "TRT_test", "classify", "inference.dali", "Results.tables", "Results.timing", "data.batches", "graphs.facts",
+    "TensorRT.INT8.calibration_cache",
     *(f"TensorRT.{script}" for script in ("build_engine", "run_engine", "profile_engine", "compare_layers"))])
 def test_what_touches_tensorrt_needs_numpy_only(module):
     done = subprocess.run([sys.executable, "-c", NOTHING_ELSE, str(ROOT), module], capture_output=True, text=True)

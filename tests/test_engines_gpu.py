@@ -603,6 +603,37 @@ def test_classify_gives_the_engines_logits(plan, load, tmp_path, name):
     assert_same(engine, batches(engine)[-1], np.load(tmp_path / "logits.npy"), expected)
 
 
+@pytest.mark.parametrize("name", ["swinv1_micro", *PATCHED])
+def test_the_cpp_example_gives_the_engines_logits(plan, load, tmp_path, name):
+    """examples/cpp, on two streams, in CUDA graphs, the last batch filled up."""
+    if not (Path(os.environ.get("TENSORRT_ROOT", "/nonexistent")) / "include" / "NvInfer.h").exists():
+        pytest.skip("it takes TensorRT's headers in TENSORRT_ROOT")
+    engine = load(name)
+    images = np.random.default_rng(0).standard_normal((27, *engine.input_shape[1:])).astype(np.float32)
+    filled = np.concatenate([images, np.zeros((5, *images.shape[1:]), np.float32)])
+    with engine.context() as context:
+        expected = np.concatenate([context.infer(filled[start:start + 8]) for start in range(0, 32, 8)])[:27]
+    images.tofile(tmp_path / "images.f32")
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    stem = backend.library_name(trt).partition(".so")[0]
+    library = next(path for path in sorted(loaded) if Path(path).name.startswith(f"{stem}.so"))
+    for link in ("libnvinfer.so.11", backend.SONAME_RTX) if backend.is_rtx(trt) else ():
+        (tmp_path / link).symlink_to(library)
+    for file in ("Makefile", "run_engine.cpp"):
+        shutil.copy(ROOT / "examples" / "cpp" / file, tmp_path)
+    made = command("make", "-C", tmp_path, f"TENSORRT_LIB={library}")
+    assert made.returncode == 0, made.stderr
+    plugins = ["--plugins", backend.PLUGIN_LIBRARY] if is_patched(name) else []
+    folders = f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    done = command(tmp_path / "run_engine", plan(name), tmp_path / "images.f32", *plugins, "--output",
+                   tmp_path / "logits.f32", LD_LIBRARY_PATH=folders)
+    assert done.returncode == 0, done.stderr
+    logits = np.fromfile(tmp_path / "logits.f32", np.float32).reshape(expected.shape)
+    assert_same(engine, batches(engine)[-1], logits, expected)
+    assert [float(number) for number in done.stdout.split("\n")[0].split()[:8]] == pytest.approx(
+        expected[0, :8].tolist(), rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["swinv1_micro_layers", "swinv2_micro_layers"])
 def test_compare_layers_finds_no_offender_in_fp32(plan, tmp_path, name):
     share = TRT_test.FP16_TOLERANCE_SHARE if backend.is_rtx(trt) else 1e-3  # as in tolerance()

@@ -67,7 +67,8 @@ def test_what_is_wrong_is_one_line(program, tmp_path, arguments, problem):
     (tmp_path / "empty").touch()
     done = subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("run_engine: error: ") and problem in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("run_engine: error: "), done.stderr
+    assert problem in done.stderr
 
 
 def test_the_source_can_be_read_in_one_sitting():

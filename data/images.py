@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -43,20 +44,24 @@ def load_image(path: str | Path):
     Raises:
         UserError: no such file, not an image, truncated, or pixels without a fixed range (floats, 32-bit integers).
     """
+    return read_image(existing_file(path, "an image"), str(path))
+
+
+def read_image(source: Path | BinaryIO, name: str):
+    """`load_image` of a path or of an open file, which messages call `name`."""
     from PIL import Image
 
-    path = existing_file(path, "an image")
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             if image.mode == "F":
-                raise UserError(f"{path}: has float pixels, whose range is unknown; save it with 8 or 16 bits")
+                raise UserError(f"{name}: has float pixels, whose range is unknown; save it with 8 or 16 bits")
             if image.mode != "I" and not image.mode.startswith("I;16"):
                 return image.convert("RGB")
             grey = np.asarray(image).astype(np.int64)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); replace or remove it") from error
+        raise UserError(f"{name}: cannot be read as an image ({error}); replace or remove it") from error
     if grey.min() < 0 or grey.max() > 65535:
-        raise UserError(f"{path}: has 32-bit pixels, whose range is unknown; save it with 8 or 16 bits")
+        raise UserError(f"{name}: has 32-bit pixels, whose range is unknown; save it with 8 or 16 bits")
     return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
 
 

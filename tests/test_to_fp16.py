@@ -249,6 +249,39 @@ def test_add_all_writes_the_fp16_graph(graphs, tmp_path, monkeypatch, capsys):
     assert helper.get_attribute_value(fp16.graph.node[0].attribute[0]) is not None
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_classifier_is_a_node_on_demand_and_stays_fp32(version, graphs):
+    """No product is left to TensorRT then. The node has the classifier's own weights, also where the rest is FP16."""
+    plain = graphs(version, 17, False)
+    fp32, reports = patch(plain, [*add_all.STEPS, add_all.add_classifier])
+    assert (reports[-1].what, reports[-1].replaced, reports[-1].left) == ("classifier", 1, [])
+    assert {node.op_type for node in fp32.graph.node if not node.domain} == {"ReduceMean"}
+    fp16 = to_fp16(fp32, ["head"])
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in plain.graph.initializer}
+    for model, name in ((fp32, "SwinLinear"), (fp16, "SwinLinear/fp32")):
+        node, constants = model.graph.node[-1], {item.name: item for item in model.graph.initializer}
+        assert node.op_type == "SwinLinear" and node.name.endswith(f"/{name}") and node.output == ["logits"]
+        assert "fp16" not in {attribute.name for attribute in node.attribute}
+        for found, expected in zip(node.input[1:], (weights["head.weight"], weights["head.bias"])):
+            np.testing.assert_array_equal(numpy_helper.to_array(constants[found]), expected, strict=True)
+    # FP32 sums in another order; FP16 as without the classifier.
+    assert relative_error(run(fp32, 3), run(plain, 3)) < 1e-5
+    assert relative_error(run(fp16, 3), run(to_fp16(graphs(version, 17, True), ["head"]), 3)) < 1e-5
+
+
+def test_add_all_takes_the_classifier_where_the_graph_stays_fp32(graphs, tmp_path, monkeypatch, capsys):
+    onnx.save(graphs(1, 17, False), tmp_path / "swinv1.onnx")
+    command = ["add_all.py", "--onnx", str(tmp_path / "swinv1.onnx"), "--classifier"]
+    monkeypatch.setattr(sys, "argv", [*command, "--fp16"])
+    with pytest.raises(UserError, match="--classifier: is for graphs that stay FP32"):
+        add_all.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["swinv1.onnx"]
+    monkeypatch.setattr(sys, "argv", command)
+    add_all.main()
+    assert "replaced 1 of 1 classifier" in capsys.readouterr().out
+    assert plugin_counts(onnx.load(tmp_path / "swinv1_attention.onnx"))["SwinLinear"] == 6
+
+
 @pytest.mark.parametrize(("magnitude", "refused"), [(65504.0, False), (65536.0, True), (np.inf, True), (np.nan, True)])
 def test_an_activation_beyond_fp16_is_refused(magnitude, refused, graphs, monkeypatch):
     monkeypatch.setattr(script, "peak", lambda *_: script.Peak("x", magnitude, 8))

@@ -4,7 +4,7 @@
 
 SwinLinear gives act(x weight^T + bias) + residual. Taken are qkv, proj, fc1, fc2 and patch merging's reduction, whose
 bias is zero; with fc1 the GELU after it, and in V1 with proj and fc2 the Add of the residual. The classifier is left:
-it takes no time, and is FP32 in an FP16 graph.
+it takes no time, and is FP32 in an FP16 graph. `add_classifier` takes it (add_all.py --classifier).
 """
 from __future__ import annotations
 
@@ -27,12 +27,24 @@ SUFFIX = "_linear"
 
 def add_linear(graph: gs.Graph) -> Report:
     """Replace in place each product of tokens with a constant matrix, but the classifier's."""
-    report = Report("linear layer")
-    classifier, activations = head(graph), gelus(graph)
+    classifier = head(graph)
+    return _replace(graph, "linear layer", [node for node in _linears(graph.nodes)
+                                            if not any(node is other for other in classifier)])
+
+
+def add_classifier(graph: gs.Graph) -> Report:
+    """Replace in place the products of the head: for a TensorRT that would compute them in TF32 in an FP32 graph."""
+    return _replace(graph, "classifier", _linears(head(graph)))
+
+
+def _linears(nodes: list[gs.Node]) -> list[gs.Node]:
+    return [node for node in nodes if node.op == "MatMul" and is_linear(node)]
+
+
+def _replace(graph: gs.Graph, what: str, linears: list[gs.Node]) -> Report:
+    report, activations = Report(what), gelus(graph)
     with_gelu = with_residual = 0
-    for matmul in [node for node in graph.nodes if node.op == "MatMul" and is_linear(node)]:
-        if any(matmul is node for node in classifier):
-            continue
+    for matmul in linears:
         y, bias = _biased(graph, matmul)
         gelu = next((gelu for gelu in activations if _is_all_of(graph, y, gelu)), None)
         add = reader(y) if gelu is None and not is_output(graph, y) else None

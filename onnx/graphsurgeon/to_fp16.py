@@ -132,10 +132,10 @@ def converted(model: onnx.ModelProto, fp32: list[str]) -> Converted:
     for node in [node for node in fp16.nodes if node.name in embeddings]:
         _give_fp16(fp16, node)
     for node in fp16.nodes:
+        if node.domain == PLUGIN_DOMAIN and node.name not in kept:
+            node.attrs["fp16"] = 1
         if node.name in bound:
             node.name += FP32_LAYER
-        if node.domain == PLUGIN_DOMAIN and node.name not in embeddings:
-            node.attrs["fp16"] = 1
     result = exported(fp16.cleanup().toposort())
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     if not is_large(result):  # the checker takes no more than 2 GiB

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -161,6 +162,19 @@ def refusal(errors: list[str], plan: bytes) -> str:
     return f"cannot be loaded; build it again with TensorRT/build.sh (TensorRT: {reason})"
 
 
+def create_execution_context(engine: Any) -> Any:
+    """A context whose first run at a batch computes what later ones do; None where TensorRT makes none.
+
+    TensorRT-RTX compiles kernels for a shape on the GPU. By default (LAZY) it does so beside the first runs, which take
+    general kernels meanwhile, whose sums may be in another order; EAGER compiles them first.
+    """
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    return engine.create_execution_context(config)
+
+
 class Context:
     """One execution context: runs an engine on its own stream, with its own activations and buffers.
 
@@ -174,7 +188,7 @@ class Context:
         self.buffers: dict[str, int] = {}  # tensor -> device pointer
         self.shapes: dict[str, tuple[int, ...]] = {}  # tensor -> shape at the current batch
         self.graph = None
-        self.context = engine.engine.create_execution_context()
+        self.context = create_execution_context(engine.engine)
         if self.context is None:
             raise UserError(f"{shown(engine.plan)}: no execution context: {LOGGER.complaint()}")
         # Non-blocking: a context on another stream never waits for this one.

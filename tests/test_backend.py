@@ -137,6 +137,41 @@ def test_an_alias_of_nothing_is_refused():
         load_alias("libswin_alias_of_nothing.so.7", "libswin_no_such_library.so")
 
 
+# --- contexts ------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """Takes notes of the contexts that it is asked for."""
+
+    def __init__(self) -> None:
+        self.config, self.asked = SimpleNamespace(), []
+
+    def create_runtime_config(self) -> SimpleNamespace:
+        return self.config
+
+    def create_execution_context(self, *arguments: object) -> str:
+        self.asked.append(arguments)
+        return "context"
+
+
+@needs_rtx
+def test_rtx_compiles_kernels_for_a_shape_before_they_are_needed(engine_module):
+    """Not beside the first runs, which would compute otherwise than later ones."""
+    if not backend.is_rtx(backend.load()):
+        pytest.skip("TensorRT is installed and goes first")
+    engine, eager = Engine(), backend.load().DynamicShapesKernelSpecializationStrategy.EAGER
+    assert engine_module.create_execution_context(engine) == "context"
+    assert engine.asked == [(engine.config,)]
+    assert engine.config.dynamic_shapes_kernel_specialization_strategy == eager
+
+
+def test_tensorrt_itself_compiles_nothing_for_a_shape(engine_module, monkeypatch):
+    monkeypatch.setattr(engine_module, "trt", SimpleNamespace(__name__="tensorrt"))
+    engine = Engine()
+    assert engine_module.create_execution_context(engine) == "context"
+    assert engine.asked == [()]
+
+
 # --- plans that TensorRT refuses -----------------------------------------------------------------------------
 
 

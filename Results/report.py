@@ -1,12 +1,14 @@
-"""Write the results of the Small models on a GPU as Markdown: all of them for docs/results.md, a summary for README.md.
+"""Write the results of the Small models on a GPU as Markdown: all of them for docs/results.md, a summary for README.md,
+and TensorRT's versions beside each other for TensorRT/VERSIONS.md.
 
-    python Results/report.py            # prints both
+    python Results/report.py            # prints all three
     python Results/report.py --write    # puts each between the two marks in its page
 
 It reads latency.csv, profile.csv, accuracy.csv, memory.csv and kernels.csv in Results/ and takes the newest rows that
 were measured on a GPU: one run of latency.csv (and one more for INT8 where that was measured by itself later), and the
 last row of everything in the other tables, for accuracy.csv and memory.csv on whatever GPU that was. No figure between
-the marks is typed by hand: tests/test_results.py compares both pages with what this script makes of the tables.
+the marks is typed by hand: tests/test_results.py compares the pages with what this script makes of the tables. A run of
+latency.csv with two versions of TensorRT is for VERSIONS.md, and for no other page.
 """
 from __future__ import annotations
 
@@ -41,6 +43,8 @@ RUNNERS = {OURS: "TensorRT with plugins", OURS_FP16: "TensorRT with plugins, FP1
            "torch-compile": "torch.compile", "torch-script": "TorchScript", "torch-eager": "PyTorch eager",
            "ort-cuda": "onnxruntime CUDA"}
 
+PLUGINS_OF = {"attention": "all plugins", "layernorm": "LayerNorm plugins", "no": "no plugins"}
+
 Row = dict[str, str]
 
 
@@ -73,8 +77,10 @@ def measured_by(rows: list[Row], command: str) -> list[str]:
 
 def small_latency(results: Path) -> tuple[list[Row], list[Row]]:
     """The rows of the race and those of INT8, as race_and_int8 gives them, with the models called V1 and V2."""
-    return race_and_int8([{**row, "model": MODELS[row["model"]]} for row in gpu_rows(results / "latency.csv")
-                          if row["model"] in MODELS])
+    rows = gpu_rows(results / "latency.csv")
+    comparing = runs_of_versions(rows)
+    return race_and_int8([{**row, "model": MODELS[row["model"]]} for row in rows
+                          if row["model"] in MODELS and row["run_id"] not in comparing])
 
 
 def speed(results: Path, pictures: Path) -> list[str]:
@@ -231,6 +237,49 @@ def section(results: Path, pictures: Path = IMAGES) -> str:
                       *kernels(results)]).strip("\n")
 
 
+# --- TensorRT's versions -------------------------------------------------------------------------------------
+
+
+def runs_of_versions(rows: list[Row]) -> set[str]:
+    """The runs of latency.csv in which Small was measured with two versions of TensorRT or more."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        if row["model"] in MODELS and row["backend"].startswith("TensorRT"):
+            found.setdefault(row["run_id"], set()).add(row["backend"])
+    return {run for run, backends in found.items() if len(backends) > 1}
+
+
+def versions(results: Path) -> str:
+    """The engines of Small with each version of TensorRT, as CUDA graphs; empty where no run has two versions.
+
+    An engine's line is of the newest of those runs that has it with that version.
+    """
+    rows = gpu_rows(results / "latency.csv")
+    comparing = runs_of_versions(rows)
+    rows = [row for row in rows if row["run_id"] in comparing and row["model"] in MODELS and row["cuda_graph"] == "yes"]
+    key = ("precision", "patched", "model", "backend")
+    newest_run = {tuple(row[name] for name in key): row["run_id"] for row in rows}
+    rows = [row for row in rows if row["run_id"] == newest_run[tuple(row[name] for name in key)]]
+    if not rows:
+        return ""
+    batches = sorted({int(row["batch"]) for row in rows})
+    table = [["engine", "TensorRT", *(f"b{batch}" for batch in batches), "max abs err", "run"]]
+    order = {word: place for place, word in enumerate(("fp16", "int8", "fp32", "attention", "layernorm", "no"))}
+    before = ""
+    for precision, patched, model, backend in sorted(newest_run, key=lambda line: (
+            order.get(line[0], len(order)), order.get(line[1], len(order)), *line[2:])):
+        own = {int(row["batch"]): row for row in rows
+               if tuple(row[name] for name in key) == (precision, patched, model, backend)}
+        engine = f"{MODELS[model]} {precision.upper()}, {PLUGINS_OF.get(patched, patched)}"
+        wrong = any(row["check"] != "good" for row in own.values())
+        table.append(["" if engine == before else engine, backend.removeprefix("TensorRT").lstrip(" -"),
+                      *(f"{float(own[batch]['latency_ms_median']):.3f}" if batch in own else "-" for batch in batches),
+                      largest_error(list(own.values())) + " (bad)" * wrong, next(iter(own.values()))["run_id"]])
+        before = engine
+    return "\n".join([*measured_by(rows, "python TRT_test.py --plan ... with each, under one RUN_ID"),
+                      *markdown_table(table)])
+
+
 # --- README's summary ----------------------------------------------------------------------------------------
 
 
@@ -321,6 +370,8 @@ def main(arguments: list[str] | None = None) -> None:
                         help="where the summary goes; default: README.md")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md", metavar="FILE",
                         help="where all of it goes; default: docs/results.md")
+    parser.add_argument("--versions", type=Path, default=ROOT / "TensorRT" / "VERSIONS.md", metavar="FILE",
+                        help="where TensorRT's versions go; default: TensorRT/VERSIONS.md")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: Results/")
     parser.add_argument("--pictures", type=Path, default=IMAGES, metavar="FOLDER", help="default: Images/")
     args = parser.parse_args(arguments)
@@ -329,9 +380,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{shown(args.results)}: no rows of a Small model on a GPU; race.py and test_swinV2.py measure "
                         "them")
     if not args.write:
-        print(f"{short}\n\n{whole}")
+        print(f"{short}\n\n{whole}\n\n{versions(args.results)}")
         return
-    pages = {args.readme: short, args.page: whole}
+    pages = {args.readme: short, args.page: whole, args.versions: versions(args.results)}
     for page in pages:
         between_marks(page)  # refuses one without marks before the other is written
     for page, text in pages.items():

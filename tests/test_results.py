@@ -237,17 +237,18 @@ def test_summary_has_the_same_figures(measured):
 
 
 def test_results_go_between_the_marks_and_nowhere_else(measured, tmp_path):
-    readme, page = tmp_path / "README.md", tmp_path / "results.md"
-    for path in (readme, page):
+    readme, page, versions = (tmp_path / name for name in ("README.md", "results.md", "VERSIONS.md"))
+    for path in (readme, page, versions):
         path.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
     arguments = ["--write", "--results", str(measured), "--pictures", str(measured), "--readme", str(readme), "--page",
-                 str(page)]
+                 str(page), "--versions", str(versions)]
     for _ in range(2):  # a second time changes nothing
         report.main(arguments)
         for path, made in ((readme, report.summary), (page, report.section)):
             text = path.read_text()
             assert text.startswith("before\n\n") and text.endswith("\n\nafter\n") and "old" not in text
             assert report.between_marks(path) == made(measured, measured)
+        assert report.between_marks(versions) == report.versions(measured) == ""  # there is only one version
     readme.write_text(f"{report.BEGIN}{report.END}")
     page.write_text("no marks\n")
     with pytest.raises(UserError, match=r"results\.md: lacks the lines"):
@@ -267,6 +268,29 @@ def test_pages_have_what_the_tables_give():
     """python Results/report.py --write, after every run on a GPU whose rows are kept."""
     assert report.between_marks(ROOT / "README.md") == report.summary(RESULTS)
     assert report.between_marks(ROOT / "docs" / "results.md") == report.section(RESULTS)
+    assert report.between_marks(ROOT / "TensorRT" / "VERSIONS.md") == report.versions(RESULTS)
+
+
+def test_versions_of_tensorrt_stand_beside_each_other_and_in_no_other_table(measured):
+    """Of runs with two of them, CUDA graphs only; each line of the newest run that has it, and of no older one."""
+    def timed(run: str, backend: str, batch: int, ms: str, **columns: str) -> dict[str, str]:
+        return row(**{"run_id": run, "gpu": "A GPU", "model": "swinv1", "runner": "trt-plugins", "backend": backend,
+                      "precision": "fp16", "patched": "attention", "cuda_graph": "yes", "batch": str(batch),
+                      "latency_ms_median": ms, "max_abs_err": "1e-3", "check": "good", **columns})
+
+    before = report.section(measured), report.summary(measured)
+    append_rows(measured / "latency.csv", LATENCY_COLUMNS, [
+        timed("20", "TensorRT 8.6.0", 1, "0.1"), timed("20", "TensorRT 8.6.0", 8, "0.8"),
+        timed("20", "TensorRT-RTX 1.6.1", 1, "0.2", patched="no", runner="trt", max_abs_err="4.6", check="bad"),
+        timed("21", "TensorRT 8.6.0", 1, "0.3"), timed("21", "TensorRT 8.6.0", 1, "0.9", cuda_graph="no"),
+        timed("21", "TensorRT-RTX 1.6.1", 1, "0.4", max_abs_err="2e-3")])
+    assert (report.section(measured), report.summary(measured)) == before
+    append_rows(measured / "latency.csv", LATENCY_COLUMNS, [timed("22", "TensorRT 8.6.0", 1, "0.5")])  # of one version
+    text = report.versions(measured)
+    assert cells_of(text, "engine") == ["engine", "TensorRT", "b1", "max abs err", "run"]
+    assert cells_of(text, "V1 FP16, all plugins") == ["V1 FP16, all plugins", "8.6.0", "0.300", "1e-3", "21"]
+    assert cells_of(text, "RTX 1.6.1", "0.400") == ["", "RTX 1.6.1", "0.400", "2e-3", "21"]
+    assert cells_of(text, "V1 FP16, no plugins")[1:] == ["RTX 1.6.1", "0.200", "4.6 (bad)", "20"]
 
 
 @pytest.mark.parametrize("page", sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.md")

@@ -94,6 +94,10 @@ $(ONNX)/%_layernorm.onnx: $(ONNX)/%.onnx $(surgery) always
 $(ONNX)/%_attention.onnx: $(ONNX)/%.onnx $(surgery) always
 	$(call once,all plugins) python3 onnx/graphsurgeon/add_all.py --onnx $< --output $@
 
+# What stays FP32 has the classifier as a plugin too: TensorRT-RTX multiplies FP32 in TF32.
+$(ONNX)/%_attention_fp32.onnx: $(ONNX)/%.onnx $(surgery) always
+	$(call once,all plugins and the classifier) python3 onnx/graphsurgeon/add_all.py --onnx $< --classifier --output $@
+
 $(ONNX)/%_fp16.onnx: $(ONNX)/%.onnx $(surgery) always
 	$(call once,FP16$(call what,$*)) python3 onnx/graphsurgeon/to_fp16.py --onnx $< --output $@
 
@@ -126,7 +130,8 @@ LIBRARY := TensorRT/Plugins/build/libswin_plugins.so
 layernorm := $(if $(filter swinv2,$(TYPE)),_layernorm,_layernorm_fp16)  # one model in FP32, the other in FP16
 engines: $(patsubst %,$(PLANS)/$(NAME)%.plan,_fp16 $(layernorm) _attention_fp16 _attention_int8) $(PLANS)/$(NAME).plan
 
-with_plugins := %_layernorm %_layernorm_fp16 %_attention %_attention_fp16 %_attention_int8 %_attention_fp16_layers
+with_plugins := %_layernorm %_layernorm_fp16 %_attention %_attention_fp32 %_attention_fp16 %_attention_int8 \
+    %_attention_fp16_layers
 library = $(if $(filter $(with_plugins),$(1)),$(LIBRARY))
 build = $(call once,engine$(call what,$(basename $(@F))),,$(machine)) bash TensorRT/build.sh $< $(BUILD_FLAGS) \
     $(patsubst %,--plugins=%,$(filter $(LIBRARY),$^)) --output $@

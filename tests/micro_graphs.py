@@ -26,6 +26,8 @@ def main() -> None:
     run("export_onnx", "--cfg", yaml, "--output", graph)
     run("add_all", "--onnx", graph, "--no-check")
     run("add_all", "--onnx", graph, "--fp16", "--no-check")
+    run("add_all", "--onnx", graph, "--classifier", "--no-check", "--output",
+        graph.with_name(f"{graph.stem}_attention_fp32.onnx"))
     run("to_fp16", "--onnx", graph, "--no-check")
     run("TensorRT.INT8.quant", "--onnx", graph, "--narrow", "--batches", "1", "--cache", graph.with_suffix(".cache"),
         "--no-check")

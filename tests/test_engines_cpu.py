@@ -39,6 +39,7 @@ pytestmark = pytest.mark.skipif(
 MODELS = {"swinv1_micro": "models/swin_micro.yaml", "swinv2_micro": "models/swinv2_micro.yaml"}
 UNPATCHED = ("", "_fp16", "_int8")
 PATCHED = ("_attention", "_attention_fp16", "_attention_int8")
+CLASSIFIER = "_attention_fp32"  # the classifier is a plugin too
 # How the builder calls ONNX's types; INT8 tensors of plugin nodes are INT32 tensors with a quarter of the last axis.
 DATATYPES = {TensorProto.FLOAT: "Float", TensorProto.FLOAT16: "Half", TensorProto.INT8: "Int32"}
 # A layer's name is its node's and a number: /layers.0/blocks.0/norm1/SwinLayerNorm_myl0_2.
@@ -90,7 +91,7 @@ def unpatched(folder) -> dict[str, Layers]:
 
 @pytest.fixture(scope="module")
 def stand_ins(folder) -> dict[str, Layers]:
-    return engines(folder, "stand-in", PATCHED)
+    return engines(folder, "stand-in", (*PATCHED, CLASSIFIER))
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,15 @@ def test_what_is_no_plugin_comes_last(stand_ins, model):
         kinds = [layer["LayerType"] for layer in stand_ins[f"{model}{suffix}"] if layer["LayerType"] != "shape_call"]
         first = next(i for i, kind in enumerate(kinds) if kind != "custom_layer")
         assert "custom_layer" not in kinds[first:] and 1 <= len(kinds) - first <= 3, kinds
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_with_the_classifier_no_product_is_left_to_tensorrt(folder, stand_ins, model):
+    """What TensorRT-RTX would multiply in TF32: the mean over the tokens is all that is no plugin."""
+    layers = stand_ins[f"{model}{CLASSIFIER}"]
+    assert list(plugin_layers(layers)) == list(of_the_graph(onnx.load(folder / f"{model}{CLASSIFIER}.onnx")))
+    (mean,) = (layer for layer in layers if layer["LayerType"] not in ("custom_layer", "shape_call"))
+    assert "ReduceMean" in mean["Name"] and datatypes(layers) <= {"Float", "Int64", "Int32"}
 
 
 def datatypes(layers: Layers) -> set[str]:

@@ -274,6 +274,13 @@ def test_engines_are_built_with_what_their_graphs_need(pipeline):
     assert made and pipeline.make("engines", TYPE="swinv1", BUILD_FLAGS="--memPoolSize=workspace:512") == []
 
 
+def test_in_fp32_the_classifier_is_a_plugin_too(pipeline):
+    assert pipeline.make("TensorRT/TRT_Engine/m_micro_attention_fp32.plan")[-1] == "m_micro_attention_fp32.plan"
+    *_, patch, build = pipeline.text("calls").splitlines()
+    assert "add_all.py --onnx onnx/m_micro.onnx --classifier --output onnx/m_micro_attention_fp32.onnx" in patch
+    assert "onnx/m_micro_attention_fp32.onnx" in build and "--plugins=" in build and "--noTF32" in build
+
+
 def test_engines_are_built_again_for_other_kernels_another_gpu_or_tensorrt(pipeline):
     plans = [f"TensorRT/TRT_Engine/m_micro{kind}.plan" for kind in ("", "_attention_fp16")]
     pipeline.make(*plans)

@@ -191,6 +191,16 @@ def tolerance(engine, data: list[TRT_test.Batch]) -> float:
         pytest.skip(str(error))
 
 
+def assert_same(engine, data: TRT_test.Batch, logits: np.ndarray, expected: np.ndarray) -> None:
+    """The logits of another program that runs the engine: bit for bit, where the same kernels compute them.
+
+    A program that leaves TensorRT-RTX its strategy LAZY runs general kernels until those for the batch are compiled:
+    then its run equals ours up to the precision. Our contexts have EAGER.
+    """
+    limit = tolerance(engine, [data]) if backend.is_rtx(trt) else 0
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=limit)
+
+
 # --- what the engines compute --------------------------------------------------------------------------------
 
 
@@ -599,7 +609,7 @@ def test_classify_gives_the_engines_logits(plan, load, tmp_path, name):
     done = command(sys.executable, "classify.py", plan(name), tmp_path, "--batch", "8", "--decoder", "pillow",
                    "--logits", tmp_path / "logits.npy")
     assert done.returncode == 0, done.stderr
-    assert_same(engine, batches(engine)[-1], np.load(tmp_path / "logits.npy"), expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), expected)
 
 
 @pytest.mark.parametrize("name", ["swinv1_micro", *PATCHED])

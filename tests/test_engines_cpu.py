@@ -443,6 +443,41 @@ def test_a_plan_carries_its_plugins(folder, tmp_path, library):
     assert library.read_bytes() in (tmp_path / "m.plan").read_bytes()
 
 
+OTHER_ENGINES = """
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+import engine_worker as worker
+from TensorRT import engine_builder
+graph = Path(sys.argv[1])
+configure = engine_builder._configure
+worker.stand_in_for(graph)
+for flags, profiles in ((), 1), ((), 2), (("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"), 1):
+    def configured(builder, network, *others):
+        config, x = configure(builder, network, *others), network.get_input(0)
+        for flag in flags:
+            config.set_flag(getattr(worker.trt.BuilderFlag, flag))
+        for number in range(1, profiles):
+            profile = builder.create_optimization_profile()
+            profile.set_shape(x.name, *[(1, *x.shape[1:])] * 3)
+            assert config.add_optimization_profile(profile) == number
+        return config
+    engine_builder._configure = configured
+    worker.build(graph, "none", graph.parent)
+    print("bytes", graph.with_suffix(".plan").stat().st_size)
+"""
+
+
+def test_what_the_plugins_allow_besides(tmp_path):
+    """A second optimization profile, which makes a larger plan, and a version-compatible engine: docs/deploy.md."""
+    small = Small((7, 7, 1, 7), TensorProto.FLOAT16)
+    onnx.save(typed(small.model(linear(small))), tmp_path / "m.onnx")
+    done = in_a_process("-c", OTHER_ENGINES, tmp_path / "m.onnx")
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two, compatible = map(int, re.findall(r"^bytes (\d+)$", done.stdout, re.MULTILINE))
+    assert two > one and compatible > 0
+
+
 # --- what the builder logs -----------------------------------------------------------------------------------
 
 

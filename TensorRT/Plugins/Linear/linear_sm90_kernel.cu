@@ -11,9 +11,15 @@ template <class Tile> int by_own(const Product& p) {
     return p.gelu ? multiply_then<__half, __half, After::kGelu, Tile>(p)
                   : multiply_then<__half, __half, After::kNothing, Tile>(p);
 }
+#ifdef SWIN_ONE_CUTLASS_TILE  // the Makefile's QUICK_BUILD: each of CUTLASS's kernels takes long to compile
+constexpr bool kOneTile = true;
+#else
+constexpr bool kOneTile = false;
+#endif
 template <int kRows, int kFeatures> int by_cutlass(const Product& p) {
-    if (p.residual == nullptr) return multiply_by_cutlass<false, kRows, kFeatures>(p);
-    return multiply_by_cutlass<true, kRows, kFeatures>(p);
+    constexpr int rows = kOneTile ? 128 : kRows, features = kOneTile ? 96 : kFeatures;
+    if (p.residual == nullptr) return multiply_by_cutlass<false, rows, features>(p);
+    return multiply_by_cutlass<true, rows, features>(p);
 }
 // Where tiles are many: the wider a tile, the less is read for each product, but its part beyond the last feature is
 // lost. A feature takes 5 and 6 % longer in the narrower ones (products of Small's third stage on an H100).

@@ -86,16 +86,14 @@ def pipeline(files: Sequence[Path], picture: Picture, batch: int, device_id: int
         # Integers of 64 bits: // rounds down, as int() of a quotient does in data.images.resize_and_crop.
         tall, broad = fn.cast(shape[0], dtype=types.INT64), fn.cast(shape[1], dtype=types.INT64)
         if min(high, wide) >= SQUEEZED_FROM:
-            new_tall, new_broad = high, wide
+            to_x, to_y, at_x, at_y = wide, high, 0.0, 0.0
         else:
-            shorter, other = int(256 / 224 * high), int(256 / 224 * wide)
-            new_tall = math.max(other * tall // broad, shorter)
-            new_broad = math.max(shorter * broad // tall, other)
-        resized = fn.resize(decoded, resize_x=fn.cast(new_broad, dtype=types.FLOAT) if high < SQUEEZED_FROM else wide,
-                            resize_y=fn.cast(new_tall, dtype=types.FLOAT) if high < SQUEEZED_FROM else high,
-                            interp_type=types.INTERP_CUBIC, antialias=True)
-        at_x, at_y = (_crop_position(math, new_broad, wide), _crop_position(math, new_tall, high)) if (
-            min(high, wide) < SQUEEZED_FROM) else (0.0, 0.0)
+            least_y, least_x = int(256 / 224 * high), int(256 / 224 * wide)
+            new_y = math.max(least_x * tall // broad, least_y)
+            new_x = math.max(least_y * broad // tall, least_x)
+            to_x, to_y = fn.cast(new_x, dtype=types.FLOAT), fn.cast(new_y, dtype=types.FLOAT)
+            at_x, at_y = _crop_position(math, new_x, wide), _crop_position(math, new_y, high)
+        resized = fn.resize(decoded, resize_x=to_x, resize_y=to_y, interp_type=types.INTERP_CUBIC, antialias=True)
         made = fn.crop_mirror_normalize(
             resized, crop=(high, wide), crop_pos_x=at_x, crop_pos_y=at_y, mean=list(mean), std=list(std),
             dtype=kinds[picture.type.name], output_layout="HWC" if picture.layout == "NHWC" else "CHW")

@@ -274,11 +274,11 @@ def test_an_error_of_the_model_ends_the_run(folder):
 
 
 @pytest.mark.skipif(not dali.installed(), reason="NVIDIA DALI is an extra (pip install nvidia-dali-cuda130)")
-@pytest.mark.parametrize("size", [224, 384])
+@pytest.mark.parametrize("size", [(224, 224), (384, 384), (400, 300)])
 def test_dali_resizes_and_crops_as_pillow_does(folder, size):
     """Its CPU side; on the same pixels, as PNG keeps them. A crop moved by one pixel changes them by 3 on average."""
     picture = picture_of(of_onnx(folder / "m.onnx"), "m")
-    picture = type(picture)(**{**vars(picture), "height": size, "width": size})
+    picture = type(picture)(**{**vars(picture), "height": size[0], "width": size[1]})
     files = sorted((folder / "photos").iterdir())
     pipe = dali.pipeline(files, picture, 7, None, 1)
     pipe.build()

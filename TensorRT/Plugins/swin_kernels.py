@@ -34,7 +34,8 @@ def _structure(name: str, *groups: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-_ATTENTION = "int batch height width channels num_heads window_size shift_size"
+_ATTENTION = ("int batch height width channels num_heads",
+              "int window_height window_width shift_height shift_width roll_first shift_if_covered")
 _WORKSPACE = ("pointer workspace", "size workspace_bytes")
 ARGUMENTS: dict[str, type[ctypes.Structure]] = {  # of each C function
     "swin_layernorm": _structure(
@@ -47,10 +48,10 @@ ARGUMENTS: dict[str, type[ctypes.Structure]] = {  # of each C function
         "SwinPatchMerge", "pointer x gamma beta y", "int type batch height width channels", "float epsilon"),
     "swin_patch_embed": _structure(
         "SwinPatchEmbed", "pointer x weight bias gamma beta y",
-        "int y_type batch in_channels height width patch_size channels", "float epsilon"),
+        "int y_type batch in_channels height width patch_height patch_width ceil channels", "float epsilon"),
     "swin_fnorm": _structure("SwinFNorm", "pointer x y", "long rows", "int type width", "float epsilon"),
     "swin_attention": _structure(
-        "SwinAttention", "pointer qkv bias logit_scale y", "int type", _ATTENTION, "float scale mask_value"),
+        "SwinAttention", "pointer qkv bias padding logit_scale y", "int type", *_ATTENTION, "float scale mask_value"),
     "swin_linear": _structure(
         "SwinLinear", "pointer x weight bias residual y", "long rows", "int type in_features out_features gelu",
         *_WORKSPACE, "int tile plain_fp32"),
@@ -68,7 +69,8 @@ ARGUMENTS: dict[str, type[ctypes.Structure]] = {  # of each C function
         "float epsilon x_scale y_scale"),
     "swin_quantize": _structure("SwinQuantize", "pointer x y_q", "long count", "float y_scale"),
     "swin_attention_int8": _structure(
-        "SwinAttentionInt8", "pointer qkv bias logit_scale y", _ATTENTION, "float scale mask_value qkv_scale y_scale"),
+        "SwinAttentionInt8", "pointer qkv bias padding logit_scale y", *_ATTENTION,
+        "float scale mask_value qkv_scale y_scale"),
     "swin_attention_branch_int8": _structure(
         "SwinAttentionBranchInt8",
         "pointer x_q x qkv_weight qkv_factor qkv_bias proj_weight proj_factor proj_bias",
@@ -143,19 +145,24 @@ def layernorm_add(x, residual, gamma, beta, y, epsilon: float) -> None:
     call("swin_layernorm_add", x=x, residual=residual, gamma=gamma, beta=beta, y=y, **_rows_of(x), epsilon=epsilon)
 
 
-def patch_merge(x, gamma, beta, y, height: int, width: int, epsilon: float) -> None:
-    """x [B, height*width, C] -> y [B, height/2 * width/2, 4C], with LN where gamma and beta are given."""
-    batch, _, channels = x.shape
+def patch_merge(x, gamma, beta, y, epsilon: float) -> None:
+    """x [B, H, W, C] -> y [B, ceil(H/2), ceil(W/2), 4C], odd sides padded with zeros; LN where gamma and beta are."""
+    batch, height, width, channels = x.shape
     call("swin_patch_merge", x=x, gamma=gamma, beta=beta, y=y, type=TYPES[x.dtype], batch=batch, height=height,
          width=width, channels=channels, epsilon=epsilon)
 
 
-def patch_embed(x, weight, bias, gamma, beta, y, epsilon: float) -> None:
-    """x [B, Ci, H, W] -> y [B, H/P * W/P, C] = LN(conv(x, weight, stride P) + bias); all but y FP32."""
+def patch_embed(x, weight, bias, gamma, beta, y, epsilon: float, ceil: bool = False) -> None:
+    """x [B, Ci, H, W] -> y [B, h, w, C] = LN(conv(x, weight, stride P) + bias); all but y FP32.
+
+    P is weight's height and width. Where it does not divide H or W, what is left over is not read, or with `ceil`
+    padded with zeros to a patch.
+    """
     batch, in_channels, height, width = x.shape
+    channels, _, patch_height, patch_width = weight.shape
     call("swin_patch_embed", x=x, weight=weight, bias=bias, gamma=gamma, beta=beta, y=y, y_type=TYPES[y.dtype],
-         batch=batch, in_channels=in_channels, height=height, width=width, patch_size=weight.shape[-1],
-         channels=weight.shape[0], epsilon=epsilon)
+         batch=batch, in_channels=in_channels, height=height, width=width, patch_height=patch_height,
+         patch_width=patch_width, ceil=int(ceil), channels=channels, epsilon=epsilon)
 
 
 def fnorm(x, y, epsilon: float) -> None:
@@ -163,13 +170,25 @@ def fnorm(x, y, epsilon: float) -> None:
     call("swin_fnorm", x=x, y=y, **_rows_of(x), epsilon=epsilon)
 
 
-def attention(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int, window_size: int, shift_size: int,
-              scale: float, mask_value: float) -> None:
-    """Window attention of qkv [B, height*width, 3C] into y [B, height*width, C]; bias is padded to [nH, N, Np]."""
-    channels = qkv.shape[-1] // 3
-    call("swin_attention", qkv=qkv, bias=bias, logit_scale=logit_scale, y=y, type=TYPES[qkv.dtype],
-         batch=qkv.shape[0], height=height, width=width, channels=channels, num_heads=num_heads,
-         window_size=window_size, shift_size=shift_size, scale=scale, mask_value=mask_value)
+def _windows_of(qkv: torch.Tensor, num_heads: int, window: tuple[int, int], shift: tuple[int, int], roll_first: bool,
+                shift_if_covered: bool) -> dict[str, int]:
+    """What the attention kernels are told of qkv [B, H, W, 3C] and its windows."""
+    batch, height, width, features = qkv.shape
+    return {"batch": batch, "height": height, "width": width, "channels": features // 3, "num_heads": num_heads,
+            "window_height": window[0], "window_width": window[1], "shift_height": shift[0], "shift_width": shift[1],
+            "roll_first": int(roll_first), "shift_if_covered": int(shift_if_covered)}
+
+
+def attention(qkv, bias, padding, logit_scale, y, num_heads: int, window: tuple[int, int], shift: tuple[int, int],
+              scale: float, mask_value: float, roll_first: bool = False, shift_if_covered: bool = True) -> None:
+    """Window attention of qkv [B, H, W, 3C] into y [B, H, W, C].
+
+    bias is padded to [nH, N, Np]; padding [3C] FP32 (None where windows divide H and W); logit_scale [nH] FP32 or
+    None; window and shift are (height, width) in tokens.
+    """
+    call("swin_attention", qkv=qkv, bias=bias, padding=padding, logit_scale=logit_scale, y=y, type=TYPES[qkv.dtype],
+         **_windows_of(qkv, num_heads, window, shift, roll_first, shift_if_covered), scale=scale,
+         mask_value=mask_value)
 
 
 def linear(x, weight, bias, residual, y, gelu: bool, tile: int = 0, plain_fp32: bool = False) -> None:
@@ -224,28 +243,29 @@ def quantize(x, y_q, y_scale: float) -> None:
     call("swin_quantize", x=x, y_q=y_q, count=x.numel(), y_scale=y_scale)
 
 
-def attention_int8(qkv, bias, logit_scale, y, height: int, width: int, num_heads: int, window_size: int,
-                   shift_size: int, scale: float, mask_value: float, qkv_scale: float, y_scale: float) -> None:
-    """`attention` of qkv * qkv_scale; qkv INT8; y FP16 with y_scale 0, else INT8."""
-    call("swin_attention_int8", qkv=qkv, bias=bias, logit_scale=logit_scale, y=y, batch=qkv.shape[0], height=height,
-         width=width, channels=qkv.shape[-1] // 3, num_heads=num_heads, window_size=window_size, shift_size=shift_size,
-         scale=scale, mask_value=mask_value, qkv_scale=qkv_scale, y_scale=y_scale)
+def attention_int8(qkv, bias, padding, logit_scale, y, num_heads: int, window: tuple[int, int],
+                   shift: tuple[int, int], scale: float, mask_value: float, qkv_scale: float, y_scale: float,
+                   roll_first: bool = False, shift_if_covered: bool = True) -> None:
+    """`attention` of qkv * qkv_scale; qkv INT8, padding FP32; y FP16 with y_scale 0, else INT8."""
+    call("swin_attention_int8", qkv=qkv, bias=bias, padding=padding, logit_scale=logit_scale, y=y,
+         **_windows_of(qkv, num_heads, window, shift, roll_first, shift_if_covered), scale=scale,
+         mask_value=mask_value, qkv_scale=qkv_scale, y_scale=y_scale)
 
 
 def attention_branch_int8(x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias, bias, gamma,
-                          beta, logit_scale, y, y_q, height: int, width: int, num_heads: int, window_size: int,
-                          shift_size: int, norm_first: bool, scale: float, mask_value: float, qkv_scale: float,
+                          beta, logit_scale, y, y_q, num_heads: int, window_size: int, shift_size: int,
+                          norm_first: bool, scale: float, mask_value: float, qkv_scale: float,
                           attention_scale: float, proj_scale: float, epsilon: float, y_scale: float,
                           workspace_bytes: int = ATTENTION_BRANCH_WORKSPACE_BYTES) -> None:
     """y = x + proj(attention(qkv(x_q))) and y_q = LN(y) where `norm_first`, else y = x + LN(proj(...)) and y_q = y.
 
-    x_q [B, height*width, C] and weights INT8, x and y FP16, y_q INT8; as `linear_int8`, `attention_int8` and the
-    LayerNorms. proj_scale is 0 and logit_scale None where `norm_first`.
+    x_q [B, H, W, C] and weights INT8, x and y FP16, y_q INT8; as `linear_int8`, `attention_int8` and the LayerNorms.
+    Windows are squares of window_size that divide H and W. proj_scale is 0 and logit_scale None where `norm_first`.
     """
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
     call("swin_attention_branch_int8", x_q=x_q, x=x, qkv_weight=qkv_weight, qkv_factor=qkv_factor, qkv_bias=qkv_bias,
          proj_weight=proj_weight, proj_factor=proj_factor, proj_bias=proj_bias, bias=bias, gamma=gamma, beta=beta,
-         logit_scale=logit_scale, y=y, y_q=y_q, batch=x.shape[0], height=height, width=width, num_heads=num_heads,
+         logit_scale=logit_scale, y=y, y_q=y_q, batch=x.shape[0], height=x.shape[1], width=x.shape[2], num_heads=num_heads,
          window_size=window_size, shift_size=shift_size, norm_first=int(norm_first), scale=scale,
          mask_value=mask_value, qkv_scale=qkv_scale, attention_scale=attention_scale, proj_scale=proj_scale,
          epsilon=epsilon, y_scale=y_scale, workspace=workspace, workspace_bytes=workspace_bytes)

@@ -19,20 +19,20 @@ constexpr long long attention_branch_bytes_per_image(long long tokens, long long
 
 }  // namespace swin
 
-// attention = proj(window attention of qkv(x_q)), head_dim 32, C = 32 * num_heads:
+// attention = proj(window attention of qkv(x_q)), C = 32 * num_heads, of square windows that divide height and width:
 //   norm_first 1 (V1): y = x + attention;                              y_q = LN(y) * gamma + beta
 //   norm_first 0 (V2): y = x + LN(attention) * gamma + beta;           y_q = y
 // step by step what swin_linear_int8, swin_attention_int8, swin_linear_int8 and swin_layernorm_int8 or
 // swin_layernorm_add_int8 do, with the same roundings between.
-//   x_q           [batch, height * width, C] INT8
-//   x             [batch, height * width, C] FP16, the residual
+//   x_q           [batch, height, width, C] INT8
+//   x             [batch, height, width, C] FP16, the residual
 //   qkv_weight    [3C, C] INT8; qkv_factor, qkv_bias [3C] FP32: qkv = (x_q qkv_weight^T) * qkv_factor + qkv_bias
 //   proj_weight   [C, C] INT8; proj_factor, proj_bias [C] FP32, the same of attention's result
 //   bias          [num_heads, N, Np] FP32 as swin_attention's; where the branch is one kernel, that takes it for a
 //                 function of the relative position, as it is in all Swin Transformers
 //   logit_scale   [num_heads] FP32 (V2), or null (V1)
 //   gamma, beta   [C] FP32
-//   y             [batch, height * width, C] FP16; y_q the same in INT8. Neither overlaps an input.
+//   y             [batch, height, width, C] FP16; y_q the same in INT8. Neither overlaps an input.
 //   qkv_scale, attention_scale, y_scale   steps of INT8 qkv, attention's result and y_q, positive
 //   proj_scale    V2: step of INT8 proj, positive; V1: 0, as x + proj is FP16
 // workspace: workspace_bytes of device memory, 256-byte aligned, that no other stream uses meanwhile; with room for one

@@ -265,7 +265,7 @@ def attention_branch_int8(x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight,
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
     call("swin_attention_branch_int8", x_q=x_q, x=x, qkv_weight=qkv_weight, qkv_factor=qkv_factor, qkv_bias=qkv_bias,
          proj_weight=proj_weight, proj_factor=proj_factor, proj_bias=proj_bias, bias=bias, gamma=gamma, beta=beta,
-         logit_scale=logit_scale, y=y, y_q=y_q, batch=x.shape[0], height=x.shape[1], width=x.shape[2], num_heads=num_heads,
-         window_size=window_size, shift_size=shift_size, norm_first=int(norm_first), scale=scale,
+         logit_scale=logit_scale, y=y, y_q=y_q, batch=x.shape[0], height=x.shape[1], width=x.shape[2],
+         num_heads=num_heads, window_size=window_size, shift_size=shift_size, norm_first=int(norm_first), scale=scale,
          mask_value=mask_value, qkv_scale=qkv_scale, attention_scale=attention_scale, proj_scale=proj_scale,
          epsilon=epsilon, y_scale=y_scale, workspace=workspace, workspace_bytes=workspace_bytes)

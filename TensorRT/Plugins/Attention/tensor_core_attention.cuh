@@ -170,32 +170,50 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
 
     // Item = one key tile of one window. Its K and V, and Q with the first tile of a window, go to stage item % 2.
     Window ahead = window_at(shape, last_window);
-    const T* const source = qkv + head * head_width;
-    // Starts the copy of one of the lane's chunks of q, k or v (part 0, 1, 2). A padded token's is in shared memory;
-    // what is past a head's features, or past the window, becomes zeros.
-    auto copy = [&](void* to, int token, int part, int c, bool arrives) {
-        if (kPads && arrives && token < 0) {
-            *static_cast<Chunk*>(to)
-                = *reinterpret_cast<const Chunk*>(&shared.padding[kPads ? part * kWidth + chunk_of(c) * 8 : 0]);
-            return;
-        }
-        const bool there = arrives && chunk_is_there(c);
-        const T* const from = source + static_cast<long long>(kPads && !there ? 0 : token) * 3 * shape.channels
-            + (kPads && !there ? 0 : part * shape.channels + chunk_of(c) * 8);
+    const T* const source = qkv + head * head_width + (chunk_is_there(0) ? chunk * 8 : 0);
+    auto copy = [&](void* to, const T* from, bool arrives) {
         if constexpr (kInt8) {
-            cp_async_8(to, from, there);
+            cp_async_8(to, from, arrives);
         } else {
-            cp_async_16(to, from, there);
+            cp_async_16(to, from, arrives);
         }
     };
-    auto copy_key_and_value = [&](int stage, int r, int token, bool arrives) {
+    auto value_at = [&](int stage, int r, int c) -> void* {
+        if constexpr (kInt8) {
+            return &shared.packed[r * kLaneChunks + c][threadIdx.x];
+        } else {
+            return &values[stage][value_place(r, c)];
+        }
+    };
+    // Starts the copies of the lane's chunks of a row: q's, k's and v's, or those of them that are wanted. A padded
+    // token's are in shared memory; what is past a head's features, or past the window, becomes zeros.
+    auto fetch = [&](int stage, int r, int token, bool arrives, bool query, bool key_and_value) {
+        if constexpr (kPads) {
+            if (arrives && token < 0) {
+#pragma unroll
+                for (int c = 0; c < kLaneChunks; ++c) {
+                    const T* const from = &shared.padding[chunk_of(c) * 8];
+                    const auto put = [](void* to, const T* chunk) {
+                        *static_cast<Chunk*>(to) = *reinterpret_cast<const Chunk*>(chunk);
+                    };
+                    if (query) put(&queries[stage][place(r, c)], from);
+                    if (key_and_value) {
+                        put(&keys[stage][place(r, c)], from + kWidth);
+                        put(value_at(stage, r, c), from + 2 * kWidth);
+                    }
+                }
+                return;
+            }
+        }
+        const T* const row_start = source + static_cast<long long>(kPads && !arrives ? 0 : token) * 3 * shape.channels;
 #pragma unroll
         for (int c = 0; c < kLaneChunks; ++c) {
-            copy(&keys[stage][place(r, c)], token, 1, c, arrives);
-            if constexpr (kInt8) {
-                copy(&shared.packed[r * kLaneChunks + c][threadIdx.x], token, 2, c, arrives);
-            } else {
-                copy(&values[stage][value_place(r, c)], token, 2, c, arrives);
+            const bool there = arrives && chunk_is_there(c);
+            const T* const from = row_start + (chunk_is_there(c) ? 32 * c : 0);
+            if (query) copy(&queries[stage][place(r, c)], from, there);
+            if (key_and_value) {
+                copy(&keys[stage][place(r, c)], from + shape.channels, there);
+                copy(value_at(stage, r, c), from + 2 * shape.channels, there);
             }
         }
     };
@@ -205,15 +223,13 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
         for (int r = 0; r < 2; ++r) {
             if (kOneTile || tile == 0) {
                 token[r] = live[r] ? token_of<kPads>(shape, ahead, query[r]) : kPads ? -1 : 0;
-#pragma unroll
-                for (int c = 0; c < kLaneChunks; ++c) copy(&queries[stage][place(r, c)], token[r], 0, c, live[r]);
-                if (kOneTile) copy_key_and_value(stage, r, token[r], live[r]);  // keys are the same tokens
+                fetch(stage, r, token[r], live[r], true, kOneTile);  // keys are the same tokens
             }
             if (!kOneTile) {
                 const int key = tile * kTile + row[r];
                 const bool live_key = key < shape.positions;
                 const int key_token = live_key ? token_of<kPads>(shape, ahead, position_at(shape, key)) : 0;
-                copy_key_and_value(stage, r, key_token, live_key);
+                fetch(stage, r, key_token, live_key, false, true);
             }
         }
     };

@@ -5,12 +5,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "Attention/windows.cuh"
 #include "common/swin_types.h"
 
 // Room for what lies between the kernels of a group of images, where it is not one kernel.
 #define SWIN_ATTENTION_BRANCH_WORKSPACE_BYTES (64 << 20)
 
 namespace swin {
+
+constexpr int kHeadDim = 32;  // of every head of the branch
 
 // What one image of the group takes of that: qkv, and later proj in its place.
 constexpr long long attention_branch_bytes_per_image(long long tokens, long long channels) {
@@ -60,6 +63,14 @@ struct SwinAttentionBranchInt8 {
 extern "C" int swin_attention_branch_int8(const SwinAttentionBranchInt8* arguments, cudaStream_t stream);
 
 namespace swin {
+
+// Whether the branch has windows of the contract, and then these windows.
+inline bool describe_branch(Windows& windows, const SwinAttentionBranchInt8& a) {
+    struct {
+        int batch, height, width, window_height, window_width, shift_height, shift_width, roll_first, shift_if_covered;
+    } square{a.batch, a.height, a.width, a.window_size, a.window_size, a.shift_size, a.shift_size, 0, 1};
+    return describe(windows, square) && !windows.padded;
+}
 
 // Whether attention_branch_int8_sm90 takes the branch, and is faster at it than the kernels of its parts.
 __attribute__((weak)) bool fits_attention_branch_sm90(const SwinAttentionBranchInt8& a, int multiprocessors);

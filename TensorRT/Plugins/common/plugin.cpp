@@ -1,6 +1,7 @@
 #include "common/plugin.h"
 
 #include <algorithm>
+#include <climits>
 #include <iostream>
 
 #include "common/registration.h"
@@ -60,12 +61,16 @@ void check_rows(const Shape& x, int64_t row_width) {
     }
 }
 
-void check_image(const char* input, const Shape& x, int64_t height, int64_t width) {
-    expect_rank(input, x, 3);
-    if (height < 1 || width < 1) throw Refusal("height and width must be positive");
-    if (x.sizes[1] != kUnknown && x.sizes[1] != height * width) {
-        throw Refusal(std::string(input) + " has " + std::to_string(x.sizes[1])
-            + " tokens instead of height * width = " + std::to_string(height) + " * " + std::to_string(width));
+void check_image(const char* input, const Shape& x) {
+    expect_rank(input, x, 4);
+    int64_t tokens = 1;
+    for (int axis = 0; axis < 3; ++axis) {
+        const int64_t size = x.sizes[axis];
+        if (size == kUnknown) return;
+        if (size != 0 && tokens > INT_MAX / size) {
+            throw Refusal(std::string(input) + " is " + x.text() + ", more than 2^31 - 1 tokens");
+        }
+        tokens *= size;
     }
 }
 
@@ -106,6 +111,11 @@ SymbolicSize SymbolicSize::operator*(int factor) const {
 SymbolicSize SymbolicSize::operator/(int divisor) const {
     const nvinfer1::IDimensionExpr* by = builder_->constant(divisor);
     return {*builder_->operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *expression_, *by), *builder_};
+}
+
+SymbolicSize SymbolicSize::ceil_div(int divisor) const {
+    const nvinfer1::IDimensionExpr* by = builder_->constant(divisor);
+    return {*builder_->operation(nvinfer1::DimensionOperation::kCEIL_DIV, *expression_, *by), *builder_};
 }
 
 int64_t SymbolicSize::value() const { return expression_->isConstant() ? expression_->getConstantValue() : kUnknown; }

@@ -6,7 +6,7 @@
 //       static constexpr const char* kName = "SwinExample";             // the ONNX op type
 //       static constexpr Input kInputs[] = {{"x", Type::kActivation}, {"gamma", Type::kFp32}};  // optional ones last
 //       static constexpr int kRequired = 2;                             // inputs that must be there
-//       struct Attributes { float epsilon; };                           // 4-byte members only
+//       struct Attributes { float epsilon; };                           // 4-byte members only, or none
 //       static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon}};
 //       static void check(const Attributes&, const Inputs&);            // throws Refusal; sizes may be kUnknown
 //       static int launch(const Attributes&, const Call&);              // returns a cudaError_t
@@ -23,6 +23,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <iterator>
 #include <stdexcept>
@@ -77,6 +78,7 @@ public:
     SymbolicSize operator*(const SymbolicSize& other) const;
     SymbolicSize operator*(int factor) const;
     SymbolicSize operator/(int divisor) const;  // rounded down
+    SymbolicSize ceil_div(int divisor) const;   // rounded up
     int64_t value() const;  // or kUnknown
     const nvinfer1::IDimensionExpr* expression() const { return expression_; }
 
@@ -91,6 +93,8 @@ using SymbolicShape = std::vector<SymbolicSize>;
 struct Operator {
     static constexpr int kOutputs = 1;
     static constexpr size_t kWorkspaceBytes = 0;
+    // An attribute that only nodes of an earlier version have, or null: see refuse_earlier_node.
+    static constexpr const char* kEarlierAttribute = nullptr;
 
     // listed: the type in kInputs.
     template <class Attributes> static Type input_type(const Attributes&, int /* input */, Type listed) {
@@ -152,8 +156,8 @@ void expect_rank(const char* input, const Shape& shape, int rank);
 void expect_shape(const char* input, const Shape& shape, const Shape& expected);
 // x has rows, and rows of `row_width` elements are not wider than the row kernels take.
 void check_rows(const Shape& x, int64_t row_width);
-// x is [B, height * width, channels].
-void check_image(const char* input, const Shape& x, int64_t height, int64_t width);
+// x is [B, H, W, C], with no more tokens than the kernels count.
+void check_image(const char* input, const Shape& x);
 
 // --- TensorRT's types ---
 
@@ -257,9 +261,27 @@ void run(const typename Op::Attributes& attributes, const nvinfer1::PluginTensor
     }
 }
 
+// Heights, widths and squares that nodes said before activations were [B, H, W, C]. A node that still says one would
+// mean something else now.
+constexpr const char* kEarlierAttributes[] = {"height", "width", "window_size", "shift_size", "patch_size"};
+
+template <class Op> void refuse_earlier_node(const nvinfer1::PluginFieldCollection& collection) {
+    for (int i = 0; i < collection.nbFields; ++i) {
+        const nvinfer1::PluginField& given = collection.fields[i];
+        const auto has_its_name = [&](const char* name) { return std::strcmp(name, given.name) == 0; };
+        const auto is_field = [&](const auto& field) { return has_its_name(field.name); };
+        const bool known = std::any_of(std::begin(Op::kFields), std::end(Op::kFields), is_field);
+        if (known || given.data == nullptr) continue;
+        if (std::none_of(std::begin(kEarlierAttributes), std::end(kEarlierAttributes), has_its_name)) continue;
+        throw Refusal(std::string("attribute ") + given.name
+            + ": the node was made by an earlier version of this project; patch the FP32 graph again with add_all.py");
+    }
+}
+
 // Every attribute of Op from a field collection; throws Refusal for one of another type, or missing though required.
 template <class Op>
 typename Op::Attributes read_attributes(const nvinfer1::PluginFieldCollection& collection) {
+    refuse_earlier_node<Op>(collection);
     typename Op::Attributes attributes{};
     for (const auto& field : Op::kFields) {
         const nvinfer1::PluginField* given = nullptr;
@@ -286,6 +308,15 @@ std::vector<nvinfer1::PluginField> fields_of(typename Op::Attributes* attributes
     for (const auto& field : Op::kFields) {
         const void* data = attributes != nullptr ? field.of(*attributes) : nullptr;
         fields.emplace_back(field.name, data, field.type(), 1);
+    }
+    return fields;
+}
+
+// What a creator asks the ONNX parser for, which hands over no other attribute of a node.
+template <class Op> std::vector<nvinfer1::PluginField> asked_fields() {
+    std::vector<nvinfer1::PluginField> fields = fields_of<Op>(nullptr);
+    if (Op::kEarlierAttribute != nullptr) {
+        fields.emplace_back(Op::kEarlierAttribute, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
     }
     return fields;
 }

@@ -117,13 +117,12 @@ def rows_cases(draw: Draw, rows: int, width: int, dtype: torch.dtype) -> Iterato
 def image_cases(draw: Draw, batch: int, side: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
     if side % 2:
         return
-    x = draw.normal(batch, side * side, width, dtype=dtype)
+    x = draw.normal(batch, side, side, width, dtype=dtype)
     gamma, beta = draw.normal(2, 4 * width)
-    merged = ((batch, side * side // 4, 4 * width), dtype)
+    merged = ((batch, side // 2, side // 2, 4 * width), dtype)
     shape = f"[{batch}, {side}x{side}, {width}]"
-    yield Case("patch_merge", shape, lambda k, y: k.patch_merge(x, gamma, beta, y, side, side, EPSILON), [merged])
-    yield Case("patch_merge", f"{shape} gather", lambda k, y: k.patch_merge(x, None, None, y, side, side, EPSILON),
-               [merged])
+    yield Case("patch_merge", shape, lambda k, y: k.patch_merge(x, gamma, beta, y, EPSILON), [merged])
+    yield Case("patch_merge", f"{shape} gather", lambda k, y: k.patch_merge(x, None, None, y, EPSILON), [merged])
 
 
 def patch_cases(draw: Draw, batch: int, side: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
@@ -132,7 +131,7 @@ def patch_cases(draw: Draw, batch: int, side: int, width: int, dtype: torch.dtyp
     bias, gamma, beta = draw.normal(3, width)
     yield Case("patch_embed", f"[{batch}, 3, {4 * side}, {4 * side}] to {width}",
                lambda k, y: k.patch_embed(image, weight, bias, gamma, beta, y, EPSILON),
-               [((batch, side * side, width), dtype)])
+               [((batch, side, side, width), dtype)])
 
 
 def linear_cases(draw: Draw, rows: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
@@ -163,19 +162,20 @@ def mlp_cases(draw: Draw, rows: int, width: int, norm_first: bool, dtype: torch.
 def attention_cases(draw: Draw, batch: int, side: int, heads: int, window: int, dtype: torch.dtype) -> Iterator[Case]:
     cosine = window == 8
     channels = 32 * heads
-    qkv = draw.normal(batch, side * side, 3 * channels, dtype=dtype)
+    qkv = draw.normal(batch, side, side, 3 * channels, dtype=dtype)
     bias = relative_bias(draw, heads, window)
     logit_scale = draw.normal(heads).abs() + 5 if cosine else None
     scale = 1.0 if cosine else 32**-0.5
     for shift in (0, window // 2) if side > window else (0,):
         yield Case("attention", f"[{batch}, {side}x{side}, {channels}] shift {shift}",
-                   lambda k, y, shift=shift: k.attention(qkv, bias, logit_scale, y, side, side, heads, window, shift,
-                                                         scale, -100.0), [((batch, side * side, channels), dtype)])
+                   lambda k, y, shift=shift: k.attention(qkv, bias, None, logit_scale, y, heads, (window, window),
+                                                         (shift, shift), scale, -100.0),
+                   [((batch, side, side, channels), dtype)])
 
 
 def int8_cases(draw: Draw, batch: int, side: int, heads: int, window: int) -> Iterator[Case]:
-    norm_first, width, tokens = window == 7, 32 * heads, side * side
-    rows = batch * tokens
+    norm_first, width = window == 7, 32 * heads
+    rows = batch * side * side
     x, residual, x_q = draw.normal(rows, width).half(), draw.normal(rows, width).half(), draw.int8(rows, width)
     gamma, beta = draw.normal(2, width)
     half, byte = ((rows, width), torch.float16), ((rows, width), torch.int8)
@@ -199,7 +199,8 @@ def int8_cases(draw: Draw, batch: int, side: int, heads: int, window: int) -> It
                        k.linear_int8(*tensors, y, gelu, step),
                    [((rows, n_out), torch.int8 if step else torch.float16)])
 
-    qkv = draw.int8(batch, tokens, 3 * width)
+    grid = (batch, side, side)
+    qkv = draw.int8(*grid, 3 * width)
     bias = relative_bias(draw, heads, window)
     logit_scale = None if norm_first else draw.normal(heads).abs() + 5
     scale = 32**-0.5 if norm_first else 1.0
@@ -210,14 +211,15 @@ def int8_cases(draw: Draw, batch: int, side: int, heads: int, window: int) -> It
         for step in (0.0, STEP):
             yield Case("attention_int8", f"{image} shift {shift} {'INT8' if step else 'FP16'}",
                        lambda k, y, shift=shift, step=step: k.attention_int8(
-                           qkv, bias, logit_scale, y, side, side, heads, window, shift, scale, -100.0, STEP, step),
-                       [((batch, tokens, width), torch.int8 if step else torch.float16)])
+                           qkv, bias, None, logit_scale, y, heads, (window, window), (shift, shift), scale, -100.0,
+                           STEP, step),
+                       [((*grid, width), torch.int8 if step else torch.float16)])
         yield Case("attention_branch_int8", f"{image} shift {shift}",
                    lambda k, y, y_q, shift=shift: k.attention_branch_int8(
-                       x_q.view(batch, tokens, width), x.view(batch, tokens, width), *weights, bias, gamma, beta,
-                       logit_scale, y, y_q, side, side, heads, window, shift, norm_first, scale, -100.0, STEP, STEP,
-                       0.0 if norm_first else STEP, EPSILON, STEP),
-                   [((batch, tokens, width), torch.float16), ((batch, tokens, width), torch.int8)])
+                       x_q.view(*grid, width), x.view(*grid, width), *weights, bias, gamma, beta, logit_scale, y, y_q,
+                       heads, window, shift, norm_first, scale, -100.0, STEP, STEP, 0.0 if norm_first else STEP,
+                       EPSILON, STEP),
+                   [((*grid, width), torch.float16), ((*grid, width), torch.int8)])
 
 
 def all_cases(batch: int) -> Iterator[tuple[str, str, Callable[[], Iterator[Case]]]]:

@@ -358,9 +358,10 @@ Attributes attention_int8(int heads, int window, int shift, float qkv_scale, flo
 
 // proj_scale: 0 for V1, positive for V2.
 Attributes branch_int8(int heads, int window, int shift, int norm_first, float proj_scale) {
-    return {{"num_heads!", heads}, {"window_size!", window}, {"shift_size!", shift}, {"norm_first!", norm_first},
-        {"scale", 0.17F}, {"mask_value", -100}, {"qkv_scale", 0.03F}, {"attention_scale", 0.04F},
-        {"proj_scale", proj_scale}, {"epsilon", 1e-5F}, {"y_scale", 0.02F}};
+    Attributes attributes = attention_int8(heads, window, shift, 0.03F);
+    attributes.insert(
+        {{"epsilon", 1e-5F}, {"norm_first!", norm_first}, {"attention_scale", 0.04F}, {"proj_scale", proj_scale}});
+    return attributes;
 }
 
 // With one attribute changed.
@@ -665,7 +666,7 @@ int main() {
         {"SwinAttentionInt8", attention_int8(4, 7, 3, 1, 0), {{-1, 14, 14, 72}, {4, 49, 56}, {72}}, "padding is [72]"},
         {"SwinAttentionInt8", but(attention_int8(3, 7, 3, 1), "shift_size!", 3), {{-1, 196, 72}, {3, 49, 56}, {288}},
             "attribute shift_size: the node was " + kEarlier},
-        {"SwinAttentionBranchInt8", int8(kEpsilon, 1), branch_inputs_v1(), "attribute num_heads is missing"},
+        {"SwinAttentionBranchInt8", attention_int8(3, 7, 3, 1), branch_inputs_v1(), "attribute norm_first is missing"},
         {"SwinAttentionBranchInt8", but(kBranchV1, "height!", 14), branch_inputs_v1(), "the node was " + kEarlier},
         {"SwinAttentionBranchInt8", branch_int8(3, 7, 3, 2, 0), branch_inputs_v1(), "norm_first is 2 instead"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs(), "12 inputs; norm_first 1 takes 11, without"},
@@ -680,8 +681,9 @@ int main() {
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 294, 24}), "x_q is [?, 294, 96] instead of 4"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 14, 20, 24}), "windows of 7 do not divide"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 14, 21, 32}), "head dimension must be 32"},
-        {"SwinAttentionBranchInt8", but(kBranchV1, "window_size!", 5), branch_inputs_v1(), "windows of 5 do not"},
-        {"SwinAttentionBranchInt8", but(kBranchV1, "shift_size!", 7), branch_inputs_v1(), "shift_height 7"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "window_height!", 14), branch_inputs_v1(), "14 x 7 are not square"},
+        {"SwinAttentionBranchInt8", branch_int8(3, 5, 2, 1, 0), branch_inputs_v1(), "windows of 5 do not"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "shift_width!", 7), branch_inputs_v1(), "shift_width 7"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(1, {-1, 14, 21, 24}), "x is [?, 14, 21, 24] instead"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(2, {288, 96}), "qkv_weight is [288, 384] instead of"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(3, {96}), "qkv_factor is [96] instead of [288]"},

@@ -133,15 +133,15 @@ class StandIn:
               y_scale)
 
     def attention_branch_int8(x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias, bias,
-                              gamma, beta, logit_scale, y, y_q, num_heads, window_size, shift_size, norm_first,
+                              gamma, beta, logit_scale, y, y_q, num_heads, window, shift, norm_first,
                               scale, mask_value, qkv_scale, attention_scale, proj_scale, epsilon, y_scale,
                               workspace_bytes=kernels.ATTENTION_BRANCH_WORKSPACE_BYTES):
         assert norm_first == (logit_scale is None) == (proj_scale == 0)
         channels = x.shape[-1]
         qkv, attention = x_q.new_empty(*x.shape[:-1], 3 * channels), torch.empty_like(x_q)
         StandIn.linear_int8(x_q, qkv_weight, qkv_factor, qkv_bias, None, qkv, 0, qkv_scale)
-        StandIn.attention_int8(qkv, bias, None, logit_scale, attention, num_heads, (window_size, window_size),
-                               (shift_size, shift_size), scale, mask_value, qkv_scale, attention_scale)
+        StandIn.attention_int8(qkv, bias, None, logit_scale, attention, num_heads, window, shift, scale,
+                               mask_value, qkv_scale, attention_scale)
         if norm_first:
             StandIn.linear_int8(attention, proj_weight, proj_factor, proj_bias, x, y, 0, 0.0)
             StandIn.layernorm_int8(y, gamma, beta, y_q, epsilon, y_scale)

@@ -457,7 +457,7 @@ class Branch:
 
     def run(self, y: torch.Tensor, y_q: torch.Tensor, **workspace: int) -> None:
         c = self.case
-        kernels.attention_branch_int8(*self.tensors, y, y_q, c.num_heads, c.window[0], c.shift[0], self.norm_first,
+        kernels.attention_branch_int8(*self.tensors, y, y_q, c.num_heads, c.window, c.shift, self.norm_first,
                                       self.scale, -100.0, self.qkv_scale, self.attention_scale, self.proj_scale,
                                       EPSILON, self.y_scale, **workspace)
 
@@ -763,8 +763,8 @@ def test_empty_input_is_nothing_to_do():
     kernels.linear_int8(nothing.char(), weight, parameter, parameter, None, y, 0, 0.1)
     kernels.layernorm_int8(torch.empty(0, 96, device=DEVICE).half(), parameter, parameter, y, EPSILON, 0.1)
     none = torch.empty(0, 7, 7, 96, device=DEVICE)
-    kernels.attention_branch_int8(none.char(), none.half(), *[parameter] * 9, None, y, y, 3, 7, 0, True, 1.0, -100.0,
-                                  0.1, 0.1, 0.0, EPSILON, 0.1)
+    kernels.attention_branch_int8(none.char(), none.half(), *[parameter] * 9, None, y, y, 3, (7, 7), (0, 0), True, 1.0,
+                                  -100.0, 0.1, 0.1, 0.0, EPSILON, 0.1)
 
 
 def test_arguments_outside_the_contract_are_refused():

@@ -217,8 +217,8 @@ def int8_cases(draw: Draw, batch: int, side: int, heads: int, window: int) -> It
         yield Case("attention_branch_int8", f"{image} shift {shift}",
                    lambda k, y, y_q, shift=shift: k.attention_branch_int8(
                        x_q.view(*grid, width), x.view(*grid, width), *weights, bias, gamma, beta, logit_scale, y, y_q,
-                       heads, window, shift, norm_first, scale, -100.0, STEP, STEP, 0.0 if norm_first else STEP,
-                       EPSILON, STEP),
+                       heads, (window, window), (shift, shift), norm_first, scale, -100.0, STEP, STEP,
+                       0.0 if norm_first else STEP, EPSILON, STEP),
                    [((*grid, width), torch.float16), ((*grid, width), torch.int8)])
 
 

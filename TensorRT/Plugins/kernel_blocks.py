@@ -147,8 +147,8 @@ class Block:
         self.bias = F.pad(bias, (0, -bias.shape[-1] % 8)).contiguous()
         self.logit_scale = attention.scale.float().flatten() if v2 else None
         scale = 1.0 if v2 else attention.scale
-        self.heads, self.window, self.shift = attention.num_heads, attention.window_size, attention.shift_size
-        self.windows = (self.heads, (self.window, self.window), (self.shift, self.shift))
+        window, shift = attention.window_size, attention.shift_size
+        self.windows = (attention.num_heads, (window, window), (shift, shift))
         self.numbers = (scale, MASK_VALUE)
 
     def fp16(self, x: torch.Tensor) -> torch.Tensor:
@@ -215,9 +215,9 @@ class Block:
         norm = self.norm1 if self.v2 else self.norm2
         kernels.attention_branch_int8(
             x_q, x, self.qkv.weight_q, self.qkv.factor, self.qkv.bias_q, self.proj.weight_q, self.proj.factor,
-            self.proj.bias_q, self.bias, *norm.parameters, self.logit_scale, y, y_q, self.heads, self.window,
-            self.shift, not self.v2, *self.numbers, self.qkv.y_step, self.proj.x_step,
-            self.proj.y_step if self.v2 else 0.0, EPSILON, self.fc1.x_step)
+            self.proj.bias_q, self.bias, *norm.parameters, self.logit_scale, y, y_q, *self.windows, not self.v2,
+            *self.numbers, self.qkv.y_step, self.proj.x_step, self.proj.y_step if self.v2 else 0.0, EPSILON,
+            self.fc1.x_step)
         return y, y_q
 
 

@@ -723,7 +723,7 @@ def run_branch(place: Place, t: Tensors) -> None:
     kernels.attention_branch_int8(
         t["x_q"], t["x"], t["qkv_weight"], t["qkv_factor"], t["qkv_bias"], t["proj_weight"], t["proj_factor"],
         t["proj_bias"], t["bias"], t["gamma"], t["beta"], t.get("logit_scale"), t["y"], t["y_q"], place.heads,
-        place.window, place.shift, not place.v2, attention_scale(place), MASK_VALUE, QKV_STEP, ATTENTION_STEP,
+        *place.windows, not place.v2, attention_scale(place), MASK_VALUE, QKV_STEP, ATTENTION_STEP,
         LINEAR_STEP if place.v2 else 0.0, EPSILON, STREAM_STEP)
 
 

@@ -75,7 +75,8 @@ ARGUMENTS: dict[str, type[ctypes.Structure]] = {  # of each C function
         "SwinAttentionBranchInt8",
         "pointer x_q x qkv_weight qkv_factor qkv_bias proj_weight proj_factor proj_bias",
         "pointer bias gamma beta logit_scale y y_q",
-        "int batch height width num_heads window_size shift_size norm_first",
+        "int batch height width num_heads",
+        "int window_height window_width shift_height shift_width roll_first shift_if_covered norm_first",
         "float scale mask_value qkv_scale attention_scale proj_scale epsilon y_scale", *_WORKSPACE),
 }
 
@@ -253,19 +254,20 @@ def attention_int8(qkv, bias, padding, logit_scale, y, num_heads: int, window: t
 
 
 def attention_branch_int8(x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias, bias, gamma,
-                          beta, logit_scale, y, y_q, num_heads: int, window_size: int, shift_size: int,
+                          beta, logit_scale, y, y_q, num_heads: int, window: tuple[int, int], shift: tuple[int, int],
                           norm_first: bool, scale: float, mask_value: float, qkv_scale: float,
                           attention_scale: float, proj_scale: float, epsilon: float, y_scale: float,
                           workspace_bytes: int = ATTENTION_BRANCH_WORKSPACE_BYTES) -> None:
     """y = x + proj(attention(qkv(x_q))) and y_q = LN(y) where `norm_first`, else y = x + LN(proj(...)) and y_q = y.
 
     x_q [B, H, W, C] and weights INT8, x and y FP16, y_q INT8; as `linear_int8`, `attention_int8` and the LayerNorms.
-    Windows are squares of window_size that divide H and W. proj_scale is 0 and logit_scale None where `norm_first`.
+    Windows are squares that divide H and W. proj_scale is 0 and logit_scale None where `norm_first`.
     """
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
+    windows = _windows_of(x, num_heads, window, shift, roll_first=False, shift_if_covered=True)
+    del windows["channels"]
     call("swin_attention_branch_int8", x_q=x_q, x=x, qkv_weight=qkv_weight, qkv_factor=qkv_factor, qkv_bias=qkv_bias,
          proj_weight=proj_weight, proj_factor=proj_factor, proj_bias=proj_bias, bias=bias, gamma=gamma, beta=beta,
-         logit_scale=logit_scale, y=y, y_q=y_q, batch=x.shape[0], height=x.shape[1], width=x.shape[2],
-         num_heads=num_heads, window_size=window_size, shift_size=shift_size, norm_first=int(norm_first), scale=scale,
+         logit_scale=logit_scale, y=y, y_q=y_q, **windows, norm_first=int(norm_first), scale=scale,
          mask_value=mask_value, qkv_scale=qkv_scale, attention_scale=attention_scale, proj_scale=proj_scale,
          epsilon=epsilon, y_scale=y_scale, workspace=workspace, workspace_bytes=workspace_bytes)

@@ -16,8 +16,8 @@
 // to 32, and for heads of up to 64 (attention_wide_kernel.cu). In shared memory a head has 32 or 64 features, the last
 // of which are zeros where it is narrower: products and norms do not see them.
 //
-// A padded token's q, k and v lie in shared memory; the others' are copied from qkv. It takes part as a key, and what it
-// gives as a query is dropped.
+// A padded token's q, k and v lie in shared memory; the others' are copied from qkv. It takes part as a key, and what
+// it gives as a query is dropped.
 //
 // INT8 (swin_attention_int8): q k^T is a product of INT8 with INT32 sums; v becomes FP16, which holds it exactly, for
 // p v. The scale of qkv goes into the scores' and the result's.

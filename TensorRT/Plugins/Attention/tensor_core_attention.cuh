@@ -23,8 +23,8 @@ __device__ __forceinline__ void step_back(Window& window, const AttentionShape& 
     window.tokens -= shape.stride.tokens + (image_before ? shape.height * shape.width : 0);
 }
 
-// Blocks of tensor_core_attention that a multiprocessor is to hold. Heads of 32, 128 registers a thread: with 5 it spills,
-// with 3 window 8 is 7 % slower on an H200; window 7 does not care. Heads of 64 need more registers.
+// Blocks of tensor_core_attention that a multiprocessor is to hold. Heads of 32, 128 registers a thread: with 5 it
+// spills, with 3 window 8 is 7 % slower on an H200; window 7 does not care. Heads of 64 need more registers.
 template <int kWidth> constexpr int kResident = kWidth == 32 ? 4 : 3;
 
 // What the tensor cores multiply where qkv has elements of T, and the registers that hold 8 neighbouring ones.

@@ -65,9 +65,12 @@ int run_group(const SwinAttentionBranchInt8& a, long long first, int images, cud
     attention.width = a.width;
     attention.channels = channels;
     attention.num_heads = a.num_heads;
-    attention.window_height = attention.window_width = a.window_size;
-    attention.shift_height = attention.shift_width = a.shift_size;
-    attention.shift_if_covered = 1;
+    attention.window_height = a.window_height;
+    attention.window_width = a.window_width;
+    attention.shift_height = a.shift_height;
+    attention.shift_width = a.shift_width;
+    attention.roll_first = a.roll_first;
+    attention.shift_if_covered = a.shift_if_covered;
     attention.scale = a.scale;
     attention.mask_value = a.mask_value;
     attention.qkv_scale = a.qkv_scale;

@@ -54,7 +54,8 @@ struct SwinAttentionBranchInt8 {
     const float* logit_scale;
     void* y;
     int8_t* y_q;
-    int batch, height, width, num_heads, window_size, shift_size, norm_first;
+    int batch, height, width, num_heads;
+    int window_height, window_width, shift_height, shift_width, roll_first, shift_if_covered, norm_first;
     float scale, mask_value;
     float qkv_scale, attention_scale, proj_scale, epsilon, y_scale;
     void* workspace;
@@ -66,10 +67,7 @@ namespace swin {
 
 // Whether the branch has windows of the contract, and then these windows.
 inline bool describe_branch(Windows& windows, const SwinAttentionBranchInt8& a) {
-    struct {
-        int batch, height, width, window_height, window_width, shift_height, shift_width, roll_first, shift_if_covered;
-    } square{a.batch, a.height, a.width, a.window_size, a.window_size, a.shift_size, a.shift_size, 0, 1};
-    return describe(windows, square) && !windows.padded;
+    return a.window_height == a.window_width && describe(windows, a) && !windows.padded;
 }
 
 // Whether attention_branch_int8_sm90 takes the branch, and is faster at it than the kernels of its parts.

@@ -655,7 +655,7 @@ template <class B> int launch_branch(
 
 bool fits_attention_branch_sm90(const SwinAttentionBranchInt8& a, int multiprocessors) {
     const int window = a.norm_first == 1 ? 7 : 8;
-    if (a.num_heads != kHeads || a.window_size != window || (a.logit_scale == nullptr) != (a.norm_first == 1))
+    if (a.num_heads != kHeads || a.window_height != window || (a.logit_scale == nullptr) != (a.norm_first == 1))
         return false;
     // Each multiprocessor takes a window in a round; the kernels of the parts spread over all of them, whatever the
     // number of windows. On an H100 a round takes as long as they take for the windows of 0.8 of a round, and they

@@ -3,14 +3,15 @@
 //   nvcc -std=c++17 -O3 -arch=sm_90 -I.. -c patch_embed_kernel.cu
 //
 // A convolution whose stride is its size is a matrix product: a token is a patch of K = in_channels * patch_height *
-// patch_width pixels times weight^T [K, channels]. Pixels below and right of the image are zeros. The image, sums, bias and LayerNorm are FP32.
+// patch_width pixels times weight^T [K, channels]. Pixels below and right of the image are zeros. The image, sums, bias
+// and LayerNorm are FP32.
 //
 // Two kernels:
 //   plain_patch_embed        FP32 arithmetic: FP32 results, BF16 before sm_80, and whatever the other does not take.
-//   tensor_core_patch_embed  FP16 results, and BF16 from sm_80 on: RGB, patches of 4 x 4, channels 32, 64, 96, 128 or 192,
-//                            image width a multiple of 8, aligned pointers. A warp makes 16 tokens, whole rows of which
-//                            lie in its accumulators. Each factor is the sum of two 16-bit numbers (Split), so that
-//                            the image, whose rounding would be most of a network's FP16 error, is not rounded.
+//   tensor_core_patch_embed  FP16 results, and BF16 from sm_80 on: RGB, patches of 4 x 4, channels 32, 64, 96, 128 or
+//                            192, image width a multiple of 8, aligned pointers. A warp makes 16 tokens, whole rows of
+//                            which lie in its accumulators. Each factor is the sum of two 16-bit numbers (Split), so
+//                            that the image, whose rounding would be most of a network's FP16 error, is not rounded.
 #include "patch_embed_kernel.h"
 
 #include <climits>
@@ -328,7 +329,8 @@ int launch_tensor_core(const PatchEmbedArguments& a, int multiprocessors, cudaSt
 template <class T> int launch_16_bit(const PatchEmbedArguments& a, int first_major, cudaStream_t stream) {
     const Gpu gpu = current_gpu();
     const bool fits = gpu.major >= first_major && a.in_channels == kColours
-        && a.patch_height == kPatch && a.patch_width == kPatch && a.width % 8 == 0 && aligned16(a.x) && aligned16(a.weight) && aligned16(a.y);
+        && a.patch_height == kPatch && a.patch_width == kPatch && a.width % 8 == 0 && aligned16(a.x)
+        && aligned16(a.weight) && aligned16(a.y);
     switch (fits ? a.channels : 0) {
     case 32: return launch_tensor_core<T, 1>(a, gpu.multiprocessors, stream);
     case 64: return launch_tensor_core<T, 2>(a, gpu.multiprocessors, stream);
@@ -350,7 +352,8 @@ int swin_patch_embed(const SwinPatchEmbed* arguments, cudaStream_t stream) {
         && (given.ceil == 0 || given.ceil == 1) && given.channels > 0 && given.channels <= SWIN_MAX_WIDTH
         && static_cast<long long>(given.in_channels) * given.patch_height * given.patch_width <= SWIN_MAX_PATCH;
     if (!valid) return cudaErrorInvalidValue;
-    const auto tokens_along = [&](int side, int patch) { return side / patch + (given.ceil == 1 && side % patch != 0); };
+    const auto tokens_along
+        = [&](int side, int patch) { return side / patch + (given.ceil == 1 && side % patch != 0); };
     const int rows = tokens_along(given.height, given.patch_height);
     const int columns = tokens_along(given.width, given.patch_width);
     const long long tokens_of_image = static_cast<long long>(rows) * columns;

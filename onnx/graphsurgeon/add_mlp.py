@@ -69,7 +69,7 @@ def add_mlp(graph: gs.Graph, kept: Collection[str] = (), wide_left: bool = False
             x, *attention = attention_end(graph, mlp, kept) or [mlp.x]
             plugin_node(graph, "SwinMlp", product_of(fc1),
                         [x, *mlp.norm.inputs[-2:], *fc1.inputs[1:3], *mlp.fc2.inputs[1:3], *attention], [mlp.y],
-                        norm_first=int(mlp.norm_first), epsilon=mlp.norm.attrs["epsilon"])
+                        norm_first=int(mlp.norm_first), gelu=fc1.attrs["gelu"], epsilon=mlp.norm.attrs["epsilon"])
             report.replaced += 1
     return report
 

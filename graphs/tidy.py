@@ -366,7 +366,7 @@ def images_of_tokens(graph: gs.Graph) -> None:
 
 
 def _cut_images(graph: gs.Graph) -> Iterable[tuple[gs.Tensor, list[int | str]]]:
-    """Tensors [B, H*W, ...] that a Reshape cuts into [B, H/n, n, W/m, m, ...], or makes of that, and their [B, H, W]."""
+    """Tensors [B, H*W, C] that a Reshape cuts into [B, H/n, n, W/m, m, ...], or makes of that, and their [B, H, W]."""
     for node in graph.nodes:
         if node.op != "Reshape":
             continue

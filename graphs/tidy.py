@@ -355,13 +355,12 @@ def images_of_tokens(graph: gs.Graph) -> None:
             continue
         (leading,) = known
         _take_images(graph, node, leading, made, taken)
-        for i, tokens in enumerate(list(node.outputs)):
-            if tokens.is_empty() or tokens.shape is None:
-                continue
-            made[id(tokens)] = gs.Variable(_fresh(f"{tokens.name}/image", taken), tokens.dtype,
-                                           [*leading, tokens.shape[-1]])
-            node.outputs[i] = made[id(tokens)]
-            add_node(graph, "Reshape", [node.outputs[i], reshape_target(tokens.shape)], tokens)
+        for tokens in node.outputs:
+            if not tokens.is_empty() and tokens.shape is not None:
+                before, tokens.shape = tokens.shape, [*leading, tokens.shape[-1]]
+                flat, image = tokens_as_read(graph, tokens, before, taken)
+                classes.join(flat, image)
+                made[id(flat)] = image
     graph.toposort()
 
 
@@ -398,6 +397,31 @@ def _take_images(graph: gs.Graph, node: gs.Node, leading: list[int | str], made:
                 made[id(tensor)] = add_node(graph, "Reshape", [tensor, reshape_target(shape)],
                                             _fresh(f"{tensor.name}/image", taken), shape)
             node.inputs[i] = made[id(tensor)]
+
+
+def tokens_as_read(graph: gs.Graph, image: gs.Variable, shape: list[int | str], taken: set[str] | None = None
+                   ) -> tuple[gs.Variable, gs.Variable]:
+    """Let what reads a tensor read a Reshape of it, whose own shape has become another; gives back that and the tensor.
+
+    The tensor keeps its name, but an output of the graph: there the Reshape has it.
+
+    Args:
+        shape: what it is read as.
+        taken: the names of all tensors, where they are known.
+    """
+    taken = {name for node in graph.nodes for name in (t.name for t in (*node.inputs, *node.outputs))} if (
+        taken is None) else taken
+    if is_output(graph, image):
+        (maker,) = image.inputs
+        made = gs.Variable(_fresh(f"{image.name}/image", taken), image.dtype, image.shape)
+        maker.outputs[[tensor is image for tensor in maker.outputs].index(True)] = made
+        image.shape = shape
+        add_node(graph, "Reshape", [made, reshape_target(shape)], image)
+        return image, made
+    flat = gs.Variable(_fresh(f"{image.name}/tokens", taken), image.dtype, shape)
+    replace_uses(image, flat)
+    add_node(graph, "Reshape", [image, reshape_target(shape)], flat)
+    return flat, image
 
 
 def _fresh(name: str, taken: set[str]) -> str:

@@ -223,6 +223,8 @@ def made(randomize, tmp_path_factory):
                 for key, parameter in model.named_parameters():
                     if key.endswith("attn.bias"):
                         parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+                    elif key.endswith("logit_scale"):
+                        parameter.fill_(2)  # a saturated one multiplies FP32's rounding by 100
             path = tmp_path_factory.mktemp("any") / "m.onnx"
             axes = None if fixed else {key: {0: "batch"} for key in ("input", "logits")}
             with warnings.catch_warnings():
@@ -254,8 +256,9 @@ def test_all_is_replaced_and_computes_what_pytorch_does(name, made):
     assert {op: counts[op] for op in ("SwinAttention", "SwinPatchEmbed", "SwinMlp")} == {
         "SwinAttention": 3, "SwinPatchEmbed": 1, "SwinMlp": 3}
     assert counts["SwinPatchMerge" if model.way.cosine else "SwinPatchMergeLayerNorm"] == 1
-    # qkv of three blocks and the reduction: proj, fc1, fc2 and their residuals are in SwinMlp.
-    assert counts["SwinLinear"] == 4
+    # qkv of three blocks and the reduction: proj, fc1, fc2 and their residuals are in SwinMlp, but for a proj that reads
+    # heads with zeros behind them.
+    assert counts["SwinLinear"] == (4 if model.way.head_dim % 8 == 0 else 7)
     assert not PLACEMENT & {node.op_type for node in patched.graph.node}
     second = [node for node in patched.graph.node if node.op_type == "SwinAttention"][1]
     attributes = {item.name: helper.get_attribute_value(item) for item in second.attribute}

@@ -49,7 +49,16 @@ from graphs.patterns import (
 from graphs.sessions import session
 from graphs.surgeon import Report, plugin_node, run_surgery
 from graphs.swin_attention import Windows, wider_heads, wider_width
-from graphs.tidy import add_node, is_output, probed_batches, producer, reshape_target, shape_at, values
+from graphs.tidy import (
+    add_node,
+    is_output,
+    probed_batches,
+    producer,
+    reshape_target,
+    shape_at,
+    tokens_as_read,
+    values,
+)
 from utils import run_script
 
 # Edit here, or give --onnx and --output.
@@ -131,17 +140,14 @@ def _replace(graph: gs.Graph, name: str, attention: Attention) -> None:
     attention.proj.inputs[0] = context
     for i, residual in enumerate(attention.proj.inputs[3:], 3):
         attention.proj.inputs[i] = as_image(residual, "residual")
-    target, shape = attention.target, [*image, proj.shape[-1]]
-    attention.proj.outputs[0].shape = shape
-    (last,) = proj.inputs
-    if target.shape == shape:
+    target, shape, before = attention.target, [*image, proj.shape[-1]], proj.shape
+    for tensor in (attention.proj.outputs[0], proj):
+        tensor.shape = shape
+    if target is not proj:
         target.inputs.clear()
-        last.outputs = [target]
-    else:
-        made = gs.Variable(f"{name}/projected", proj.dtype, shape)
-        target.inputs.clear()
-        last.outputs = [made]
-        add_node(graph, "Reshape", [made, reshape_target(target.shape)], target)
+        add_node(graph, "Reshape", [proj, reshape_target(target.shape)], target)
+    elif before != shape:  # proj's output keeps its name, by which add_int8.py knows its scale
+        tokens_as_read(graph, proj, before)
 
 
 def _widen(graph: gs.Graph, linear: gs.Node, attention: Attention, outputs: bool) -> None:

@@ -330,7 +330,9 @@ Attributes attention(int heads, int window_height, int window_width, int shift) 
 
 Attributes linear(int gelu) { return {{"gelu!", gelu}}; }
 
-Attributes mlp(int norm_first) { return {{"norm_first!", norm_first}, {"epsilon", 1e-5F}}; }
+Attributes mlp(int norm_first, int gelu = 1) {
+    return {{"norm_first!", norm_first}, {"gelu!", gelu}, {"epsilon", 1e-5F}};
+}
 
 // Inputs of a SwinMlp on x [-1, 32], its own and what an end of the attention branch has more.
 std::vector<Shape> mlp_inputs(const std::vector<Shape>& more) {
@@ -494,12 +496,14 @@ int main() {
         {"SwinAttention", but(attention(6, 32, 1, 0), "shift_if_covered!", 0), "affa",
             {{-1, 1, 1, 720}, {6, 32, 32}, {720}}, {{-1, 1, 1, 240}}},
         {"SwinLinear", linear(1), "aaaa", {{-1, 49, 96}, {384, 96}, {384}}, {{-1, 49, 384}}},
+        {"SwinLinear", linear(2), "aaaa", {{-1, 7, 7, 96}, {384, 96}, {384}}, {{-1, 7, 7, 384}}},
         {"SwinLinear", linear(0), "aaaaa", {{-1, 49, 384}, {96, 384}, {96}, {-1, 49, 96}}, {{-1, 49, 96}}},
         {"SwinLinear", linear(0), "aaaa", {{-1, 95}, {33, 95}, {33}}, {{-1, 33}}},
         {"SwinLinear", but(linear(1), "plain_fp32!", 1), "aaaa", {{-1, 95}, {33, 95}, {33}}, {{-1, 33}}},
         {"SwinMlp", mlp(1), "affaaaaa", {{-1, 49, 96}, {96}, {96}, {384, 96}, {384}, {96, 384}, {96}}, {{-1, 49, 96}}},
         {"SwinMlp", mlp(0), "affaaaaa", {{-1, 7, 33}, {33}, {33}, {50, 33}, {50}, {33, 50}, {33}}, {{-1, 7, 33}}},
         {"SwinMlp", but(mlp(0), "plain_fp32!", 0), "affaaaaa", mlp_inputs({}), {{-1, 32}}},
+        {"SwinMlp", mlp(1, 2), "affaaaaa", mlp_inputs({}), {{-1, 32}}},
         {"SwinMlp", mlp(1), "affaaaaaaaa", mlp_inputs({{-1, 32}, {32, 32}, {32}}), {{-1, 32}}},
         {"SwinMlp", mlp(0), "affaaaaaaaffa", mlp_inputs({{-1, 32}, {32, 32}, {32}, {32}, {32}}), {{-1, 32}}},
         {"SwinMlp", mlp(0), "affaaaaaaaffa",
@@ -507,6 +511,7 @@ int main() {
             {{-1, 49, 96}}},
         // INT8 shapes are TensorRT's: a quarter of the last axis.
         {"SwinLinearInt8", int8(linear(1), 0.05F), "qqffq", {{-1, 49, 24}, {384, 24}, {384}, {384}}, {{-1, 49, 96}}},
+        {"SwinLinearInt8", int8(linear(2), 0.05F), "qqffq", {{-1, 24}, {384, 24}, {384}, {384}}, {{-1, 96}}},
         {"SwinLinearInt8", int8(linear(1), 0), "qqffh", {{-1, 49, 24}, {384, 24}, {384}, {384}}, {{-1, 49, 384}}},
         {"SwinLinearInt8", int8(linear(0), 0), "qqffhh", {{-1, 49, 96}, {96, 96}, {96}, {96}, {-1, 49, 96}},
             {{-1, 49, 96}}},
@@ -595,7 +600,8 @@ int main() {
         {"SwinAttention", but(attention(3, 7, 7, 3), "window_size!", 7), {{-1, 14, 14, 288}, {3, 49, 56}, {288}},
             "attribute window_size: the node was " + kEarlier},
         {"SwinLinear", {}, {{-1, 96}, {96, 96}, {96}}, "attribute gelu is missing"},
-        {"SwinLinear", linear(2), {{-1, 96}, {96, 96}, {96}}, "gelu is 2 instead of 0 or 1"},
+        {"SwinLinear", linear(3), {{-1, 96}, {96, 96}, {96}}, "gelu is 3 instead of 0 (none), 1 (GELU) or 2 (its tanh"},
+        {"SwinLinear", linear(2), {{-1, 96}, {96, 96}, {96}, {-1, 96}}, "gelu and a residual"},
         {"SwinLinear", but(linear(0), "plain_fp32!", 2), {{-1, 96}, {96, 96}, {96}}, "plain_fp32 is 2 instead of 0 or"},
         {"SwinLinear", but(linear(0), "plain_fp32", 1), {{-1, 96}, {96, 96}, {96}}, "plain_fp32 is not an integer"},
         {"SwinLinear", linear(0), {{-1, 96}, {96, 96}}, "2 inputs instead of 3 to 4"},
@@ -607,8 +613,9 @@ int main() {
         {"SwinLinear", linear(1), {{-1, 96}, {96, 96}, {96}, {-1, 96}}, "gelu and a residual"},
         {"SwinMlp", kEpsilon, {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}},
             "attribute norm_first is missing"},
-        {"SwinMlp", {{"norm_first!", 1}}, {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}},
-            "attribute epsilon is missing"},
+        {"SwinMlp", {{"norm_first!", 1}, {"gelu!", 1}}, mlp_inputs({}), "attribute epsilon is missing"},
+        {"SwinMlp", {{"norm_first!", 1}, {"epsilon", 1e-5F}}, mlp_inputs({}), "attribute gelu is missing"},
+        {"SwinMlp", mlp(1, 0), mlp_inputs({}), "gelu is 0 instead of 1 (GELU) or 2 (its tanh form)"},
         {"SwinMlp", mlp(2), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}}, "norm_first is 2 instead of 0"},
         {"SwinMlp", but(mlp(1), "plain_fp32!", -1), mlp_inputs({}), "plain_fp32 is -1 instead of 0 or 1"},
         {"SwinMlp", mlp(1), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}}, "6 inputs instead of 7 to 12"},
@@ -638,7 +645,7 @@ int main() {
         {"SwinMlp", mlp(0), mlp_inputs({{-1, 32}, {32, 32}, {32}, {32}, {64}}), "proj_beta is [64] instead of [32]"},
         {"SwinLinearInt8", linear(0), {{-1, 24}, {96, 24}, {96}, {96}}, "attribute y_scale is missing"},
         {"SwinLinearInt8", int8(linear(0), -1), {{-1, 24}, {96, 24}, {96}, {96}}, "instead of a positive number"},
-        {"SwinLinearInt8", int8(linear(2), 0), {{-1, 24}, {96, 24}, {96}, {96}}, "gelu is 2 instead of 0 or 1"},
+        {"SwinLinearInt8", int8(linear(-1), 0), {{-1, 24}, {96, 24}, {96}, {96}}, "gelu is -1 instead of 0 (none)"},
         {"SwinLinearInt8", int8(linear(0), 0), {{-1, 24}, {96, 20}, {96}, {96}}, "x is 96 instead of 80"},
         {"SwinLinearInt8", int8(linear(0), 0), {{-1, 24}, {90, 24}, {90}, {90}}, "not multiples of 16"},
         {"SwinLinearInt8", int8(linear(0), 0), {{-1, 21}, {96, 21}, {96}, {96}}, "not multiples of 16"},

@@ -567,7 +567,7 @@ class Linear:
     rows: int
     in_features: int
     out_features: int
-    epilogue: str  # "", "gelu" or "residual"
+    epilogue: str  # "", "gelu", "tanh gelu" or "residual"
     misaligned: bool = False
 
 
@@ -602,6 +602,16 @@ AWKWARD_LINEARS = [
 ]
 
 
+TANH_LINEARS = [
+    Linear(rows, in_features, out_features, "tanh gelu", misaligned)
+    for rows, in_features, out_features, misaligned in [
+        (1, 96, 96, False), (17, 95, 101, False), (64, 50, 1, False), (129, 100, 36, False), (784, 192, 768, False),
+        (3136, 96, 384, False), (1568, 768, 3072, False), (33, 96, 192, True), (33, 97, 194, True),
+    ]
+]
+GELUS = {"gelu": 1, "tanh gelu": 2}
+
+
 def linear_inputs(case: Linear, dtype, seed: int):
     """x, weight, bias and residual or None, of `dtype`; weights scaled so that y is about as large as x."""
     x = draw((case.rows, case.in_features), dtype, "normal", seed)
@@ -614,8 +624,8 @@ def linear_inputs(case: Linear, dtype, seed: int):
 def linear_formula(x, weight, bias, residual, epilogue: str) -> torch.Tensor:
     """PyTorch's, in the precision of the arguments."""
     y = F.linear(x, weight, bias)
-    if epilogue == "gelu":
-        return F.gelu(y)
+    if "gelu" in epilogue:
+        return F.gelu(y, approximate="tanh" if epilogue == "tanh gelu" else "none")
     return y if residual is None else y + residual
 
 
@@ -627,7 +637,7 @@ def linear_errors(cases, dtype, **more) -> list[Error]:
             tensors = linear_inputs(case, dtype, 4 * seed)
             given = [misalign(t) if case.misaligned and t is not None else t for t in tensors]
             out = Output((case.rows, case.out_features), dtype, int(case.misaligned))
-            kernels.linear(*given, out.tensor, case.epilogue == "gelu", **more)
+            kernels.linear(*given, out.tensor, GELUS.get(case.epilogue, 0), **more)
             got.append(out.checked())
             same.append(linear_formula(*given, case.epilogue))  # misaligned, PyTorch's product is another one too
             exact.append(linear_formula(*(None if t is None else t.double() for t in tensors), case.epilogue))
@@ -647,6 +657,11 @@ def test_linear_of_awkward_sizes(dtype):
     The order by itself moves an FP32 sum by about half a unit in the last place: that is the slack.
     """
     judge(linear_errors(AWKWARD_LINEARS, dtype), slack=2**-24)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_with_gelus_tanh_form(dtype):
+    judge(linear_errors(TANH_LINEARS, dtype), slack=2**-24)
 
 
 # --- Linear in FP32 on Hopper's tensor cores -------------------------------------------------------------------------
@@ -883,7 +898,7 @@ def run_mlp(tensors: list[torch.Tensor], y: torch.Tensor, norm_first: bool, **mo
     kernels.mlp(*tensors[:7], y, norm_first, EPSILON, *tensors[7:], **more)
 
 
-def mlp_formula(tensors: list[torch.Tensor], norm_first: bool) -> torch.Tensor:
+def mlp_formula(tensors: list[torch.Tensor], norm_first: bool, gelu: int = 1) -> torch.Tensor:
     """PyTorch's on what mlp_inputs gives, in the precision of the tensors."""
     def norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(tensor, gamma.shape, gamma, beta, EPSILON)
@@ -892,11 +907,12 @@ def mlp_formula(tensors: list[torch.Tensor], norm_first: bool) -> torch.Tensor:
     if attention:
         projected, proj_norm = F.linear(*attention[:3]), attention[3:]
         x = x + (norm(projected, *proj_norm) if proj_norm else projected)
-    branch = F.linear(F.gelu(F.linear(norm(x, gamma, beta) if norm_first else x, weight1, bias1)), weight2, bias2)
+    hidden = F.linear(norm(x, gamma, beta) if norm_first else x, weight1, bias1)
+    branch = F.linear(F.gelu(hidden, approximate="tanh" if gelu == 2 else "none"), weight2, bias2)
     return x + (branch if norm_first else norm(branch, gamma, beta))
 
 
-def mlp_errors(cases, dtype, **more) -> list[Error]:
+def mlp_errors(cases, dtype, gelu: int = 1, **more) -> list[Error]:
     errors = []
     for case in cases:
         got, same, exact = [], [], []
@@ -904,11 +920,11 @@ def mlp_errors(cases, dtype, **more) -> list[Error]:
             tensors = mlp_inputs(case, dtype, 20 * seed)
             out = Output((case.rows, case.width), dtype, int(case.misaligned))
             given = [misalign(t) if case.misaligned else t for t in tensors]
-            run_mlp(given, out.tensor, case.norm_first, **more)
+            run_mlp(given, out.tensor, case.norm_first, gelu=gelu, **more)
             got.append(out.checked())
             same.append(mlp_formula([(misalign if case.misaligned else torch.clone)(t.to(dtype)) for t in tensors],
-                                    case.norm_first))
-            exact.append(mlp_formula([t.double() for t in tensors], case.norm_first))
+                                    case.norm_first, gelu))
+            exact.append(mlp_formula([t.double() for t in tensors], case.norm_first, gelu))
         errors.append(error_of(str(case), *([torch.cat(parts)] for parts in (got, same, exact))))
     return errors
 
@@ -918,6 +934,14 @@ def mlp_errors(cases, dtype, **more) -> list[Error]:
 def test_mlp(norm_first, dtype):
     """FP32 sums in another order than PyTorch's are up to half a unit in the last place off: that is the slack."""
     judge(mlp_errors(mlp_cases(norm_first), dtype), slack=2**-24)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
+def test_mlp_with_gelus_tanh_form(norm_first, dtype):
+    cases = [Mlp(rows, width, 4 * width, norm_first, attention=attention)
+             for rows, width in [(784, 96), (196, 384), (33, 50)] for attention in (False, True)]
+    judge(mlp_errors(cases, dtype, gelu=2), slack=2**-24)
 
 
 @pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
@@ -1118,8 +1142,8 @@ def test_arguments_outside_the_contract_are_refused():
     mlp_fields = {
         **dict(zip(("x", "gamma", "beta", "weight1", "bias1", "weight2", "bias2", "y"), mlp, strict=True)),
         **dict.fromkeys(("attention", "proj_weight", "proj_bias", "proj_gamma", "proj_beta")),
-        "rows": 64, "type": 0, "width": 96, "hidden": 96, "norm_first": 1, "epsilon": EPSILON, "workspace": workspace,
-        "workspace_bytes": kernels.MLP_WORKSPACE_BYTES,
+        "rows": 64, "type": 0, "width": 96, "hidden": 96, "norm_first": 1, "gelu": 1, "epsilon": EPSILON,
+        "workspace": workspace, "workspace_bytes": kernels.MLP_WORKSPACE_BYTES,
     }
     refused = [
         lambda: kernels.layernorm(wide, None, None, wide, EPSILON),
@@ -1151,10 +1175,13 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: attention(given=qkv[:, :0]),
         lambda: kernels.linear(x, weight, None, None, x, 0),
         lambda: kernels.linear(x, weight, weight[0], x, x, 1),  # GELU and residual
+        lambda: kernels.linear(x, weight, weight[0], x, x, 2),
         lambda: kernels.linear(x, weight, weight[0], None, x, 3),
         lambda: kernels.mlp(x, channel, None, weight, channel, weight, channel, y, True, EPSILON),
         lambda: kernels.mlp(x, channel, channel, weight, channel, weight, None, y, False, EPSILON),
         lambda: kernels.mlp(*mlp, 2, EPSILON),
+        lambda: kernels.mlp(*mlp, True, EPSILON, gelu=0),
+        lambda: kernels.mlp(*mlp, True, EPSILON, gelu=3),
         lambda: kernels.mlp(*mlp, True, EPSILON,  # no row of hidden activations fits
                             workspace_bytes=kernels.LINEAR_WORKSPACE_BYTES + 4 * 96 - 1),
         lambda: kernels.call("swin_mlp", **mlp_fields | {"type": 3}),

@@ -58,7 +58,7 @@ ARGUMENTS: dict[str, type[ctypes.Structure]] = {  # of each C function
     "swin_mlp": _structure(
         "SwinMlp", "pointer x gamma beta weight1 bias1 weight2 bias2",
         "pointer attention proj_weight proj_bias proj_gamma proj_beta y",
-        "long rows", "int type width hidden norm_first", "float epsilon", *_WORKSPACE, "int plain_fp32"),
+        "long rows", "int type width hidden norm_first gelu", "float epsilon", *_WORKSPACE, "int plain_fp32"),
     "swin_linear_int8": _structure(
         "SwinLinearInt8", "pointer x weight scale bias residual y", "long rows", "int in_features out_features gelu",
         "float y_scale", "int tile"),
@@ -192,8 +192,8 @@ def attention(qkv, bias, padding, logit_scale, y, num_heads: int, window: tuple[
          mask_value=mask_value)
 
 
-def linear(x, weight, bias, residual, y, gelu: bool, tile: int = 0, plain_fp32: bool = False) -> None:
-    """y = act(x weight^T + bias) [+ residual] over the last axis; act is the exact GELU where `gelu`.
+def linear(x, weight, bias, residual, y, gelu: int, tile: int = 0, plain_fp32: bool = False) -> None:
+    """y = act(x weight^T + bias) [+ residual] over the last axis; act is GELU where `gelu` is 1, its tanh form with 2.
 
     The workspace comes from PyTorch's allocator, so calls on other streams have others.
     """
@@ -206,21 +206,25 @@ def linear(x, weight, bias, residual, y, gelu: bool, tile: int = 0, plain_fp32: 
 
 def mlp(x, gamma, beta, weight1, bias1, weight2, bias2, y, norm_first: bool, epsilon: float, attention=None,
         proj_weight=None, proj_bias=None, proj_gamma=None, proj_beta=None,
-        workspace_bytes: int = MLP_WORKSPACE_BYTES, plain_fp32: bool = False) -> None:
+        workspace_bytes: int = MLP_WORKSPACE_BYTES, plain_fp32: bool = False, gelu: int = 1) -> None:
     """y = x + fc2(GELU(fc1(LN(x)))) where `norm_first`, else x + LN(fc2(GELU(fc1(x)))); weights as `linear`'s.
 
-    With attention [..., C], x + proj(attention) or x + LN(proj(attention)) takes the place of x.
+    gelu is 2 for GELU's tanh form. With attention [..., C], x + proj(attention) or x + LN(proj(attention)) takes the
+    place of x.
     """
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
     hidden, width = weight1.shape
     call("swin_mlp", x=x, gamma=gamma, beta=beta, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2,
          attention=attention, proj_weight=proj_weight, proj_bias=proj_bias, proj_gamma=proj_gamma, proj_beta=proj_beta,
          y=y, rows=x.numel() // width, type=TYPES[x.dtype], width=width, hidden=hidden, norm_first=int(norm_first),
-         epsilon=epsilon, workspace=workspace, workspace_bytes=workspace_bytes, plain_fp32=int(plain_fp32))
+         gelu=gelu, epsilon=epsilon, workspace=workspace, workspace_bytes=workspace_bytes, plain_fp32=int(plain_fp32))
 
 
 def linear_int8(x, weight, scale, bias, residual, y, gelu: int, y_scale: float, tile: int = 0) -> None:
-    """y = act((x weight^T) * scale + bias) [+ residual]; x and weight INT8; y FP16 with y_scale 0, else INT8."""
+    """y = act((x weight^T) * scale + bias) [+ residual]; x and weight INT8; y FP16 with y_scale 0, else INT8.
+
+    gelu as `linear`'s.
+    """
     out_features, in_features = weight.shape
     call("swin_linear_int8", x=x, weight=weight, scale=scale, bias=bias, residual=residual, y=y,
          rows=x.numel() // in_features, in_features=in_features, out_features=out_features, gelu=gelu, tile=tile,

@@ -32,6 +32,12 @@ void check_flag(const char* name, int32_t value) {
     throw Refusal(std::string(name) + " is " + std::to_string(value) + " instead of 0 or 1");
 }
 
+void check_gelu(int32_t value, int32_t least) {
+    if (value >= least && value <= SWIN_TANH_GELU) return;
+    throw Refusal("gelu is " + std::to_string(value) + " instead of "
+        + (least == SWIN_NO_GELU ? "0 (none), 1 (GELU)" : "1 (GELU)") + " or 2 (its tanh form)");
+}
+
 void expect_size(const char* what, int64_t actual, int64_t expected) {
     if (actual != kUnknown && expected != kUnknown && actual != expected) {
         throw Refusal(std::string(what) + " is " + std::to_string(actual) + " instead of " + std::to_string(expected));

@@ -149,6 +149,9 @@ struct Call {
 // An attribute that is 0 or 1.
 void check_flag(const char* name, int32_t value);
 
+// An attribute gelu: a SwinGelu from `least` on.
+void check_gelu(int32_t value, int32_t least);
+
 // `actual` where it is known must be `expected`.
 void expect_size(const char* what, int64_t actual, int64_t expected);
 void expect_rank(const char* input, const Shape& shape, int rank);

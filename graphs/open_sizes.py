@@ -23,16 +23,16 @@ from data.batches import load_arrays
 from graphs.facts import Facts
 from graphs.files import PLUGIN_DOMAIN, onnx_refusals
 from graphs.outputs import Runner, classifiers, refuse_unsound
-from graphs.pictures import Picture, image_input, image_size, inputs_of, picture, sized
+from graphs.pictures import Picture, image_input, inputs_of, picture, sized
 from graphs.reference import expand
 from graphs.sessions import session
 from graphs.surgeon import TOLERANCE, check
-from utils import UserError, first_line, shown
+from utils import UserError, first_line, image_sizes, shown
 
 Size = tuple[int, int]
 
 # Sides in patches. Windows of 4 to 24 tokens are padded at some of them, shifted at some, and cover an axis at some.
-PROBED = ((50, 83), (122, 154), (26, 38))
+PROBED = ((50, 83), (101, 122), (26, 38))
 CHECKED = ((56, 56), (41, 121), (64, 75))
 SAME = 1e-5  # of the largest number of a constant that surgery found by computing in FP32
 ATTENTIONS = ("SwinAttention", "SwinAttentionInt8")
@@ -44,16 +44,11 @@ def leaves_size_open(model: onnx.ModelProto, layout: str | None = None) -> bool:
     return None in (dims[2:] if (layout or "NCHW") == "NCHW" else dims[1:3])
 
 
-def image_sizes(text: str) -> list[Size]:
-    """What --sizes and --probe-sizes take: 800x1344,1024x1024."""
-    return [image_size(part) for part in text.split(",")]
-
-
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of graphs that leave the size of their images open: --probe-sizes --check-sizes --expected."""
     parser.add_argument("--probe-sizes", type=image_sizes, metavar="HxW,HxW,HxW",
                         help="of a graph that leaves height and width open: the sizes that it is patched at "
-                             "(default: 50x83, 122x154 and 26x38 of its patches)")
+                             "(default: 50x83, 101x122 and 26x38 of its patches)")
     parser.add_argument("--check-sizes", type=image_sizes, metavar="HxW,HxW",
                         help="and those that it is compared at (default: 56x56, 41x121 and 64x75 of its patches)")
     parser.add_argument("--expected", type=Path, nargs="+", default=[], metavar="NPZ",

@@ -88,12 +88,12 @@ class Row(NamedTuple):
     """One line of the table."""
 
     batch: int
-    size: str  # of the images, HxW
     graph: bool
     times_ms: np.ndarray
     output: np.ndarray
     expected: np.ndarray
     check: str
+    size: str = ""  # of the images, HxW
 
 
 def find_batches(plan: Path, facts: Facts, data: str | Path | None = None) -> list[Batch]:
@@ -243,8 +243,8 @@ def measure(context, batch: Batch, allowed: float, graph: bool, **timing: float)
     times_ms = timed_runs(context.timed_run_ms, **timing)
     # Feature maps are of different magnitude: each has the share that the first has.
     allowed *= float(np.abs(expected).max()) / float(np.abs(batch.logits).max()) if batch.outputs else 1
-    return Row(len(batch.input), "x".join(map(str, batch.size)), graph, times_ms, output, expected,
-               check(batch, output, allowed, expected))
+    return Row(len(batch.input), graph, times_ms, output, expected, check(batch, output, allowed, expected),
+               "x".join(map(str, batch.size)))
 
 
 def table_line(row: Row, sizes: bool = False) -> str:

@@ -101,7 +101,8 @@ said=$("$python" graphs/facts.py "$facts" input batch layout height width patche
 { read -r input; read -r batch; read -r layout; read -r height; read -r width; read -r patched; read -r precision
   read -r input_shape; } <<< "$said"
 channels=3  # of a graph that leaves them open, too
-[[ $layout == NHWC || ! $input_shape =~ ^\[[^,]*,\ ([0-9]+) ]] || channels=${BASH_REMATCH[1]}
+pattern='^\[[^,]*, ([0-9]+),'; [[ $layout != NHWC ]] || pattern=' ([0-9]+)\]$'
+[[ ! $input_shape =~ $pattern ]] || channels=${BASH_REMATCH[1]}
 [[ $patched == '{}' || -n $plugins ]] || fail "$onnx: holds plugin nodes; add --plugins"
 graph_fp16=no  # what is not INT8 in a patched INT8 graph is FP16
 [[ $precision != fp16 && ! ($precision == int8 && $patched != '{}') ]] || graph_fp16=yes

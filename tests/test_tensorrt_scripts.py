@@ -149,6 +149,45 @@ def test_an_open_size_is_asked_for(tmp_path):
     assert "open; give --size" in one_line_error(shell(ROOT / "TensorRT/build.sh", path, "--dry-run"))
 
 
+@pytest.mark.parametrize(("flags", "sizes"), [
+    (["--sizes", "800x1344,1024x1024,224"], ("224x224", "800x1344", "1024x1344")),  # chosen for the first
+    (["--min-size", "200x333", "--opt-size", "800x1344", "--max-size", "1024x1344"],
+     ("200x333", "800x1344", "1024x1344")),
+    (["--min-size", "64", "--max-size", "96x128"], ("64x64", "96x128", "96x128"))])
+def test_a_profile_over_sizes(tmp_path, flags, sizes):
+    for shape, wanted in ((("N", 3, "H", "W"), "{}x3x{}"), (("N", 4, "H", "W"), "{}x4x{}"),
+                          (("N", "H", "W", 1), "{}x{}x1")):
+        path = graph(tmp_path / "m.onnx", name="x", shape=shape)
+        batches = zip((1, 2, 8), sizes)
+        assert shapes(dry_run(path, *flags, "--opt", "2", "--max", "8")) == [
+            "x:" + wanted.format(batch, size) for batch, size in batches]
+
+
+def test_sizes_of_a_graph_with_a_fixed_batch(tmp_path):
+    path = graph(tmp_path / "m.onnx", shape=(4, 3, "H", "W"))
+    assert shapes(dry_run(path, "--sizes", "64x96,32x32")) == [
+        "input:4x3x32x32", "input:4x3x64x96", "input:4x3x64x96"]
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--sizes", "800x1344,0x64"], "--sizes needs HxW,HxW, not '800x1344,0x64'"),
+    (["--sizes"], "--sizes needs HxW,HxW"),
+    (["--sizes", "64", "--size", "64"], "leave --size, --min-size"),
+    (["--min-size", "64"], "has --min-size and --max-size"),
+    (["--min-size", "64x128", "--max-size", "128x64"],
+     "--min-size 64x128, --opt-size 128x64, --max-size 128x64 are not in this order"),
+    (["--max-size", "0x5"], "--max-size needs pixels, or HxW, not '0x5'")])
+def test_sizes_that_are_none(tmp_path, flags, words):
+    path = graph(tmp_path / "m.onnx", shape=("N", 3, "H", "W"))
+    assert words in one_line_error(shell(ROOT / "TensorRT/build.sh", path, "--dry-run", *flags))
+
+
+def test_sizes_of_a_graph_that_has_one(tmp_path):
+    error = one_line_error(shell(ROOT / "TensorRT/build.sh", graph(tmp_path / "m.onnx"), "--dry-run", "--sizes",
+                                 "224,256"))
+    assert "the images of" in error and "are 224x224" in error
+
+
 def test_a_graph_of_a_fixed_batch_gets_no_profile(tmp_path):
     """trtexec refuses shapes for it."""
     flags = dry_run(graph(tmp_path / "m.onnx", shape=(8, 3, 32, 32)), "--fp16")

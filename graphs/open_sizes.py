@@ -31,8 +31,9 @@ from utils import UserError, first_line, image_sizes, shown
 
 Size = tuple[int, int]
 
-# Sides in patches. Windows of 4 to 24 tokens are padded at some of them, shifted at some, and cover an axis at some.
-PROBED = ((50, 83), (101, 122), (26, 38))
+# Sides in patches, an odd one less half a patch. Windows of 4 to 24 tokens are padded at some of them, shifted at some,
+# and cover an axis at some.
+PROBED = ((51, 83), (101, 123), (27, 39))
 CHECKED = ((56, 56), (41, 121), (64, 75))
 SAME = 1e-5  # of the largest number of a constant that surgery found by computing in FP32
 ATTENTIONS = ("SwinAttention", "SwinAttentionInt8")
@@ -48,9 +49,9 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of graphs that leave the size of their images open: --probe-sizes --check-sizes --expected."""
     parser.add_argument("--probe-sizes", type=image_sizes, metavar="HxW,HxW,HxW",
                         help="of a graph that leaves height and width open: the sizes that it is patched at "
-                             "(default: 50x83, 101x122 and 26x38 of its patches)")
+                             "(default: some 51x83, 101x123 and 27x39 of its patches)")
     parser.add_argument("--check-sizes", type=image_sizes, metavar="HxW,HxW",
-                        help="and those that it is compared at (default: 56x56, 41x121 and 64x75 of its patches)")
+                        help="and those that it is compared at (default: some 56x56, 41x121 and 64x75 of its patches)")
     parser.add_argument("--expected", type=Path, nargs="+", default=[], metavar="NPZ",
                         help="what the model that was exported gives itself: files with its `input` and each output by "
                              "its name; an exporter may have frozen what depends on the size")
@@ -69,9 +70,9 @@ def patch_size(model: onnx.ModelProto) -> Size:
 
 
 def sizes_in_pixels(model: onnx.ModelProto, patches: Sequence[Size]) -> list[Size]:
-    """Sizes given in patches, in pixels; where patches have several, the last column is cut off in between."""
-    height, width = patch_size(model)
-    return [(rows * height, cols * width - (width // 2 if cols % 2 else 0)) for rows, cols in patches]
+    """Sizes given in patches, in pixels: where their number is odd, half a patch is cut off the last."""
+    return [tuple(count * side - (side // 2 if count % 2 else 0) for count, side in zip(size, patch_size(model)))
+            for size in patches]
 
 
 # --- one patched graph for all sizes -------------------------------------------------------------------------
@@ -275,6 +276,12 @@ def _agree_on_attributes(node: onnx.NodeProto, nodes: Sequence[onnx.NodeProto], 
     changed: dict[str, float | int] = {}
     if node.op_type in ATTENTIONS and node.domain == PLUGIN_DOMAIN:
         changed = _rule_of_attention([Seen.of(other, one) for other, one in zip(nodes, made)], node.name, made, rules)
+    if node.op_type == "SwinPatchEmbed" and "ceil" in by_size[0]:
+        # Whether what is left over is padded to a patch, which only sides that patches do not divide show.
+        shown_at = {found["ceil"] for found, one in zip(by_size, made)
+                    if one.size[0] % found["patch_height"] or one.size[1] % found["patch_width"]}
+        if len(shown_at) == 1:
+            changed["ceil"] = shown_at.pop()
     for name, value in by_size[0].items():
         for found, one in zip(by_size[1:], made[1:]):
             if name not in changed and not _equal(value, found.get(name)):

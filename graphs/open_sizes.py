@@ -36,7 +36,7 @@ Size = tuple[int, int]
 PROBED = ((51, 83), (101, 123), (27, 39))
 CHECKED = ((56, 56), (41, 121), (64, 75))
 SAME = 1e-5  # of the largest number of a constant that surgery found by computing in FP32
-ATTENTIONS = ("SwinAttention", "SwinAttentionInt8")
+ATTENTIONS, BIAS = ("SwinAttention", "SwinAttentionInt8"), 1  # the place of the bias among their inputs
 
 
 def leaves_size_open(model: onnx.ModelProto, layout: str | None = None) -> bool:
@@ -169,12 +169,22 @@ def _opened(original: onnx.ModelProto, made: list[Sized]) -> onnx.ModelProto:
     writer = _Writer(made)
     rules = _Rules(made)
     for index, nodes in enumerate(zip(*(one.model.graph.node for one in made))):
+        attention = _is_attention(nodes[0])
+        telling = _telling(nodes, made) if attention else []
+        base = telling[0] if telling else 0
         node = onnx.NodeProto()
         node.CopyFrom(nodes[0])
         _agree_on_attributes(node, nodes, made, rules)
         for place, names in enumerate(zip(*(one.input for one in nodes))):
             arrays = [one.constants.get(name) for one, name in zip(made, names)]
-            if arrays[0] is not None and not _same(arrays):
+            if arrays[0] is None:
+                continue
+            if attention and place == BIAS:  # where a window covers an axis, the mask may be part of it
+                arrays = [arrays[i] for i in telling] + [arrays[base]] * (len(made) - len(telling))
+                if base:
+                    node.input[place] = f"{node.name}/bias_of_any_size"
+                    writer.initializers.append(numpy_helper.from_array(arrays[0], node.input[place]))
+            if not _same(arrays):
                 node.input[place] = writer.constant(index, node, place, arrays)
         graph.node.extend([*writer.taken(), node])
     graph.initializer.extend(writer.initializers)
@@ -227,12 +237,28 @@ class _Rules:
     def __init__(self, made: list[Sized]) -> None:
         self.roll_first: set[int] = set()
         self.shift_if_covered: set[int] = set()
-        for one in made:
-            for node in one.model.graph.node:
-                if node.op_type in ATTENTIONS and node.domain == PLUGIN_DOMAIN:
-                    seen = Seen.of(node, one)
-                    if seen.padded and any(seen.shift):
-                        self.roll_first.add(seen.attributes["roll_first"])
+        for nodes in zip(*(one.model.graph.node for one in made)):
+            if _is_attention(nodes[0]):
+                rule = _rule_of_attention(nodes, made)
+                self.roll_first |= rule.roll_first
+                self.shift_if_covered |= rule.shift_if_covered
+
+
+class _Rule(NamedTuple):
+    """What the sizes show of one attention; a set that is empty says that they do not show it."""
+
+    shift: Size
+    roll_first: set[int]
+    shift_if_covered: set[int]
+
+
+def _is_attention(node: onnx.NodeProto) -> bool:
+    return node.domain == PLUGIN_DOMAIN and node.op_type in ATTENTIONS
+
+
+def _telling(nodes: Sequence[onnx.NodeProto], made: list[Sized]) -> list[int]:
+    """Places of the sizes at which no window covers an axis: there shift, mask and bias can be told apart."""
+    return [i for i, (node, one) in enumerate(zip(nodes, made)) if not any(Seen.of(node, one).covered)]
 
 
 class Seen(NamedTuple):
@@ -274,8 +300,8 @@ def _agree_on_attributes(node: onnx.NodeProto, nodes: Sequence[onnx.NodeProto], 
     """Write into `node` the attributes that hold at every size; raises Differs where there are none."""
     by_size = [{attribute.name: helper.get_attribute_value(attribute) for attribute in one.attribute} for one in nodes]
     changed: dict[str, float | int] = {}
-    if node.op_type in ATTENTIONS and node.domain == PLUGIN_DOMAIN:
-        changed = _rule_of_attention([Seen.of(other, one) for other, one in zip(nodes, made)], node.name, made, rules)
+    if _is_attention(node):
+        changed = _settled(nodes, made, rules)
     if node.op_type == "SwinPatchEmbed" and "ceil" in by_size[0]:
         # Whether what is left over is padded to a patch, which only sides that patches do not divide show.
         shown_at = {found["ceil"] for found, one in zip(by_size, made)
@@ -300,28 +326,49 @@ def _equal(one: object, other: object) -> bool:
     return one == other
 
 
-def _rule_of_attention(seen: list[Seen], name: str, made: list[Sized], rules: _Rules) -> dict[str, int]:
-    """The shift, whether it is taken where a window covers the axis, and the order, that explain all sizes."""
-    shift, covered_shift = [], set()
-    for axis, word in enumerate(("height", "width")):
-        open_at = {one.shift[axis] for one in seen if not one.covered[axis]}
-        if len(open_at) > 1:
-            raise Differs(f"{name}: its shift over the {word} is {sorted(open_at)} at sizes {_words(made)}")
-        if not open_at:
-            raise Differs(f"{name}: its windows of {seen[0].window[axis]} cover the {word} of every size that was "
-                          f"tried, {_words(made)}, so that no shift can be seen; larger --probe-sizes show it")
-        (found,) = open_at
-        shift.append(found)
-        covered_shift |= {one.shift[axis] for one in seen if one.covered[axis] and found}
-        if not covered_shift <= {0, found} or (len(covered_shift) > 1 and found):
-            raise Differs(f"{name}: where its window covers the {word}, its shift is {sorted(covered_shift)} at sizes "
-                          f"{_words(made)}")
-    orders = {one.attributes["roll_first"] for one in seen if one.padded and any(one.shift)} or rules.roll_first
-    if len(orders) > 1:
-        raise Differs(f"{name}: it pads before it rolls at one of {_words(made)}, and after at another")
-    return {"shift_height": shift[0], "shift_width": shift[1],
-            "shift_if_covered": int(any(covered_shift)) if covered_shift else seen[0].attributes["shift_if_covered"],
-            "roll_first": next(iter(orders), seen[0].attributes["roll_first"])}
+def _rule_of_attention(nodes: Sequence[onnx.NodeProto], made: list[Sized]) -> _Rule:
+    """What the sizes show of an attention's shift, whether it is taken where a window covers the axis, and its order.
+
+    Raises:
+        Differs: no size shows the shift, or two show different ones.
+    """
+    name, seen = nodes[0].name, [Seen.of(node, one) for node, one in zip(nodes, made)]
+    telling = _telling(nodes, made)
+    if not telling:
+        window = "x".join(map(str, seen[0].window))
+        raise Differs(f"{name}: its windows of {window} cover an axis of the image at every size that was tried, "
+                      f"{_words(made)}, so that no shift can be seen; larger --probe-sizes show it")
+    shifts = {seen[i].shift for i in telling}
+    if len(shifts) > 1:
+        raise Differs(f"{name}: its shift is {sorted(shifts)} at sizes {_words(made)}")
+    (shift,) = shifts
+    bias = made[telling[0]].constants[nodes[telling[0]].input[BIAS]]
+    covered = set()
+    for node, one, found in zip(nodes, made, seen):
+        for axis in (0, 1):
+            if found.covered[axis] and shift[axis]:
+                if found.shift[axis] == shift[axis]:
+                    covered.add(1)
+                elif found.shift[axis] == 0 and _same([one.constants[node.input[BIAS]], bias]):
+                    covered.add(0)  # else its mask is part of what was taken for the bias
+    orders = {seen[i].attributes["roll_first"] for i in telling if seen[i].padded and any(shift)}
+    for what, several in (("is shifted where a window covers the axis", covered), ("rolls before it pads", orders)):
+        if len(several) > 1:
+            raise Differs(f"{name}: it {what} at one of {_words(made)}, and not at another")
+    return _Rule(shift, orders, covered)
+
+
+def _settled(nodes: Sequence[onnx.NodeProto], made: list[Sized], rules: _Rules) -> dict[str, int]:
+    """The attributes of an attention that explain all sizes."""
+    rule = _rule_of_attention(nodes, made)
+    known = Seen.of(nodes[0], made[0]).attributes
+
+    def one_of(own: set[int], all_of_them: set[int], name: str) -> int:
+        return next(iter(own or (all_of_them if len(all_of_them) == 1 else set())), known[name])
+
+    return {"shift_height": rule.shift[0], "shift_width": rule.shift[1],
+            "shift_if_covered": one_of(rule.shift_if_covered, rules.shift_if_covered, "shift_if_covered"),
+            "roll_first": one_of(rule.roll_first, rules.roll_first, "roll_first")}
 
 
 def _words(made: list[Sized]) -> str:
@@ -423,7 +470,7 @@ class _Writer:
                     return self._side(names[0], axis, f"{name}/{element}", times=int(times[0]))
                 if np.all(rest == rest[0]):
                     return self._side(names[0], axis, f"{name}/{element}", plus=int(rest[0]))
-        raise Differs(f"{node.name or node.op_type}: its constant {list(numbers)} at {_words(self.made)} is the size "
+        raise Differs(f"{node.name or node.op_type}: its constant {numbers.tolist()} at {_words(self.made)} is the size "
                       "of nothing before it")
 
     def _side(self, tensor: str, axis: int, name: str, times: int = 1, plus: int = 0) -> str:

@@ -470,8 +470,8 @@ class _Writer:
                     return self._side(names[0], axis, f"{name}/{element}", times=int(times[0]))
                 if np.all(rest == rest[0]):
                     return self._side(names[0], axis, f"{name}/{element}", plus=int(rest[0]))
-        raise Differs(f"{node.name or node.op_type}: its constant {numbers.tolist()} at {_words(self.made)} is the size "
-                      "of nothing before it")
+        raise Differs(f"{node.name or node.op_type}: its constant {numbers.tolist()} at {_words(self.made)} is the "
+                      "size of nothing before it")
 
     def _side(self, tensor: str, axis: int, name: str, times: int = 1, plus: int = 0) -> str:
         """One side of a tensor, int64 [1], times a number, or plus one."""

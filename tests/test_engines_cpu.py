@@ -18,16 +18,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import add_all
 import numpy as np
 import onnx
 import pytest
 import test_plugins_build
 from onnx import TensorProto, helper, numpy_helper
+from test_open_sizes import exported, timm_maps
 
 from graphs.facts import of_engine, of_onnx
 from graphs.files import PLUGIN_DOMAIN
+from graphs.open_sizes import patched_at_sizes, shapes_of
+from graphs.pictures import sized
 from graphs.reference import expand
 from graphs.reference_int8 import packed
+from graphs.surgeon import patch
 from TensorRT import backend
 from TensorRT.layers import LISTS, layers_of
 from utils import ROOT
@@ -210,6 +215,49 @@ def test_plans_and_logs_lie_beside(folder, unpatched):
         whole = plan.read_bytes()
         assert whole[:4] == b"vtrt" and int.from_bytes(whole[16:24], "little") == len(whole)
         assert plan.with_suffix(".log").read_text().rstrip().splitlines()[-1].startswith("built in ")
+
+
+# --- images of any size --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def open_sizes(tmp_path_factory) -> Path:
+    """A patched graph with height and width open, whose outputs are feature maps."""
+    path = tmp_path_factory.mktemp("open") / "m.onnx"
+    model = onnx.load(exported(timm_maps(pads=True), path.with_name("plain.onnx"), (37, 54)))
+    onnx.save(patched_at_sizes(model, [(30, 57), (49, 78), (14, 22)], None,
+                               lambda fixed: patch(fixed, add_all.STEPS)[0]), path)
+    return path
+
+
+def test_an_engine_for_images_of_any_size(open_sizes, tmp_path):
+    """Batch, height and width are open in every plugin layer, and nothing but plugins and the maps' Transpose is left.
+    """
+    done = in_a_process("tests/engine_worker.py", "stand-in", tmp_path,
+                        f"{open_sizes}=1x3x24x24,2x3x40x72,4x3x96x128")
+    assert "m: built" in done.stdout, done.stdout + done.stderr
+    layers = json.loads((tmp_path / "m.layers.json").read_text())["Layers"]
+    model = onnx.load(open_sizes)
+    nodes = {node.name: node.output[0] for node in model.graph.node if node.domain == PLUGIN_DOMAIN}
+    shapes, found = shapes_of(sized(model, (40, 72)), (40, 72), [2]), plugin_layers(layers)
+    assert list(found) == list(nodes)
+    for name, layer in found.items():
+        assert layer["Outputs"][0]["Dimensions"] == [-1, -1, -1, shapes[nodes[name]][0][-1]], name
+    others = [layer for layer in layers if layer["LayerType"] not in ("custom_layer", "shape_call")]
+    maps = sum(node.op_type == "Transpose" for node in model.graph.node)
+    assert maps == len(model.graph.output) == 2 and len(others) <= maps
+
+
+@pytest.mark.parametrize(("shapes", "words"), [
+    ("1x3x24x24,2x3x20x72,4x3x96x128", "largest side 2 of the image [24, 20, 96] are not in this order"),
+    ("1x3x0x24,2x3x20x72,4x3x96x128", "largest side 2 of the image [0, 20, 96] are not in this order, from 1 on"),
+    ("1x3x24x24,2x3x40x72,400000x3x96x128", "holds more than 2147483647 numbers"),
+    ("1x4x24x24,2x4x40x72,4x4x96x128", "the input of"), ("", "build.sh --size, or --sizes, sets height and width")])
+def test_sizes_that_no_engine_has(open_sizes, tmp_path, shapes, words):
+    graph = f"{open_sizes}={shapes}" if shapes else open_sizes
+    done = in_a_process("tests/engine_worker.py", "stand-in", tmp_path, graph)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("m: ")]
+    assert words in line and not (tmp_path / "m.plan").exists()
 
 
 # --- every kind of plugin node -------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from graphs import attention_branch_int8, patterns
 from models.swin import WindowAttention
 from TensorRT import swin_work
 from TensorRT.Plugins import benchmark, kernel_blocks, kernel_table
-from TensorRT.Plugins import swin_kernels as kernels
 from TensorRT.Plugins.benchmark import COLUMNS, Timing
 from TensorRT.Plugins.kernel_table import KERNELS, OURS, Case, cases, read_network
+from TensorRT.Plugins.swin_kernels import c_interface as kernels
 from utils import ROOT, UserError
 
 SMALL = [read_network(ROOT / "models" / name) for name in ("swin.yaml", "swinv2.yaml")]
@@ -65,7 +65,7 @@ def attended(qkv, bias, logit_scale, num_heads, window, shift, scale, mask_value
 
 
 class StandIn:
-    """The functions of swin_kernels.py, by their names and arguments."""
+    """The functions of c_interface.py, by their names and arguments."""
 
     def layernorm(x, gamma, beta, y, epsilon):
         store(y, norm(x, gamma, beta, epsilon))

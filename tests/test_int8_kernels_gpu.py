@@ -31,7 +31,7 @@ from test_kernels_gpu import (  # noqa: E402, imports torch
     window_attention,
 )
 
-from TensorRT.Plugins import swin_kernels as kernels  # noqa: E402, imports torch
+from TensorRT.Plugins.swin_kernels import c_interface as kernels  # noqa: E402, imports torch
 
 F = torch.nn.functional
 pytestmark = [

@@ -17,7 +17,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the kernels are compared with PyTorch")
 
-from TensorRT.Plugins import swin_kernels as kernels  # noqa: E402, imports torch
+from TensorRT.Plugins.swin_kernels import c_interface as kernels  # noqa: E402, imports torch
 
 F = torch.nn.functional
 pytestmark = [

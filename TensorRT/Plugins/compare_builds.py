@@ -6,9 +6,9 @@ Every kernel runs with both, on the same seeded inputs, over the shapes of Small
 are compared bit by bit. Times are of CUDA graphs of many runs, the two builds in turn, after a warm-up: the median over
 the turns. Exits with 1 where bits differ; times are to be read.
 
-A build whose C interface is another one needs the swin_kernels.py of its commit:
+A build whose C interface is another one needs the c_interface.py of its commit:
 
-    git show COMMIT:TensorRT/Plugins/swin_kernels.py > build/base_kernels.py
+    git show COMMIT:TensorRT/Plugins/swin_kernels/c_interface.py > build/base_kernels.py
     ... --base-module build/base_kernels.py
 """
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Case:
 
 
 def load(name: str, module: Path, library: Path) -> ModuleType:
-    """The swin_kernels module in file `module`, bound to `library`.
+    """The c_interface module in file `module`, bound to `library`.
 
     Raises:
         UserError: a file is missing or is not what it should be.
     """
-    existing_file(module, "a swin_kernels.py")
+    existing_file(module, "a c_interface.py")
     existing_file(library, "libswin_kernels.so")
     spec = importlib.util.spec_from_file_location(name, module)
     kernels = importlib.util.module_from_spec(spec)
@@ -64,7 +64,7 @@ def load(name: str, module: Path, library: Path) -> ModuleType:
     os.environ["SWIN_KERNELS"] = str(library.resolve())  # read when the library is loaded, below
     try:
         kernels.library()
-    except (OSError, AttributeError) as problem:
+    except (OSError, AttributeError, RuntimeError) as problem:  # LibraryError is the module's own RuntimeError
         raise UserError(f"{library}: does not fit {module}: {problem}") from problem
     return kernels
 
@@ -293,9 +293,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, required=True, metavar="LIBRARY", help="libswin_kernels.so of one build")
     parser.add_argument("--new", type=Path, required=True, metavar="LIBRARY", help="libswin_kernels.so of the other")
-    here = Path(__file__).resolve().parent / "swin_kernels.py"
+    here = Path(__file__).resolve().parent / "swin_kernels" / "c_interface.py"
     parser.add_argument("--base-module", type=Path, default=here, metavar="FILE",
-                        help="the swin_kernels.py of --base's commit (default: this one's)")
+                        help="the c_interface.py of --base's commit (default: this one's)")
     parser.add_argument("--batches", type=from_one, nargs="+", default=[1, 32, 128], help="images (default: 1 32 128)")
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these, as mlp or attention_int8")
     parser.add_argument("--no-times", action="store_true", help="compare bits only")

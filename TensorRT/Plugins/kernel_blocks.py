@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from models.swin import MASK_VALUE, PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttentionBase
 from models.swin_v2 import SwinTransformerV2
-from TensorRT.Plugins import swin_kernels as kernels
+from TensorRT.Plugins.swin_kernels import c_interface as kernels
 from TensorRT.swin_work import CHANNELS_IN, MLP_RATIO, PATCH, Swin
 
 NARROW = 192  # blocks up to so many channels have their MLP in one FP16 kernel: MOST_CHANNELS of graphs/patterns.py

@@ -23,8 +23,8 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from models.swin import MASK_VALUE, relative_position_index, shift_mask
 from TensorRT.Plugins import kernel_blocks
-from TensorRT.Plugins import swin_kernels as kernels
 from TensorRT.Plugins.kernel_blocks import BRANCH_WIDTHS, EPSILON, NARROW
+from TensorRT.Plugins.swin_kernels import c_interface as kernels
 from TensorRT.swin_work import CHANNELS_IN, MLP_RATIO, PATCH, Swin, read_swin
 
 HEAD_DIM = 32  # of every Swin Transformer that the attention kernels take

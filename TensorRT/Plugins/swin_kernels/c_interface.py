@@ -1,8 +1,9 @@
 """The CUDA kernels called from PyTorch through ctypes: libswin_kernels.so, without TensorRT.
 
-Every function takes CUDA tensors, passes them as they are (no copy, no check but the kernel's own) to the C function
-of the same name and raises RuntimeError where that refuses them. C interfaces: TensorRT/Plugins/*/*_kernel.h, whose
-structures ARGUMENTS repeats field by field (tests/test_plugins_build.py compares them).
+Every function takes contiguous CUDA tensors, passes them as they are to the C function of the same name and raises
+RuntimeError where that refuses them. C interfaces: TensorRT/Plugins/*/*_kernel.h, whose
+structures ARGUMENTS repeats field by field (tests/test_plugins_build.py compares them). operators.py makes operators of
+them that check what they are given.
 """
 from __future__ import annotations
 
@@ -14,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from utils import UserError
-
-PLUGINS = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
+PLUGINS = HERE.parent  # in the source tree: the kernels and their Makefile
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -81,26 +81,46 @@ ARGUMENTS: dict[str, type[ctypes.Structure]] = {  # of each C function
 }
 
 
+class LibraryError(RuntimeError):
+    """libswin_kernels.so is not there, is another one, or could not be made."""
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
-    """libswin_kernels.so: the file that $SWIN_KERNELS names, else one made here for this machine's GPU.
+    """libswin_kernels.so: the file that $SWIN_KERNELS names, else the one beside this file, as pip installs it, else in
+    the source tree one made here for this machine's GPU.
 
     Raises:
-        UserError: it could not be made.
+        LibraryError: as its name says.
     """
-    path = os.environ.get("SWIN_KERNELS")
-    if not path:
-        major, minor = torch.cuda.get_device_capability()
-        build = f"build/sm_{major}{minor}"
-        command = ["make", "-C", str(PLUGINS), "kernels", f"ARCHS={major}{minor}", f"BUILD={build}"]
-        if subprocess.run(command).returncode:
-            raise UserError(f"the kernels were not built, for the reason above; again with: {' '.join(command)}")
-        path = str(PLUGINS / build / "libswin_kernels.so")
-    lib = ctypes.CDLL(path)
-    for name, structure in ARGUMENTS.items():
-        getattr(lib, name).argtypes = [ctypes.POINTER(structure), ctypes.c_void_p]
-        getattr(lib, name).restype = ctypes.c_int
+    path = Path(os.environ.get("SWIN_KERNELS") or HERE / "libswin_kernels.so")
+    if "SWIN_KERNELS" not in os.environ and not path.is_file():
+        path = _made_here()
+    try:
+        lib = ctypes.CDLL(str(path))
+        for name, structure in ARGUMENTS.items():
+            getattr(lib, name).argtypes = [ctypes.POINTER(structure), ctypes.c_void_p]
+            getattr(lib, name).restype = ctypes.c_int
+    except (OSError, AttributeError) as problem:
+        raise LibraryError(f"{path}: is not the kernels of this version ({problem}); make them again: "
+                           "make -C TensorRT/Plugins kernels, or pip install TensorRT/Plugins") from problem
     return lib
+
+
+def _made_here() -> Path:
+    """libswin_kernels.so by the Makefile of the source tree, for the GPU of this machine."""
+    if not (PLUGINS / "Makefile").is_file():
+        raise LibraryError(f"{HERE}: has no libswin_kernels.so; install the package again where nvcc is, or set "
+                           "SWIN_KERNELS to the file")
+    if not torch.cuda.is_available():
+        raise LibraryError("no GPU that PyTorch can use, so no kernels for it; set SWIN_KERNELS to libswin_kernels.so, "
+                           "or make it with the architectures in ARCHS")
+    major, minor = torch.cuda.get_device_capability()
+    build = f"build/sm_{major}{minor}"
+    command = ["make", "-C", str(PLUGINS), "kernels", f"ARCHS={major}{minor}", f"BUILD={build}"]
+    if subprocess.run(command).returncode:
+        raise LibraryError(f"the kernels were not built, for the reason above; again with: {' '.join(command)}")
+    return PLUGINS / build / "libswin_kernels.so"
 
 
 def filled(name: str, **fields) -> ctypes.Structure:
@@ -118,7 +138,16 @@ def filled(name: str, **fields) -> ctypes.Structure:
 
 
 def call(name: str, **fields) -> None:
-    """Call a C function on PyTorch's current stream with its structure's fields by name."""
+    """Call a C function on PyTorch's current stream with its structure's fields by name.
+
+    Raises:
+        ValueError: a tensor is not on a GPU, or not contiguous: the function would read something else.
+        RuntimeError: the function refuses its argument, or the launch failed.
+    """
+    for field, value in fields.items():
+        if isinstance(value, torch.Tensor) and not (value.is_cuda and value.is_contiguous()):
+            raise ValueError(f"{name}: {field} is {'not contiguous' if value.is_cuda else f'on {value.device}'}; the "
+                             "kernels take contiguous tensors on the GPU")
     argument = filled(name, **fields)
     status = getattr(library(), name)(ctypes.byref(argument), torch.cuda.current_stream().cuda_stream)
     if status != 0:

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "Attention/windows.cuh"
-#include "common/plugin.h"
+#include "common/registration.h"
 
 namespace swin {
 

@@ -176,7 +176,7 @@ def _exp_logit_scale(logit_scale: Tensor) -> Tensor:
 
 
 class FusedBlock(Fused):
-    """Attention and MLP of [B, H, W, C]. A subclass says where a library has its parts and how its forward is called."""
+    """Attention and MLP of [B, H, W, C]. A subclass says where a library has its parts, and how it calls a block."""
 
     norm_first = True   # V1: LayerNorm before attention and MLP; V2: after them
     roll_first = False  # padded, then shifted

@@ -172,11 +172,12 @@ def _mlp(x: Tensor, gamma: Tensor, beta: Tensor, weight1: Tensor, bias1: Tensor,
     _check_row(operator, x, width)
     ends = {"proj_weight": proj_weight, "proj_bias": proj_bias}
     norms = {"proj_gamma": proj_gamma, "proj_beta": proj_beta}
-    given = {name for name, tensor in (ends | norms).items() if tensor is not None}
+    ends_given = {name for name, tensor in (ends | norms).items() if tensor is not None}
     needed = set() if attention is None else set(ends) if norm_first else set(ends) | set(norms)
-    if given != needed:
+    if ends_given != needed:
         raise ValueError(f"{operator}: with norm_first {norm_first} and {'no ' if attention is None else ''}attention "
-                         f"it takes {', '.join(sorted(needed)) or 'no proj_*'}; got {', '.join(sorted(given)) or 'none'}")
+                         f"it takes {', '.join(sorted(needed)) or 'no proj_*'}; got "
+                         f"{', '.join(sorted(ends_given)) or 'none'}")
     _check(operator, x.device, x.dtype, {
         "weight1": (weight1, [hidden, width]), "bias1": (bias1, [hidden]), "weight2": (weight2, [width, hidden]),
         "bias2": (bias2, [width]), "attention": (attention, x.shape), "proj_weight": (proj_weight, [width, width]),

@@ -28,6 +28,37 @@ bool Api::attribute(const OrtKernelInfo* info, const char* name, float& value) c
     return status == nullptr;
 }
 
+bool Api::attribute(const OrtShapeInferContext* context, const char* name, int32_t& value) const {
+    const OrtOpAttr* found = nullptr;
+    int64_t read = 0;
+    size_t bytes = 0;
+    OrtStatus* status = api_->ShapeInferContext_GetAttribute(context, name, &found);
+    if (status == nullptr) status = api_->ReadOpAttr(found, ORT_OP_ATTR_INT, &read, sizeof(read), &bytes);
+    value = static_cast<int32_t>(read);
+    if (status != nullptr) api_->ReleaseStatus(status);
+    return status == nullptr;
+}
+
+bool Api::attribute(const OrtShapeInferContext* context, const char* name, float& value) const {
+    const OrtOpAttr* found = nullptr;
+    size_t bytes = 0;
+    OrtStatus* status = api_->ShapeInferContext_GetAttribute(context, name, &found);
+    if (status == nullptr) status = api_->ReadOpAttr(found, ORT_OP_ATTR_FLOAT, &value, sizeof(value), &bytes);
+    if (status != nullptr) api_->ReleaseStatus(status);
+    return status == nullptr;
+}
+
+void Api::set_output(OrtShapeInferContext* context, ONNXTensorElementDataType type, size_t rank) const {
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(api_->CreateTensorTypeAndShapeInfo(&info));
+    const std::vector<int64_t> open(rank, -1);
+    OrtStatus* status = api_->SetTensorElementType(info, type);
+    if (status == nullptr) status = api_->SetDimensions(info, open.data(), rank);
+    if (status == nullptr) status = api_->ShapeInferContext_SetOutputTypeShape(context, 0, info);
+    api_->ReleaseTensorTypeAndShapeInfo(info);
+    check(status);
+}
+
 Shape Api::shape(const OrtValue* tensor) const {
     OrtTensorTypeAndShapeInfo* info = nullptr;
     check(api_->GetTensorTypeAndShape(tensor, &info));
@@ -74,7 +105,13 @@ std::vector<const OrtCustomOp*>& ops() {
     return all;
 }
 
+const OrtApi* loaded_by = nullptr;
+
 }  // namespace
+
+const OrtApi* current_api() { return loaded_by; }
+
+void set_current_api(const OrtApi* api) { loaded_by = api; }
 
 void register_op(const OrtCustomOp& op) { ops().push_back(&op); }
 
@@ -88,6 +125,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
         const OrtApi* oldest = base->GetApi(1);
         return oldest->CreateStatus(ORT_FAIL, "swin: needs onnxruntime 1.17 or newer");
     }
+    swin::set_current_api(api);
     static OrtCustomOpDomain* domain = nullptr;  // lives as long as the sessions that have it: as long as the process
     static std::mutex mutex;
     const std::lock_guard<std::mutex> lock(mutex);

@@ -3,6 +3,7 @@
 // Plain C API, so that the library needs onnxruntime's headers only, and serves every onnxruntime from 1.17 on.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <iterator>
@@ -12,6 +13,10 @@
 #include <vector>
 
 #include <onnxruntime_c_api.h>
+
+#ifndef SWIN_PROVIDER  // another one in tests/test_onnxruntime_ops.py only
+#define SWIN_PROVIDER "CUDAExecutionProvider"
+#endif
 
 namespace swin {
 
@@ -48,12 +53,20 @@ public:
     // An attribute, or false where the node lacks it.
     bool attribute(const OrtKernelInfo* info, const char* name, int32_t& value) const;
     bool attribute(const OrtKernelInfo* info, const char* name, float& value) const;
+    bool attribute(const OrtShapeInferContext* context, const char* name, int32_t& value) const;
+    bool attribute(const OrtShapeInferContext* context, const char* name, float& value) const;
     Shape shape(const OrtValue* tensor) const;
+    // Output 0 is of this type and rank, with sizes that are not known.
+    void set_output(OrtShapeInferContext* context, ONNXTensorElementDataType type, size_t rank) const;
     OrtStatus* failure(const std::string& message) const { return api_->CreateStatus(ORT_FAIL, message.c_str()); }
 
 private:
     const OrtApi* api_;
 };
+
+// Of the onnxruntime that loaded the library.
+const OrtApi* current_api();
+void set_current_api(const OrtApi* api);
 
 // Device memory for a stream's launches, which follow each other: made once, of the largest size asked for.
 void* workspace_of(cudaStream_t stream, size_t bytes);  // throws std::runtime_error
@@ -71,23 +84,31 @@ template <class Body> OrtStatus* guarded(const Api& api, const char* op, const B
 constexpr ONNXTensorElementDataType kActivationTypes[] = {
     ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16};
 
+// Every attribute of Op from a node; throws Refusal for one that is missing though required, or of another type.
+template <class Op, class Node> typename Op::Attributes read_attributes(const Api& api, const Node* node) {
+    for (const char* name : kEarlierAttributes) {
+        const auto is_it = [&](const auto& field) { return std::string(field.name) == name; };
+        int32_t value = 0;
+        if (std::none_of(std::begin(Op::kFields), std::end(Op::kFields), is_it) && api.attribute(node, name, value)) {
+            throw Refusal(std::string("attribute ") + name + kEarlierNode);
+        }
+    }
+    typename Op::Attributes attributes{};
+    for (const auto& field : Op::kFields) {
+        const bool there = field.integer != nullptr ? api.attribute(node, field.name, attributes.*field.integer)
+                                                    : api.attribute(node, field.name, attributes.*field.real);
+        if (!there && field.presence == Presence::kRequired) {
+            throw Refusal(std::string("attribute ") + field.name + " is missing, or of another type");
+        }
+    }
+    return attributes;
+}
+
 // One node's state.
 template <class Op> class Kernel {
 public:
-    Kernel(const OrtApi* api, const OrtKernelInfo* info, int type) : api_(api), type_(type) {
-        int32_t earlier = 0;
-        if (Op::kEarlierAttribute != nullptr && api_.attribute(info, Op::kEarlierAttribute, earlier)) {
-            throw Refusal(std::string("attribute ") + Op::kEarlierAttribute + kEarlierNode);
-        }
-        for (const auto& field : Op::kFields) {
-            const bool there = field.integer != nullptr
-                ? api_.attribute(info, field.name, attributes_.*field.integer)
-                : api_.attribute(info, field.name, attributes_.*field.real);
-            if (!there && field.presence == Presence::kRequired) {
-                throw Refusal(std::string("attribute ") + field.name + " is missing, or of another type");
-            }
-        }
-    }
+    Kernel(const OrtApi* api, const OrtKernelInfo* info, int type)
+        : api_(api), type_(type), attributes_(read_attributes<Op>(api_, info)) {}
 
     OrtStatus* compute(OrtKernelContext* context) noexcept {
         return guarded(api_, Op::kName, [&] { run(context); });
@@ -137,7 +158,7 @@ private:
 
     Api api_;
     int type_;
-    typename Op::Attributes attributes_{};
+    typename Op::Attributes attributes_;
 };
 
 // What onnxruntime is told of an operator with activations of one type: it takes several of one name.
@@ -147,7 +168,7 @@ template <class Op> struct CustomOp : OrtCustomOp {
     explicit CustomOp(int type) : OrtCustomOp{}, type(type) {
         version = kApiVersion;
         GetName = [](const OrtCustomOp*) { return Op::kName; };
-        GetExecutionProviderType = [](const OrtCustomOp*) { return "CUDAExecutionProvider"; };
+        GetExecutionProviderType = [](const OrtCustomOp*) { return SWIN_PROVIDER; };
         GetInputTypeCount = [](const OrtCustomOp*) { return std::size(Op::kInputs); };
         GetOutputTypeCount = [](const OrtCustomOp*) { return static_cast<size_t>(Op::kOutputs); };
         GetInputType = [](const OrtCustomOp* op, size_t i) { return self(op).element_type(Op::kInputs[i].type); };
@@ -168,12 +189,24 @@ template <class Op> struct CustomOp : OrtCustomOp {
             return static_cast<Kernel<Op>*>(kernel)->compute(context);
         };
         KernelDestroy = [](void* kernel) { delete static_cast<Kernel<Op>*>(kernel); };
+        // onnxruntime takes outputs for what the first operator of this name and these input types gives; where no input
+        // has the activations' type, an attribute decides.
+        if (Op::kInputs[0].type != Type::kActivation) InferOutputShapeFn = infer_output_type;
         GetMayInplace = GetAliasMap = [](int**, int**) { return size_t{0}; };
         ReleaseMayInplace = ReleaseAliasMap = [](int*, int*) {};
     }
 
 private:
     static const CustomOp& self(const OrtCustomOp* op) { return *static_cast<const CustomOp*>(op); }
+
+    static OrtStatus* infer_output_type(const OrtCustomOp*, OrtShapeInferContext* context) {
+        const Api api(current_api());
+        return guarded(api, Op::kName, [&] {
+            const Type type = Op::output_type(read_attributes<Op>(api, context), 0);
+            api.set_output(context, type == Type::kFp16 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
+                                                        : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4);
+        });
+    }
 
     ONNXTensorElementDataType element_type(Type of) const {
         return of == Type::kActivation ? kActivationTypes[type] : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;

@@ -99,7 +99,7 @@ def test_a_sum_is_normalised_before_it_is_rounded():
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_halves_are_within_a_rounding_of_fp32(name, case, dtype):
-    """The same numbers as FP32 and in the narrower type: arithmetic is FP32, so one rounding lies between the results."""
+    """As FP32 and in the narrower type: arithmetic is FP32, so that one rounding lies between the results."""
     narrow = arguments_of(dtype)[name][case]
     wide = [value.float() if isinstance(value, Tensor) else torch.float32 if value is dtype else value
             for value in narrow]

@@ -79,15 +79,19 @@ def test_the_hubs_layout(tmp_path, library):
         assert base64.b64decode(digest) == hashlib.sha256((folder / name).read_bytes()).digest()
     assert len(metadata["digest"]["files"]) + 1 == sum(path.is_file() for path in folder.rglob("*"))
     # As the package `kernels` imports it: by its id, from a folder that is on no path.
-    load = ("import sys; from importlib import util; spec = util.spec_from_file_location({id!r}, {path!r}); "
-            "package = util.module_from_spec(spec); sys.modules[spec.name] = package; "
-            "spec.loader.exec_module(package); ")
-    for inner in ("__init__.py", "swin_kernels/__init__.py"):
-        code = load.format(id=metadata["id"] if "/" not in inner else "shim", path=str(folder / inner))
-        assert f"works from {folder}" in python(code + CHECK, Path("/"))
-    operators = python(load.format(id=metadata["id"], path=str(folder / "__init__.py"))
-                       + f"import torch; print(torch.ops.{metadata['id']}.attention.default)", Path("/"))
-    assert operators == f"{metadata['id']}.attention.default\n"
+    code = f"""
+import sys
+from importlib import util
+for name, path in (({metadata['id']!r}, "__init__.py"), ("older", "swin_kernels/__init__.py")):
+    spec = util.spec_from_file_location(name, {str(folder)!r} + "/" + path)
+    package = sys.modules[name] = util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    {CHECK.replace("; ", f"{chr(10)}    ")}
+print(torch.ops.{metadata['id']}.attention.default)
+"""
+    assert python(code, Path("/")).splitlines() == [
+        f"works from {folder}/__init__.py", f"works from {folder}/swin_kernels/__init__.py",
+        f"{metadata['id']}.attention.default"]
 
 
 def test_a_build_for_cuda_needs_the_library(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -34,12 +34,13 @@ class WithLibrary(build_py):
 class ForThisPlatform(bdist_wheel):
     """The library is for one processor and operating system, and for every Python."""
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = False
-
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", f"linux_{platform.machine()}"
+
+
+class WithBinary(Distribution):
+    def has_ext_modules(self) -> bool:
+        return True
 
 
 def made() -> Path:
@@ -49,4 +50,4 @@ def made() -> Path:
     return HERE / "build" / "pip" / "libswin_kernels.so"
 
 
-setup(cmdclass={"build_py": WithLibrary, "bdist_wheel": ForThisPlatform})
+setup(cmdclass={"build_py": WithLibrary, "bdist_wheel": ForThisPlatform}, distclass=WithBinary)

@@ -7,8 +7,8 @@
 
 One folder, build/<variant>, for the PyTorch that runs this script: its version, and CUDA's, or the CPU. The package
 calls the library through ctypes, so the library itself depends on neither, but for cuBLAS's major version: run this in
-each environment that is to be served, with the same library and output. A repository of this content is what a kernel is on
-the hub (https://huggingface.co/docs/kernels, "Kernel requirements"). Nothing is uploaded.
+each environment that is to be served, with the same library and output. A repository of this content is what a kernel
+is on the hub (https://huggingface.co/docs/kernels, "Kernel requirements"). Nothing is uploaded.
 """
 from __future__ import annotations
 

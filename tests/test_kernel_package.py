@@ -36,13 +36,18 @@ def library(tmp_path) -> Path:
     return path
 
 
-def test_pip_makes_a_wheel_of_the_source_folder(tmp_path, library, monkeypatch):
-    monkeypatch.setenv("SWIN_KERNELS", str(library))
-    source = tmp_path / "source"  # pip and setuptools write beside pyproject.toml
-    plugins = ROOT / "TensorRT" / "Plugins"
-    shutil.copytree(plugins / "swin_kernels", source / "swin_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """The source folder without the kernels: pip and setuptools write beside pyproject.toml."""
+    plugins, copied = ROOT / "TensorRT" / "Plugins", tmp_path / "source"
+    shutil.copytree(plugins / "swin_kernels", copied / "swin_kernels", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py"):
-        shutil.copyfile(plugins / name, source / name)
+        shutil.copyfile(plugins / name, copied / name)
+    return copied
+
+
+def test_pip_makes_a_wheel_of_the_source_folder(tmp_path, library, source, monkeypatch):
+    monkeypatch.setenv("SWIN_KERNELS", str(library))
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -60,9 +65,8 @@ def test_pip_makes_a_wheel_of_the_source_folder(tmp_path, library, monkeypatch):
     assert "libswin_kernels.so: is not the kernels of this version" in refusal
 
 
-def test_a_missing_library_ends_the_build_in_one_line(tmp_path):
-    code = f"import sys; sys.argv = ['setup.py', 'build_py', '-d', '{tmp_path}']; exec(open('setup.py').read())"
-    done = subprocess.run([sys.executable, "-c", f"__file__ = 'setup.py'; {code}"], cwd=ROOT / "TensorRT" / "Plugins",
+def test_a_missing_library_ends_the_build_in_one_line(source, tmp_path):
+    done = subprocess.run([sys.executable, "setup.py", "build_py", "-d", tmp_path / "built"], cwd=source,
                           env={"PATH": "/usr/bin:/bin", "SWIN_KERNELS": str(tmp_path / "none.so")}, capture_output=True,
                           text=True, check=False)
     assert done.returncode == 1

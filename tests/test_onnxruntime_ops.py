@@ -119,7 +119,7 @@ def compute(name: str, a: ctypes.Structure) -> None:
         assert a.workspace and a.workspace_bytes == c_interface.LINEAR_WORKSPACE_BYTES and a.tile == 0
         y = reference.linear(
             at(a.x, dtype, a.rows, a.in_features), at(a.weight, dtype, a.out_features, a.in_features),
-            at(a.bias, dtype, a.out_features), at(a.residual, dtype, a.rows, a.out_features), bool(a.gelu))
+            at(a.bias, dtype, a.out_features), at(a.residual, dtype, a.rows, a.out_features), a.gelu)
         at(a.y, dtype, a.rows, a.out_features).copy_(y)
     else:
         assert a.workspace and a.workspace_bytes == c_interface.MLP_WORKSPACE_BYTES
@@ -128,7 +128,7 @@ def compute(name: str, a: ctypes.Structure) -> None:
             at(a.x, dtype, a.rows, c), at(a.gamma, f32, c), at(a.beta, f32, c), at(a.weight1, dtype, a.hidden, c),
             at(a.bias1, dtype, a.hidden), at(a.weight2, dtype, c, a.hidden), at(a.bias2, dtype, c),
             bool(a.norm_first), a.epsilon, at(a.attention, dtype, a.rows, c), at(a.proj_weight, dtype, c, c),
-            at(a.proj_bias, dtype, c), at(a.proj_gamma, f32, c), at(a.proj_beta, f32, c))
+            at(a.proj_bias, dtype, c), at(a.proj_gamma, f32, c), at(a.proj_beta, f32, c), a.gelu)
         at(a.y, dtype, a.rows, c).copy_(y)
 
 
@@ -201,14 +201,14 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[str, list[Tensor | None], dict,
                       {**windows, "roll_first": 1, "shift_if_covered": 0}, attention[0]),
         "attention_v2": ("SwinAttention", [qkv, bias, padding, scale],
                          {**windows, "roll_first": 0, "shift_if_covered": 1}, attention[1]),
-        "linear": ("SwinLinear", [x, *weights[:2]], {"gelu": 1}, ops.linear(x, *weights[:2], None, True)),
+        "linear": ("SwinLinear", [x, *weights[:2]], {"gelu": 1}, ops.linear(x, *weights[:2], None, 1)),
         "linear_residual": ("SwinLinear", [x, *weights[4:], residual], {"gelu": 0, "plain_fp32": 1},
                             ops.linear(x, *weights[4:], residual)),
-        "mlp": ("SwinMlp", [x, gamma, beta, *weights[:4]], {"norm_first": 1, "epsilon": 1e-5},
+        "mlp": ("SwinMlp", [x, gamma, beta, *weights[:4]], {"norm_first": 1, "epsilon": 1e-5, "gelu": 1},
                 ops.mlp(x, gamma, beta, *weights[:4], True)),
         "mlp_v2": ("SwinMlp", [x, gamma, beta, *weights[:4], attended, *weights[4:], gamma, beta],
-                   {"norm_first": 0, "epsilon": 1e-5},
-                   ops.mlp(x, gamma, beta, *weights[:4], False, 1e-5, attended, *weights[4:], gamma, beta)),
+                   {"norm_first": 0, "epsilon": 1e-5, "gelu": 2},
+                   ops.mlp(x, gamma, beta, *weights[:4], False, 1e-5, attended, *weights[4:], gamma, beta, 2)),
         "embed": ("SwinPatchEmbed", [images, patch, draw(C), gamma, beta],
                   {"epsilon": 1e-5, "patch_height": 4, "patch_width": 3, "ceil": 1, "y_type": c_interface.TYPES[dtype]},
                   ops.patch_embed(images, patch, draw(C), gamma, beta, 1e-5, dtype, True)),
@@ -231,7 +231,7 @@ def test_nodes_reach_the_kernels_as_they_are(case, dtype, on_cpu, refused):
 @pytest.mark.parametrize(("case", "change", "message"), [
     ("attention", {"height": 5}, "SwinAttention: attribute height: the node was made by an earlier version"),
     ("attention", {"window_width": 0}, "SwinAttention: window"),
-    ("linear", {"gelu": 2}, "SwinLinear: gelu is 2"),
+    ("linear", {"gelu": 3}, "SwinLinear: gelu is 3"),
     ("mlp", {"norm_first": 0.5}, "SwinMlp: attribute norm_first is missing, or of another type"),
     ("embed", {"y_type": 7}, "SwinPatchEmbed: y_type is 7"),
 ])

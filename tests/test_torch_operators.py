@@ -54,10 +54,10 @@ def arguments_of(dtype: torch.dtype) -> dict[str, list[tuple]]:
         "attention": [(qkv, bias, padding, scale, 3, [3, 4], shift, 0.25, -100.0, roll_first, covered)
                       for scale in (None, draw(3).exp() * 5) for shift in ([0, 0], [1, 2])
                       for roll_first, covered in ((False, True), (True, True), (False, False))],
-        "linear": [(x, weight(hidden, c, dtype), draw(hidden, dtype=dtype), None, gelu) for gelu in (False, True)]
-                  + [(x, proj[0], proj[1], residual, False)],
+        "linear": [(x, weight(hidden, c, dtype), draw(hidden, dtype=dtype), None, gelu) for gelu in (0, 1, 2)]
+                  + [(x, *proj, residual, 0)],
         "mlp": [(*mlp, True, 1e-5), (*mlp, False, 1e-5), (*mlp, True, 1e-5, attention, *proj),
-                (*mlp, False, 1e-5, attention, *proj, gamma, beta)],
+                (*mlp, False, 1e-5, attention, *proj, gamma, beta, 2)],
     }
 
 
@@ -179,7 +179,8 @@ X = draw(2, 5, 6, 48)
     ("attention", {2: draw(48)}, ValueError, r"padding is \[48\]; it must be \[144\]"),
     ("linear", {0: X[..., :40]}, ValueError, "its last axis must be the weight's 48"),
     ("linear", {1: weight(104, 48, torch.float16)}, TypeError, "linear: weight is float16; it must be float32"),
-    ("linear", {3: draw(2, 5, 6, 104), 4: True}, ValueError, "linear: gelu and a residual"),
+    ("linear", {3: draw(2, 5, 6, 104), 4: 1}, ValueError, "linear: gelu and a residual"),
+    ("linear", {4: 3}, ValueError, "linear: gelu is 3; it must be 0"),
     ("mlp", {9: X}, ValueError, "with norm_first True and attention it takes proj_bias, proj_weight; got none"),
 ])
 def test_bad_arguments_are_one_line(name, change, error, message):

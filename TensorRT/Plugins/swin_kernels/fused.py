@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import operators
+from . import operators, reference
 from .c_interface import TYPES
 
 # The MLP of a wider block is two products: swin_mlp's one kernel has no registers for rows of more channels. The graph
@@ -209,10 +209,12 @@ class FusedBlock(Fused):
         gamma1, beta1 = _norm(parts.norm1, channels)
         gamma2, beta2 = _norm(parts.norm2, channels)
         if not self.fused_names and "fused_activation" not in self.__dict__:
-            steps = torch.linspace(-6, 6, 97)  # the tanh form differs from the exact GELU by 5e-4
-            exact = torch.allclose(parts.activation(steps), F.gelu(steps), rtol=0, atol=1e-6)
+            steps = torch.linspace(-6, 6, 97)  # numbers decide: the two forms of GELU differ by 5e-4
+            forms = [form for form, name in reference.GELU_FORMS.items()
+                     if torch.allclose(parts.activation(steps), F.gelu(steps, approximate=name), rtol=0, atol=1e-6)]
+            self.fused_gelu = forms[0] if forms else 0
             # Not by setattr, which would make it a child under a second name.
-            self.__dict__["fused_activation"] = None if exact else parts.activation
+            self.__dict__["fused_activation"] = None if forms else parts.activation
         self.fused_epsilons = parts.norm1.eps, parts.norm2.eps
         self.fused_in_one = (channels <= MOST_MLP_CHANNELS and self.fused_activation is None
                              and proj_weight.shape[1] == channels
@@ -242,7 +244,7 @@ class FusedBlock(Fused):
             norm = (None, None) if self.norm_first else (self.fused_gamma1, self.fused_beta1)
             return operators.mlp(x, self.fused_gamma2, self.fused_beta2, self.fused_weight1, self.fused_bias1,
                                  self.fused_weight2, self.fused_bias2, self.norm_first, eps2, y,
-                                 self.fused_proj_weight, self.fused_proj_bias, *norm)
+                                 self.fused_proj_weight, self.fused_proj_bias, *norm, self.fused_gelu)
         if self.norm_first:
             x = operators.linear(y, self.fused_proj_weight, self.fused_proj_bias, x)
             y = self._hidden(operators.layer_norm(x, self.fused_gamma2, self.fused_beta2, eps2))
@@ -253,7 +255,7 @@ class FusedBlock(Fused):
         return operators.layer_norm_add(y, x, self.fused_gamma2, self.fused_beta2, eps2)
 
     def _hidden(self, x: Tensor) -> Tensor:
-        y = operators.linear(x, self.fused_weight1, self.fused_bias1, None, self.fused_activation is None)
+        y = operators.linear(x, self.fused_weight1, self.fused_bias1, None, self.fused_gelu)
         return y if self.fused_activation is None else self.fused_activation(y)
 
 

@@ -147,13 +147,15 @@ def _attention(qkv: Tensor, bias: Tensor, padding: Tensor, logit_scale: Tensor |
     return qkv.new_empty((batch, height, width, features // 3))
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, gelu: int = 0) -> Tensor:
     operator = "linear"
     _check_type(operator, x.dtype)
     _check_rank(operator, "weight", weight, "out in")
     out_features, in_features = weight.shape
     if x.ndim < 1 or x.shape[-1] != in_features:
         raise ValueError(f"{operator}: x is {list(x.shape)}; its last axis must be the weight's {in_features}")
+    if gelu not in (0, *reference.GELU_FORMS):
+        raise ValueError(f"{operator}: gelu is {gelu}; it must be 0 (none), 1 (GELU) or 2 (its tanh form)")
     if gelu and residual is not None:
         raise ValueError(f"{operator}: gelu and a residual; the kernel does one of them")
     shape = (*x.shape[:-1], out_features)
@@ -164,9 +166,12 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = N
 
 def _mlp(x: Tensor, gamma: Tensor, beta: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
          norm_first: bool, epsilon: float, attention: Tensor | None = None, proj_weight: Tensor | None = None,
-         proj_bias: Tensor | None = None, proj_gamma: Tensor | None = None, proj_beta: Tensor | None = None) -> Tensor:
+         proj_bias: Tensor | None = None, proj_gamma: Tensor | None = None, proj_beta: Tensor | None = None,
+         gelu: int = 1) -> Tensor:
     operator = "mlp"
     _check_type(operator, x.dtype)
+    if gelu not in reference.GELU_FORMS:
+        raise ValueError(f"{operator}: gelu is {gelu}; it must be 1 (GELU) or 2 (its tanh form)")
     _check_rank(operator, "weight1", weight1, "hidden C")
     width, hidden = x.shape[-1] if x.ndim else 0, weight1.shape[0]
     _check_row(operator, x, width)
@@ -215,14 +220,14 @@ def _run_attention(y: Tensor, qkv, bias, padding, logit_scale, num_heads, window
                           shift_if_covered)
 
 
-def _run_linear(y: Tensor, x, weight, bias, residual=None, gelu=False) -> None:
+def _run_linear(y: Tensor, x, weight, bias, residual=None, gelu=0) -> None:
     c_interface.linear(x, weight, bias, residual, y, gelu)
 
 
 def _run_mlp(y: Tensor, x, gamma, beta, weight1, bias1, weight2, bias2, norm_first, epsilon, attention=None,
-             proj_weight=None, proj_bias=None, proj_gamma=None, proj_beta=None) -> None:
+             proj_weight=None, proj_bias=None, proj_gamma=None, proj_beta=None, gelu=1) -> None:
     c_interface.mlp(x, gamma, beta, weight1, bias1, weight2, bias2, y, norm_first, epsilon, attention, proj_weight,
-                    proj_bias, proj_gamma, proj_beta)
+                    proj_bias, proj_gamma, proj_beta, gelu=gelu)
 
 
 # --- on the CPU: what they mean --------------------------------------------------------------------------------------
@@ -237,14 +242,14 @@ def _mean_attention(qkv, bias, padding, logit_scale, num_heads, window, shift, s
                                shift_if_covered)
 
 
-def _mean_linear(x, weight, bias, residual=None, gelu=False) -> Tensor:
+def _mean_linear(x, weight, bias, residual=None, gelu=0) -> Tensor:
     return reference.linear(x, weight, bias, residual, gelu)
 
 
 def _mean_mlp(x, gamma, beta, weight1, bias1, weight2, bias2, norm_first, epsilon, attention=None, proj_weight=None,
-              proj_bias=None, proj_gamma=None, proj_beta=None) -> Tensor:
+              proj_bias=None, proj_gamma=None, proj_beta=None, gelu=1) -> Tensor:
     return reference.mlp(x, gamma, beta, weight1, bias1, weight2, bias2, norm_first, epsilon, attention, proj_weight,
-                         proj_bias, proj_gamma, proj_beta)
+                         proj_bias, proj_gamma, proj_beta, gelu)
 
 
 # --- registration ----------------------------------------------------------------------------------------------------
@@ -306,12 +311,12 @@ _register("attention",
           "(Tensor qkv, Tensor bias, Tensor padding, Tensor? logit_scale, int num_heads, int[] window, int[] shift, "
           "float scale, float mask_value=-100.0, bool roll_first=False, bool shift_if_covered=True) -> Tensor",
           _attention, _run_attention, _mean_attention)
-_register("linear", "(Tensor x, Tensor weight, Tensor bias, Tensor? residual=None, bool gelu=False) -> Tensor",
+_register("linear", "(Tensor x, Tensor weight, Tensor bias, Tensor? residual=None, int gelu=0) -> Tensor",
           _linear, _run_linear, _mean_linear)
 _register("mlp",
           "(Tensor x, Tensor gamma, Tensor beta, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, "
           "bool norm_first, float epsilon, Tensor? attention=None, Tensor? proj_weight=None, Tensor? proj_bias=None, "
-          "Tensor? proj_gamma=None, Tensor? proj_beta=None) -> Tensor",
+          "Tensor? proj_gamma=None, Tensor? proj_beta=None, int gelu=1) -> Tensor",
           _mlp, _run_mlp, _mean_mlp)
 
 _OPS = getattr(torch.ops, NAMESPACE)
@@ -377,18 +382,19 @@ def attention(qkv: Tensor, bias: Tensor, padding: Tensor, logit_scale: Tensor | 
                           shift_if_covered)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """GELU(x weight^T + bias), the exact one, where `gelu`; else x weight^T + bias [+ residual]. All of x's type."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, gelu: int = 0) -> Tensor:
+    """x weight^T + bias [+ residual]; GELU of it with `gelu` 1, GELU's tanh form with 2. All tensors of x's type."""
     return _OPS.linear(x, weight, bias, residual, gelu)
 
 
 def mlp(x: Tensor, gamma: Tensor, beta: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
         norm_first: bool, epsilon: float = 1e-5, attention: Tensor | None = None, proj_weight: Tensor | None = None,
-        proj_bias: Tensor | None = None, proj_gamma: Tensor | None = None, proj_beta: Tensor | None = None) -> Tensor:
+        proj_bias: Tensor | None = None, proj_gamma: Tensor | None = None, proj_beta: Tensor | None = None,
+        gelu: int = 1) -> Tensor:
     """x + fc2(GELU(fc1(LN(x)))) where `norm_first` (V1), else x + LN(fc2(GELU(fc1(x)))) (V2), of x [..., C].
 
     Given `attention` [..., C], x + proj(attention) (V1) or x + LN(proj(attention)) (V2, with proj_gamma and proj_beta)
-    takes the place of x. Weights as nn.Linear has them, of x's type; gamma and beta float32.
+    takes the place of x. Weights as nn.Linear has them, of x's type; gamma and beta float32. `gelu` 2: its tanh form.
     """
     return _OPS.mlp(x, gamma, beta, weight1, bias1, weight2, bias2, norm_first, epsilon, attention, proj_weight,
-                    proj_bias, proj_gamma, proj_beta)
+                    proj_bias, proj_gamma, proj_beta, gelu)

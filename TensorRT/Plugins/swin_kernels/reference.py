@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+GELU_FORMS = {1: "none", 2: "tanh"}  # of the argument gelu, as F.gelu calls them
+
 
 def layer_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], gamma, beta, epsilon)
@@ -37,21 +39,21 @@ def patch_merge(x: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: f
     return four if gamma is None else layer_norm(four, gamma, beta, epsilon)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, gelu: int) -> Tensor:
     y = F.linear(x.float(), weight.float(), bias.float())
-    y = F.gelu(y) if gelu else y
+    y = F.gelu(y, approximate=GELU_FORMS[gelu]) if gelu else y
     return y if residual is None else y + residual.float()
 
 
 def mlp(x: Tensor, gamma: Tensor, beta: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
         norm_first: bool, epsilon: float, attention: Tensor | None, proj_weight: Tensor | None,
-        proj_bias: Tensor | None, proj_gamma: Tensor | None, proj_beta: Tensor | None) -> Tensor:
+        proj_bias: Tensor | None, proj_gamma: Tensor | None, proj_beta: Tensor | None, gelu: int) -> Tensor:
     x = x.float()
     if attention is not None:
-        branch = linear(attention, proj_weight, proj_bias, None, False)
+        branch = linear(attention, proj_weight, proj_bias, None, 0)
         x = x + (branch if norm_first else layer_norm(branch, proj_gamma, proj_beta, epsilon))
-    hidden = linear(layer_norm(x, gamma, beta, epsilon) if norm_first else x, weight1, bias1, None, True)
-    branch = linear(hidden, weight2, bias2, None, False)
+    hidden = linear(layer_norm(x, gamma, beta, epsilon) if norm_first else x, weight1, bias1, None, gelu)
+    branch = linear(hidden, weight2, bias2, None, 0)
     return x + (branch if norm_first else layer_norm(branch, gamma, beta, epsilon))
 
 

@@ -12,6 +12,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,11 @@ from onnx import TensorProto, helper
 from test_plugins_build import BUILD, NVCC, PLUGINS, built, make
 from torch import Tensor
 
+from data.batches import real_images
+from graphs.sessions import onnx_logits, onnx_session
 from TensorRT.Plugins import swin_kernels
 from TensorRT.Plugins.swin_kernels import c_interface, reference
-from utils import alone_in
+from utils import ROOT, alone_in
 
 ORT_INCLUDE = os.environ.get("ORT_INCLUDE", "")
 needs_headers = pytest.mark.skipif(
@@ -225,6 +228,23 @@ def test_nodes_reach_the_kernels_as_they_are(case, dtype, on_cpu, refused):
     graph = node_graph(op, inputs, [value.dtype for value in expected], **attributes)
     for y, value in zip(run(graph, on_cpu, inputs), expected):
         assert y.dtype == value.dtype and torch.equal(y, value)
+
+
+@needs_headers
+@pytest.mark.parametrize("name", ["swin_micro", "swinv2_micro"])
+def test_a_patched_fp16_graph_runs_whole(name, tmp_path, on_cpu, refused):
+    """All nodes of a model, beside their reference meaning in standard operators (graphs/reference.py)."""
+    graph, patched = tmp_path / "graph.onnx", tmp_path / "graph_attention_fp16.onnx"
+    for script, *arguments in (("onnx/export_onnx.py", "--cfg", f"models/{name}.yaml", "--output", graph),
+                               ("onnx/graphsurgeon/add_all.py", "--onnx", graph, "--fp16", "--no-check")):
+        done = subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True,
+                              check=False)
+        assert done.returncode == 0, done.stderr
+    images = real_images(2, 224 if name == "swin_micro" else 256)
+    (logits,) = session(patched.read_bytes(), on_cpu).run(None, {"input": images})
+    expected, exact = (onnx_logits(onnx_session(path), images, path) for path in (patched, graph))
+    # Two ways of rounding 16-bit tensors: as far from each other as from FP32 at most.
+    assert np.abs(logits - expected).max() <= 2 * max(np.abs(expected - exact).max(), 1e-3 * np.abs(exact).max())
 
 
 @needs_headers

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernels_on_cpu import compute
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -112,6 +113,22 @@ def test_halves_are_within_a_rounding_of_fp32(name, case, dtype):
 
 def test_fused_mlp_goes_as_far_as_the_graph_surgery():
     assert fused.MOST_MLP_CHANNELS == MOST_CHANNELS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_on_the_gpu_the_kernels_are_called_with_what_the_operator_got(name, case, dtype, monkeypatch):
+    """Every field of every structure, with Python functions in the kernels' place."""
+    monkeypatch.setattr(c_interface, "call", lambda kernel, **fields: compute(
+        kernel, c_interface.filled(kernel, **fields)))
+    arguments = arguments_of(dtype)[name][case]
+    expected = getattr(OPS, name)(*arguments)
+    outputs = getattr(operators, f"_{name}")(*arguments)
+    for output in tensors(outputs):
+        output.fill_(float("nan"))
+    getattr(operators, f"_run_{name}")(outputs, *arguments)
+    for y, value in zip(tensors(outputs), tensors(expected)):
+        assert torch.equal(y, value)
 
 
 # --- torch.library, torch.compile, torch.export ----------------------------------------------------------------------

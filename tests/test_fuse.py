@@ -170,6 +170,23 @@ def test_hugging_face_layers_keep_their_shift(randomize):
         run(model, torch.randn(1, 3, 12, 32))
 
 
+def test_hugging_face_v2_masks_twice(randomize):
+    """Its attention adds the mask of -100 twice. That shows where heads of one channel make every cosine 1 or -1, times
+    100: a query that points away from its whole region weighs what lies beyond as much, with one mask only that.
+    """
+    from transformers import Swinv2Config, Swinv2ForImageClassification
+    changes = {"embed_dim": 8, "num_heads": [8, 16]}
+    model = randomize(Swinv2ForImageClassification(Swinv2Config(**{**hugging_face_config(), **changes}))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("logit_scale"):
+                parameter.fill_(5.0)  # beyond the clamp
+    images = images_of(model)
+    expected = run(copy.deepcopy(model), images)
+    swin_kernels.fuse(model)
+    assert (run(model, images) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("model", ["hugging face v1"], indirect=True)
 def test_exports(model):
     images = images_of(model)

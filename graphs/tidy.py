@@ -394,8 +394,12 @@ def _take_images(graph: gs.Graph, node: gs.Node, leading: list[int | str], made:
         elif not tensor.is_empty():
             shape = [*leading, tensor.shape[-1]]
             if id(tensor) not in made:
-                made[id(tensor)] = add_node(graph, "Reshape", [tensor, reshape_target(shape)],
-                                            _fresh(f"{tensor.name}/image", taken), shape)
+                name = tensor.name  # goes with what linear layers and LayerNorms read: scales of INT8 are kept by it
+                if tensor.inputs and not is_output(graph, tensor):
+                    tensor.name = _fresh(f"{name}/tokens", taken)
+                else:
+                    name = _fresh(f"{name}/image", taken)
+                made[id(tensor)] = add_node(graph, "Reshape", [tensor, reshape_target(shape)], name, shape)
             node.inputs[i] = made[id(tensor)]
 
 

@@ -256,8 +256,8 @@ def test_all_is_replaced_and_computes_what_pytorch_does(name, made):
     assert {op: counts[op] for op in ("SwinAttention", "SwinPatchEmbed", "SwinMlp")} == {
         "SwinAttention": 3, "SwinPatchEmbed": 1, "SwinMlp": 3}
     assert counts["SwinPatchMerge" if model.way.cosine else "SwinPatchMergeLayerNorm"] == 1
-    # qkv of three blocks and the reduction: proj, fc1, fc2 and their residuals are in SwinMlp, but for a proj that reads
-    # heads with zeros behind them.
+    # qkv of three blocks and the reduction: proj, fc1, fc2 and their residuals are in SwinMlp, but for a proj that
+    # reads heads with zeros behind them.
     assert counts["SwinLinear"] == (4 if model.way.head_dim % 8 == 0 else 7)
     assert not PLACEMENT & {node.op_type for node in patched.graph.node}
     second = [node for node in patched.graph.node if node.op_type == "SwinAttention"][1]

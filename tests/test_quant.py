@@ -233,7 +233,8 @@ def test_every_product_of_the_blocks_has_pairs_and_nothing_else(version, micro):
     assert sum(node.op == "QuantizeLinear" for node in graph.nodes) == 7 * (4 * 2 + 1) + norms
     rounded = {id(tensor) for node in graph.nodes if node.op == "DequantizeLinear" for tensor in node.outputs}
     readers = Counter(node.op for node in graph.nodes if any(id(tensor) in rounded for tensor in node.inputs))
-    assert readers == Counter(MatMul=28, Reshape=7, LayerNormalization=norms)
+    # Of the seven attentions three are shifted: two Slices roll what they read.
+    assert readers == Counter(MatMul=28, Reshape=4, Slice=3 * 2, LayerNormalization=norms)
     assert paired_norms(graph) == ([] if version == 1 else [
         "0.0.proj", "0.0.fc2", "0.1.proj", "1.0.proj", "1.0.fc2", "1.1.proj", "2.0.proj", "2.0.fc2", "2.1.proj",
         "3.0.proj"])
@@ -475,7 +476,7 @@ def test_linear_int8_against_numpy(gelu, y_scale):
 
 def test_norm_and_attention_int8_are_their_fp16_forms_quantised():
     rng = np.random.default_rng(2)
-    x = rng.standard_normal((2, 64, 96)).astype(np.float16)
+    x = rng.standard_normal((2, 7, 9, 96)).astype(np.float16)
     gamma, beta = rng.standard_normal((2, 96)).astype(np.float32)
     parameters, epsilon = {"gamma": gamma, "beta": beta}, {"epsilon": 1e-5}
     y, y_q, other, other_q, alone, of_steps, of_steps_q, step_sum = run_nodes(
@@ -495,16 +496,17 @@ def test_norm_and_attention_int8_are_their_fp16_forms_quantised():
         # The plain form is rounded to FP16 here, by 2^-11 of at most 7, which is 0.1 steps of 0.03.
         assert np.abs(steps - np.clip(real.astype(float) / scale, -128, 127)).max() < 0.5 + 0.12
 
-    geometry = {"height": 8, "width": 8, "num_heads": 1, "window_size": 4, "shift_size": 2, "scale": 0.2,
-                "mask_value": -100.0}
-    bias = rng.standard_normal((1, 16, 16)).astype(np.float32)
+    geometry = {"num_heads": 1, "window_height": 4, "window_width": 4, "shift_height": 2, "shift_width": 2,
+                "roll_first": 0, "shift_if_covered": 1, "scale": 0.2, "mask_value": -100.0}
+    bias, padding = rng.standard_normal((1, 16, 16)).astype(np.float32), rng.standard_normal(96).astype(np.float32)
     steps, plain, half, real = run_nodes(
         [node("SwinQuantize", "x", "x_q", y_scale=0.03),
-         node("SwinAttentionInt8", "x_q bias", "y_q", qkv_scale=0.03, y_scale=0.02, **geometry),
-         *(node("SwinAttentionInt8", "x_q bias", name, qkv_scale=0.03, y_scale=0.0, **geometry)
+         node("SwinAttentionInt8", "x_q bias padding", "y_q", qkv_scale=0.03, y_scale=0.02, **geometry),
+         *(node("SwinAttentionInt8", "x_q bias padding", name, qkv_scale=0.03, y_scale=0.0, **geometry)
            for name in ("plain_32", "half")),
-         node("SwinAttention", "rounded bias", "y_32", **geometry)],
-        x, {"bias": bias, "rounded": (rounded(x, 0.03) * np.float32(0.03)).astype(np.float32)},
+         node("SwinAttention", "rounded bias rounded_padding", "y_32", **geometry)],
+        x, {"bias": bias, "padding": padding, "rounded": (rounded(x, 0.03) * np.float32(0.03)).astype(np.float32),
+            "rounded_padding": (rounded(padding, 0.03) * np.float32(0.03)).astype(np.float32)},
         "y_q", "plain_32", "half", "y_32")
     assert np.abs(steps - np.clip(real / 0.02, -128, 127)).max() < 0.501
     assert half.dtype == np.float16
@@ -717,7 +719,7 @@ def a_residual_of_qkv(graph: gs.Graph) -> None:
 def another_models_logit_scale(graph: gs.Graph) -> None:
     """V1 with one, V2 without."""
     attention = shifted_blocks_attention(graph)
-    if len(attention.inputs) == 2:
+    if len(attention.inputs) == 3:
         attention.inputs.append(gs.Constant("logit_scale", np.ones(attention.attrs["num_heads"], np.float32)))
     else:
         attention.inputs.pop()
@@ -752,7 +754,7 @@ def test_other_widths_and_windows_keep_their_nodes(small):
     model = int8_graph(small(1))
     for widths, window, found in (((384,), 7, 0), ((64,), 7, 2), ((32, 64), 14, 3)):
         graph = gs.import_onnx(model)
-        shifted_blocks_attention(graph).attrs["window_size"] = window
+        shifted_blocks_attention(graph).attrs["window_height"] = window
         report = add_attention_branch(graph, widths)
         assert (report.replaced, report.found) == (found, found)
 

@@ -361,7 +361,27 @@ def images_of_tokens(graph: gs.Graph) -> None:
                 flat, image = tokens_as_read(graph, tokens, before, taken)
                 classes.join(flat, image)
                 made[id(flat)] = image
+    _pool_images(graph)
     graph.toposort()
+
+
+def _pool_images(graph: gs.Graph) -> None:
+    """Let a mean over the tokens [B, H*W, C] of an image be one over its rows and columns."""
+    for node in graph.nodes:
+        before = producer(node.inputs[0]) if node.op == "ReduceMean" else None
+        if before is None or before.op != "Reshape" or node.attrs.get("keepdims", 1):
+            continue
+        image, tokens = before.inputs[0].shape, node.inputs[0].shape
+        by_input = len(node.inputs) > 1
+        axes = values(node.inputs[1]) if by_input else node.attrs.get("axes")
+        if image is None or tokens is None or axes is None or list(axes) != [1] or len(image) != 4 or (
+                len(tokens) != 3 or [image[0], image[-1]] != [tokens[0], tokens[-1]]):
+            continue
+        node.inputs[0] = before.inputs[0]
+        if by_input:
+            node.inputs[1] = gs.Constant(f"{node.name}/axes", np.array([1, 2]))
+        else:
+            node.attrs["axes"] = [1, 2]
 
 
 def _cut_images(graph: gs.Graph) -> Iterable[tuple[gs.Tensor, list[int | str]]]:
@@ -399,7 +419,8 @@ def _take_images(graph: gs.Graph, node: gs.Node, leading: list[int | str], made:
                     tensor.name = _fresh(f"{name}/tokens", taken)
                 else:
                     name = _fresh(f"{name}/image", taken)
-                made[id(tensor)] = add_node(graph, "Reshape", [tensor, reshape_target(shape)], name, shape)
+                made[id(tensor)] = add_node(graph, "Reshape", [tensor, reshape_target(shape)],
+                                            gs.Variable(name, tensor.dtype, shape))
             node.inputs[i] = made[id(tensor)]
 
 

@@ -903,7 +903,8 @@ def test_smoothing_computes_the_same_and_evens_out_the_ranges(small, tmp_path):
     np.testing.assert_allclose(logits(smoothed, images), logits(model, images), rtol=1e-4, atol=1e-4)
     name = tidy_input(smoothed)
     (x,) = session_with_outputs(smoothed, [name], CPU).run(None, {"input": images})
-    np.testing.assert_allclose(np.abs(x).max(axis=(0, 1, 2)), 1, rtol=1e-4)  # alpha 1: all of the range is in the weights
+    # alpha 1: all of the range is in the weights
+    np.testing.assert_allclose(np.abs(x).max(axis=(0, 1, 2)), 1, rtol=1e-4)
     with pytest.raises(UserError, match="no LayerNormalization feeds only qkv or fc1; this is for V1"):
         smooth.main(["--onnx", str(small(2) / "m.onnx")])
 

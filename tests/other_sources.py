@@ -170,7 +170,7 @@ class Detector(nn.Module):
             maps.append(self.norms[i](x).view(-1, height, width, x.shape[-1]).permute(0, 3, 1, 2).contiguous())
             if i < len(self.merges):
                 x = self.merges[i](x, height, width)
-                height, width = -(-height // 2), -(-width // 2)
+                height, width = (height + 1) // 2, (width + 1) // 2
         return tuple(maps)
 
 

@@ -44,7 +44,7 @@ class Case(NamedTuple):
         attentions, embeddings, mergings: how many of each it has.
         linears: linear layers of tokens: qkv, proj, fc1 and fc2 of each attention and a reduction of each merging, and
             what it has besides.
-        mlps: blocks with an MLP.
+        mlps: blocks of at most 192 channels, whose MLP is one kernel; that of wider ones is two linear layers.
         sizes: of the images, height and width.
         channels: of the images.
         fixed_batch: its code makes a number of the batch, so that it is exported for one batch at a time.
@@ -303,7 +303,7 @@ CASES = [
     Case("timm_v1_4_channels", "timm: Swin, images of 4 channels", of_timm(TIMM_V1, in_chans=4), channels=4),
     Case("timm_v1_4x8", "timm: Swin, windows of 4 x 8", of_timm(TIMM_V1, window_size=(4, 8))),
     Case("timm_v1_heads_16", "timm: Swin, heads of 16", of_timm(TIMM_V1, num_heads=(2, 4, 8))),
-    Case("timm_v1_heads_64", "timm: Swin, heads of 64", of_timm(TIMM_V1, embed_dim=64)),
+    Case("timm_v1_heads_64", "timm: Swin, heads of 64", of_timm(TIMM_V1, embed_dim=64), mlps=4),
     Case("timm_v1_tanh", "timm: Swin, tanh GELU (JAX)", tanh_gelu),
     Case("timm_v2", "timm: Swin V2", of_timm(TIMM_V2)),
     Case("timm_v2_maps", "timm: Swin V2, feature maps", timm_features(TIMM_V2)),
@@ -323,11 +323,11 @@ CASES = [
     Case("hf_masked", "transformers: Swin for masked image modelling (takes square images only)", masked,
          sizes=((64, 64), (76, 76), (96, 96))),
     Case("hf_upernet", "transformers: UperNet", segmenter, attentions=8, mergings=3, linears=4 * 8 + 3,
-         mlps=8),
+         mlps=6),
     Case("hf_swin2sr", "transformers: Swin2SR, heads of 30 (its processor pads the image)", swin_2_sr,
          **{**SUPER, "sizes": ((48, 48), (56, 40), (48, 64))}),
     Case("hf_clap", "transformers: CLAP's audio encoder, heads of 24", clap, channels=1,
-         sizes=((256, 16), (304, 19), (250, 16))),
+         sizes=((256, 16), (320, 20), (250, 16))),
     Case("detector", "official detection code, BiRefNet", lambda size: own.Detector(), fixed_batch=True),
     Case("detector_window_7x14", "the same, windows of 7 x 14", lambda size: own.Detector(window=(7, 14)),
          fixed_batch=True, sizes=((112, 112), (132, 124), (112, 224))),

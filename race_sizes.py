@@ -23,6 +23,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -288,7 +289,8 @@ def write_graph(cell: Cell, path: Path, opened: bool) -> None:
         count = len(outputs_of(model(example)))
     names = [f"output_{i}" for i in range(count)]
     axes = {"input": {0: "batch", 2: "height", 3: "width"}, **{name: {0: "batch"} for name in names}} if opened else {}
-    with whole_file(path) as partial:
+    with whole_file(path) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this exporter is the old one, and what it makes numbers of
         torch.onnx.export(model, (example,), str(partial), dynamo=False, opset_version=17, input_names=["input"],
                           output_names=names, dynamic_axes=axes or None)
 
@@ -505,6 +507,7 @@ def main() -> None:
             and not (name.startswith("swin_t_open") and runner in ("trt", "ort-cuda", "torch-compile-max"))
             and not (runner == "trt-open" and not by_name[name].opened)]
     begun, failed = time.monotonic(), []
+    args.files.mkdir(parents=True, exist_ok=True)
     print(f"run {args.run_id}: {len(todo)} to measure", flush=True)
     for number, (cell, runner) in enumerate(todo, start=1):
         if time.monotonic() - begun > args.stop_after:

@@ -185,8 +185,11 @@ def recover(graph: gs.Graph, softmax: gs.Node) -> Attention:
     """
     order = positions(graph)
     scores = softmax.inputs[0]
-    if scores.shape is None or len(scores.shape) < 4 or None in scores.shape or scores.shape[-1] != scores.shape[-2]:
+    if scores.shape is None or len(scores.shape) < 4 or None in scores.shape:
         raise Unmatched(f"its input {scores.shape} is not [..., heads, tokens, tokens]")
+    if scores.shape[-1] != scores.shape[-2]:
+        raise Unmatched(f"its windows of {scores.shape[-2]} tokens attend to {scores.shape[-1]}, and the plugin's to "
+                        "themselves (HAT's overlapping attention is none)")
     if softmax.attrs.get("axis", -1) not in (-1, len(scores.shape) - 1):
         raise Unmatched("it is not over the last axis")
     weighted = reader(softmax.outputs[0])

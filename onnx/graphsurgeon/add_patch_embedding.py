@@ -45,7 +45,7 @@ def add_patch_embedding(graph: gs.Graph) -> Report:
     for norm in layer_norms(graph):
         made = (made_by(tensor, "Conv") for tensor in sources(order, norm.x))
         conv = next((node for node in made if node is not None), None)
-        if conv is None:
+        if conv is None or _looks_around(conv):
             continue
         try:
             patches = _patches(conv)
@@ -68,6 +68,11 @@ def add_patch_embedding(graph: gs.Graph) -> Report:
                     y_type=FP32)
         report.replaced += 1
     return report
+
+
+def _looks_around(conv: gs.Node) -> bool:
+    """Whether a convolution gives a token for every pixel and reads its neighbours too, as restoration models begin."""
+    return set(conv.attrs.get("strides", [1, 1])) == {1} and conv.inputs[1].shape[-2:] not in ((1, 1), [1, 1])
 
 
 def _patches(conv: gs.Node) -> Patches:

@@ -69,7 +69,8 @@ class WindowAttention(nn.Module):
         scores = scores + bias.unsqueeze(0)
         if mask is not None:
             count = mask.shape[0]
-            scores = scores.view(windows // count, count, self.heads, tokens, tokens) + mask[:, None].unsqueeze(0)
+            mask = mask[:, None].unsqueeze(0).to(scores.dtype)
+            scores = scores.view(windows // count, count, self.heads, tokens, tokens) + mask
             scores = scores.view(-1, self.heads, tokens, tokens)
         x = (scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(windows, tokens, channels)
         return self.proj(x)

@@ -239,6 +239,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models, whether measured before or not")
     parser.add_argument("--exporter", type=lambda text: choices(text, zoo.EXPORTERS), default=list(zoo.EXPORTERS),
                         metavar="NAME,NAME", help="torchscript, dynamo or both; default both")
+    parser.add_argument("--quick", action="store_true",
+                        help="without INT8; what was measured so is measured again without --quick")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once; default 1")
     parser.add_argument("--table", type=Path, default=TABLE, metavar="CSV", help=f"default {shown(TABLE)}")
     parser.add_argument("--write", action="store_true", help="only write the page from the table")
@@ -252,12 +254,13 @@ def main() -> None:
         name, exporter, place = args.one
         torch.set_num_threads(1)
         case = known[name]
-        append_rows(args.table, COLUMNS, [measured(case, exporter, case.sizes[int(place)])])
+        append_rows(args.table, COLUMNS, [measured(case, exporter, case.sizes[int(place)], not args.quick)])
         return
     for name in args.only or []:
         if name not in known:
             raise UserError(f"{name}: not in the zoo; python tests/zoo.py lists what is")
-    done = {(row["name"], row["exporter"], row["height"], row["width"]) for row in read_rows(args.table)}
+    done = {(row["name"], row["exporter"], row["height"], row["width"]) for row in read_rows(args.table)
+            if args.quick or row["int8_err"] or row["problem"]}
     # Sizes that need padding first: they show the most, if the rest is never measured.
     todo = [(case, exporter, place) for exporter in args.exporter for place in (1, 2, 0) for case in zoo.CASES
             if exporter in case.exporters and (args.only is None or case.name in args.only)
@@ -266,7 +269,8 @@ def main() -> None:
     def run(job: tuple[int, tuple[zoo.Case, str, int]]) -> str:
         """One row in a process of its own: what an exporter leaves behind in one does not slow the others."""
         number, (case, exporter, place) = job
-        command = [sys.executable, __file__, "--table", str(args.table), "--one", case.name, exporter, str(place)]
+        command = [sys.executable, __file__, "--table", str(args.table), "--one", case.name, exporter, str(place),
+                   *(["--quick"] if args.quick else [])]
         finished = subprocess.run(command, capture_output=True, text=True)
         height, width = case.sizes[place]
         last = (finished.stderr.strip().splitlines() or ["?"])[-1]

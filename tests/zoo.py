@@ -340,7 +340,7 @@ CASES = [
     Case("hat", "HAT: window, channel and overlapping attention", lambda size: own.Restorer(own.HybridBlock),
          fixed_batch=True, **{**SUPER, "attentions": 6, "linears": 24, "mlps": 6}),
     Case("swin_unet", "Swin-Unet", lambda size: own.Unet(), attentions=6, mergings=1, linears=6 * 4 + 3,
-         fixed_batch=True, sizes=((64, 64), (32, 64), (64, 128))),
+         fixed_batch=True, sizes=((64, 64), (96, 64), (64, 128))),
 ]
 
 

@@ -162,7 +162,7 @@ def measured(case: zoo.Case, exporter: str, size: zoo.Size, int8: bool = True) -
     for name, found in errors.items():
         if found:
             row[f"{name}_err"] = f"{float(np.max(found)):.1e}"
-    row["problem"] = row["problem"] or "; ".join(dict.fromkeys(problems)).replace(str(ROOT), "")
+    row["problem"] = row["problem"] or re.sub(r"/\S*/\w+\.onnx: ", "", "; ".join(dict.fromkeys(problems)))
     row["seconds"] = f"{time.monotonic() - begun:.0f}"
     return row
 
@@ -175,8 +175,9 @@ HEAD = """\
 What was tried, on a CPU, with small models of random weights in the structure of each kind; the code is in
 [tests/zoo.py](../tests/zoo.py) and [tests/other_sources.py](../tests/other_sources.py). Each model is exported by
 torch's TorchScript exporter and by its dynamo exporter, and patched with `onnx/graphsurgeon/add_all.py` at three image
-sizes: one that its windows divide, one that needs padding on both sides at every stage, one that is not square. A row
-is the least that was replaced, and the largest error, over these sizes and batches 1 and 3.
+sizes: one that its windows divide, one that needs padding on both sides at every stage, one that is not square; the
+column says which were measured so far, padded ones first. A row is the least that was replaced, and the largest error,
+over these sizes and batches 1 and 3; "-" is not measured.
 
 Errors are shares of an output's largest number, over all outputs. FP32 and FP16 are against PyTorch in FP32, and INT8
 is against the FP32 graph. onnxruntime runs the plugin nodes by their reference meaning; the FP16 column shows rounded

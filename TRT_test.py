@@ -5,7 +5,8 @@
 Runs in the Python that has TensorRT. The .json beside an engine says what the engine is; without one, the engine itself
 is asked. Its name says nothing. data/batch_data_gen.py wrote the inputs and expected logits, with the FP32 graph that
 the engine was made from; they are found by the digest of that graph. Prints a table, writes it to encoderScore.txt, and
-adds a row per batch to latency.csv, both in Results/local/. Exits with status 1 if a check fails.
+adds a row per batch to latency.csv, both in Results/local/; to sizes.csv, with the images' size, for an engine that
+takes several. Of several outputs a row shows the one that is furthest off. Exits with status 1 if a check fails.
 
     python TRT_test.py --memory --plan TensorRT/TRT_Engine/swinv1_fp16.plan \\
         TensorRT/TRT_Engine/swinv1_attention_fp16.plan
@@ -36,6 +37,7 @@ from graphs.facts import Facts
 from Results.tables import (
     LATENCY_COLUMNS,
     MEMORY_COLUMNS,
+    SIZES_COLUMNS,
     append_rows,
     error_figures,
     file_columns,
@@ -49,7 +51,18 @@ from Results.tables import (
 )
 from Results.timing import add_timing_arguments, latency_figures, timed_runs, timing_of
 from TensorRT.backend import add_backend_argument, add_plugins_argument
-from utils import ROOT, UserError, batch_sizes, existing_file, folder_to_write, from_zero, run_script, shown, whole_file
+from utils import (
+    ROOT,
+    UserError,
+    batch_sizes,
+    existing_file,
+    folder_to_write,
+    from_zero,
+    image_sizes,
+    run_script,
+    shown,
+    whole_file,
+)
 
 # Largest absolute error that passes. FP32 without TF32: the requirement on this project's engines. FP16, as a share
 # of the largest |logit|: a value is rounded by at most 2^-11 of itself, some hundred roundings lie between image and
@@ -80,6 +93,7 @@ class Row(NamedTuple):
     output: np.ndarray
     expected: np.ndarray
     check: str
+    size: str = ""  # of the images, HxW
 
 
 def find_batches(plan: Path, facts: Facts, data: str | Path | None = None) -> list[Batch]:
@@ -122,6 +136,13 @@ def chosen_batches(plan: Path, facts: Facts, arguments: argparse.Namespace) -> l
     """
     batches = find_batches(plan, facts, arguments.data)
     asked = arguments.batch or ([facts.batch] if facts.batch else None)
+    if arguments.sizes:
+        missing_sizes = set(arguments.sizes) - {batch.size for batch in batches}
+        if missing_sizes:
+            height, width = min(missing_sizes)
+            raise UserError(f"{shown(plan)}: no data of images of {height}x{width}; data/batch_data_gen.py --size "
+                            f"{height}x{width} writes it")
+        batches = [batch for batch in batches if batch.size in arguments.sizes]
     if asked is None:
         return batches
     missing = set(asked) - {len(batch.input) for batch in batches}
@@ -158,10 +179,10 @@ def int8_error(plan: Path, facts: Facts, batches: list[Batch]) -> float:
     Raises:
         UserError: there is no data of the Q/DQ graph that the engine was made from.
     """
-    exact = {len(batch.input): batch for batch in [*batches, *data_of(facts, ROOT / "data")]}
-    errors = [max_abs_err(batch.logits, exact[len(batch.input)].logits)
+    exact = {batch.input.shape: batch for batch in [*batches, *data_of(facts, ROOT / "data")]}
+    errors = [max_abs_err(batch.logits, exact[batch.input.shape].logits)
               for batch in data_of(facts, ROOT / "data", "int8")
-              if len(batch.input) in exact and np.array_equal(batch.input, exact[len(batch.input)].input)]
+              if batch.input.shape in exact and np.array_equal(batch.input, exact[batch.input.shape].input)]
     if not errors:
         graphs = ", ".join(parent.name for parent in facts.parents) or "it was made from"
         raise UserError(f"{shown(plan)}: what error INT8 may have is known by data of its Q/DQ graph; write it with "
@@ -170,36 +191,65 @@ def int8_error(plan: Path, facts: Facts, batches: list[Batch]) -> float:
     return max(errors)
 
 
-def check(batch: Batch, output: np.ndarray, allowed: float) -> str:
-    """"good", or what is wrong with an output."""
+def check(batch: Batch, output: np.ndarray, allowed: float, expected: np.ndarray | None = None) -> str:
+    """"good", or what is wrong with an output; `expected` where it is another than the logits."""
     if not np.isfinite(batch.input).all():
         return "NaN in input"
     if not np.isfinite(output).all():
         return "NaN in output"
-    return "good" if max_abs_err(output, batch.logits) <= allowed else "bad"
+    return "good" if max_abs_err(output, batch.logits if expected is None else expected) <= allowed else "bad"
+
+
+def worst_output(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray], batch: Batch, plan: Path
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """Of several outputs, such as feature maps, the one that is furthest off as a share of its largest number, and what
+    is expected of it."""
+    found = []
+    for name, wanted in expected.items():
+        output = outputs.get(name)
+        if output is None or output.shape != wanted.shape:
+            what = "none" if output is None else list(output.shape)
+            raise UserError(f"{shown(batch.path)}: expects {name} {list(wanted.shape)}, {shown(plan)} gives {what}; "
+                            "this is the data of another model")
+        share = max_abs_err(output, wanted) / (float(np.abs(wanted).max()) or 1.0)
+        found.append((not np.isfinite(share), share, output, wanted))  # NaN is the worst of all
+    return max(found, key=lambda item: item[:2])[2:]
 
 
 def measure(context, batch: Batch, allowed: float, graph: bool, **timing: float) -> Row:
     """Run one batch on an execution context: its output, the check, and its times by `timed_runs(**timing)`."""
     context.release_graph()
-    output = context.infer(batch.input)
-    if output.shape != batch.logits.shape:
+    plan = context.engine.plan if batch.outputs else Path()
+
+    def checked(outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return worst_output(outputs, dict(batch.outputs), batch, plan)
+
+    if batch.outputs:
+        output, expected = checked(context.infer_all(batch.input))
+    else:
+        output, expected = context.infer(batch.input), batch.logits
+    if output.shape != expected.shape:
         raise UserError(f"{shown(batch.path)}: expects logits {list(batch.logits.shape)}, the engine gives "
                         f"{list(output.shape)}; this is the data of another model")
     if graph:
         context.capture()
         context.run()
-        (output,) = context.download().values()
+        found = context.download()
+        output, expected = checked(found) if batch.outputs else (*found.values(), expected)
     times_ms = timed_runs(context.timed_run_ms, **timing)
-    return Row(len(batch.input), graph, times_ms, output, batch.logits, check(batch, output, allowed))
+    # Feature maps are of different magnitude: each has the share that the first has.
+    allowed *= float(np.abs(expected).max()) / float(np.abs(batch.logits).max()) if batch.outputs else 1
+    return Row(len(batch.input), graph, times_ms, output, expected, check(batch, output, allowed, expected),
+               "x".join(map(str, batch.size)))
 
 
-def table_line(row: Row) -> str:
-    """One line of the table, as wide as TABLE_HEAD."""
+def table_line(row: Row, sizes: bool = False) -> str:
+    """One line of the table, as wide as TABLE_HEAD; with the images' size after it where there are several."""
     figures = latency_figures(row.times_ms, row.batch)
+    size = f" {row.size}" if sizes else ""
     return (f"{row.batch:4}|{'yes' if row.graph else 'no':>6}|{float(figures['latency_ms_median']):9.3f}|"
             f"{float(figures['images_per_s']):10.1f}|{max_abs_err(row.output, row.expected):10.3e}|"
-            f"{median_rel_err(row.output, row.expected):10.3e}| {row.check}")
+            f"{median_rel_err(row.output, row.expected):10.3e}| {row.check}{size}")
 
 
 def latency_row(row: Row, plan: Path, facts: Facts, batch: Batch) -> dict[str, str]:
@@ -232,8 +282,10 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str],
         batches = chosen_batches(plan, facts, arguments)
         allowed = tolerance(plan, facts, arguments.tolerance, batches)
         smallest, largest = engine.batches
+        sizes = ", images of " + " to ".join("x".join(map(str, shape[1:])) for shape in engine.profile[::2]) if (
+            engine.open_sizes) else ""
         say(f"{shown(plan)}: {facts.precision}, {'trt-plugins' if facts.patched else 'trt'}, batches {smallest} to "
-            f"{largest}")
+            f"{largest}{sizes}")
         if facts.precision == "fp32" and "tensorrt-rtx" in versions():
             say(TF32_NOTE.format(limit=f"{limit_of_11_bits(batches):.1e}"))
         say(TABLE_HEAD.format(tolerance=f"{allowed:.1e}"))
@@ -243,9 +295,13 @@ def score_engine(plan: Path, arguments: argparse.Namespace, run: dict[str, str],
             for graph in (False, True):
                 load = machine_load()
                 rows.append(measure(context, batch, allowed, graph, **timing_of(arguments)))
-                append_rows(arguments.results / "latency.csv", LATENCY_COLUMNS,  # at once: what is stopped keeps it
-                            [{**run, "load": load, **latency_row(rows[-1], plan, facts, batch)}])
-                say(table_line(rows[-1]))
+                record = {**run, "load": load, **latency_row(rows[-1], plan, facts, batch)}
+                if engine.open_sizes:
+                    table, columns, record["image"] = "sizes.csv", SIZES_COLUMNS, rows[-1].size
+                else:
+                    table, columns = "latency.csv", LATENCY_COLUMNS
+                append_rows(arguments.results / table, columns, [record])  # at once: what is stopped keeps it
+                say(table_line(rows[-1], engine.open_sizes))
     return lines, rows
 
 
@@ -358,6 +414,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                              f"default {DATA}")
     parser.add_argument("--batch", type=batch_sizes, default=BATCH or None, metavar="N,N",
                         help="of these, only the batches; default all")
+    parser.add_argument("--sizes", type=image_sizes, default=[], metavar="HxW,HxW",
+                        help="and only images of these sizes, of an engine that takes several; default all")
     add_plugins_argument(parser)
     parser.add_argument("--tolerance", type=from_zero, default=TOLERANCE or None, metavar="ERROR",
                         help="largest absolute error of a logit; default 1e-4 for FP32, 1%% of the largest for FP16, "

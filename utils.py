@@ -256,6 +256,23 @@ def batch_sizes(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """What --size takes: 224, or 192x256 for height x width.
+
+    Raises:
+        UserError: anything else.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) < 2**15 for part in parts):
+        raise UserError(f"--size {text}: not the size of an image; give one such as 224, or 192x256 for height x width")
+    return int(parts[0]), int(parts[-1])
+
+
+def image_sizes(text: str) -> list[tuple[int, int]]:
+    """What --sizes takes: 800x1344,1024x1024; UserError as `image_size`."""
+    return [image_size(part.strip()) for part in text.split(",")]
+
+
 def from_one(text: str) -> int:
     """What a flag takes that is a number of things: a whole number above zero.
 

@@ -46,6 +46,7 @@ LATENCY_COLUMNS = (
     "latency_ms_p99", "images_per_s", "load", "images", "errors_against", "max_abs_err", "median_rel_err",
     "top1_agreement", "check",
 )
+SIZES_COLUMNS = (*LATENCY_COLUMNS, "image")  # of sizes.csv, for engines that take several; image: HxW in pixels
 ACCURACY_COLUMNS = (
     "run_id", "commit", "gpu", "device", "backend", "model", "weights", "runner", "precision", "file", "patched",
     "batch", "images", "max_abs_err", "median_rel_err", "torch_max_abs_err", "top1", "top1_torch", "agreement",
@@ -157,7 +158,7 @@ def error_figures(output: np.ndarray, reference: np.ndarray) -> dict[str, str]:
     return {
         "max_abs_err": f"{max_abs_err(output, reference):.3e}",
         "median_rel_err": f"{median_rel_err(output, reference):.3e}",
-        "top1_agreement": f"{top1_agreement(output, reference):.4f}",
+        "top1_agreement": f"{top1_agreement(output, reference):.4f}" if output.ndim == 2 else "",  # of a classifier
     }
 
 

@@ -15,7 +15,10 @@ usage: TensorRT/build.sh MODEL.onnx [options] [builder options]
 
   MODEL.onnx          relative to the repository's root, or absolute; whatever its name, its input's name, its image
                       size, its batch where that is fixed, and its precision are read from it (graphs/facts.py)
-  --size PIXELS       height and width of the images, or HxW, for a graph that leaves them open
+  --size PIXELS       height and width of the images, or HxW: of a graph that leaves them open, an engine of one size
+  --sizes HxW,HxW     of such a graph: sizes that the engine takes, and all between, chosen for the first
+  --min-size, --opt-size, --max-size HxW
+                      the same by its smallest, usual (default: the largest) and largest size
   --min, --opt, --max N
                       smallest, usual and largest batch of the optimization profile; default 1, 32, 128
   --fp16              permit FP16 in an FP32 graph (TensorRT 8.6 only; an FP16 graph needs no flag)
@@ -36,11 +39,22 @@ X
 
 fail() { echo "build.sh: error: $*" >&2; exit 1; }
 
-onnx='' size='' min=1 opt='' max=128 fp16=no plugins='' carry=no backend=() plan='' facts='' dry_run=no passed=()
+sides='^[1-9][0-9]*(x[1-9][0-9]*)?$'
+onnx='' size='' sizes='' min_size='' opt_size='' max_size='' min=1 opt='' max=128 fp16=no plugins='' carry=no backend=() plan='' facts='' dry_run=no passed=()
 while (($#)); do
     case $1 in
-        --size) [[ ${2:-} =~ ^[1-9][0-9]*(x[1-9][0-9]*)?$ ]] || fail "--size needs pixels, or HxW, not '${2:-}'"
-                size=$2; [[ $size == *x* ]] || size=${size}x$size; shift ;;
+        --size | --min-size | --opt-size | --max-size)
+            [[ ${2:-} =~ $sides ]] || fail "$1 needs pixels, or HxW, not '${2:-}'"
+            name=${1#--}; value=$2; [[ $value == *x* ]] || value=${value}x$value
+            printf -v "${name/-/_}" %s "$value"; shift ;;
+        --sizes)
+            IFS=, read -ra given <<< "${2:-}"
+            [[ -n ${2:-} ]] || fail "--sizes needs HxW,HxW"
+            for value in "${given[@]}"; do
+                [[ $value =~ $sides ]] || fail "--sizes needs HxW,HxW, not '$2'"
+                [[ $value == *x* ]] || value=${value}x$value
+                sizes+=" $value"
+            done; shift ;;
         --min | --opt | --max)
             [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "$1 needs a positive whole number, not '${2:-}'"
             printf -v "${1#--}" %s "$2"; shift ;;
@@ -83,8 +97,12 @@ if [[ -z $facts ]]; then
     "$python" graphs/facts.py "$onnx" > "$facts" || exit 1
 fi
 python=${python:-${TRT_PYTHON:-python3}}
-said=$("$python" graphs/facts.py "$facts" input batch layout height width patched precision) || exit 1
-{ read -r input; read -r batch; read -r layout; read -r height; read -r width; read -r patched; read -r precision; } <<< "$said"
+said=$("$python" graphs/facts.py "$facts" input batch layout height width patched precision input_shape) || exit 1
+{ read -r input; read -r batch; read -r layout; read -r height; read -r width; read -r patched; read -r precision
+  read -r input_shape; } <<< "$said"
+channels=3  # of a graph that leaves them open, too
+pattern='^\[[^,]*, ([0-9]+),'; [[ $layout != NHWC ]] || pattern=' ([0-9]+)\]$'
+[[ ! $input_shape =~ $pattern ]] || channels=${BASH_REMATCH[1]}
 [[ $patched == '{}' || -n $plugins ]] || fail "$onnx: holds plugin nodes; add --plugins"
 graph_fp16=no  # what is not INT8 in a patched INT8 graph is FP16
 [[ $precision != fp16 && ! ($precision == int8 && $patched != '{}') ]] || graph_fp16=yes
@@ -92,17 +110,44 @@ name=$model
 [[ $fp16 == no || $graph_fp16 == yes || $precision == int8 ]] || name=${model}_fp16
 plan=${plan:-TensorRT/TRT_Engine/$name.plan}
 [[ $plan == *.plan ]] || fail "--output $plan: must end in .plan"
-if [[ -n $size ]]; then
-    [[ -z $height || $height == "${size%x*}" ]] || fail "--size $size: the images of $onnx are ${height}x$width"
-    [[ -z $width || $width == "${size#*x}" ]] || fail "--size $size: the images of $onnx are ${height}x$width"
+if [[ -n $sizes ]]; then
+    [[ -z $size$min_size$opt_size$max_size ]] || fail "--sizes says the sizes; leave --size, --min-size, --opt-size and --max-size out"
+    for value in $sizes; do
+        h=${value%x*} w=${value#*x}
+        if [[ -z $opt_size ]]; then opt_size=$value; low_h=$h high_h=$h low_w=$w high_w=$w; fi
+        low_h=$((h < low_h ? h : low_h)) high_h=$((h > high_h ? h : high_h))
+        low_w=$((w < low_w ? w : low_w)) high_w=$((w > high_w ? w : high_w))
+    done
+    min_size=${low_h}x$low_w max_size=${high_h}x$high_w
+elif [[ -n $size ]]; then
+    [[ -z $min_size$opt_size$max_size ]] || fail "--size is one size; leave --min-size, --opt-size and --max-size out"
+    min_size=$size opt_size=$size max_size=$size
+elif [[ -n $min_size$opt_size$max_size ]]; then
+    [[ -n $min_size && -n $max_size ]] || fail "a range of sizes has --min-size and --max-size"
+    opt_size=${opt_size:-$max_size}
 fi
-height=${height:-${size%x*}} width=${width:-${size#*x}}
-[[ -n $height && -n $width ]] || fail "$onnx: leaves the images' height and width open; give --size"
-image=3x${height}x$width
-[[ $layout != NHWC ]] || image=${height}x${width}x3
+if [[ -n $height && -n $width ]]; then
+    for value in $min_size $max_size; do
+        [[ $value == "${height}x$width" ]] || fail "${sizes:+--sizes }${sizes:---size $value}: the images of $onnx are ${height}x$width"
+    done
+    min_size=${height}x$width opt_size=$min_size max_size=$min_size
+fi
+[[ -n $min_size ]] || fail "$onnx: leaves the images' height and width open; give --size, or --sizes HxW,HxW"
+for axis in height width; do
+    case $axis in height) low=${min_size%x*} usual=${opt_size%x*} high=${max_size%x*} fixed=$height ;;
+                  width) low=${min_size#*x} usual=${opt_size#*x} high=${max_size#*x} fixed=$width ;; esac
+    ((low <= usual && usual <= high)) || fail "--min-size $min_size, --opt-size $opt_size, --max-size $max_size are not in this order"
+    [[ -z $fixed || ($low == "$fixed" && $high == "$fixed") ]] || fail "--size $max_size: the $axis of the images of $onnx is $fixed"
+done
+shape_of() {  # HxW -> 3xHxW, or HxWx3
+    if [[ $layout == NHWC ]]; then echo "$1x$channels"; else echo "${channels}x$1"; fi
+}
 
 flags=(--onnx="$onnx")
-[[ -n $batch ]] || flags+=(--minShapes="$input:${min}x$image" --optShapes="$input:${opt}x$image" --maxShapes="$input:${max}x$image")
+if [[ -z $batch || -z $height || -z $width ]]; then  # where all is fixed there is no profile
+    flags+=(--minShapes="$input:${batch:-$min}x$(shape_of "$min_size")" --optShapes="$input:${batch:-$opt}x$(shape_of "$opt_size")"
+            --maxShapes="$input:${batch:-$max}x$(shape_of "$max_size")")
+fi
 [[ -z $plugins ]] || flags+=(--staticPlugins="$plugins")
 [[ $carry == no ]] || flags+=(--setPluginsToSerialize="$plugins")
 defaults=(--memPoolSize=workspace:4096 --profilingVerbosity=detailed --exportLayerInfo="${plan%.plan}.layers.json")

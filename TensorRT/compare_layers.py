@@ -36,6 +36,7 @@ from utils import (
     folder_to_write,
     from_one,
     from_zero,
+    image_size,
     picture_target,
     run_script,
     shown,
@@ -96,8 +97,10 @@ def reference_of(path: Path, facts: Facts) -> Path:
     return found
 
 
-def load_input(path: str | None, onnx_path: Path, facts: Facts, images: int) -> np.ndarray:
-    """The first images of a data file's `input`; by default of the smallest one in data/ of the graph's model.
+def load_input(path: str | None, onnx_path: Path, facts: Facts, images: int, size: tuple[int, int] | None = None
+               ) -> np.ndarray:
+    """The first images of a data file's `input`; by default of the smallest one in data/ of the graph's model, of
+    images of `size`, height and width, where a graph that takes several has data of several.
 
     Raises:
         UserError: no such file, or its images are not of the size that the graph takes.
@@ -106,11 +109,15 @@ def load_input(path: str | None, onnx_path: Path, facts: Facts, images: int) -> 
         source = Path(path)
         found = load_arrays(source, ("input",), "batch data", "write it with data/batch_data_gen.py")["input"]
     else:
-        batches = data_of(facts)
+        batches = [batch for batch in data_of(facts) if size in (None, batch.size)]
+        if not batches and size:
+            raise UserError(f"{shown(onnx_path)}: no data of its model in data/ with images of {size[0]}x{size[1]}; "
+                            f"data/batch_data_gen.py --size {size[0]}x{size[1]} writes it")
         if not batches:
             raise UserError(f"{shown(onnx_path)}: no data of its model in data/; give an .npz with --data")
         source, found = batches[0].path, batches[0].input
-    if found.shape[1:] != facts.input_shape[1:]:
+    if found.ndim != len(facts.input_shape) or any(
+            side not in (None, given) for side, given in zip(facts.input_shape[1:], found.shape[1:])):
         raise UserError(f"{shown(source)}: holds images {list(found.shape[1:])}, and {shown(onnx_path)} takes "
                         f"{list(facts.input_shape[1:])}; give another --data")
     return found[:images]
@@ -123,7 +130,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     facts = of_onnx(path)
     reference_path = Path(arguments.reference) if arguments.reference else reference_of(path, facts)
     reference = load_onnx(reference_path)
-    images = load_input(arguments.input, path, facts, arguments.count)
+    images = load_input(arguments.input, path, facts, arguments.count, arguments.size)
 
     depth = {name: index for index, name in enumerate(live_tensors(reference.graph))}
     operators = {name: op for name, op in live_tensors(model.graph).items() if name in depth}
@@ -381,6 +388,8 @@ def main() -> None:
                          help="FP32 graph; default the graph itself, for one in FP16 the one that it was made from")
     command.add_argument("--input", metavar="NPZ",
                          help="its array `input` is run; default the smallest of its model in data/")
+    command.add_argument("--size", type=image_size, metavar="HxW",
+                         help="with images of this size, where a graph that leaves it open has data of several")
     command.add_argument("--count", type=from_one, default=1, metavar="N", help="images of it; default 1")
     command.add_argument("--every", type=from_one, default=1, metavar="N",
                          help="mark every n-th tensor; default 1, all")

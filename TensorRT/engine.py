@@ -9,6 +9,7 @@ Polygraphy's TrtRunner would do without CUDA graphs, and be one more package for
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,10 @@ class Engine:
 
     Attributes:
         input: name of the input tensor; `input_shape` its shape, (-1, 3, S, S), or (B, 3, S, S) where B was fixed at
-            export.
+            export; height and width are -1, too, where they are open.
         outputs: names of the output tensors.
-        batches: smallest and largest batch of the optimization profile, or, both, the batch that was fixed.
+        profile: smallest, usual and largest input shape of the optimization profile; three times the same without one.
+        batches: smallest and largest batch of the profile, or, both, the batch that was fixed.
     """
 
     def __init__(self, plan: str | Path, plugins: str | Path | None = None) -> None:
@@ -91,11 +93,10 @@ class Engine:
         self.input = inputs[0]
         self.input_shape = tuple(self.engine.get_tensor_shape(self.input))
         self.outputs = [name for name in names if name not in inputs]
-        if self.input_shape[0] == -1:
-            smallest, _, largest = self.engine.get_tensor_profile_shape(self.input, 0)
-            self.batches = (smallest[0], largest[0])
-        else:
-            self.batches = (self.input_shape[0], self.input_shape[0])
+        self.profile = (self.input_shape,) * 3
+        if -1 in self.input_shape:
+            self.profile = tuple(tuple(shape) for shape in self.engine.get_tensor_profile_shape(self.input, 0))
+        self.batches = (self.profile[0][0], self.profile[2][0])
 
     def __enter__(self) -> Engine:
         return self
@@ -111,6 +112,11 @@ class Engine:
     def context(self) -> Context:
         """A new execution context with a stream of its own."""
         return Context(self)
+
+    @property
+    def open_sizes(self) -> bool:
+        """Whether it takes images of several sizes."""
+        return -1 in self.input_shape[1:]
 
     def dtype(self, tensor: str) -> np.dtype:
         """NumPy type of an input or output tensor; UserError for a type that NumPy lacks."""
@@ -140,12 +146,13 @@ class Engine:
     def activation_bytes(self, batch: int) -> int:
         """Device memory that one context needs for activations, in bytes.
 
-        TensorRT 10 and later know it for a batch; 8.6 knows only that of the largest batch of the profile.
+        TensorRT 10 and later know it for a batch, of images of the profile's usual size; 8.6 knows only that of the
+        largest batch, and size, of the profile.
         """
         if not hasattr(trt, "ExecutionContextAllocationStrategy"):
             return self.engine.device_memory_size
         context = self.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        context.set_input_shape(self.input, (batch, *self.input_shape[1:]))
+        context.set_input_shape(self.input, (batch, *self.profile[1][1:]))
         return context.update_device_memory_size_for_shapes()
 
 
@@ -173,6 +180,12 @@ def create_execution_context(engine: Any) -> Any:
     config = engine.create_runtime_config()
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     return engine.create_execution_context(config)
+
+
+def _by(shape: Sequence[int]) -> str:
+    """The sides of an image: the axes after the batch but for the channels."""
+    sides = shape[1:3] if shape[-1] in (1, 3) and shape[1] not in (1, 3) else shape[2:]
+    return "x".join(map(str, sides))
 
 
 class Context:
@@ -213,10 +226,11 @@ class Context:
         """The engine's only output for a batch of images.
 
         Args:
-            images: [B, 3, S, S], normalised.
+            images: [B, 3, H, W], normalised.
 
         Raises:
-            UserError: B lies outside the optimization profile, the shape is another one, or CUDA or TensorRT fails.
+            UserError: B, H or W lies outside the optimization profile, the shape is another one, or CUDA or TensorRT
+                fails.
         """
         if len(self.engine.outputs) != 1:
             raise UserError(f"{shown(self.engine.plan)}: has {len(self.engine.outputs)} outputs, not one")
@@ -224,27 +238,40 @@ class Context:
 
     def infer_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every output by its name, otherwise as `infer`."""
-        if tuple(images.shape[1:]) != self.engine.input_shape[1:]:
-            raise UserError(f"{shown(self.engine.plan)}: takes images {list(self.engine.input_shape[1:])}, "
-                            f"was given {list(images.shape[1:])}; this is the data of another model")
-        self.set_batch(len(images))
+        self.set_shape(images.shape)
         self.upload(images)
         self.run()
         return self.download()
 
     def set_batch(self, batch: int) -> None:
-        """Prepare buffers for a batch; UserError where it lies outside the optimization profile."""
-        smallest, largest = self.engine.batches
-        if not smallest <= batch <= largest:
-            raise UserError(f"{shown(self.engine.plan)}: batch {batch} lies outside its optimization profile, "
-                            f"{smallest} to {largest}; build.sh --min and --max set the profile")
-        if self.shapes and self.shapes[self.engine.input][0] == batch:
+        """Prepare buffers for a batch of images of the profile's usual size; UserError as `set_shape`."""
+        self.set_shape((batch, *self.engine.profile[1][1:]))
+
+    def set_shape(self, shape: Sequence[int]) -> None:
+        """Prepare buffers for images of a shape, [B, 3, H, W].
+
+        Raises:
+            UserError: it has another number of axes or channels, or lies outside the optimization profile.
+        """
+        shape, (smallest, _, largest) = tuple(shape), self.engine.profile
+        fixed = zip(self.engine.input_shape[1:], shape[1:])
+        if len(shape) != len(smallest) or any(side not in (-1, given) for side, given in fixed):
+            sides = ["any" if side == -1 else side for side in self.engine.input_shape[1:]]
+            raise UserError(f"{shown(self.engine.plan)}: takes images [{', '.join(map(str, sides))}], was given "
+                            f"{list(shape[1:])}; this is the data of another model")
+        if not smallest[0] <= shape[0] <= largest[0]:
+            raise UserError(f"{shown(self.engine.plan)}: batch {shape[0]} lies outside its optimization profile, "
+                            f"{smallest[0]} to {largest[0]}; build.sh --min and --max set the profile")
+        if any(not low <= side <= high for low, side, high in zip(smallest[1:], shape[1:], largest[1:])):
+            raise UserError(f"{shown(self.engine.plan)}: images of {_by(shape)} lie outside its optimization profile, "
+                            f"{_by(smallest)} to {_by(largest)}; build.sh --min-size and --max-size set the profile")
+        if self.shapes and self.shapes[self.engine.input] == shape:
             return
         self._free_buffers()
         LOGGER.clear()
         # A shape that is refused would leave the old one, and old output would be read back as if it were new.
-        if not self.context.set_input_shape(self.engine.input, (batch, *self.engine.input_shape[1:])):
-            raise UserError(f"{shown(self.engine.plan)}: batch {batch} is refused: {LOGGER.complaint()}")
+        if not self.context.set_input_shape(self.engine.input, shape):
+            raise UserError(f"{shown(self.engine.plan)}: {_by(shape)} images are refused: {LOGGER.complaint()}")
         for name in (self.engine.input, *self.engine.outputs):
             self.shapes[name] = tuple(self.context.get_tensor_shape(name))
             self.buffers[name] = cuda(cudart.cudaMalloc, max(self._bytes(name), 1))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 import sys
 from argparse import Namespace
@@ -19,6 +20,7 @@ from utils import UserError, shown, whole_file
 
 # Batches of the optimization profile where no shapes are given. A graph whose batch is fixed needs no profile.
 DEFAULT_BATCHES = {"minShapes": 1, "optShapes": 32, "maxShapes": 128}
+LARGEST_TENSOR = 2**31 - 1  # elements
 
 
 def build(arguments: Namespace) -> None:
@@ -216,18 +218,22 @@ def _computes_in_fp16(network: trt.INetworkDefinition) -> bool:
 
 
 def _optimization_profile(builder: trt.Builder, tensor: trt.ITensor, arguments: Namespace) -> trt.IOptimizationProfile:
-    graph_shape = tuple(tensor.shape)  # (-1, 3, S, S)
+    graph_shape = tuple(tensor.shape)  # (-1, 3, S, S), height and width -1 where they are open
     shapes = []
     for flag, batch in DEFAULT_BATCHES.items():
         name, shape = getattr(arguments, flag) or (tensor.name, (batch, *graph_shape[1:]))
         fits = len(shape) == len(graph_shape) and all(a in (-1, b) for a, b in zip(graph_shape, shape))
-        if name != tensor.name or not fits:
+        if name != tensor.name or not fits or -1 in shape:
             raise UserError(f"--{flag}={name}:{'x'.join(map(str, shape))}: the input of {shown(arguments.onnx)} is "
-                            f"{tensor.name} {list(graph_shape)}; build.sh --size sets height and width")
+                            f"{tensor.name} {list(graph_shape)}; build.sh --size, or --sizes, sets height and width")
         shapes.append(shape)
-    batches = [shape[0] for shape in shapes]
-    if batches != sorted(batches) or batches[0] < 1:
-        raise UserError(f"smallest, usual and largest batch {batches} are not in this order")
+    for axis, sides in enumerate(zip(*shapes)):
+        if list(sides) != sorted(sides) or sides[0] < 1:
+            what = "batch" if axis == 0 else f"side {axis} of the image"
+            raise UserError(f"smallest, usual and largest {what} {list(sides)} are not in this order, from 1 on")
+    if math.prod(shapes[2]) > LARGEST_TENSOR:
+        raise UserError(f"--maxShapes={tensor.name}:{'x'.join(map(str, shapes[2]))}: holds more than {LARGEST_TENSOR} "
+                        "numbers, which TensorRT counts in 31 bits; give a smaller batch or smaller images")
     profile = builder.create_optimization_profile()
     profile.set_shape(tensor.name, *shapes)
     return profile

@@ -9,6 +9,9 @@ Writes data/<model>-b<N>.npz for each batch size N, <model> being the ONNX file'
     model   the model's name
     facts   of the ONNX file, as graphs/facts.py prints them: by its digest TRT_test.py finds the data of an engine
 
+of a graph with several outputs, such as feature maps, each of them as well; and of a graph that leaves height and width
+open data/<model>-<H>x<W>-b<N>.npz for the size that --size gives.
+
 The Q/DQ graph, which is FP32 with rounding in it, gets its data in the same way: from them TRT_test.py takes the error
 that an INT8 engine may have.
 
@@ -71,21 +74,22 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"read   {shown(args.model)} and {len(images)} images from {args.images or 'the held-out crops'}", flush=True)
 
     # All are computed before the first is written: no new file stands beside an old one if one fails.
-    batches = {}
+    batches: dict[int, tuple[np.ndarray, dict[str, np.ndarray], float]] = {}
     for batch in sorted(set(args.batches)):
         start = time.perf_counter()
         with about(args.model):
-            outputs = list(run(images[:batch]).values())
-            logits = next((output for output in outputs if output.dtype.kind == "f"), None)  # before it, a label may be
+            outputs = {name: output for name, output in run(images[:batch]).items() if output.dtype.kind == "f"}
+            logits = next(iter(outputs.values()), None)
             if logits is None:
                 raise UserError("gives only whole numbers, from which no error can be told; export it with its logits")
-        if not np.isfinite(logits).all():
+        if not all(np.isfinite(output).all() for output in outputs.values()):
             raise UserError(f"{shown(args.model)}: gives NaN or infinity at batch {batch}; "
                             "check its weights with onnx/onnx_test.py")
-        batches[batch] = logits, time.perf_counter() - start
-    for batch, (logits, seconds) in batches.items():
-        path = args.output / f"{args.model.stem}-b{batch}.npz"
-        save_batch(path, images[:batch], logits, facts.model_of(args.model), facts)
+        batches[batch] = logits, outputs, time.perf_counter() - start
+    size = f"-{wanted.height}x{wanted.width}" if None in (facts.height, facts.width) else ""
+    for batch, (logits, outputs, seconds) in batches.items():
+        path = args.output / f"{args.model.stem}{size}-b{batch}.npz"
+        save_batch(path, images[:batch], logits, facts.model_of(args.model), facts, outputs)
         print(f"wrote  {shown(path)}: input {'x'.join(map(str, images[:batch].shape))}, logits "
               f"{'x'.join(map(str, logits.shape))}, largest |logit| {np.abs(logits).max():.3f}, {seconds:.2f} s")
 

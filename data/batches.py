@@ -5,9 +5,10 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ from utils import ROOT, UserError, existing_file, shown, whole_file
 # What numpy and zipfile raise for files that are no archives of arrays, or broken ones.
 NOT_AN_NPZ = (ValueError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, EOFError, AttributeError,
               TypeError, NotImplementedError, RuntimeError, OverflowError, MemoryError, struct.error)
+
+
+OUTPUT = "output:"  # begins the names of arrays that are outputs of their own
 
 
 def load_arrays(path: str | Path, names: Sequence[str], what: str, remedy: str) -> dict[str, np.ndarray]:
@@ -79,15 +83,27 @@ def real_images(count: int, img_size: int | tuple[int, int], folder: str | Path 
 
 
 class Batch(NamedTuple):
-    """One data file: input [N, 3, S, S] FP32, the logits [N, classes] that are expected of it, and what made them."""
+    """One data file: input [N, 3, H, W] FP32, the logits [N, classes] that are expected of it, and what made them.
+
+    `outputs` are all outputs by their names where there are several, such as feature maps, of which `logits` is the
+    first.
+    """
 
     path: Path
     facts: Facts  # of the ONNX file that gave the logits
     input: np.ndarray
     logits: np.ndarray
+    outputs: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The images' sides."""
+        shape = self.input.shape[1:]
+        return shape[:2] if shape[-1] in (1, 3) and shape[0] not in (1, 3) else shape[1:]
 
 
-def save_batch(path: Path, images: np.ndarray, logits: np.ndarray, model: str, facts: Facts) -> None:
+def save_batch(path: Path, images: np.ndarray, logits: np.ndarray, model: str, facts: Facts,
+               outputs: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
     """Write a data file.
 
     Args:
@@ -96,15 +112,23 @@ def save_batch(path: Path, images: np.ndarray, logits: np.ndarray, model: str, f
         logits: float32 [N, classes].
         model: the model's name, for people and older scripts.
         facts: of the ONNX file that gave the logits, with its digest.
+        outputs: all outputs by their names, where there are several.
     """
+    several = {f"{OUTPUT}{name}": array for name, array in outputs.items()} if len(outputs) > 1 else {}
     with whole_file(path) as partial:
-        np.savez(partial, input=images, logits=logits, model=np.array(model), facts=np.array(facts.to_json()))
+        np.savez(partial, input=images, logits=logits, model=np.array(model), facts=np.array(facts.to_json()),
+                 **several)
 
 
 def load_batch(path: str | Path) -> Batch:
     """Read a data file; UserError if it is not one."""
-    arrays = load_arrays(path, ("input", "logits"), "batch data", "write it with data/batch_data_gen.py")
-    return Batch(Path(path), data_facts(path) or Facts(), arrays["input"], arrays["logits"])
+    remedy = "write it with data/batch_data_gen.py"
+    arrays = load_arrays(path, ("input", "logits"), "batch data", remedy)
+    with _archive(path, "batch data", remedy) as archive:
+        names = [name for name in archive.files if name.startswith(OUTPUT)]
+    outputs = load_arrays(path, names, "batch data", remedy) if names else {}
+    return Batch(Path(path), data_facts(path) or Facts(), arrays["input"], arrays["logits"],
+                 {name[len(OUTPUT):]: array for name, array in outputs.items()})
 
 
 def data_facts(path: str | Path) -> Facts | None:
@@ -119,7 +143,8 @@ def data_facts(path: str | Path) -> Facts | None:
 
 
 def data_of(facts: Facts, folder: str | Path = ROOT / "data", precision: str = "fp32") -> list[Batch]:
-    """The data files whose logits came from the graph that a file was made from, smallest batch first, each batch once.
+    """The data files whose logits came from the graph that a file was made from, smallest batch first, each batch once
+    for each size of the images.
 
     Made from it by digest; else, of the same model with the same weights. A plain graph goes before a patched one, and
     what all began with before what was made of it.
@@ -137,11 +162,11 @@ def data_of(facts: Facts, folder: str | Path = ROOT / "data", precision: str = "
             continue
         place = facts.family.index(theirs.digest) if facts.made_from(theirs) else -1
         found.append((bool(theirs.patched), -place, path))
-    batches: dict[int, Batch] = {}
+    batches: dict[tuple[int, ...], Batch] = {}
     for _, _, path in sorted(found):
         batch = load_batch(path)
-        batches.setdefault(len(batch.input), batch)
-    return [batches[size] for size in sorted(batches)]
+        batches.setdefault(batch.input.shape, batch)
+    return [batches[shape] for shape in sorted(batches)]
 
 
 def reference_batch(facts: Facts, batch: int, fp32_logits: Callable[[np.ndarray], np.ndarray],

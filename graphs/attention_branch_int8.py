@@ -25,7 +25,7 @@ from graphs.tidy import values
 WIDTHS = (384,)
 WINDOWS = (7, 8)
 
-HEAD_DIM = 32  # of every SwinAttention
+HEAD_DIM = 32
 
 
 @dataclass
@@ -41,21 +41,23 @@ class Branch:
     norm_first: bool
 
     def inputs(self) -> list[gs.Tensor]:
-        bias, *logit_scale = self.attention.inputs[1:]
+        bias, _, *logit_scale = self.attention.inputs[1:]  # nothing is padded
         gamma_and_beta = self.norm.inputs[-2:]
         return [self.qkv.inputs[0], self.x, *self.qkv.inputs[1:4], *self.proj.inputs[1:4], bias, *gamma_and_beta,
                 *logit_scale]
 
     def attributes(self) -> dict[str, float | int]:
         of_attention = {name: self.attention.attrs[name] for name in (
-            "height", "width", "num_heads", "window_size", "shift_size", "scale", "mask_value", "qkv_scale")}
+            "num_heads", "window_height", "window_width", "shift_height", "shift_width", "roll_first",
+            "shift_if_covered", "scale", "mask_value", "qkv_scale")}
         return {**of_attention, "norm_first": int(self.norm_first), "attention_scale": self.attention.attrs["y_scale"],
                 "proj_scale": self.proj.attrs["y_scale"], "epsilon": self.norm.attrs["epsilon"],
                 "y_scale": self.norm.attrs["y_scale"]}
 
 
 def add_attention_branch(graph: gs.Graph, widths: Collection[int] = WIDTHS) -> Report:
-    """Replace in place each attention branch of INT8 nodes that has one of these widths and a window of WINDOWS.
+    """Replace in place each attention branch of INT8 nodes that has one of these widths, heads of HEAD_DIM channels and
+    a square window of WINDOWS that divides its image.
 
     Args:
         graph: of INT8 nodes whose quantisers are part of the nodes before them.
@@ -63,11 +65,13 @@ def add_attention_branch(graph: gs.Graph, widths: Collection[int] = WIDTHS) -> R
     """
     report = Report("attention branch")
     for attention in [node for node in graph.nodes if node.op == "SwinAttentionInt8"]:
-        width = HEAD_DIM * attention.attrs["num_heads"]
-        if width not in widths or attention.attrs["window_size"] not in WINDOWS:
+        window = attention.attrs["window_height"]
+        if (HEAD_DIM * attention.attrs["num_heads"] not in widths or window not in WINDOWS
+                or attention.attrs["window_width"] != window):
             continue
         try:
             branch = find(graph, attention)
+            _refuse_padding(branch, window)
         except Unmatched as reason:
             report.left.append(f"{attention.name}: {reason}")
             continue
@@ -75,6 +79,15 @@ def add_attention_branch(graph: gs.Graph, widths: Collection[int] = WIDTHS) -> R
                     [branch.y, branch.norm.outputs[-1]], **branch.attributes())
         report.replaced += 1
     return report
+
+
+def _refuse_padding(branch: Branch, window: int) -> None:
+    """Raises Unmatched where the kernel has other heads, or an image that is not known to hold whole windows."""
+    if branch.qkv.inputs[2].shape[0] != 3 * HEAD_DIM * branch.attention.attrs["num_heads"]:
+        raise Unmatched(f"its heads are not {HEAD_DIM} channels wide")
+    shape = branch.y.shape
+    if shape is None or len(shape) != 4 or any(not isinstance(size, int) or size % window for size in shape[1:3]):
+        raise Unmatched(f"its image {shape} is not known to hold whole windows of {window} x {window} tokens")
 
 
 def find(graph: gs.Graph, attention: gs.Node) -> Branch:
@@ -89,7 +102,7 @@ def find(graph: gs.Graph, attention: gs.Node) -> Branch:
         raise Unmatched("no SwinLinearInt8 makes its input")
     only_reader(graph, qkv.outputs[0], "SwinAttentionInt8")
     proj = only_reader(graph, attention.outputs[0], "SwinLinearInt8")
-    cosine, residual = len(attention.inputs) > 2, proj.inputs[4:]
+    cosine, residual = len(attention.inputs) > 3, proj.inputs[4:]
     if qkv.attrs["gelu"] or qkv.inputs[4:] or proj.attrs["gelu"]:
         raise Unmatched("the products around it are not qkv and proj")
     y = proj.outputs[0]
@@ -104,7 +117,7 @@ def find(graph: gs.Graph, attention: gs.Node) -> Branch:
             raise Unmatched(f"{proj.name} and {norm.name} are not a V2 block's")
         branch = Branch(qkv, attention, proj, norm, norm.inputs[1], norm.outputs[0], False)
     bias = values(attention.inputs[1])
-    if bias is None or not is_relative(bias, attention.attrs["window_size"]):
+    if bias is None or not is_relative(bias, attention.attrs["window_height"]):
         raise Unmatched("its bias depends on more than the relative position")
     return branch
 

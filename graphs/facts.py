@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from graphs.files import PLUGIN_DOMAIN
+from graphs.files import PLUGIN_DOMAIN, refuse_old_nodes
 from utils import ROOT, UserError, existing_file, run_script, shown, whole_file
 
 PREFIX = "swin."  # of the keys in metadata_props
@@ -345,6 +345,7 @@ def _outline(path: Path):
         raise UserError(f"{shown(path)}: is not an ONNX file, or a truncated one; write it again") from error
     if not model.graph.node or not model.graph.input:
         raise UserError(f"{shown(path)}: is not an ONNX file: no graph in it; write it again")
+    refuse_old_nodes(model, path)
     return model
 
 

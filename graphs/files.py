@@ -40,7 +40,23 @@ def load_onnx(path: str | Path):
     problem = _broken(model)
     if problem:
         raise UserError(f"{shown(path)}: {problem}; {remedy}")
+    refuse_old_nodes(model, path)
     return model
+
+
+# What a plugin node had before activations were [B, H, W, C], when it said itself how large the image is; and what it
+# has had since.
+OLD_ATTRIBUTES = {"height", "width", "window_size", "shift_size", "patch_size"}
+NEW_ATTRIBUTES = {"SwinMlp": "gelu"}
+
+
+def refuse_old_nodes(model, path: str | Path) -> None:
+    """Raises UserError if the graph of an onnx.ModelProto holds plugin nodes of an earlier version of this project."""
+    for node in model.graph.node:
+        names = {attribute.name for attribute in node.attribute} if node.domain == PLUGIN_DOMAIN else set()
+        if names & OLD_ATTRIBUTES or (names and NEW_ATTRIBUTES.get(node.op_type, "") not in {"", *names}):
+            raise UserError(f"{shown(path)}: its node {node.name or node.op_type} is one of an earlier version of this "
+                            "project; patch the FP32 graph again (onnx/graphsurgeon/add_all.py)")
 
 
 def _broken(model) -> str:

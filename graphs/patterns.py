@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from graphs.files import onnx_refusals
 from graphs.sessions import session
@@ -20,7 +21,8 @@ from utils import first_line
 # registers of a warpgroup; more do not fit there beside a tile of the hidden activations.
 MOST_CHANNELS = 192
 
-MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Split", "Gather", "Identity"}
+MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Split", "Gather", "Identity", "Pad"}
+PADDING = -1  # in the stead of a token's number, where zeros stand
 
 
 class Unmatched(Exception):
@@ -106,33 +108,59 @@ def is_residual(add: gs.Node | None) -> bool:
 # --- GELU ----------------------------------------------------------------------------------------------------
 
 
+EXACT, TANH = 1, 2  # forms of GELU, as the attribute gelu of SwinLinear and SwinMlp says them
+
+
 @dataclass
 class Gelu:
-    """y = x * Phi(x), Phi being the normal distribution's: (1 + erf(x / sqrt(2))) / 2."""
+    """y = x * Phi(x), Phi being the normal distribution's, (1 + erf(x / sqrt(2))) / 2, or its approximation by tanh."""
 
     x: gs.Tensor
     y: gs.Variable
     nodes: list[gs.Node]
+    form: int
 
 
 def gelus(graph: gs.Graph) -> list[Gelu]:
-    """All GELUs of the graph: the operator, or Erf with a division, an addition and two products around it.
+    """All GELUs of the graph: the operator, or Erf or Tanh with the arithmetic around it.
 
-    Exporters multiply in different orders, so that numbers decide where it ends. The tanh approximation is none.
+    Exporters multiply in different orders, so that numbers decide where it begins and ends.
     """
     found = []
     for node in graph.nodes:
         if node.op == "Gelu":
-            x, ends = node.inputs[0], [node.outputs[0]]
+            starts, ends = [node.inputs[0]], [node.outputs[0]]
+            form = TANH if node.attrs.get("approximate", "none") == "tanh" else EXACT
         elif node.op == "Erf":
             scaled = producer(node.inputs[0])
             x = operands(scaled)[0] if scaled is not None and scaled.op in ("Div", "Mul") else None
-            ends = _chain(graph, node.outputs[0], ("Add", "Mul")) if x is not None else []
+            starts = [x] if x is not None else []
+            ends, form = _chain(graph, node.outputs[0], ("Add", "Mul")), EXACT
+        elif node.op == "Tanh":
+            starts = _read_twice(node.inputs[0])
+            ends, form = _chain(graph, node.outputs[0], ("Add", "Mul")), TANH
         else:
             continue
-        y = next((end for end in ends if _is_gelu(graph, x, end)), None)
+        x, y = next(((x, end) for x in starts for end in ends if _is_gelu(graph, x, end, form)), (None, None))
         if y is not None:
-            found.append(Gelu(x, y, nodes_between([x], [y])))
+            found.append(Gelu(x, y, nodes_between([x], [y]), form))
+    return found
+
+
+def _read_twice(tensor: gs.Tensor) -> list[gs.Tensor]:
+    """What a tensor is made from by sums, products and powers, if several nodes read it; nearest first."""
+    found: list[gs.Tensor] = []
+    waiting, seen = [tensor], set()
+    while waiting:
+        tensor = waiting.pop(0)
+        node = producer(tensor)
+        if id(tensor) in seen or values(tensor) is not None:
+            continue
+        seen.add(id(tensor))
+        if len(tensor.outputs) > 1:
+            found.append(tensor)
+        if node is not None and node.op in ("Add", "Mul", "Pow", "Div"):
+            waiting.extend(node.inputs)
     return found
 
 
@@ -147,14 +175,17 @@ def _chain(graph: gs.Graph, tensor: gs.Tensor, ops: tuple[str, ...]) -> list[gs.
     return found
 
 
-def _is_gelu(graph: gs.Graph, x: gs.Tensor, y: gs.Tensor) -> bool:
+def _is_gelu(graph: gs.Graph, x: gs.Tensor, y: gs.Tensor, form: int) -> bool:
     numbers = np.linspace(-6, 6, 97, dtype=np.float32)
-    expected = [0.5 * number * (1 + math.erf(number / math.sqrt(2))) for number in numbers.tolist()]
+    exact = numbers.astype(np.float64)
+    gate = np.tanh(math.sqrt(2 / math.pi) * (exact + 0.044715 * exact**3)) if form == TANH else np.array(
+        [math.erf(number / math.sqrt(2)) for number in exact])
+    expected = 0.5 * exact * (1 + gate)
     try:
         (actual,) = run_between(graph, x, numbers, y)
     except Unmatched:
         return False
-    # FP32 rounding is below 1e-6; the tanh approximation is 5e-4 away.
+    # FP32 rounding is below 1e-6; the two forms are 5e-4 apart.
     return actual.shape == numbers.shape and np.abs(actual - expected).max() < 1e-5
 
 
@@ -323,7 +354,7 @@ def sources(order: dict[int, int], tensor: gs.Tensor) -> Iterator[gs.Tensor]:
             return
         frontier = [item for item in frontier if item is not last]
         for item in node.inputs:
-            if values(item) is None and not any(item is known for known in frontier):
+            if values(item) is None and not item.is_empty() and not any(item is known for known in frontier):
                 frontier.append(item)
 
 
@@ -379,6 +410,8 @@ def run_between(graph: gs.Graph, start: gs.Tensor, numbers: np.ndarray, *ends: g
     nodes = [node for node in graph.nodes if id(node) in inside]  # in the graph's order
     part = exported(gs.Graph(nodes, [start], list(ends), opset=graph.opset, import_domains=graph.import_domains,
                              ir_version=graph.ir_version))
+    if numbers.dtype == np.int64:
+        _with_whole_constants(part)
     # Its own types: a stretch that only moves elements is run on integers. The recorded ones do not hold then.
     element_type = helper.np_dtype_to_tensor_dtype(numbers.dtype)
     del part.graph.value_info[:]
@@ -391,21 +424,46 @@ def run_between(graph: gs.Graph, start: gs.Tensor, numbers: np.ndarray, *ends: g
         raise Unmatched(f"the part from {start.name} does not run by itself: {first_line(error)}") from error
 
 
+def _with_whole_constants(model: onnx.ModelProto) -> None:
+    """Make a graph that moves elements one of INT64, in place: the zeros that it puts in are, too.
+
+    Raises:
+        Unmatched: it puts in other numbers than whole ones.
+    """
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            numbers = numpy_helper.to_array(tensor)
+            if np.any(numbers != np.floor(numbers)):
+                raise Unmatched(f"{tensor.name} takes part in it")
+            tensor.CopyFrom(numpy_helper.from_array(numbers.astype(np.int64), tensor.name))
+
+
+def moved_elements(graph: gs.Graph, start: gs.Tensor, shape: tuple[int, ...], end: gs.Tensor) -> np.ndarray:
+    """Which element of `start` stands where in `end`: int64, of the shape of `end`; PADDING where a zero stands.
+
+    Raises:
+        Unmatched: between them elements are not only moved.
+    """
+    (moved,) = run_between(graph, start, np.arange(1, np.prod(shape) + 1, dtype=np.int64).reshape(shape), end)
+    return moved - 1  # a zero that the graph puts in is PADDING
+
+
 def moved_tokens(graph: gs.Graph, start: gs.Tensor, shape: tuple[int, ...], end: gs.Tensor) -> np.ndarray:
-    """Which token of `start` ([..., C], as `shape` says) stands where in `end` ([..., n*C]): int64 [number of tokens].
+    """Which token of `start` ([..., C], as `shape` says) stands where in `end` ([..., n*C]): int64 [number of tokens];
+    PADDING where there are zeros.
 
     Raises:
         Unmatched: between them elements are not moved token by token.
     """
-    numbers = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
-    (moved,) = run_between(graph, start, numbers, end)
-    channels = shape[-1]
-    if moved.size != numbers.size or moved.shape[-1] % channels:
-        raise Unmatched(f"{start.name} and {end.name} have different sizes")
+    moved, channels = moved_elements(graph, start, shape, end), shape[-1]
+    if moved.shape[-1] % channels:
+        raise Unmatched(f"{end.name} has not the channels of {start.name}")
     moved = moved.reshape(-1, channels)
-    if np.any(moved != moved[:, :1] + np.arange(channels)):
+    token = moved[:, 0] // channels  # PADDING where it is a zero
+    if np.any(moved[token != PADDING] != (token[token != PADDING, None] * channels + np.arange(channels))) or np.any(
+            moved[token == PADDING] != PADDING):
         raise Unmatched(f"channels change places between {start.name} and {end.name}")
-    return moved[:, 0] // channels
+    return token
 
 
 # --- regions that want FP32 in an FP16 graph ------------------------------------------------------------------

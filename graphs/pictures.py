@@ -14,7 +14,7 @@ import numpy as np
 
 from data.images import IMAGENET_MEAN, IMAGENET_STD
 from graphs.facts import RANGES, Facts, of_onnx
-from utils import UserError
+from utils import UserError, image_size
 
 if TYPE_CHECKING:  # what runs beside TensorRT imports this module where there is no onnx
     import onnx
@@ -98,18 +98,6 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", choices=LAYOUTS, help="order of its axes (default: as the graph's shape says)")
     parser.add_argument("--size", type=image_size, metavar="S or HxW",
                         help="height and width in pixels, for a graph that leaves them open")
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """What --size takes: 224, or 192x256 for height x width.
-
-    Raises:
-        UserError: anything else.
-    """
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) < 2**15 for part in parts):
-        raise UserError(f"--size {text}: not the size of an image; give one such as 224, or 192x256 for height x width")
-    return int(parts[0]), int(parts[-1])
 
 
 def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -2,8 +2,11 @@
 
 `expand(model)` replaces each node of the domain `swin` by standard operators of the model's own opset (12 and later).
 It is written from the nodes' contract (README.md beside this file), not from the graphs they were found in: LayerNorm
-and GELU by their formulas, attention by roll, partition, mask, softmax and reverse. It is slow and obvious on purpose:
-the patched graphs and the CUDA kernels are both held against it.
+and GELU by their formulas, attention by the index arithmetic that its contract states. It is slow and obvious on
+purpose: the patched graphs and the CUDA kernels are both held against it.
+
+Height and width are those that a tensor has when it is run: the operators read them off with Shape. So an expanded
+graph takes every image size that the patched one takes, open sizes too.
 """
 from __future__ import annotations
 
@@ -27,16 +30,19 @@ def _add_layer_norm(ops: Operators, attributes: dict, x: str, residual: str, gam
 
 def _linear(ops: Operators, attributes: dict, x: str, weight: str, bias: str, residual: str | None = None) -> str:
     y = ops.op("Add", ops.op("MatMul", x, ops.op("Transpose", weight, perm=[1, 0])), bias)
-    y = ops.gelu(y) if attributes["gelu"] else y
+    y = ops.activation(y, attributes["gelu"])
     return y if residual is None else ops.op("Add", y, residual)
 
 
 def _patch_embed(ops: Operators, attributes: dict, x: str, weight: str, bias: str, gamma: str, beta: str) -> str:
-    """[B, Ci, H, W] -> [B, (H/P)*(W/P), C]"""
-    size = attributes["patch_size"]
-    image = ops.op("Conv", x, weight, bias, kernel_shape=[size, size], strides=[size, size])
-    tokens = ops.op("Transpose", ops.reshape(image, 0, 0, -1), perm=[0, 2, 1])
-    return ops.layer_norm(tokens, gamma, beta, attributes["epsilon"])
+    """[B, Ci, H, W] -> [B, h, w, C], the image continued by zeros at the bottom and the right where `ceil` says so."""
+    patch = [attributes["patch_height"], attributes["patch_width"]]
+    if attributes["ceil"]:
+        missing = [ops.reshape(ops.op("Sub", ops.rounded_up(size, side), size), 1)
+                   for size, side in zip(ops.sizes(x, 2, 3), patch)]
+        x = ops.op("Pad", x, ops.op("Concat", ops.constant([0] * 6, np.int64), *missing, axis=0))
+    image = ops.op("Conv", x, weight, bias, kernel_shape=patch, strides=patch)
+    return ops.layer_norm(ops.op("Transpose", image, perm=[0, 2, 3, 1]), gamma, beta, attributes["epsilon"])
 
 
 def _mlp(ops: Operators, attributes: dict, x: str, gamma: str, beta: str, weight1: str, bias1: str, weight2: str,
@@ -51,7 +57,7 @@ def _mlp(ops: Operators, attributes: dict, x: str, gamma: str, beta: str, weight
             proj_gamma, proj_beta = proj_norm
             branch = ops.layer_norm(branch, proj_gamma, proj_beta, attributes["epsilon"])
         x = ops.op("Add", x, branch)
-    hidden = _linear(ops, {"gelu": 1}, norm(x) if attributes["norm_first"] else x, weight1, bias1)
+    hidden = _linear(ops, {"gelu": attributes["gelu"]}, norm(x) if attributes["norm_first"] else x, weight1, bias1)
     y = _linear(ops, {"gelu": 0}, hidden, weight2, bias2)
     return ops.op("Add", x, y if attributes["norm_first"] else norm(y))
 
@@ -64,8 +70,8 @@ EXPANSIONS: dict[str, Callable[..., list[str]]] = {
     "SwinLayerNormAdd": lambda ops, a, x, residual, gamma, beta: [
         ops.op("Add", residual, ops.layer_norm(x, gamma, beta, a["epsilon"]))],
     "SwinPatchMergeLayerNorm": lambda ops, a, x, gamma, beta: [
-        ops.layer_norm(ops.merge_patches(x, a["height"], a["width"]), gamma, beta, a["epsilon"])],
-    "SwinPatchMerge": lambda ops, a, x: [ops.merge_patches(x, a["height"], a["width"])],
+        ops.layer_norm(ops.merge_patches(x), gamma, beta, a["epsilon"])],
+    "SwinPatchMerge": lambda ops, a, x: [ops.merge_patches(x)],
     "SwinFNorm": lambda ops, a, x: [ops.unit(x, a["epsilon"])],
     "SwinAttention": lambda ops, a, *inputs: [attention(ops, a, *inputs)],
     "SwinLinear": lambda ops, a, *inputs: [_linear(ops, a, *inputs)],

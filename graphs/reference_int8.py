@@ -35,7 +35,7 @@ def _linear(ops: Operators, a: dict, x: str, weight: str, scale: str, bias: str,
     # x and weight hold whole numbers here
     total = ops.op("MatMul", x, ops.op("Transpose", weight, perm=[1, 0]))
     y = ops.op("Add", ops.op("Mul", total, scale), bias)
-    y = ops.gelu(y) if a["gelu"] else y
+    y = ops.activation(y, a["gelu"])
     y = y if residual is None else ops.op("Add", y, residual)
     return [quantise(ops, y, a["y_scale"]) if a["y_scale"] else y]
 
@@ -50,8 +50,12 @@ def _layer_norm_add(ops: Operators, a: dict, x: str, residual: str, gamma: str, 
     return [y, quantise(ops, y, a["y_scale"])]
 
 
-def _attention(ops: Operators, a: dict, qkv: str, *parameters: str) -> list:
-    y = attention(ops, a, ops.op("Mul", qkv, ops.constant(a["qkv_scale"])), *parameters)
+def _attention(ops: Operators, a: dict, qkv: str, bias: str, padding: str, *logit_scale: str) -> list:
+    def real(quantised: str) -> str:
+        return ops.op("Mul", quantised, ops.constant(a["qkv_scale"]))
+
+    padding = ops.op("Cast", quantise(ops, padding, a["qkv_scale"]), to=TensorProto.FLOAT)  # as qkv is
+    y = attention(ops, a, real(qkv), bias, real(padding), *logit_scale)
     return [quantise(ops, y, a["y_scale"]) if a["y_scale"] else y]
 
 
@@ -63,7 +67,8 @@ def _attention_branch(ops: Operators, a: dict, x_q: str, x: str, qkv_weight: str
         return ops.op("Cast", tensor, to=TensorProto.FLOAT)
 
     (qkv,) = _linear(ops, {"gelu": 0, "y_scale": a["qkv_scale"]}, x_q, qkv_weight, qkv_factor, qkv_bias)
-    (y,) = _attention(ops, {**a, "y_scale": a["attention_scale"]}, fp32(qkv), bias, *logit_scale)
+    # No window needs padding here, so that its value does not count.
+    (y,) = _attention(ops, {**a, "y_scale": a["attention_scale"]}, fp32(qkv), bias, qkv_bias, *logit_scale)
     (y,) = _linear(ops, {"gelu": 0, "y_scale": a["proj_scale"]}, fp32(y), proj_weight, proj_factor, proj_bias,
                    *([x] if a["norm_first"] else []))
     if a["norm_first"]:

@@ -19,21 +19,37 @@ from data.photo_crops import crops
 from graphs.facts import carried_over, precision_of
 from graphs.files import PLUGIN_DOMAIN, is_large, load_onnx, onnx_target, save_onnx
 from graphs.outputs import Figures, Runner, classifiers, compared, refuse_unsound
+from graphs.patterns import attention_softmaxes
 from graphs.pictures import Picture, add_input_arguments, picture, sized
-from graphs.tidy import LAST_OPSET_OF_TENSORRT_8, drop_idle, exported, opset_of, tidy
+from graphs.tidy import (
+    LAST_OPSET_OF_TENSORRT_8,
+    PROBED_BATCHES,
+    drop_idle,
+    exported,
+    images_of_tokens,
+    imported,
+    leave_sizes_open,
+    opset_of,
+    probed_batches,
+    tidy,
+)
 from utils import ROOT, UserError, about, shown
 
-CHECKED_BATCHES = (1, 3)
+CHECKED_BATCHES, CHECKED_BATCHES_OF_LARGE_IMAGES = (1, 3), (1, 2)
 SAME_LABELS = 0.5  # of a whole-numbered output's elements, where its scores are the same
 TOLERANCE = 1e-5  # of the largest logit: both graphs compute in FP32, in a different order
 
 
 @dataclass
 class Report:
-    """What one step did: `replaced` of `found` places that hold `what`, and why the others were left."""
+    """What one step did: `replaced` of `found` places that hold `what`, and why the others were left.
+
+    `essential`: the steps that it belongs to make no sense where it replaced nothing.
+    """
 
     what: str
     replaced: int = 0
+    essential: bool = False
     details: str = ""  # of those replaced
     left: list[str] = field(default_factory=list)
 
@@ -89,6 +105,10 @@ def patch(model: onnx.ModelProto, steps: list[Step]) -> tuple[onnx.ModelProto, l
     for step in steps:
         reports.append(step(graph))
         drop_idle(graph.cleanup().toposort())
+        images_of_tokens(graph)  # what a step brought to [B, H, W, C] may have neighbours that can follow
+        drop_idle(graph)
+    for report in reports:
+        _refuse_without(report, graph)
     if not any(report.replaced for report in reports):
         reasons = [why for report in reports for why in report.left]
         present = ", ".join(f"{count} {op}" for op, count in plugin_counts(model).items())
@@ -98,11 +118,33 @@ def patch(model: onnx.ModelProto, steps: list[Step]) -> tuple[onnx.ModelProto, l
         if present:
             raise UserError(f"already patched: it holds {present} and no {what} besides; start from the unpatched file")
         raise UserError(f"has no {what} to replace; give the graph of a Swin Transformer that has")
+    leave_sizes_open(graph)
     patched = exported(graph)
     patched.producer_name, patched.producer_version = model.producer_name, model.producer_version
     if not is_large(patched):  # the checker takes no more than 2 GiB
         onnx.checker.check_model(patched)
     return patched, reports
+
+
+def _refuse_without(report: Report, graph: gs.Graph) -> None:
+    """Raises UserError where an essential step replaced nothing and nothing had been replaced before."""
+    if not report.essential or report.replaced or any(node.op.startswith("SwinAttention") for node in graph.nodes):
+        return
+    if report.left:
+        raise UserError(f"none of {len(report.left)} {report.what} could be replaced; the first: {report.left[0]}")
+    raise UserError(f"has no {report.what} to replace; give the graph of a Swin Transformer that has")
+
+
+def _what_stays(model: onnx.ModelProto) -> str:
+    """Which attentions of a graph with SwinAttention nodes are standard operators still, in a line; "" if none are."""
+    counts = plugin_counts(model)
+    replaced = sum(count for op, count in counts.items() if op.startswith("SwinAttention"))
+    left = [node.name for node in attention_softmaxes(imported(model))] if replaced else []
+    if not left:
+        return ""
+    names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+    return (f"{len(left)} of {len(left) + replaced} attentions stay standard operators, which TensorRT runs by itself: "
+            f"{names}")
 
 
 def held_out(wanted: Picture, count: int) -> np.ndarray:
@@ -127,11 +169,19 @@ def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = T
     classifying = classifiers(model)
     expected_by, actual_by = Runner(model, classifying), Runner(patched, classifying)
     lines = []
-    for batch in CHECKED_BATCHES if wanted.batch is None else (wanted.batch,):
+    for batch in checked_batches(wanted):
         images = held_out(wanted, batch)
         figures = compared(expected_by(images), actual_by(images), classifying)
         lines += [f"check, {what}batch {batch}: {line}" for line in _judged(figures, tolerance, batch, classifying)]
     return lines
+
+
+def checked_batches(wanted: Picture) -> tuple[int, ...]:
+    """The batches that graphs are compared at."""
+    if wanted.batch is not None:
+        return (wanted.batch,)
+    dims = [None, wanted.channels, wanted.height, wanted.width]
+    return CHECKED_BATCHES if probed_batches(dims) == PROBED_BATCHES else CHECKED_BATCHES_OF_LARGE_IMAGES
 
 
 def _judged(figures: list[Figures], tolerance: float, batch: int, classifying: list[str]) -> list[str]:
@@ -241,6 +291,9 @@ def save(model: onnx.ModelProto, path: Path, args: argparse.Namespace) -> None:
     save_onnx(model, path)
     plugins = ", ".join(f"{count} {op}" for op, count in plugin_counts(model).items())
     print(f"wrote {shown(path)}: {len(model.graph.node)} nodes" + (f", of them {plugins}" if plugins else ""))
+    stays = _what_stays(model)
+    if stays:
+        print(stays)
     if opset_of(model) > LAST_OPSET_OF_TENSORRT_8:
         print(f"its opset {opset_of(model)} could not be lowered to {LAST_OPSET_OF_TENSORRT_8}: "
               "TensorRT 8.6 does not read it, 10 and later do")

@@ -9,13 +9,15 @@ batch is a multiple of it. After `tidy`:
 - each Reshape has a constant target with at most one -1, and stands where Squeeze, Unsqueeze and Flatten stood;
 - operators that do nothing are gone: Pad by zero, Slice of everything, Reshape to the same shape, Expand before Div;
 - three linear layers that make one attention's q, k and v (Hugging Face) are one linear layer and a Split;
-- Gemm is MatMul + Add, and what works token by token sees [B, H*W, C] rather than [B, H, W, C] or [B*H*W, C];
+- Gemm is MatMul + Add, and what works token by token sees [B, H, W, C] rather than [B, H*W, C] or [B*H*W, C];
 - every tensor has its shape and type, and the batch is called `batch` where it is not fixed.
 
 onnxsim folds what is constant, but keeps the arithmetic on shapes of an open batch and each exporter's operators.
 """
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +34,8 @@ from utils import UserError, first_line
 
 BATCH = "batch"
 PROBED_BATCHES = (2, 3)
+PROBED_BATCHES_OF_LARGE_IMAGES = (1, 2)  # for memory: at 2560 x 1920 one tensor of an image takes hundreds of MiB
+LARGE_IMAGE = 3 * 2**20  # numbers
 OLDEST_OPSET, LAST_OPSET_OF_TENSORRT_8 = 12, 17
 FIRST_OPSET_OF_SPLIT_BY_INPUT = 13
 SHAPE_OPERATORS = ("Shape", "Size")  # what they give depends on the image's size, not on its pixels
@@ -101,6 +105,16 @@ def shape_at(tensor: gs.Tensor, batch: int) -> tuple[int, ...]:
         return batch if dim == BATCH else batch * int(dim.removesuffix(f"*{BATCH}"))
 
     return tuple(one(dim) for dim in tensor.shape)
+
+
+def probed_batches(dims: Sequence[int | str | None]) -> tuple[int, int]:
+    """The two batches that a graph whose batch is open is run at; parts of it are run at the first.
+
+    Args:
+        dims: shape of the image input.
+    """
+    numbers = np.prod([dim for dim in dims[1:] if isinstance(dim, int)])
+    return PROBED_BATCHES if numbers < LARGE_IMAGE else PROBED_BATCHES_OF_LARGE_IMAGES
 
 
 def reshape_target(shape: list[int | str | None]) -> np.ndarray | None:
@@ -226,7 +240,7 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
     if None in dims[1:]:
         raise UserError(f"its input is {dims} instead of [batch, 3, height, width]; export it with a fixed image size")
     model = standard(model)
-    batches = PROBED_BATCHES if dims[0] is None else (dims[0],)
+    batches = probed_batches(dims) if dims[0] is None else (dims[0],)
     first, *others = runs = _probe(model, batches)
 
     graph = imported(model)
@@ -247,7 +261,7 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
     for node in list(graph.cleanup().nodes):
         _plain_operator(graph, node)
     graph.cleanup().toposort()
-    _flatten_tokens(graph)
+    images_of_tokens(graph)
     drop_idle(graph)
     graph = _lower_opset(graph)
     _join_q_k_v(graph)
@@ -305,70 +319,189 @@ def _is_linear_gemm(node: gs.Node) -> bool:
 
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Erf", "Gelu", "Relu", "Sigmoid", "Tanh"}
 TOKEN_OPERATORS = {"LayerNormalization", "SwinLayerNorm", "SwinLayerNormWithParams", "SwinAddLayerNorm",
-                   "SwinLayerNormAdd"}
+                   "SwinLayerNormAdd", "SwinLinear", "SwinMlp"}
 
 
-def _flatten_tokens(graph: gs.Graph) -> None:
-    """Let what treats each token by itself work on [B, H*W, C] where it worked on [B, H, W, C] or [B*H*W, C].
+def images_of_tokens(graph: gs.Graph) -> None:
+    """Let what treats each token by itself work on [B, H, W, C] where it worked on [B, H*W, C] or [B*H*W, C].
 
-    Then a block has no Reshape between its LayerNorms, its linear layers and its residual Adds. Starts at a LayerNorm
-    or a linear layer and follows the elementwise operators; the arithmetic inside attention stays as it is.
+    Then a block has no Reshape between its LayerNorms, its linear layers and its residual Adds, and no node but a
+    Reshape that leaves the tokens says how large the image is. The tensors that LayerNorms, linear layers, elementwise
+    operators and Reshapes of the leading axes connect hold the same tokens in the same order; where one of them is
+    [B, H, W, C], all can be.
     """
-    flat: dict[str, gs.Variable] = {}  # by the name of the 4-D or 2-D tensor
+    classes = _Classes()
+    for node in graph.nodes:
+        tensors = _connected(node)
+        for tensor in tensors[1:]:
+            classes.join(tensors[0], tensor)
+    batch = graph.inputs[0].shape[0]
+    images: dict[int, list[list[int | str]]] = {}
+    for tensor in list(classes.tensors()):
+        if len(tensor.shape) == 4 and tensor.shape[0] == batch and all(isinstance(n, int) for n in tensor.shape[1:3]):
+            known = images.setdefault(classes.of(tensor), [])
+            known += [list(tensor.shape[:3])] if list(tensor.shape[:3]) not in known else []
+    for tensor, leading in _cut_images(graph):
+        images.setdefault(classes.of(tensor), [leading])
 
-    def flattened(tensor: gs.Variable, tokens: list[int | str]) -> gs.Variable:
-        if tensor.name not in flat:
-            shape = [*tokens, tensor.shape[-1]]
-            flat[tensor.name] = add_node(graph, "Reshape", [tensor, reshape_target(shape)],
-                                         f"{tensor.name}/tokens", shape)
-        return flat[tensor.name]
-
+    made: dict[int, gs.Tensor] = {}  # what a tensor is as an image, by id()
+    taken = {tensor.name for node in graph.nodes for tensor in (*node.inputs, *node.outputs)}
     for node in list(graph.nodes):
-        computed = [tensor for tensor in node.inputs if isinstance(tensor, gs.Variable) and not tensor.is_empty()]
-        tokens = _tokens(computed, flat)
-        if tokens is None or not _is_token_operator(node, computed, flat):
+        tensors = _connected(node) if node.op != "Reshape" else []
+        known = images.get(classes.of(tensors[0]), []) if tensors else []
+        # [B, N, 1, C] may be tokens with the heads beside them.
+        known = [leading for leading in known if 1 not in leading[1:]] or known
+        if len(known) != 1 or list(tensors[0].shape[:-1]) == known[0]:
             continue
-        node.inputs = [flattened(tensor, tokens) if isinstance(tensor, gs.Variable) else tensor
-                       for tensor in node.inputs]
-        for i, image in enumerate(list(node.outputs)):
-            flat[image.name] = gs.Variable(f"{image.name}/tokens", image.dtype, [*tokens, image.shape[-1]])
-            node.outputs[i] = flat[image.name]
-            add_node(graph, "Reshape", [flat[image.name], reshape_target(image.shape)], image)
+        (leading,) = known
+        _take_images(graph, node, leading, made, taken)
+        for tokens in node.outputs:
+            if not tokens.is_empty() and tokens.shape is not None:
+                before, tokens.shape = tokens.shape, [*leading, tokens.shape[-1]]
+                flat, image = tokens_as_read(graph, tokens, before, taken)
+                classes.join(flat, image)
+                made[id(flat)] = image
+    _pool_images(graph)
     graph.toposort()
 
 
-def _tokens(computed: list[gs.Variable], flat: dict[str, gs.Variable]) -> list[int | str] | None:
-    """Batch and number of tokens of the tensors that a node reads; None where they tell none, or different ones."""
-    known = [flat[tensor.name].shape[:2] for tensor in computed if tensor.name in flat]
-    for tensor in computed:
-        before = producer(tensor)
-        if tensor.shape is None or None in tensor.shape:
-            return None
-        if len(tensor.shape) == 4:
-            batch, height, width, _ = tensor.shape
-            if all(isinstance(dim, int) for dim in (height, width)) and (batch == BATCH or isinstance(batch, int)):
-                known.append([batch, height * width])
-        elif len(tensor.shape) == 2 and before is not None and before.op == "Reshape":
-            shape = before.inputs[0].shape
-            if shape is not None and len(shape) == 3 and None not in shape and shape[2] == tensor.shape[1]:
-                known.append(shape[:2])
-    return known[0] if known and all(tokens == known[0] for tokens in known) else None
+def _pool_images(graph: gs.Graph) -> None:
+    """Let a mean over the tokens [B, H*W, C] of an image be one over its rows and columns."""
+    for node in graph.nodes:
+        before = producer(node.inputs[0]) if node.op == "ReduceMean" else None
+        if before is None or before.op != "Reshape" or node.attrs.get("keepdims", 1):
+            continue
+        image, tokens = before.inputs[0].shape, node.inputs[0].shape
+        by_input = len(node.inputs) > 1
+        axes = values(node.inputs[1]) if by_input else node.attrs.get("axes")
+        if image is None or tokens is None or axes is None or list(axes) != [1] or len(image) != 4 or (
+                len(tokens) != 3 or [image[0], image[-1]] != [tokens[0], tokens[-1]]):
+            continue
+        node.inputs[0] = before.inputs[0]
+        if by_input:
+            node.inputs[1] = gs.Constant(f"{node.name}/axes", np.array([1, 2]))
+        else:
+            node.attrs["axes"] = [1, 2]
 
 
-def _is_token_operator(node: gs.Node, computed: list[gs.Variable], flat: dict[str, gs.Variable]) -> bool:
-    tensors = [*computed, *node.outputs]
-    leading = tensors[0].shape[:-1]
-    if any(tensor.shape is None or len(tensor.shape) < 2 or tensor.shape[:-1] != leading for tensor in tensors):
-        return False
+def _cut_images(graph: gs.Graph) -> Iterable[tuple[gs.Tensor, list[int | str]]]:
+    """Tensors [B, H*W, C] that a Reshape cuts into [B, H/n, n, W/m, m, ...], or makes of that, and their [B, H, W]."""
+    for node in graph.nodes:
+        if node.op != "Reshape":
+            continue
+        for tokens, cut in ((node.inputs[0], node.outputs[0]), (node.outputs[0], node.inputs[0])):
+            if (tokens.shape is None or cut.shape is None or len(tokens.shape) != 3 or len(cut.shape) < 6
+                    or tokens.shape[0] != graph.inputs[0].shape[0] or cut.shape[0] != tokens.shape[0]):
+                continue
+            _, *sizes = cut.shape[:5]
+            if all(isinstance(size, int) for size in sizes) and np.prod(sizes) == tokens.shape[1]:
+                yield tokens, [tokens.shape[0], sizes[0] * sizes[1], sizes[2] * sizes[3]]
+
+
+def _take_images(graph: gs.Graph, node: gs.Node, leading: list[int | str], made: dict[int, gs.Tensor],
+                 taken: set[str]) -> None:
+    """Let a node read its tokens [..., C] as [*leading, C], constants that differ from token to token too.
+
+    Args:
+        made: the images that there are of tensors, by id().
+        taken: the names of all tensors.
+    """
+    for i, tensor in enumerate(node.inputs):
+        if isinstance(tensor, gs.Constant):
+            if node.op in ELEMENTWISE and len(tensor.shape) > 1:
+                per_token = tensor.values.reshape(1, *leading[1:], tensor.shape[-1])
+                node.inputs[i] = gs.Constant(f"{node.name}/constant_{i}", per_token)
+        elif not tensor.is_empty():
+            shape = [*leading, tensor.shape[-1]]
+            if id(tensor) not in made:
+                name = tensor.name  # goes with what linear layers and LayerNorms read: scales of INT8 are kept by it
+                if tensor.inputs and not is_output(graph, tensor):
+                    tensor.name = _fresh(f"{name}/tokens", taken)
+                else:
+                    name = _fresh(f"{name}/image", taken)
+                made[id(tensor)] = add_node(graph, "Reshape", [tensor, reshape_target(shape)],
+                                            gs.Variable(name, tensor.dtype, shape))
+            node.inputs[i] = made[id(tensor)]
+
+
+def tokens_as_read(graph: gs.Graph, image: gs.Variable, shape: list[int | str], taken: set[str] | None = None
+                   ) -> tuple[gs.Variable, gs.Variable]:
+    """Let what reads a tensor read a Reshape of it, whose own shape has become another; gives back that and the tensor.
+
+    The tensor keeps its name, but an output of the graph: there the Reshape has it.
+
+    Args:
+        shape: what it is read as.
+        taken: the names of all tensors, where they are known.
+    """
+    taken = {name for node in graph.nodes for name in (t.name for t in (*node.inputs, *node.outputs))} if (
+        taken is None) else taken
+    if is_output(graph, image):
+        (maker,) = image.inputs
+        made = gs.Variable(_fresh(f"{image.name}/image", taken), image.dtype, image.shape)
+        maker.outputs[[tensor is image for tensor in maker.outputs].index(True)] = made
+        image.shape = shape
+        add_node(graph, "Reshape", [made, reshape_target(shape)], image)
+        return image, made
+    flat = gs.Variable(_fresh(f"{image.name}/tokens", taken), image.dtype, shape)
+    replace_uses(image, flat)
+    add_node(graph, "Reshape", [image, reshape_target(shape)], flat)
+    return flat, image
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    """A name that no tensor has, which it has from now on."""
+    fresh = next(fresh for count in itertools.count() if (fresh := f"{name}_{count}" if count else name) not in taken)
+    taken.add(fresh)
+    return fresh
+
+
+class _Classes:
+    """Tensors that are known to be of one kind: a union of sets."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, gs.Tensor] = {}
+        self.parent: dict[int, int] = {}
+
+    def of(self, tensor: gs.Tensor) -> int:
+        """The set that a tensor is in, as a number."""
+        self.known.setdefault(id(tensor), tensor)
+        root = self.parent.setdefault(id(tensor), id(tensor))
+        while self.parent[root] != root:
+            self.parent[root] = root = self.parent[self.parent[root]]
+        return root
+
+    def join(self, one: gs.Tensor, other: gs.Tensor) -> None:
+        self.parent[self.of(one)] = self.of(other)
+
+    def tensors(self) -> Iterable[gs.Tensor]:
+        return self.known.values()
+
+
+def _connected(node: gs.Node) -> list[gs.Tensor]:
+    """The tensors that a node reads and makes, where it leaves all tokens [..., C] at their places; else none."""
+    computed = [tensor for tensor in node.inputs if isinstance(tensor, gs.Variable) and not tensor.is_empty()]
+    tensors = [*computed, *(tensor for tensor in node.outputs if not tensor.is_empty())]
+    if not computed or any(tensor.shape is None or len(tensor.shape) < 2 for tensor in tensors):
+        return []
+    if node.op == "Reshape":
+        x, y = tensors[0], node.outputs[0]
+        return [x, y] if len(computed) == 1 and x.shape[-1] == y.shape[-1] and isinstance(x.shape[-1], int) else []
+    leading = list(tensors[0].shape[:-1])
+    if any(list(tensor.shape[:-1]) != leading for tensor in tensors):
+        return []
     constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
     if node.op in TOKEN_OPERATORS:
-        return node.attrs.get("axis", -1) == -1
-    if node.op == "MatMul":
-        return len(constants) == 1 and constants[0] is node.inputs[1] and len(constants[0].shape) == 2
-    if node.op == "ReduceMean":
-        return reduces_last_axis(node)
-    return (node.op in ELEMENTWISE and all(len(tensor.shape) <= 1 for tensor in constants)
-            and any(tensor.name in flat for tensor in computed))
+        treats = node.attrs.get("axis", -1) == -1
+    elif node.op == "MatMul":
+        treats = len(constants) == 1 and constants[0] is node.inputs[1] and len(constants[0].shape) == 2
+    elif node.op == "ReduceMean":
+        treats = reduces_last_axis(node)
+    else:
+        tokens = leading[1] if len(leading) == 2 else None
+        treats = node.op in ELEMENTWISE and all(
+            len(tensor.shape) <= 1 or list(tensor.shape[:-1]) == [1, tokens] for tensor in constants)
+    return tensors if treats else []
 
 
 def reduces_last_axis(node: gs.Node) -> bool:
@@ -510,6 +643,26 @@ def _read_leading_dims_from(graph: gs.Graph, x: gs.Tensor, y: gs.Variable) -> No
         if picked and not is_output(graph, node.outputs[0]) and all(
                 index is not None and np.all((index >= 0) & (index < len(y.shape) - 1)) for index in picked):
             node.inputs[0] = y
+
+
+def leave_sizes_open(graph: gs.Graph) -> None:
+    """Let a Reshape take from its input what it keeps, and infer one more: [B, H, W, C] to [B, H*W, C] is [0, -1, C].
+
+    Then it takes images of another size, too.
+    """
+    for node in graph.nodes:
+        if node.op != "Reshape" or values(node.inputs[1]) is None:
+            continue
+        before, after = node.inputs[0].shape, node.outputs[0].shape
+        if before is None or after is None or len(after) > len(before):
+            continue
+        same = [old is not None and old == new for old, new in zip(before, after)]
+        kept = same.index(False) if False in same else len(same)
+        target = [0] * kept + [dim if isinstance(dim, int) else -1 for dim in after[kept:]]
+        if kept and kept < len(after) and target[kept] != -1 and -1 not in target:
+            target[kept] = -1  # the tokens, where an image becomes a row of them
+        if target.count(-1) <= 1:
+            node.inputs[1] = gs.Constant(f"{node.outputs[0].name}/target", np.array(target, np.int64))
 
 
 def drop_idle(graph: gs.Graph) -> None:

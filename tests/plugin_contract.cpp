@@ -95,7 +95,12 @@ public:
         DimensionOperation operation, const IDimensionExpr& first, const IDimensionExpr& second) noexcept override {
         const Size a = first.isConstant() ? first.getConstantValue() : -1;
         const Size b = second.getConstantValue();
-        return constant(a < 0 ? -1 : operation == DimensionOperation::kPROD ? a * b : a / b);
+        if (a < 0) return constant(-1);
+        switch (operation) {
+        case DimensionOperation::kPROD: return constant(a * b);
+        case DimensionOperation::kCEIL_DIV: return constant((a + b - 1) / b);
+        default: return constant(a / b);
+        }
     }
 #if NV_TENSORRT_MAJOR >= 10
     const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) noexcept override {
@@ -312,18 +317,22 @@ struct Invalid {
 };
 
 const Attributes kEpsilon{{"epsilon", 1e-5F}};
-const Attributes kMerge{{"epsilon", 1e-5F}, {"height!", 56}, {"width!", 28}};
-const Attributes kPatch{{"epsilon", 1e-5F}, {"patch_size!", 4}, {"y_type!", 1}};
-const Attributes kGather{{"height!", 56}, {"width!", 28}};
+// Patches of 4 x `width`.
+Attributes patch(int width, int ceil, int y_type) {
+    return {{"epsilon", 1e-5F}, {"patch_height!", 4}, {"patch_width!", width}, {"ceil!", ceil}, {"y_type!", y_type}};
+}
 
-Attributes attention(int height, int width, int heads, int window, int shift) {
-    return {{"height!", height}, {"width!", width}, {"num_heads!", heads}, {"window_size!", window},
-        {"shift_size!", shift}, {"scale", 0.17F}, {"mask_value", -100}};
+Attributes attention(int heads, int window_height, int window_width, int shift) {
+    return {{"num_heads!", heads}, {"window_height!", window_height}, {"window_width!", window_width},
+        {"shift_height!", shift}, {"shift_width!", shift}, {"roll_first!", 0}, {"shift_if_covered!", 1},
+        {"scale", 0.17F}, {"mask_value", -100}};
 }
 
 Attributes linear(int gelu) { return {{"gelu!", gelu}}; }
 
-Attributes mlp(int norm_first) { return {{"norm_first!", norm_first}, {"epsilon", 1e-5F}}; }
+Attributes mlp(int norm_first, int gelu = 1) {
+    return {{"norm_first!", norm_first}, {"gelu!", gelu}, {"epsilon", 1e-5F}};
+}
 
 // Inputs of a SwinMlp on x [-1, 32], its own and what an end of the attention branch has more.
 std::vector<Shape> mlp_inputs(const std::vector<Shape>& more) {
@@ -343,16 +352,15 @@ Attributes norm_add_int8(float x_scale, float y_scale = 0.05F) {
     return attributes;
 }
 
-Attributes attention_int8(
-    int height, int width, int heads, int window, int shift, float qkv_scale, float y_scale = 0.02F) {
-    Attributes attributes = int8(attention(height, width, heads, window, shift), y_scale);
+Attributes attention_int8(int heads, int window, int shift, float qkv_scale, float y_scale = 0.02F) {
+    Attributes attributes = int8(attention(heads, window, window, shift), y_scale);
     attributes["qkv_scale"] = qkv_scale;
     return attributes;
 }
 
 // proj_scale: 0 for V1, positive for V2.
-Attributes branch_int8(int height, int width, int heads, int window, int shift, int norm_first, float proj_scale) {
-    Attributes attributes = attention_int8(height, width, heads, window, shift, 0.03F);
+Attributes branch_int8(int heads, int window, int shift, int norm_first, float proj_scale) {
+    Attributes attributes = attention_int8(heads, window, shift, 0.03F);
     attributes.insert(
         {{"epsilon", 1e-5F}, {"norm_first!", norm_first}, {"attention_scale", 0.04F}, {"proj_scale", proj_scale}});
     return attributes;
@@ -367,7 +375,8 @@ Attributes but(Attributes attributes, const std::string& name, float value) {
 // Inputs of a SwinAttentionBranchInt8 on 14 x 21 tokens of 96 channels, windows of 7; input `changed` is `shape`.
 std::vector<Shape> branch_inputs(int changed = -1, const Shape& shape = {}) {
     std::vector<Shape> inputs{
-        {-1, 294, 24}, {-1, 294, 96}, {288, 24}, {288}, {288}, {96, 24}, {96}, {96}, {3, 49, 56}, {96}, {96}, {3}};
+        {-1, 14, 21, 24}, {-1, 14, 21, 96}, {288, 24}, {288}, {288}, {96, 24}, {96}, {96}, {3, 49, 56}, {96}, {96},
+        {3}};
     if (changed >= 0) inputs[changed] = shape;
     return inputs;
 }
@@ -450,7 +459,16 @@ void check_invalid(const Invalid& invalid) {
 }
 
 int main() {
-    const Attributes kBranchV1 = branch_int8(14, 21, 3, 7, 3, 1, 0), kBranchV2 = branch_int8(14, 21, 3, 7, 3, 0, 0.02F);
+    const Attributes kBranchV1 = branch_int8(3, 7, 3, 1, 0), kBranchV2 = branch_int8(3, 7, 3, 0, 0.02F);
+    const Attributes kPatch = patch(4, 0, 1);
+    const std::vector<Shape> kPatchParameters{{96, 3, 4, 4}, {96}, {96}, {96}};
+    const auto patch_inputs = [&](const Shape& x) {
+        std::vector<Shape> inputs{x};
+        inputs.insert(inputs.end(), kPatchParameters.begin(), kPatchParameters.end());
+        return inputs;
+    };
+    const std::string kEarlier
+        = "made by an earlier version of this project; patch the FP32 graph again with add_all.py";
     const Valid valid[] = {
         {"SwinLayerNorm", kEpsilon, "aa", {{-1, 49, 96}}, {{-1, 49, 96}}},
         {"SwinLayerNorm", kEpsilon, "aa", {{-1, 96}}, {{-1, 96}}},
@@ -458,19 +476,34 @@ int main() {
         {"SwinAddLayerNorm", kEpsilon, "aaffaa", {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}},
             {{-1, 49, 96}, {-1, 49, 96}}},
         {"SwinLayerNormAdd", kEpsilon, "aaffa", {{-1, 49, 96}, {-1, 49, 96}, {96}, {96}}, {{-1, 49, 96}}},
-        {"SwinPatchMergeLayerNorm", kMerge, "affa", {{-1, 1568, 96}, {384}, {384}}, {{-1, 392, 384}}},
-        {"SwinPatchMerge", kGather, "aa", {{-1, 1568, 96}}, {{-1, 392, 384}}},
-        {"SwinPatchEmbed", kPatch, "fffffh", {{-1, 3, 224, 256}, {96, 3, 4, 4}, {96}, {96}, {96}}, {{-1, 3584, 96}}},
+        {"SwinPatchMergeLayerNorm", kEpsilon, "affa", {{-1, 56, 28, 96}, {384}, {384}}, {{-1, 28, 14, 384}}},
+        {"SwinPatchMergeLayerNorm", kEpsilon, "affa", {{-1, 57, 1, 33}, {132}, {132}}, {{-1, 29, 1, 132}}},
+        {"SwinPatchMerge", {}, "aa", {{-1, 56, 27, 96}}, {{-1, 28, 14, 384}}},
+        {"SwinPatchMerge", {}, "aa", {{-1, -1, -1, 96}}, {{-1, -1, -1, 384}}},
+        {"SwinPatchEmbed", kPatch, "fffffh", patch_inputs({-1, 3, 224, 256}), {{-1, 56, 64, 96}}},
+        {"SwinPatchEmbed", kPatch, "fffffh", patch_inputs({-1, 3, 227, 257}), {{-1, 56, 64, 96}}},
+        {"SwinPatchEmbed", patch(4, 1, 0), "ffffff", patch_inputs({-1, 3, 225, 3}), {{-1, 57, 1, 96}}},
+        {"SwinPatchEmbed", patch(4, 1, 0), "ffffff", patch_inputs({-1, 3, -1, -1}), {{-1, -1, -1, 96}}},
+        {"SwinPatchEmbed", patch(16, 0, 0), "ffffff", {{-1, 1, 64, 1001}, {48, 1, 4, 16}, {48}, {48}, {48}},
+            {{-1, 16, 62, 48}}},
         {"SwinFNorm", {{"epsilon", 1e-12F}}, "aa", {{-1, 3, 49, 32}}, {{-1, 3, 49, 32}}},
-        {"SwinAttention", attention(14, 21, 3, 7, 3), "afa", {{-1, 294, 288}, {3, 49, 56}}, {{-1, 294, 96}}},
-        {"SwinAttention", attention(16, 16, 3, 8, 0), "affa", {{-1, 256, 288}, {3, 64, 64}, {3}}, {{-1, 256, 96}}},
+        {"SwinAttention", attention(3, 7, 7, 3), "affa", {{-1, 14, 21, 288}, {3, 49, 56}, {288}}, {{-1, 14, 21, 96}}},
+        {"SwinAttention", attention(3, 8, 8, 0), "afffa", {{-1, 16, 16, 288}, {3, 64, 64}, {288}, {3}},
+            {{-1, 16, 16, 96}}},
+        {"SwinAttention", attention(3, 8, 32, 5), "affa", {{-1, -1, -1, 72}, {3, 256, 256}, {72}}, {{-1, -1, -1, 24}}},
+        {"SwinAttention", but(but(attention(2, 7, 14, 0), "shift_width!", 13), "roll_first!", 1), "affa",
+            {{-1, 5, 200, 384}, {2, 98, 104}, {384}}, {{-1, 5, 200, 128}}},
+        {"SwinAttention", but(attention(6, 32, 1, 0), "shift_if_covered!", 0), "affa",
+            {{-1, 1, 1, 720}, {6, 32, 32}, {720}}, {{-1, 1, 1, 240}}},
         {"SwinLinear", linear(1), "aaaa", {{-1, 49, 96}, {384, 96}, {384}}, {{-1, 49, 384}}},
+        {"SwinLinear", linear(2), "aaaa", {{-1, 7, 7, 96}, {384, 96}, {384}}, {{-1, 7, 7, 384}}},
         {"SwinLinear", linear(0), "aaaaa", {{-1, 49, 384}, {96, 384}, {96}, {-1, 49, 96}}, {{-1, 49, 96}}},
         {"SwinLinear", linear(0), "aaaa", {{-1, 95}, {33, 95}, {33}}, {{-1, 33}}},
         {"SwinLinear", but(linear(1), "plain_fp32!", 1), "aaaa", {{-1, 95}, {33, 95}, {33}}, {{-1, 33}}},
         {"SwinMlp", mlp(1), "affaaaaa", {{-1, 49, 96}, {96}, {96}, {384, 96}, {384}, {96, 384}, {96}}, {{-1, 49, 96}}},
         {"SwinMlp", mlp(0), "affaaaaa", {{-1, 7, 33}, {33}, {33}, {50, 33}, {50}, {33, 50}, {33}}, {{-1, 7, 33}}},
         {"SwinMlp", but(mlp(0), "plain_fp32!", 0), "affaaaaa", mlp_inputs({}), {{-1, 32}}},
+        {"SwinMlp", mlp(1, 2), "affaaaaa", mlp_inputs({}), {{-1, 32}}},
         {"SwinMlp", mlp(1), "affaaaaaaaa", mlp_inputs({{-1, 32}, {32, 32}, {32}}), {{-1, 32}}},
         {"SwinMlp", mlp(0), "affaaaaaaaffa", mlp_inputs({{-1, 32}, {32, 32}, {32}, {32}, {32}}), {{-1, 32}}},
         {"SwinMlp", mlp(0), "affaaaaaaaffa",
@@ -478,6 +511,7 @@ int main() {
             {{-1, 49, 96}}},
         // INT8 shapes are TensorRT's: a quarter of the last axis.
         {"SwinLinearInt8", int8(linear(1), 0.05F), "qqffq", {{-1, 49, 24}, {384, 24}, {384}, {384}}, {{-1, 49, 96}}},
+        {"SwinLinearInt8", int8(linear(2), 0.05F), "qqffq", {{-1, 24}, {384, 24}, {384}, {384}}, {{-1, 96}}},
         {"SwinLinearInt8", int8(linear(1), 0), "qqffh", {{-1, 49, 24}, {384, 24}, {384}, {384}}, {{-1, 49, 384}}},
         {"SwinLinearInt8", int8(linear(0), 0), "qqffhh", {{-1, 49, 96}, {96, 96}, {96}, {96}, {-1, 49, 96}},
             {{-1, 49, 96}}},
@@ -487,20 +521,21 @@ int main() {
         {"SwinLayerNormAddInt8", norm_add_int8(0.03F), "qhffhq", {{-1, 49, 24}, {-1, 49, 96}, {96}, {96}},
             {{-1, 49, 96}, {-1, 49, 24}}},
         {"SwinQuantize", int8({}, 0.05F), "hq", {{-1, 49, 96}}, {{-1, 49, 24}}},
-        {"SwinAttentionInt8", attention_int8(14, 21, 3, 7, 3, 0.03F), "qfq", {{-1, 294, 72}, {3, 49, 56}},
-            {{-1, 294, 24}}},
-        {"SwinAttentionInt8", attention_int8(16, 16, 3, 8, 0, 0.03F), "qffq", {{-1, 256, 72}, {3, 64, 64}, {3}},
-            {{-1, 256, 24}}},
-        {"SwinAttentionInt8", attention_int8(14, 21, 3, 7, 3, 0.03F, 0), "qfh", {{-1, 294, 72}, {3, 49, 56}},
-            {{-1, 294, 96}}},
-        {"SwinAttentionInt8", attention_int8(16, 16, 3, 8, 0, 0.03F, 0), "qffh", {{-1, 256, 72}, {3, 64, 64}, {3}},
-            {{-1, 256, 96}}},
-        {"SwinAttentionBranchInt8", kBranchV1, "qhqffqfffffhq", branch_inputs_v1(), {{-1, 294, 96}, {-1, 294, 24}}},
-        {"SwinAttentionBranchInt8", kBranchV2, "qhqffqffffffhq", branch_inputs(), {{-1, 294, 96}, {-1, 294, 24}}},
-        {"SwinAttentionBranchInt8", branch_int8(16, 16, 12, 8, 4, 0, 0.02F), "qhqffqffffffhq",
-            {{-1, 256, 96}, {-1, 256, 384}, {1152, 96}, {1152}, {1152}, {384, 96}, {384}, {384}, {12, 64, 64}, {384},
-                {384}, {12}},
-            {{-1, 256, 384}, {-1, 256, 96}}},
+        {"SwinAttentionInt8", attention_int8(3, 7, 3, 0.03F), "qffq", {{-1, 14, 21, 72}, {3, 49, 56}, {288}},
+            {{-1, 14, 21, 24}}},
+        {"SwinAttentionInt8", attention_int8(3, 8, 0, 0.03F), "qfffq", {{-1, 16, 17, 72}, {3, 64, 64}, {288}, {3}},
+            {{-1, 16, 17, 24}}},
+        {"SwinAttentionInt8", attention_int8(3, 7, 3, 0.03F, 0), "qffh", {{-1, 15, 21, 18}, {3, 49, 56}, {72}},
+            {{-1, 15, 21, 24}}},
+        {"SwinAttentionInt8", attention_int8(3, 8, 0, 0.03F, 0), "qfffh", {{-1, -1, 16, 72}, {3, 64, 64}, {288}, {3}},
+            {{-1, -1, 16, 96}}},
+        {"SwinAttentionBranchInt8", kBranchV1, "qhqffqfffffhq", branch_inputs_v1(),
+            {{-1, 14, 21, 96}, {-1, 14, 21, 24}}},
+        {"SwinAttentionBranchInt8", kBranchV2, "qhqffqffffffhq", branch_inputs(), {{-1, 14, 21, 96}, {-1, 14, 21, 24}}},
+        {"SwinAttentionBranchInt8", branch_int8(12, 8, 4, 0, 0.02F), "qhqffqffffffhq",
+            {{-1, 16, 16, 96}, {-1, 16, 16, 384}, {1152, 96}, {1152}, {1152}, {384, 96}, {384}, {384}, {12, 64, 64},
+                {384}, {384}, {12}},
+            {{-1, 16, 16, 384}, {-1, 16, 16, 96}}},
     };
     const Invalid invalid[] = {
         {"SwinLayerNorm", {}, {{2, 96}}, "attribute epsilon is missing"},
@@ -513,35 +548,60 @@ int main() {
         {"SwinAddLayerNorm", kEpsilon, {{-1, 49, 96}, {-1, 48, 96}, {96}, {96}}, "residual is [?, 48, 96] instead"},
         {"SwinLayerNormAdd", kEpsilon, {{-1, 49, 96}, {-1, 96}, {96}, {96}}, "residual is [?, 96]"},
         {"SwinLayerNormAdd", kEpsilon, {{-1, 49, 96}, {-1, 49, 96}, {96}}, "3 inputs instead of 4"},
-        {"SwinPatchMergeLayerNorm", kMerge, {{-1, 1567, 96}, {384}, {384}}, "1567 tokens instead of height * width"},
-        {"SwinPatchMergeLayerNorm", kMerge, {{-1, 1568, 96}, {96}, {96}}, "gamma is [96] instead of [384]"},
-        {"SwinPatchMergeLayerNorm", kMerge, {{-1, 1568, 2049}, {8196}, {8196}}, "wider than 8192"},
-        {"SwinPatchMerge", {{"height!", 7}, {"width!", 7}}, {{-1, 49, 96}}, "must be even"},
-        {"SwinPatchMerge", {{"height!", 7}}, {{-1, 49, 96}}, "attribute width is missing"},
-        {"SwinPatchEmbed", kPatch, {{-1, 3, 224, 226}, {96, 3, 4, 4}, {96}, {96}, {96}},
-            "which patches of 4 do not divide"},
+        {"SwinPatchMergeLayerNorm", kEpsilon, {{-1, 1568, 96}, {384}, {384}}, "x is [?, 1568, 96] instead of 4-dim"},
+        {"SwinPatchMergeLayerNorm", kEpsilon, {{-1, 56, 28, 96}, {96}, {96}}, "gamma is [96] instead of [384]"},
+        {"SwinPatchMergeLayerNorm", kEpsilon, {{-1, 56, 28, 2049}, {8196}, {8196}}, "wider than 8192"},
+        {"SwinPatchMergeLayerNorm", but(but(kEpsilon, "height!", 56), "width!", 28), {{-1, 56, 28, 96}, {384}, {384}},
+            "attribute height: the node was " + kEarlier},
+        {"SwinPatchMerge", {}, {{-1, 49, 96}}, "x is [?, 49, 96] instead of 4-dimensional"},
+        {"SwinPatchMerge", {{"width!", 7}}, {{-1, 7, 7, 96}}, "attribute width: the node was " + kEarlier},
+        {"SwinPatchMerge", {}, {{2, 46341, 46341, 4}}, "more than 2^31 - 1 tokens"},
+        {"SwinPatchEmbed", kPatch, patch_inputs({-1, 3, 3, 224}), "smaller than a patch of 4 x 4"},
         {"SwinPatchEmbed", kPatch, {{-1, 3, 224, 224}, {96, 1, 4, 4}, {96}, {96}, {96}},
             "weight is [96, 1, 4, 4] instead"},
+        {"SwinPatchEmbed", patch(2, 0, 1), patch_inputs({-1, 3, 224, 224}), "weight is [96, 3, 4, 4] instead"},
         {"SwinPatchEmbed", kPatch, {{-1, 3, 224, 224}, {96, 3, 4, 4}, {96}, {95}, {96}},
             "gamma is [95] instead of [96]"},
-        {"SwinPatchEmbed", kPatch, {{-1, 224, 224}, {96, 3, 4, 4}, {96}, {96}, {96}}, "instead of 4-dimensional"},
+        {"SwinPatchEmbed", kPatch, patch_inputs({-1, 224, 224}), "instead of 4-dimensional"},
         {"SwinPatchEmbed", kPatch, {{-1, 257, 8, 8}, {96, 257, 4, 4}, {96}, {96}, {96}}, "larger than 4096"},
-        {"SwinPatchEmbed", {{"epsilon", 1e-5F}, {"patch_size!", 0}, {"y_type!", 0}},
-            {{-1, 3, 8, 8}, {96, 3, 4, 4}, {96}, {96}, {96}}, "patch_size is 0"},
-        {"SwinPatchEmbed", {{"epsilon", 1e-5F}, {"patch_size!", 4}, {"y_type!", 2}},
-            {{-1, 3, 8, 8}, {96, 3, 4, 4}, {96}, {96}, {96}}, "y_type is 2"},
+        {"SwinPatchEmbed", but(kPatch, "patch_height!", 0), patch_inputs({-1, 3, 8, 8}), "patch_height is 0"},
+        {"SwinPatchEmbed", but(kPatch, "patch_width!", -1), patch_inputs({-1, 3, 8, 8}), "patch_width is -1"},
+        {"SwinPatchEmbed", but(kPatch, "ceil!", 2), patch_inputs({-1, 3, 8, 8}), "ceil is 2 instead of 0 or 1"},
+        {"SwinPatchEmbed", patch(4, 0, 2), patch_inputs({-1, 3, 8, 8}), "y_type is 2"},
+        {"SwinPatchEmbed", kPatch, patch_inputs({1, 3, 200000, 200000}), "more than 2^31 - 1 tokens"},
+        {"SwinPatchEmbed", {{"epsilon", 1e-5F}, {"patch_size!", 4}, {"y_type!", 0}}, patch_inputs({-1, 3, 8, 8}),
+            "attribute patch_size: the node was " + kEarlier},
         {"SwinFNorm", {{"epsilon", 1e-12F}}, {{-1, 9000}}, "wider than 8192"},
-        {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 195, 288}, {3, 49, 56}}, "195 tokens instead of"},
-        {"SwinAttention", attention(14, 14, 4, 7, 3), {{-1, 196, 288}, {4, 49, 56}}, "head dimension must be 32"},
-        {"SwinAttention", attention(14, 14, 3, 5, 0), {{-1, 196, 288}, {3, 25, 32}}, "does not divide"},
-        {"SwinAttention", attention(99, 33, 3, 33, 0), {{-1, 3267, 288}, {3, 1089, 1096}}, "1 to 32"},
-        {"SwinAttention", attention(14, 14, 3, 7, 7), {{-1, 196, 288}, {3, 49, 56}}, "shift_size 7"},
-        {"SwinAttention", attention(14, 14, 3, 7, -1), {{-1, 196, 288}, {3, 49, 56}}, "shift_size -1"},
-        {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 196, 288}, {3, 49, 49}}, "bias is [3, 49, 49] instead of"},
-        {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 196, 288}, {3, 49, 56}, {3, 1}}, "logit_scale is [3, 1]"},
-        {"SwinAttention", attention(14, 14, 3, 7, 3), {{-1, 196, 288}}, "1 inputs instead of 2 to 3"},
+        {"SwinAttention", attention(3, 7, 7, 3), {{-1, 196, 288}, {3, 49, 56}, {288}}, "qkv is [?, 196, 288] instead"},
+        {"SwinAttention", attention(4, 7, 7, 3), {{-1, 14, 14, 286}, {4, 49, 56}, {286}}, "286 channels for 4 heads"},
+        {"SwinAttention", attention(4, 7, 7, 3), {{-1, 14, 14, 360}, {4, 49, 56}, {360}}, "a multiple of 8 from 8"},
+        {"SwinAttention", attention(1, 7, 7, 3), {{-1, 14, 14, 216}, {1, 49, 56}, {216}}, "from 8 to 64"},
+        {"SwinAttention", attention(0, 7, 7, 3), {{-1, 14, 14, 288}, {0, 49, 56}, {288}}, "num_heads is 0"},
+        {"SwinAttention", attention(3, 33, 7, 0), {{-1, 14, 14, 288}, {3, 231, 232}, {288}}, "window_height 33 is not"},
+        {"SwinAttention", attention(3, 7, 33, 0), {{-1, 14, 14, 288}, {3, 231, 232}, {288}}, "window_width 33 is not"},
+        {"SwinAttention", attention(3, 7, 0, 0), {{-1, 14, 14, 288}, {3, 0, 0}, {288}}, "window_width 0 is not"},
+        {"SwinAttention", attention(3, 7, 8, 7), {{-1, 14, 14, 288}, {3, 56, 56}, {288}}, "shift_height 7 is not in"},
+        {"SwinAttention", attention(3, 8, 7, 7), {{-1, 14, 14, 288}, {3, 56, 56}, {288}}, "shift_width 7 is not in"},
+        {"SwinAttention", attention(3, 7, 7, -1), {{-1, 14, 14, 288}, {3, 49, 56}, {288}}, "shift_height -1"},
+        {"SwinAttention", but(attention(3, 7, 7, 3), "roll_first!", 2), {{-1, 14, 14, 288}, {3, 49, 56}, {288}},
+            "roll_first is 2 instead of 0 or 1"},
+        {"SwinAttention", but(attention(3, 7, 7, 3), "shift_if_covered!", -1), {{-1, 14, 14, 288}, {3, 49, 56}, {288}},
+            "shift_if_covered is -1 instead of 0 or 1"},
+        {"SwinAttention", attention(3, 7, 7, 3), {{-1, 14, 14, 288}, {3, 49, 49}, {288}}, "bias is [3, 49, 49]"},
+        {"SwinAttention", attention(3, 7, 8, 3), {{-1, 14, 14, 288}, {3, 49, 56}, {288}}, "instead of [3, 56, 56]"},
+        {"SwinAttention", attention(3, 7, 7, 3), {{-1, 14, 14, 288}, {3, 49, 56}, {96}}, "padding is [96] instead of"},
+        {"SwinAttention", attention(3, 7, 7, 3), {{-1, 14, 14, 288}, {3, 49, 56}, {288}, {3, 1}}, "scale is [3, 1]"},
+        {"SwinAttention", attention(3, 7, 7, 3), {{-1, 14, 14, 288}, {3, 49, 56}}, "2 inputs instead of 3 to 4"},
+        {"SwinAttention", attention(3, 7, 7, 3), {{2, 46340, 46340, 288}, {3, 49, 56}, {288}}, "2^31 - 1 tokens"},
+        {"SwinAttention", attention(3, 8, 8, 3), {{1, 46340, 46340, 288}, {3, 64, 64}, {288}},
+            "more than 2^31 - 1 tokens with the padding"},
+        {"SwinAttention", {{"height!", 14}, {"width!", 14}, {"num_heads!", 3}, {"window_size!", 7}, {"shift_size!", 3}},
+            {{-1, 196, 288}, {3, 49, 56}}, "the node was " + kEarlier},
+        {"SwinAttention", but(attention(3, 7, 7, 3), "window_size!", 7), {{-1, 14, 14, 288}, {3, 49, 56}, {288}},
+            "attribute window_size: the node was " + kEarlier},
         {"SwinLinear", {}, {{-1, 96}, {96, 96}, {96}}, "attribute gelu is missing"},
-        {"SwinLinear", linear(2), {{-1, 96}, {96, 96}, {96}}, "gelu is 2 instead of 0 or 1"},
+        {"SwinLinear", linear(3), {{-1, 96}, {96, 96}, {96}}, "gelu is 3 instead of 0 (none), 1 (GELU) or 2 (its tanh"},
+        {"SwinLinear", linear(2), {{-1, 96}, {96, 96}, {96}, {-1, 96}}, "gelu and a residual"},
         {"SwinLinear", but(linear(0), "plain_fp32!", 2), {{-1, 96}, {96, 96}, {96}}, "plain_fp32 is 2 instead of 0 or"},
         {"SwinLinear", but(linear(0), "plain_fp32", 1), {{-1, 96}, {96, 96}, {96}}, "plain_fp32 is not an integer"},
         {"SwinLinear", linear(0), {{-1, 96}, {96, 96}}, "2 inputs instead of 3 to 4"},
@@ -553,8 +613,9 @@ int main() {
         {"SwinLinear", linear(1), {{-1, 96}, {96, 96}, {96}, {-1, 96}}, "gelu and a residual"},
         {"SwinMlp", kEpsilon, {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}},
             "attribute norm_first is missing"},
-        {"SwinMlp", {{"norm_first!", 1}}, {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}},
-            "attribute epsilon is missing"},
+        {"SwinMlp", {{"norm_first!", 1}, {"gelu!", 1}}, mlp_inputs({}), "attribute epsilon is missing"},
+        {"SwinMlp", {{"norm_first!", 1}, {"epsilon", 1e-5F}}, mlp_inputs({}), "attribute gelu is missing"},
+        {"SwinMlp", mlp(1, 0), mlp_inputs({}), "gelu is 0 instead of 1 (GELU) or 2 (its tanh form)"},
         {"SwinMlp", mlp(2), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}, {32}}, "norm_first is 2 instead of 0"},
         {"SwinMlp", but(mlp(1), "plain_fp32!", -1), mlp_inputs({}), "plain_fp32 is -1 instead of 0 or 1"},
         {"SwinMlp", mlp(1), {{-1, 32}, {32}, {32}, {64, 32}, {64}, {32, 64}}, "6 inputs instead of 7 to 12"},
@@ -584,7 +645,7 @@ int main() {
         {"SwinMlp", mlp(0), mlp_inputs({{-1, 32}, {32, 32}, {32}, {32}, {64}}), "proj_beta is [64] instead of [32]"},
         {"SwinLinearInt8", linear(0), {{-1, 24}, {96, 24}, {96}, {96}}, "attribute y_scale is missing"},
         {"SwinLinearInt8", int8(linear(0), -1), {{-1, 24}, {96, 24}, {96}, {96}}, "instead of a positive number"},
-        {"SwinLinearInt8", int8(linear(2), 0), {{-1, 24}, {96, 24}, {96}, {96}}, "gelu is 2 instead of 0 or 1"},
+        {"SwinLinearInt8", int8(linear(-1), 0), {{-1, 24}, {96, 24}, {96}, {96}}, "gelu is -1 instead of 0 (none)"},
         {"SwinLinearInt8", int8(linear(0), 0), {{-1, 24}, {96, 20}, {96}, {96}}, "x is 96 instead of 80"},
         {"SwinLinearInt8", int8(linear(0), 0), {{-1, 24}, {90, 24}, {90}, {90}}, "not multiples of 16"},
         {"SwinLinearInt8", int8(linear(0), 0), {{-1, 21}, {96, 21}, {96}, {96}}, "not multiples of 16"},
@@ -603,31 +664,34 @@ int main() {
         {"SwinLayerNormAddInt8", norm_add_int8(0.03F, 0), {{-1, 24}, {-1, 96}, {96}, {96}}, "y_scale is 0"},
         {"SwinLayerNormAddInt8", int8(kEpsilon, 1), {{-1, 96}, {-1, 96}, {96}, {96}}, "attribute x_scale is missing"},
         {"SwinQuantize", int8({}, 0), {{-1, 96}}, "y_scale is 0"},
-        {"SwinAttentionInt8", attention_int8(14, 14, 3, 7, 3, 0), {{-1, 196, 72}, {3, 49, 56}}, "qkv_scale is 0"},
-        {"SwinAttentionInt8", attention_int8(14, 14, 3, 7, 3, 0, 0), {{-1, 196, 72}, {3, 49, 56}}, "qkv_scale is 0"},
-        {"SwinAttentionInt8", attention_int8(14, 14, 3, 7, 3, 1, -1), {{-1, 196, 72}, {3, 49, 56}}, "y_scale is -1"},
-        {"SwinAttentionInt8", attention(14, 14, 3, 7, 3), {{-1, 196, 72}, {3, 49, 56}},
+        {"SwinAttentionInt8", attention_int8(3, 7, 3, 0), {{-1, 14, 14, 72}, {3, 49, 56}, {288}}, "qkv_scale is 0"},
+        {"SwinAttentionInt8", attention_int8(3, 7, 3, 0, 0), {{-1, 14, 14, 72}, {3, 49, 56}, {288}}, "qkv_scale is 0"},
+        {"SwinAttentionInt8", attention_int8(3, 7, 3, 1, -1), {{-1, 14, 14, 72}, {3, 49, 56}, {288}}, "y_scale is -1"},
+        {"SwinAttentionInt8", attention(3, 7, 7, 3), {{-1, 14, 14, 72}, {3, 49, 56}, {288}},
             "attribute qkv_scale is missing"},
-        {"SwinAttentionInt8", attention_int8(14, 14, 4, 7, 3, 1), {{-1, 196, 72}, {4, 49, 56}}, "must be 32"},
-        {"SwinAttentionInt8", attention_int8(14, 14, 4, 7, 3, 1, 0), {{-1, 196, 72}, {4, 49, 56}}, "must be 32"},
-        {"SwinAttentionBranchInt8", attention_int8(14, 21, 3, 7, 3, 1), branch_inputs_v1(),
-            "attribute norm_first is missing"},
-        {"SwinAttentionBranchInt8", branch_int8(14, 21, 3, 7, 3, 2, 0), branch_inputs_v1(), "norm_first is 2 instead"},
+        {"SwinAttentionInt8", attention_int8(4, 7, 3, 1), {{-1, 14, 14, 71}, {4, 49, 56}, {284}}, "from 8 to 64"},
+        {"SwinAttentionInt8", attention_int8(4, 7, 3, 1, 0), {{-1, 14, 14, 72}, {4, 49, 56}, {72}}, "padding is [72]"},
+        {"SwinAttentionInt8", but(attention_int8(3, 7, 3, 1), "shift_size!", 3), {{-1, 196, 72}, {3, 49, 56}, {288}},
+            "attribute shift_size: the node was " + kEarlier},
+        {"SwinAttentionBranchInt8", attention_int8(3, 7, 3, 1), branch_inputs_v1(), "attribute norm_first is missing"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "height!", 14), branch_inputs_v1(), "the node was " + kEarlier},
+        {"SwinAttentionBranchInt8", branch_int8(3, 7, 3, 2, 0), branch_inputs_v1(), "norm_first is 2 instead"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs(), "12 inputs; norm_first 1 takes 11, without"},
         {"SwinAttentionBranchInt8", kBranchV2, branch_inputs_v1(), "11 inputs; norm_first 0 takes 12, with"},
-        {"SwinAttentionBranchInt8", kBranchV1, {{-1, 294, 24}, {-1, 294, 96}}, "2 inputs instead of 11 to 12"},
+        {"SwinAttentionBranchInt8", kBranchV1, {{-1, 14, 21, 24}, {-1, 14, 21, 96}}, "2 inputs instead of 11 to 12"},
         {"SwinAttentionBranchInt8", but(kBranchV1, "proj_scale", 0.1F), branch_inputs_v1(), "norm_first 1, which adds"},
         {"SwinAttentionBranchInt8", but(kBranchV2, "proj_scale", 0), branch_inputs(), "proj_scale is 0"},
         {"SwinAttentionBranchInt8", but(kBranchV2, "proj_scale", -1), branch_inputs(), "proj_scale is -1"},
         {"SwinAttentionBranchInt8", but(kBranchV1, "qkv_scale", 0), branch_inputs_v1(), "qkv_scale is 0"},
         {"SwinAttentionBranchInt8", but(kBranchV1, "attention_scale", 0), branch_inputs_v1(), "attention_scale is 0"},
         {"SwinAttentionBranchInt8", but(kBranchV1, "y_scale", 0), branch_inputs_v1(), "y_scale is 0"},
-        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 293, 24}), "x_q has 293 tokens instead of"},
-        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 24}), "x_q is [?, 96] instead of 3"},
-        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 294, 32}), "head dimension must be 32"},
-        {"SwinAttentionBranchInt8", but(kBranchV1, "window_size!", 5), branch_inputs_v1(), "does not divide"},
-        {"SwinAttentionBranchInt8", but(kBranchV1, "shift_size!", 7), branch_inputs_v1(), "shift_size 7"},
-        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(1, {-1, 294, 24}), "x is [?, 294, 24] instead of"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 294, 24}), "x_q is [?, 294, 96] instead of 4"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 14, 20, 24}), "windows of 7 do not divide"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 14, 21, 32}), "head dimension must be 32"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "window_height!", 14), branch_inputs_v1(), "14 x 7 are not square"},
+        {"SwinAttentionBranchInt8", branch_int8(3, 5, 2, 1, 0), branch_inputs_v1(), "windows of 5 do not"},
+        {"SwinAttentionBranchInt8", but(kBranchV1, "shift_width!", 7), branch_inputs_v1(), "shift_width 7"},
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(1, {-1, 14, 21, 24}), "x is [?, 14, 21, 24] instead"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(2, {288, 96}), "qkv_weight is [288, 384] instead of"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(3, {96}), "qkv_factor is [96] instead of [288]"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(4, {96}), "qkv_bias is [96] instead of [288]"},
@@ -638,11 +702,11 @@ int main() {
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(9, {95}), "gamma is [95] instead of [96]"},
         {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(10, {95}), "beta is [95] instead of [96]"},
         {"SwinAttentionBranchInt8", kBranchV2, branch_inputs(11, {3, 1}), "logit_scale is [3, 1] instead of [3]"},
-        {"SwinAttentionBranchInt8", branch_int8(7, 7, 257, 7, 0, 1, 0),
-            {{-1, 49, 2056}, {-1, 49, 8224}, {24672, 2056}, {24672}, {24672}, {8224, 2056}, {8224}, {8224},
+        {"SwinAttentionBranchInt8", branch_int8(257, 7, 0, 1, 0),
+            {{-1, 7, 7, 2056}, {-1, 7, 7, 8224}, {24672, 2056}, {24672}, {24672}, {8224, 2056}, {8224}, {8224},
                 {257, 49, 56}, {8224}, {8224}},
             "wider than 8192"},
-        {"SwinAttentionBranchInt8", branch_int8(490, 490, 3, 7, 3, 1, 0), branch_inputs_v1(0, {-1, 240100, 24}),
+        {"SwinAttentionBranchInt8", kBranchV1, branch_inputs_v1(0, {-1, 490, 490, 24}),
             "more than the workspace's 67108864"},
     };
     for (const Valid& one : valid) check_valid(one);

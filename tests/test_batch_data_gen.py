@@ -150,7 +150,7 @@ def test_images_have_the_graphs_own_shape(tmp_path, shape):
 def test_a_size_that_the_graph_leaves_open(tmp_path):
     path = identity(tmp_path / "open.onnx", ["batch", "channels", "height", "width"])
     files = generate(path, tmp_path / "out", "--batches", "1", "--size", "48x32")
-    assert files["open-b1.npz"]["input"].shape == (1, 3, 48, 32)
+    assert files["open-48x32-b1.npz"]["input"].shape == (1, 3, 48, 32)
 
 
 def test_pixels_are_in_the_range_that_is_said(onnx_file, tmp_path):

@@ -18,9 +18,9 @@ from graphs import attention_branch_int8, patterns
 from models.swin import WindowAttention
 from TensorRT import swin_work
 from TensorRT.Plugins import benchmark, kernel_blocks, kernel_table
-from TensorRT.Plugins import swin_kernels as kernels
 from TensorRT.Plugins.benchmark import COLUMNS, Timing
 from TensorRT.Plugins.kernel_table import KERNELS, OURS, Case, cases, read_network
+from TensorRT.Plugins.swin_kernels import c_interface as kernels
 from utils import ROOT, UserError
 
 SMALL = [read_network(ROOT / "models" / name) for name in ("swin.yaml", "swinv2.yaml")]
@@ -47,11 +47,14 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
     return x * 0.5 * torch.special.erfc(-x / 2**0.5)
 
 
-def attended(qkv, bias, logit_scale, height, num_heads, window_size, shift_size, scale, mask_value) -> torch.Tensor:
+def attended(qkv, bias, logit_scale, num_heads, window, shift, scale, mask_value) -> torch.Tensor:
+    """Of square images and windows, whose tokens none pads."""
     assert mask_value == -100
+    (window_size, width), (shift_size, shift_width) = window, shift
+    assert qkv.shape[1] == qkv.shape[2] and width == window_size and shift_width == shift_size
     with torch.device(qkv.device):
-        module = WindowAttention(32 * num_heads, height, num_heads, window_size, shift_size)
-    q, k, v = module._split_windows(qkv)
+        module = WindowAttention(32 * num_heads, qkv.shape[1], num_heads, window_size, shift_size)
+    q, k, v = module._split_windows(qkv.flatten(1, 2))
     if logit_scale is not None:
         q, k = (x / x.norm(dim=-1, keepdim=True) for x in (q, k))
         q = q * logit_scale.double()[:, None, None]
@@ -62,7 +65,7 @@ def attended(qkv, bias, logit_scale, height, num_heads, window_size, shift_size,
 
 
 class StandIn:
-    """The functions of swin_kernels.py, by their names and arguments."""
+    """The functions of c_interface.py, by their names and arguments."""
 
     def layernorm(x, gamma, beta, y, epsilon):
         store(y, norm(x, gamma, beta, epsilon))
@@ -75,12 +78,12 @@ class StandIn:
     def layernorm_add(x, residual, gamma, beta, y, epsilon):
         store(y, residual.double() + norm(x, gamma, beta, epsilon))
 
-    def patch_merge(x, gamma, beta, y, height, width, epsilon):
-        grid = x.double().reshape(len(x), height, width, -1)
+    def patch_merge(x, gamma, beta, y, epsilon):
+        grid = x.double()
         four = torch.cat([grid[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)
         store(y, four if gamma is None else norm(four, gamma, beta, epsilon))
 
-    def patch_embed(x, weight, bias, gamma, beta, y, epsilon):
+    def patch_embed(x, weight, bias, gamma, beta, y, epsilon, ceil=False):
         side = weight.shape[-1]
         patches = F.unfold(x.double(), side, stride=side).transpose(1, 2)
         store(y, norm(patches @ weight.double().flatten(1).T + bias.double(), gamma, beta, epsilon))
@@ -88,10 +91,9 @@ class StandIn:
     def fnorm(x, y, epsilon):
         store(y, x.double() / x.double().norm(dim=-1, keepdim=True).clamp_min(epsilon))
 
-    def attention(qkv, bias, logit_scale, y, height, width, num_heads, window_size, shift_size, scale, mask_value):
-        assert height == width
-        store(y, attended(qkv.double(), bias, logit_scale, height, num_heads, window_size, shift_size, scale,
-                          mask_value))
+    def attention(qkv, bias, padding, logit_scale, y, num_heads, window, shift, scale, mask_value, roll_first=False,
+                  shift_if_covered=True):
+        store(y, attended(qkv.double(), bias, logit_scale, num_heads, window, shift, scale, mask_value))
 
     def linear(x, weight, bias, residual, y, gelu, tile=0, plain_fp32=False):
         value = x.double() @ weight.double().T + bias.double()
@@ -99,13 +101,13 @@ class StandIn:
 
     def mlp(x, gamma, beta, weight1, bias1, weight2, bias2, y, norm_first, epsilon, attention=None, proj_weight=None,
             proj_bias=None, proj_gamma=None, proj_beta=None, workspace_bytes=kernels.MLP_WORKSPACE_BYTES,
-            plain_fp32=False):
+            plain_fp32=False, gelu=1):
         x = x.double()
         if attention is not None:
             value = attention.double() @ proj_weight.double().T + proj_bias.double()
             x = x + (value if norm_first else norm(value, proj_gamma, proj_beta, epsilon))
         hidden = norm(x, gamma, beta, epsilon) if norm_first else x
-        hidden = gelu(hidden @ weight1.double().T + bias1.double())
+        hidden = globals()["gelu"](hidden @ weight1.double().T + bias1.double())
         value = hidden @ weight2.double().T + bias2.double()
         store(y, x + (value if norm_first else norm(value, gamma, beta, epsilon)))
 
@@ -125,21 +127,21 @@ class StandIn:
     def quantize(x, y_q, y_scale):
         store(y_q, x.double(), y_scale)
 
-    def attention_int8(qkv, bias, logit_scale, y, height, width, num_heads, window_size, shift_size, scale, mask_value,
-                       qkv_scale, y_scale):
-        store(y, attended(qkv.double() * qkv_scale, bias, logit_scale, height, num_heads, window_size, shift_size,
-                          scale, mask_value), y_scale)
+    def attention_int8(qkv, bias, padding, logit_scale, y, num_heads, window, shift, scale, mask_value, qkv_scale,
+                       y_scale, roll_first=False, shift_if_covered=True):
+        store(y, attended(qkv.double() * qkv_scale, bias, logit_scale, num_heads, window, shift, scale, mask_value),
+              y_scale)
 
     def attention_branch_int8(x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias, bias,
-                              gamma, beta, logit_scale, y, y_q, height, width, num_heads, window_size, shift_size,
-                              norm_first, scale, mask_value, qkv_scale, attention_scale, proj_scale, epsilon, y_scale,
+                              gamma, beta, logit_scale, y, y_q, num_heads, window, shift, norm_first,
+                              scale, mask_value, qkv_scale, attention_scale, proj_scale, epsilon, y_scale,
                               workspace_bytes=kernels.ATTENTION_BRANCH_WORKSPACE_BYTES):
         assert norm_first == (logit_scale is None) == (proj_scale == 0)
         channels = x.shape[-1]
-        qkv, attention = x_q.new_empty(*x.shape[:2], 3 * channels), torch.empty_like(x_q)
+        qkv, attention = x_q.new_empty(*x.shape[:-1], 3 * channels), torch.empty_like(x_q)
         StandIn.linear_int8(x_q, qkv_weight, qkv_factor, qkv_bias, None, qkv, 0, qkv_scale)
-        StandIn.attention_int8(qkv, bias, logit_scale, attention, height, width, num_heads, window_size, shift_size,
-                               scale, mask_value, qkv_scale, attention_scale)
+        StandIn.attention_int8(qkv, bias, None, logit_scale, attention, num_heads, window, shift, scale,
+                               mask_value, qkv_scale, attention_scale)
         if norm_first:
             StandIn.linear_int8(attention, proj_weight, proj_factor, proj_bias, x, y, 0, 0.0)
             StandIn.layernorm_int8(y, gamma, beta, y_q, epsilon, y_scale)

@@ -18,16 +18,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import add_all
 import numpy as np
 import onnx
 import pytest
 import test_plugins_build
 from onnx import TensorProto, helper, numpy_helper
+from test_open_sizes import exported, timm_maps
 
 from graphs.facts import of_engine, of_onnx
 from graphs.files import PLUGIN_DOMAIN
+from graphs.open_sizes import patched_at_sizes, shapes_of
+from graphs.pictures import sized
 from graphs.reference import expand
 from graphs.reference_int8 import packed
+from graphs.surgeon import patch
 from TensorRT import backend
 from TensorRT.layers import LISTS, layers_of
 from utils import ROOT
@@ -225,21 +230,66 @@ def test_plans_and_logs_lie_beside(folder, unpatched):
         assert plan.with_suffix(".log").read_text().rstrip().splitlines()[-1].startswith("built in ")
 
 
+# --- images of any size --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def open_sizes(tmp_path_factory) -> Path:
+    """A patched graph with height and width open, whose outputs are feature maps."""
+    path = tmp_path_factory.mktemp("open") / "m.onnx"
+    model = onnx.load(exported(timm_maps(pads=True), path.with_name("plain.onnx"), (37, 54)))
+    onnx.save(patched_at_sizes(model, [(30, 57), (49, 78), (14, 22)], None,
+                               lambda fixed: patch(fixed, add_all.STEPS)[0]), path)
+    return path
+
+
+def test_an_engine_for_images_of_any_size(open_sizes, tmp_path):
+    """Batch, height and width are open in every plugin layer, and nothing but plugins and the maps' Transpose is left.
+    """
+    done = in_a_process("tests/engine_worker.py", "stand-in", tmp_path,
+                        f"{open_sizes}=1x3x24x24,2x3x40x72,4x3x96x128")
+    assert "m: built" in done.stdout, done.stdout + done.stderr
+    layers = json.loads((tmp_path / "m.layers.json").read_text())["Layers"]
+    model = onnx.load(open_sizes)
+    nodes = {node.name: node.output[0] for node in model.graph.node if node.domain == PLUGIN_DOMAIN}
+    shapes, found = shapes_of(sized(model, (40, 72)), (40, 72), [2]), plugin_layers(layers)
+    assert list(found) == list(nodes)
+    for name, layer in found.items():
+        assert layer["Outputs"][0]["Dimensions"] == [-1, -1, -1, shapes[nodes[name]][0][-1]], name
+    others = [layer for layer in layers if layer["LayerType"] not in ("custom_layer", "shape_call")]
+    maps = sum(node.op_type == "Transpose" for node in model.graph.node)
+    assert maps == len(model.graph.output) == 2 and len(others) <= maps
+
+
+@pytest.mark.parametrize(("shapes", "words"), [
+    ("1x3x24x24,2x3x20x72,4x3x96x128", "largest side 2 of the image [24, 20, 96] are not in this order"),
+    ("1x3x0x24,2x3x20x72,4x3x96x128", "largest side 2 of the image [0, 20, 96] are not in this order, from 1 on"),
+    ("1x3x24x24,2x3x40x72,400000x3x96x128", "holds more than 2147483647 numbers"),
+    ("1x4x24x24,2x4x40x72,4x4x96x128", "the input of"), ("", "build.sh --size, or --sizes, sets height and width")])
+def test_sizes_that_no_engine_has(open_sizes, tmp_path, shapes, words):
+    graph = f"{open_sizes}={shapes}" if shapes else open_sizes
+    done = in_a_process("tests/engine_worker.py", "stand-in", tmp_path, graph)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("m: ")]
+    assert words in line and not (tmp_path / "m.plan").exists()
+
+
 # --- every kind of plugin node -------------------------------------------------------------------------------
 
-# Height, width, heads and window of the image that a node sees.
-SIZES = ((7, 7, 1, 7), (14, 14, 3, 7), (8, 24, 2, 8))
+# Height, width, heads and window of the image that a node sees; the last image needs padding.
+SIZES = ((7, 7, 1, 7), (14, 14, 3, 7), (8, 24, 2, 8), (9, 20, 2, 8))
 
 
 class Small:
-    """A graph of one input x, [batch, L, C] or images, in which a node is put."""
+    """A graph of one input x, [batch, H, W, C] or images, in which a node is put."""
 
     def __init__(self, size: tuple[int, int, int, int], kind: int) -> None:
         self.height, self.width, self.heads, self.window = size
         self.kind, self.channels = kind, 32 * size[2]
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.shape: list[int | str] = ["batch", self.height * self.width, self.channels]
+        self.known: dict[str, onnx.ValueInfoProto] = {}
+        self.shape: list[int | str] = ["batch", self.height, self.width, self.channels]
+        self.x_kind = kind
 
     def constant(self, *shape: int, kind: int = TensorProto.FLOAT) -> str:
         name = f"constant_{len(self.constants)}"
@@ -253,13 +303,19 @@ class Small:
                                            plugin_version="1", plugin_namespace=PLUGIN_DOMAIN, **attributes))
         return names
 
+    def of_image(self, names: list[str], height: int, width: int, channels: int,
+                 kind: int | None = None) -> list[str]:
+        """The only output of a node that counts H and W of its input: shape inference gives up there."""
+        (name,) = names
+        self.known[name] = helper.make_tensor_value_info(name, kind or self.kind, ["batch", height, width, channels])
+        return names
+
     def model(self, outputs: list[str]) -> onnx.ModelProto:
         """The graph, whose output is the node's last one."""
-        image = len(self.shape) == 4
+        name = outputs[-1]
         graph = helper.make_graph(
-            self.nodes, "small",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT if image else self.kind, self.shape)],
-            [helper.make_empty_tensor_value_info(outputs[-1])], self.constants)
+            self.nodes, "small", [helper.make_tensor_value_info("x", self.x_kind, self.shape)],
+            [self.known.get(name) or helper.make_empty_tensor_value_info(name)], self.constants)
         return helper.make_model(graph, ir_version=8, opset_imports=[
             helper.make_opsetid("", 17), helper.make_opsetid(PLUGIN_DOMAIN, 1)])
 
@@ -270,29 +326,41 @@ def layer_norm(small: Small, operator: str, inputs: list[str], outputs: int = 1,
                       epsilon=1e-5, **attributes)
 
 
+def merged(small: Small, names: list[str]) -> list[str]:
+    return small.of_image(names, -(-small.height // 2), -(-small.width // 2), 4 * small.channels)
+
+
 def patch_merge_layer_norm(small: Small) -> list[str]:
     wide = [small.constant(4 * small.channels), small.constant(4 * small.channels)]
-    return small.node("SwinPatchMergeLayerNorm", ["x", *wide], epsilon=1e-5, height=small.height, width=small.width)
+    return merged(small, small.node("SwinPatchMergeLayerNorm", ["x", *wide], epsilon=1e-5))
 
 
 def patch_embed(small: Small) -> list[str]:
-    small.shape = ["batch", 3, 4 * small.height, 4 * small.width]
+    small.shape, small.x_kind = ["batch", 3, 4 * small.height - 1, 4 * small.width], TensorProto.FLOAT
     c = small.channels
-    return small.node("SwinPatchEmbed", ["x", small.constant(c, 3, 4, 4), *(small.constant(c) for _ in range(3))],
-                      epsilon=1e-5, patch_size=4, y_type=int(small.kind == TensorProto.FLOAT16))
+    names = small.node("SwinPatchEmbed", ["x", small.constant(c, 3, 4, 4), *(small.constant(c) for _ in range(3))],
+                       epsilon=1e-5, patch_height=4, patch_width=4, ceil=1,
+                       y_type=int(small.kind == TensorProto.FLOAT16))
+    return small.of_image(names, small.height, small.width, c)
+
+
+def windows(small: Small, shift: int) -> dict[str, float]:
+    """What a node of attention says of its windows."""
+    return {"num_heads": small.heads, "window_height": small.window, "window_width": small.window,
+            "shift_height": shift, "shift_width": shift, "roll_first": 0, "shift_if_covered": 0, "scale": 32 ** -0.5,
+            "mask_value": -100.0}
 
 
 def attention(small: Small, operator: str, qkv: str, **attributes: float) -> list[str]:
     tokens = small.window ** 2
     bias = small.constant(small.heads, tokens, -(-tokens // 8) * 8)
-    return small.node(operator, [qkv, bias], height=small.height, width=small.width, num_heads=small.heads,
-                      window_size=small.window, shift_size=small.window // 2 if small.height > small.window else 0,
-                      scale=32 ** -0.5, mask_value=-100.0, **attributes)
+    return small.node(operator, [qkv, bias, small.constant(3 * small.channels)], **windows(small, small.window // 2),
+                      **attributes)
 
 
 def plain_attention(small: Small) -> list[str]:
     small.shape[-1] = 3 * small.channels
-    return attention(small, "SwinAttention", "x")
+    return small.of_image(attention(small, "SwinAttention", "x"), small.height, small.width, small.channels)
 
 
 def linear(small: Small) -> list[str]:
@@ -304,7 +372,8 @@ def linear(small: Small) -> list[str]:
 def mlp(small: Small) -> list[str]:
     c = small.channels
     weights = [small.constant(*shape, kind=small.kind) for shape in ((4 * c, c), (4 * c,), (c, 4 * c), (c,))]
-    return small.node("SwinMlp", ["x", small.constant(c), small.constant(c), *weights], norm_first=1, epsilon=1e-5)
+    return small.node("SwinMlp", ["x", small.constant(c), small.constant(c), *weights], norm_first=1, gelu=1,
+                      epsilon=1e-5)
 
 
 def quantize(small: Small) -> list[str]:
@@ -319,7 +388,8 @@ def linear_int8(small: Small) -> list[str]:
 
 def attention_int8(small: Small) -> list[str]:
     small.shape[-1] = 3 * small.channels
-    return attention(small, "SwinAttentionInt8", *quantize(small), qkv_scale=0.1, y_scale=0.1)
+    names = attention(small, "SwinAttentionInt8", *quantize(small), qkv_scale=0.1, y_scale=0.1)
+    return small.of_image(names, small.height, small.width, small.channels, TensorProto.INT8)
 
 
 def attention_branch_int8(small: Small) -> list[str]:
@@ -327,9 +397,8 @@ def attention_branch_int8(small: Small) -> list[str]:
     inputs = [*quantize(small), "x", small.constant(3 * c, c, kind=TensorProto.INT8), small.constant(3 * c),
               small.constant(3 * c), small.constant(c, c, kind=TensorProto.INT8), small.constant(c), small.constant(c),
               small.constant(small.heads, tokens, -(-tokens // 8) * 8), small.constant(c), small.constant(c)]
-    return small.node("SwinAttentionBranchInt8", inputs, 2, height=small.height, width=small.width,
-                      num_heads=small.heads, window_size=small.window, shift_size=0, norm_first=1, scale=32 ** -0.5,
-                      mask_value=-100.0, qkv_scale=0.1, attention_scale=0.1, proj_scale=0.0, epsilon=1e-5, y_scale=0.1)
+    return small.node("SwinAttentionBranchInt8", inputs, 2, **windows(small, 0), norm_first=1, qkv_scale=0.1,
+                      attention_scale=0.1, proj_scale=0.0, epsilon=1e-5, y_scale=0.1)
 
 
 KINDS: dict[str, Callable[[Small], list[str]]] = {
@@ -338,7 +407,7 @@ KINDS: dict[str, Callable[[Small], list[str]]] = {
     "SwinAddLayerNorm": lambda small: layer_norm(small, "SwinAddLayerNorm", ["x", "x"], 2),
     "SwinLayerNormAdd": lambda small: layer_norm(small, "SwinLayerNormAdd", ["x", "x"]),
     "SwinPatchMergeLayerNorm": patch_merge_layer_norm,
-    "SwinPatchMerge": lambda small: small.node("SwinPatchMerge", ["x"], height=small.height, width=small.width),
+    "SwinPatchMerge": lambda small: merged(small, small.node("SwinPatchMerge", ["x"])),
     "SwinPatchEmbed": patch_embed,
     "SwinFNorm": lambda small: small.node("SwinFNorm", ["x"], epsilon=1e-12),
     "SwinAttention": plain_attention,
@@ -378,8 +447,8 @@ def kinds(tmp_path_factory, library) -> tuple[dict[str, onnx.ModelProto], dict[s
     for operators, types in ((KINDS, (TensorProto.FLOAT, TensorProto.FLOAT16)), (INT8_KINDS, (TensorProto.FLOAT16,))):
         for operator, put in operators.items():
             for size in SIZES:
-                if "Merge" in operator and size[0] % 2:
-                    continue  # patches of an odd image cannot be merged
+                if "Branch" in operator and size[0] % size[3]:
+                    continue  # it takes no padding
                 for kind in types:
                     small = Small(size, kind)
                     name = f"{operator}-{'x'.join(map(str, size))}-{DATATYPES[kind]}"

@@ -10,8 +10,8 @@ import torch
 from test_benchmark import NoGpu, StandIn
 
 from TensorRT.Plugins import fit_tiles
-from TensorRT.Plugins import swin_kernels as kernels
 from TensorRT.Plugins.fit_tiles import CHOSEN, FP16_TILES, Tile
+from TensorRT.Plugins.swin_kernels import c_interface as kernels
 from utils import UserError
 
 INT8_SOURCE, FP16_SOURCE = fit_tiles.INT8_SOURCE.read_text(), fit_tiles.FP16_SOURCE.read_text()

@@ -28,7 +28,6 @@ from torch.nn import functional as F
 from config import get_config
 from data.photo_crops import held_out_batch
 from graphs import outputs, surgeon
-from graphs.operators import shift_mask
 from graphs.patterns import linear_bias
 from graphs.reference import expand
 from graphs.sessions import session
@@ -121,17 +120,17 @@ def test_fnorm_means_pytorchs_normalize():
     assert not y[0, 1].any()
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 10)])
-def test_patch_merge_means_the_official_order(height, width):
-    """x(0,0), x(1,0), x(0,1), x(1,1) side by side, (row, column)."""
-    x = np.random.default_rng(0).standard_normal((3, height * width, 5)).astype(np.float32)
-    image = x.reshape(3, height, width, 5)
+@pytest.mark.parametrize("opset", [12, 18])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 10), (5, 4), (4, 7), (3, 5), (1, 1)])
+def test_patch_merge_means_the_official_order(height, width, opset):
+    """x(0,0), x(1,0), x(0,1), x(1,1) side by side, (row, column); zeros below and beside an odd side."""
+    x = np.random.default_rng(0).standard_normal((3, height, width, 5)).astype(np.float32)
+    image = np.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
     quarters = [image[:, 0::2, 0::2], image[:, 1::2, 0::2], image[:, 0::2, 1::2], image[:, 1::2, 1::2]]
-    expected = np.concatenate(quarters, axis=-1).reshape(3, -1, 20)
-    size = {"height": height, "width": width}
-    assert np.array_equal(run_node("SwinPatchMerge", [x], size)[0], expected)
+    expected = np.concatenate(quarters, axis=-1)
+    assert np.array_equal(run_node("SwinPatchMerge", [x], {}, opset)[0], expected)
     gamma, beta = np.random.default_rng(1).standard_normal((2, 20)).astype(np.float32)
-    (y,) = run_node("SwinPatchMergeLayerNorm", [x, gamma, beta], {"epsilon": 1e-5, **size})
+    (y,) = run_node("SwinPatchMergeLayerNorm", [x, gamma, beta], {"epsilon": 1e-5}, opset)
     normalised = F.layer_norm(torch.tensor(expected), (20,), torch.tensor(gamma), torch.tensor(beta), 1e-5)
     assert relative_error(y, normalised) < 1e-6
 
@@ -139,8 +138,8 @@ def test_patch_merge_means_the_official_order(height, width):
 def test_patch_merge_means_the_models_patch_merging():
     merging = PatchMerging(6, 8)
     x = torch.randn(2, 64, 6)
-    (y,) = run_node("SwinPatchMerge", [x.numpy()], {"height": 8, "width": 8})
-    assert np.array_equal(y, merging._gather(x).numpy())
+    (y,) = run_node("SwinPatchMerge", [x.reshape(2, 8, 8, 6).numpy()], {})
+    assert np.array_equal(y.reshape(2, 16, 24), merging._gather(x).numpy())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -153,7 +152,8 @@ def test_linear_means_pytorchs_linear(opset, dtype):
     product = F.linear(*(torch.tensor(array, dtype=torch.float64) for array in (x, weight, bias)))
     total = product.numpy() + residual
     tolerance = 1e-6 if dtype == np.float32 else 2**-11
-    for gelu, more, expected in ((0, [], product), (1, [], F.gelu(product)), (0, [residual], total)):
+    for gelu, more, expected in ((0, [], product), (1, [], F.gelu(product)), (0, [residual], total),
+                                 (2, [], F.gelu(product, approximate="tanh"))):
         (y,) = run_node("SwinLinear", [x, weight, bias, *more], {"gelu": gelu}, opset)
         assert y.dtype == dtype
         assert relative_error(y, expected) < tolerance
@@ -162,8 +162,8 @@ def test_linear_means_pytorchs_linear(opset, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("after_attention", [False, True])
 @pytest.mark.parametrize("norm_first", [0, 1])
-@pytest.mark.parametrize("opset", [12, 17, 18])
-def test_mlp_means_pytorchs_mlp(opset, norm_first, after_attention, dtype):
+@pytest.mark.parametrize(("opset", "gelu"), [(12, 1), (17, 2), (18, 1)])
+def test_mlp_means_pytorchs_mlp(opset, gelu, norm_first, after_attention, dtype):
     """V1 normalises before the products, V2 after them, and after proj. In FP64; with one rounding of FP16, that of y.
 
     Epsilon is not small beside the variances.
@@ -175,7 +175,7 @@ def test_mlp_means_pytorchs_mlp(opset, norm_first, after_attention, dtype):
         shapes += [(2, 5, 12), (12, 12), 12, *([] if norm_first else [12, 12])]
         types += [*3 * [dtype], *([] if norm_first else [np.float32, np.float32])]
     inputs = [rng.standard_normal(shape).astype(kind) for shape, kind in zip(shapes, types, strict=True)]
-    (y,) = run_node("SwinMlp", inputs, {"norm_first": norm_first, "epsilon": 0.5}, opset)
+    (y,) = run_node("SwinMlp", inputs, {"norm_first": norm_first, "gelu": gelu, "epsilon": 0.5}, opset)
     x, gamma, beta, weight1, bias1, weight2, bias2, *attention_end = (
         torch.tensor(array, dtype=torch.float64) for array in inputs)
 
@@ -186,22 +186,28 @@ def test_mlp_means_pytorchs_mlp(opset, norm_first, after_attention, dtype):
         attention, weight, bias, *parameters = attention_end
         projected = F.linear(attention, weight, bias)
         x = x + (projected if norm_first else norm(projected, *parameters))
-    branch = F.linear(F.gelu(F.linear(norm(x) if norm_first else x, weight1, bias1)), weight2, bias2)
+    hidden = F.linear(norm(x) if norm_first else x, weight1, bias1)
+    branch = F.linear(F.gelu(hidden, approximate="tanh" if gelu == 2 else "none"), weight2, bias2)
     assert y.dtype == dtype
     assert relative_error(y, x + (branch if norm_first else norm(branch))) < (1e-6 if dtype == np.float32 else 2**-11)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize(("height", "width", "patch_size"), [(12, 8, 4), (6, 9, 3)])
-def test_patch_embed_means_pytorchs_convolution_and_layer_norm(height, width, patch_size, dtype):
+@pytest.mark.parametrize(("height", "width", "patch", "ceil"), [
+    (12, 8, (4, 4), 0), (12, 8, (4, 4), 1), (6, 9, (3, 3), 0), (8, 12, (2, 4), 1), (7, 10, (4, 3), 0),
+    (7, 10, (4, 3), 1), (9, 8, (4, 4), 1)])
+def test_patch_embed_means_pytorchs_convolution_and_layer_norm(height, width, patch, ceil, dtype):
     """Tokens in the order of the image's rows; in FP64, of an image that is FP16 beside FP32 parameters or FP32."""
     rng = np.random.default_rng(0)
     image = rng.standard_normal((2, 3, height, width)).astype(dtype)
     weight, bias, gamma, beta = parameters = [
-        rng.standard_normal(shape).astype(np.float32) for shape in ((10, 3, patch_size, patch_size), 10, 10, 10)]
-    (y,) = run_node("SwinPatchEmbed", [image, *parameters], {"epsilon": 1e-5, "patch_size": patch_size})
+        rng.standard_normal(shape).astype(np.float32) for shape in ((10, 3, *patch), 10, 10, 10)]
+    (y,) = run_node("SwinPatchEmbed", [image, *parameters],
+                    {"epsilon": 1e-5, "patch_height": patch[0], "patch_width": patch[1], "ceil": ceil})
     image, weight, bias, gamma, beta = (torch.tensor(array, dtype=torch.float64) for array in (image, *parameters))
-    tokens = F.conv2d(image, weight, bias, stride=patch_size).flatten(2).transpose(1, 2)
+    if ceil:
+        image = F.pad(image, (0, -width % patch[1], 0, -height % patch[0]))
+    tokens = F.conv2d(image, weight, bias, stride=patch).permute(0, 2, 3, 1)
     assert y.dtype == dtype
     assert relative_error(y, F.layer_norm(tokens, (10,), gamma, beta, 1e-5)) < (1e-6 if dtype == np.float32 else 2**-11)
 
@@ -218,77 +224,118 @@ def test_attention_means_the_models_attention(version, resolution, window, shift
     attention.proj = nn.Identity()
     x = torch.randn(2, resolution**2, channels, generator=torch.Generator().manual_seed(1))
     bias = F.pad(attention._bias(), (0, -window**2 % 8)).numpy()
-    inputs = [attention._qkv(x).numpy(), bias]
+    qkv = attention._qkv(x).numpy().reshape(2, resolution, resolution, -1)
+    inputs = [qkv, bias, np.full(3 * channels, np.nan, np.float32)]  # nothing is padded
     if version == 2:
         attention.logit_scale[0] = 10
         inputs.append(attention._scale().reshape(heads).numpy())
         assert inputs[-1][0] == pytest.approx(100)
     (y,) = run_node("SwinAttention", inputs, {
-        "height": resolution, "width": resolution, "num_heads": heads, "window_size": window, "shift_size": shift,
-        "scale": 32**-0.5 if version == 1 else 1.0, "mask_value": -100.0}, opset)
+        **windows(heads, (window, window), (shift, shift)), "scale": 32**-0.5 if version == 1 else 1.0,
+        "mask_value": -100.0}, opset)
     # FP32 rounding of a score of 116 is 4e-6 of a softmax weight's own size; sums of it over N terms.
-    assert relative_error(y, attention(x)) < (2e-6 if version == 1 else 5e-5)
+    assert relative_error(y.reshape(2, resolution**2, channels), attention(x)) < (2e-6 if version == 1 else 5e-5)
 
 
-def attention_by_definition(qkv: np.ndarray, bias: np.ndarray, logit_scale: np.ndarray | None, *, height: int,
-                            width: int, num_heads: int, window_size: int, shift_size: int, scale: float,
-                            mask_value: float) -> np.ndarray:
-    """The contract's words, token by token in FP64: which window, place and region each token has, then attention."""
-    batch, tokens, channels = qkv.shape[0], height * width, qkv.shape[-1] // 3
-    row, column = np.divmod(np.arange(tokens), width)
-    row, column = (row - shift_size) % height, (column - shift_size) % width  # in the rolled image
-    window = row // window_size * width + column // window_size
-    place = row % window_size * window_size + column % window_size
+def windows(heads: int, window: tuple[int, int], shift: tuple[int, int], roll_first: int = 0,
+            shift_if_covered: int = 1) -> dict[str, int]:
+    """Attributes of a SwinAttention node."""
+    return {"num_heads": heads, "window_height": window[0], "window_width": window[1], "shift_height": shift[0],
+            "shift_width": shift[1], "roll_first": roll_first, "shift_if_covered": shift_if_covered}
 
-    def region(position, size):  # the official slices: up to -window, from there to -shift, the rest
-        return (position >= size - window_size).astype(int) + (position >= size - shift_size).astype(int)
 
-    regions = 3 * region(row, height) + region(column, width) if shift_size else np.zeros(tokens, int)
-    q, k, v = qkv.astype(np.float64).reshape(batch, tokens, 3, num_heads, -1).transpose(2, 0, 3, 1, 4)
+def attention_in_pytorch(qkv: np.ndarray, bias: np.ndarray, padding: np.ndarray, logit_scale: np.ndarray | None, *,
+                         num_heads: int, window_height: int, window_width: int, shift_height: int, shift_width: int,
+                         roll_first: int, shift_if_covered: int, scale: float, mask_value: float) -> torch.Tensor:
+    """What models do, in FP64: pad and roll the image in their order, cut it, number the official slices, reverse."""
+    qkv, bias, padding = (torch.tensor(array, dtype=torch.float64) for array in (qkv, bias, padding))
+    batch, *sides, channels = qkv.shape
+    window, shift = (window_height, window_width), [shift_height, shift_width]
+    padded = [-(-side // size) * size for side, size in zip(sides, window)]
+    if not shift_if_covered:
+        shift = [step if side > size else 0 for step, side, size in zip(shift, padded, window)]
+
+    def pad(x: torch.Tensor) -> torch.Tensor:
+        filled = padding.expand(batch, *padded, channels).clone()
+        filled[:, :sides[0], :sides[1]] = x
+        return filled
+
+    def roll(x: torch.Tensor, sign: int) -> torch.Tensor:
+        return torch.roll(x, (sign * shift[0], sign * shift[1]), (1, 2))
+
+    def cut(x: torch.Tensor) -> torch.Tensor:
+        x = x.reshape(len(x), padded[0] // window[0], window[0], padded[1] // window[1], window[1], -1)
+        return x.transpose(2, 3).reshape(-1, window[0] * window[1], x.shape[-1])
+
+    image = pad(roll(qkv, -1)) if roll_first else roll(pad(qkv), -1)
+    number = torch.zeros(1, *padded, 1, dtype=torch.float64)
+    rows, cols = ([slice(0, -size), slice(-size, -step), slice(-step, None)] if step else [slice(None)]
+                  for size, step in zip(window, shift))
+    for index, (row, col) in enumerate((row, col) for row in rows for col in cols):
+        number[:, row, col] = index
+    region = cut(number)[..., 0]
+    mask = torch.where(region[:, None, :] != region[:, :, None], mask_value, 0.0)[:, None]
+    q, k, v = cut(image).reshape(-1, window[0] * window[1], 3, num_heads, channels // 3 // num_heads).permute(
+        2, 0, 3, 1, 4)
     if logit_scale is None:
-        scores = scale * (q @ k.swapaxes(-1, -2))
+        scores = scale * q @ k.transpose(-1, -2)
     else:
-        q, k = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (q, k))
-        scores = logit_scale[:, None, None].astype(np.float64) * (q @ k.swapaxes(-1, -2))
-    scores += bias[:, place[:, None], place[None, :]]
-    scores += np.where(regions[:, None] != regions[None, :], mask_value, 0)
-    scores[:, :, window[:, None] != window[None, :]] = -np.inf
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    y = weights / weights.sum(axis=-1, keepdims=True) @ v
-    return y.transpose(0, 2, 1, 3).reshape(batch, tokens, channels)
+        factor = torch.tensor(logit_scale, dtype=torch.float64)[:, None, None]
+        scores = factor * F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)
+    y = torch.softmax(scores + bias + mask.repeat(batch, 1, 1, 1), -1) @ v
+    y = y.transpose(1, 2).reshape(batch, padded[0] // window[0], padded[1] // window[1], *window, -1)
+    y = y.transpose(2, 3).reshape(batch, *padded, -1)
+    if roll_first:
+        return roll(y[:, :sides[0], :sides[1]], 1)
+    return roll(y, 1)[:, :sides[0], :sides[1]]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("cosine", [False, True])
-@pytest.mark.parametrize(("height", "width", "window_size", "shift_size"), [(8, 12, 4, 2), (6, 6, 6, 0), (9, 6, 3, 1)])
-def test_attention_means_its_definition(height, width, window_size, shift_size, cosine, dtype):
-    """Height and width that differ, a mask other than -100, zero rows, FP16 tensors beside FP32 constants."""
+SIZES = [  # height, width, window, shift
+    (8, 12, (4, 4), (2, 2)), (6, 6, (6, 6), (0, 0)), (9, 6, (3, 3), (1, 1)), (8, 6, (4, 3), (0, 1)),
+    (7, 10, (4, 3), (2, 1)), (5, 9, (4, 4), (3, 2)), (5, 9, (5, 4), (2, 2)), (3, 9, (5, 4), (2, 2)),
+    (3, 3, (5, 5), (4, 2)), (2, 3, (1, 1), (0, 0)), (1, 7, (2, 3), (1, 0))]
+
+
+@pytest.mark.parametrize(("cosine", "dtype", "opset"), [(False, np.float32, 12), (True, np.float32, 17),
+                                                        (False, np.float16, 18), (True, np.float16, 17)])
+@pytest.mark.parametrize("shift_if_covered", [0, 1])
+@pytest.mark.parametrize("roll_first", [0, 1])
+@pytest.mark.parametrize(("height", "width", "window", "shift"), SIZES)
+def test_attention_means_its_definition(height, width, window, shift, roll_first, shift_if_covered, cosine, dtype,
+                                        opset):
+    """Any padding, either order, a mask other than -100, zero rows, FP16 tensors beside FP32 constants."""
     rng = np.random.default_rng(0)
-    heads, size = 2, window_size**2
-    qkv = rng.standard_normal((2, height * width, 3 * heads * 8)).astype(dtype)
-    qkv[0, 3] = 0
+    heads, size = 2, window[0] * window[1]
+    qkv = rng.standard_normal((2, height, width, 3 * heads * 8)).astype(dtype)
+    qkv[0, 0, 1] = 0
     bias = rng.standard_normal((heads, size, size)).astype(np.float32)
+    padding = rng.standard_normal(3 * heads * 8).astype(np.float32)
     logit_scale = np.array([10, 100], np.float32) if cosine else None
-    attributes = {"height": height, "width": width, "num_heads": heads, "window_size": window_size,
-                  "shift_size": shift_size, "scale": 0.25, "mask_value": -3.0}
-    padded = np.pad(bias, ((0, 0), (0, 0), (0, -size % 8)), constant_values=1e9)  # that padding must not be read
-    constants = [padded] if logit_scale is None else [padded, logit_scale]
-    (y,) = run_node("SwinAttention", [qkv, *constants], attributes)
+    attributes = {**windows(heads, window, shift, roll_first, shift_if_covered), "scale": 0.25, "mask_value": -3.0}
+    wider = np.pad(bias, ((0, 0), (0, 0), (0, -size % 8)), constant_values=1e9)  # that is not to be read
+    constants = [wider, padding] if logit_scale is None else [wider, padding, logit_scale]
+    (y,) = run_node("SwinAttention", [qkv, *constants], attributes, opset)
     assert y.dtype == dtype
-    expected = attention_by_definition(qkv, bias, logit_scale, **attributes)
+    expected = attention_in_pytorch(qkv, bias, padding, logit_scale, **attributes)
     assert relative_error(y, expected) < (2e-5 if dtype == np.float32 else 2**-11)  # FP16: one rounding, of y
 
 
-def test_shift_mask_is_the_official_one():
-    """With the loops of the official code, which numbers nine slices of the image."""
-    height, width, window, shift = 12, 8, 4, 2
-    image = np.zeros((height, width))
-    slices = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-    for number, (h, w) in enumerate((h, w) for h in slices for w in slices):
-        image[h, w] = number
-    windows = image.reshape(3, window, 2, window).transpose(0, 2, 1, 3).reshape(6, 16)
-    expected = np.where(windows[:, None, :] != windows[:, :, None], -100.0, 0.0)
-    assert np.array_equal(shift_mask(height, width, window, shift, -100.0), expected)
+def test_an_expanded_node_takes_every_size():
+    """One graph whose height and width are open, at sizes with and without padding."""
+    rng = np.random.default_rng(0)
+    bias, padding = rng.standard_normal((2, 12, 16)).astype(np.float32), rng.standard_normal(48).astype(np.float32)
+    attributes = {**windows(2, (4, 3), (2, 1), 1, 0), "scale": 0.25, "mask_value": -3.0}
+    node = helper.make_node("SwinAttention", ["qkv", "bias", "padding"], ["y"], domain="swin", **attributes)
+    graph = helper.make_graph(
+        [node], "open", [helper.make_tensor_value_info("qkv", TensorProto.FLOAT, ["batch", "height", "width", 48])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(bias, "bias"), numpy_helper.from_array(padding, "padding")])
+    runner = session(helper.make_model(graph, ir_version=8, opset_imports=[
+        helper.make_opsetid("", 17), helper.make_opsetid("swin", 1)]))
+    for shape in ((1, 8, 6), (2, 4, 3), (3, 9, 11)):
+        qkv = rng.standard_normal((*shape, 48)).astype(np.float32)
+        expected = attention_in_pytorch(qkv, bias[..., :12], padding, None, **attributes)
+        assert relative_error(runner.run(None, {"qkv": qkv})[0], expected) < 2e-5
 
 
 def test_an_unknown_plugin_node_is_refused():
@@ -364,8 +411,6 @@ def exported(randomize, tmp_path_factory) -> Callable[[str], Exported]:
         img_size, arguments = {1: (56, {"window_size": 7}), 2: (64, {"window_size": 8})}[version]
         if kind.endswith("window12"):
             img_size, arguments = 96, {"window_size": 12}
-        if kind.endswith("padded"):
-            img_size = 60  # 15 tokens, which timm pads to three windows of 7
         if kind.endswith("dynamic-mask"):
             arguments = {"window_size": 7, "dynamic_img_size": True}  # the mask is computed in the graph
         model = randomize((TimmSwin if version == 1 else TimmSwinV2)(img_size=img_size, **TIMM, **arguments)).eval()
@@ -503,8 +548,8 @@ def test_linear_and_patch_embed_nodes_hold_the_models_parameters(kind, exported)
         np.testing.assert_array_equal(inputs[2], bias.numpy(), strict=True)
 
     ((attributes, inputs),) = nodes_of(patched, "SwinPatchEmbed")
-    assert attributes == {"epsilon": np.float32(1e-5), "patch_size": 4, "y_type": 0, "plugin_version": b"1",
-                          "plugin_namespace": b"swin"}
+    assert attributes == {"epsilon": np.float32(1e-5), "patch_height": 4, "patch_width": 4, "ceil": 0, "y_type": 0,
+                          "plugin_version": b"1", "plugin_namespace": b"swin"}
     embed = model.torch.patch_embed
     for array, parameter in zip(inputs[1:], (embed.proj.weight, embed.proj.bias, embed.norm.weight, embed.norm.bias),
                                 strict=True):
@@ -528,7 +573,7 @@ def test_mlp_nodes_hold_the_models_parameters(kind, exported):
     made_by = {name: node for node in patched.graph.node for name in node.output}
     blocks = [block for layer in model.torch.layers for block in layer.blocks]
     for (attributes, inputs), block, node in zip(nodes_of(patched, "SwinMlp"), blocks, mlps(patched), strict=True):
-        assert attributes == {"norm_first": int(model.version == 1), "epsilon": np.float32(1e-5),
+        assert attributes == {"norm_first": int(model.version == 1), "gelu": 1, "epsilon": np.float32(1e-5),
                               "plugin_version": b"1", "plugin_namespace": b"swin"}
         attention = made_by[node.input[7]]
         assert attention.op_type == "SwinAttention"
@@ -558,23 +603,27 @@ def test_the_attention_node_says_what_the_model_is(exported):
         blocks = [block for layer in model.torch.layers for block in layer.blocks]
         for index, (node, (resolution, heads), block) in enumerate(zip(nodes, stages, blocks)):
             attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+            shift = window // 2 if index == 1 else 0
             assert attributes == {
-                "height": resolution, "width": resolution, "num_heads": heads, "window_size": window,
-                "shift_size": window // 2 if index == 1 else 0, "mask_value": -100.0,
+                **windows(heads, (window, window), (shift, shift)), "mask_value": -100.0,
                 "scale": np.float32(32**-0.5) if model.version == 1 else 1.0,
                 "plugin_version": b"1", "plugin_namespace": b"swin"}
             bias = constants[node.input[1]]
             assert bias.shape == (heads, window**2, (window**2 + 7) // 8 * 8)
             assert bias.dtype == np.float32
             assert not bias[:, :, window**2:].any()
-            assert shapes[node.input[0]] == ["batch", resolution**2, 3 * 32 * heads]
-            assert shapes[node.output[0]] == ["batch", resolution**2, 32 * heads]
+            assert shapes[node.input[0]] == ["batch", resolution, resolution, 3 * 32 * heads]
+            assert shapes[node.output[0]] == ["batch", resolution, resolution, 32 * heads]
             with torch.no_grad():
+                padding = block.attn.qkv.bias
+                if padding is None:
+                    padding = torch.cat([block.attn.q_bias, torch.zeros(32 * heads), block.attn.v_bias])
+                np.testing.assert_array_equal(constants[node.input[2]], padding.numpy(), strict=True)
                 if kind == "timm-v1-torchscript":
                     assert np.array_equal(bias[:, :, :window**2], block.attn._get_rel_pos_bias()[0])
                 if model.version == 2:
                     clamped = block.attn.logit_scale.clamp(max=np.log(100)).exp().reshape(-1)
-                    np.testing.assert_allclose(constants[node.input[2]], clamped, rtol=2e-7)
+                    np.testing.assert_allclose(constants[node.input[3]], clamped, rtol=2e-7)
 
 
 def test_scale_after_the_product_and_other_scales(randomize, monkeypatch):
@@ -664,10 +713,10 @@ def test_attention_whose_inside_is_read_elsewhere_is_left_alone(exported):
 
 
 @pytest.mark.parametrize(("opts", "replaced", "reason"), [
-    (["MODEL.SWIN.NUM_HEADS", "[2, 2]"], 2, "its heads have 16 channels, and the plugin takes 32"),
+    (["MODEL.SWIN.EMBED_DIM", "48", "MODEL.SWIN.NUM_HEADS", "[1, 1]", "MODEL.SWIN.DEPTHS", "[1, 1]"], 1,
+     "its heads have 96 channels, and the plugin takes up to 64"),
     (["MODEL.SWIN.WINDOW_SIZE", "36", "DATA.IMG_SIZE", "144", "MODEL.SWIN.DEPTHS", "[1, 1]"], 1,
-     "its windows are 36 tokens wide, and the plugin takes up to 32"),
-    (["MODEL.SWIN.WINDOW_SIZE", "1", "DATA.IMG_SIZE", "8"], 0, "its windows are single tokens"),
+     "its windows are 36 x 36 tokens, and the plugin takes up to 32 a side"),
 ])
 def test_attention_that_the_plugin_does_not_compute_is_left_alone(opts, replaced, reason, randomize):
     model = small(1, randomize, *opts)
@@ -679,19 +728,12 @@ def test_attention_that_the_plugin_does_not_compute_is_left_alone(opts, replaced
 
 
 def test_other_norms_are_left_alone(exported):
-    """The L1 norm is no F.normalize; a gather in another order is no patch merging."""
+    """The L1 norm is no F.normalize."""
     def l1(graph: gs.Graph) -> None:
         next(node for node in graph.nodes if node.op == "ReduceL2").op = "ReduceL1"
 
     _, (report,) = patch(with_node(exported("v2-17").onnx, l1), [STEPS["fnorm"]])
     assert report.replaced == 3
-
-    def row_major(graph: gs.Graph) -> None:
-        gather = next(node for node in graph.nodes if node.attrs.get("perm") == [0, 1, 3, 4, 2, 5])
-        gather.attrs["perm"] = [0, 1, 3, 2, 4, 5]
-
-    with pytest.raises(UserError, match="has no patch merging"):
-        patch(with_node(exported("v2-17").onnx, row_major), [STEPS["merging"]])
 
 
 def linear_parts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Counter]:
@@ -1014,8 +1056,8 @@ def test_what_is_a_bias(shape, found):
 
 @pytest.mark.parametrize(("attributes", "cols", "reason"), [
     ({"strides": [4, 2]}, 4, "does not cut"), ({"strides": [2, 2]}, 4, "does not cut"),
-    ({"pads": [1, 0, 0, 1]}, 4, "does not cut"), ({"kernel_shape": [4, 2]}, 2, "does not cut"),
-    ({"dilations": [1, 2]}, 4, "do not fill"),
+    ({"pads": [1, 0, 0, 1]}, 4, "does not cut"), ({"pads": [0, 0, 4, 0]}, 4, "do not fill"),
+    ({"kernel_shape": [4, 2]}, 2, "does not cut"), ({"dilations": [1, 2]}, 4, "does not cut"),
 ])
 def test_another_convolution_is_no_patch_embedding(attributes, cols, reason, exported):
     """A convolution, tokens of its rows, LayerNorm; the rest of the model would not take other numbers of tokens."""
@@ -1042,15 +1084,6 @@ def test_tokens_in_another_order_are_no_patch_embedding(exported):
 
     with pytest.raises(UserError, match=r"none of 1 patch embedding .* not become tokens in the image's order"):
         patch(with_node(exported("v1-17").onnx, columns), [STEPS["embedding"]])
-
-
-def test_windows_that_need_padding(exported):
-    """A node's image holds whole windows. Without shift, windows can be an image by themselves; with it they stay."""
-    model = exported("timm-v1-padded")
-    patched, (report,) = patch(model.onnx, [STEPS["attention"]])
-    assert (report.replaced, len(report.left)) == (2, 2)
-    assert "Pad" in {node.op_type for node in patched.graph.node}
-    model.assert_equal(patched)
 
 
 def test_a_frozen_batch_is_said(exported):

@@ -20,15 +20,18 @@ torch = pytest.importorskip("torch", reason="the kernels are compared with PyTor
 
 from test_kernels_gpu import (  # noqa: E402, imports torch
     ATTENTION_CASES,
+    AWKWARD_ATTENTIONS,
     Attention,
     draw,
+    guarded,
     misalign,
     padded_bias,
     parameters,
+    square,
     window_attention,
 )
 
-from TensorRT.Plugins import swin_kernels as kernels  # noqa: E402, imports torch
+from TensorRT.Plugins.swin_kernels import c_interface as kernels  # noqa: E402, imports torch
 
 F = torch.nn.functional
 pytestmark = [
@@ -176,6 +179,26 @@ def test_linear(epilogue, quantised):
         x = random_int8((case.rows, case.in_features), 1)
         weight = random_int8((case.out_features, case.in_features), 2)
         check_linear(case, x, weight, epilogue, quantised)
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["FP16", "INT8"])
+def test_linear_with_gelus_tanh_form(quantised):
+    """Its slope is at most 1.13 too; what FP32 loses of it is less than of the other, for which exact_linear allows."""
+    for case in LINEAR_CASES:
+        x, weight = random_int8((case.rows, case.in_features), 1), random_int8((case.out_features, case.in_features), 2)
+        scale = (0.5 + random_float((case.out_features,), 3).abs()) / (6e3 * case.in_features**0.5)
+        bias = random_float((case.out_features,), 4)
+        before, slack = exact_linear(x, weight, scale, bias, None, False)
+        exact = F.gelu(before, approximate="tanh")
+        slack = 1.13 * slack + 1e-6 + 4 * FP32 * exact.abs()
+        y_scale = exact.abs().max().item() / 100 if quantised else 0.0
+        y, = outputs_of(lambda out, of=(x, weight, scale, bias), step=y_scale: kernels.linear_int8(
+                            *of, None, out, 2, step),
+                        ((case.rows, case.out_features), torch.int8 if quantised else torch.float16))
+        if quantised:
+            judge_int8(case, y, exact, y_scale, slack)
+        else:
+            judge_fp16(case, y, exact, slack)
 
 
 @pytest.mark.parametrize("y_scale", [1e-4, 1 / 256, 64.0, 1e3, 3e5])
@@ -341,29 +364,40 @@ def test_quantize(count, offset):
 # --- attention -------------------------------------------------------------------------------------------------------
 
 def check_attention(case: Attention, variant: str, quantised: bool) -> None:
-    qkv_scale, scale, logit_scale = 0.02, 32**-0.5, None
-    tokens, channels = case.height * case.width, 32 * case.num_heads
-    qkv = random_int8((case.batch, tokens, 3 * channels), case.window_size)
-    bias = random_float((case.num_heads, case.window_size**2, case.window_size**2), 2)
+    qkv_scale, scale, logit_scale = 0.02, case.head_width**-0.5, None
+    channels = case.channels
+    qkv = random_int8((case.batch, case.height, case.width, 3 * channels), case.window[0])
+    bias = random_float((case.num_heads, case.positions, case.positions), 2)
+    padding = random_float((3 * channels,), 4)
+    padding[::7] *= 4  # beyond 127 steps
     if variant == "V1":
         qkv = qkv // 2  # scores of about 2: no softmax of one token alone
     else:
+        padding[channels:2 * channels] = 0  # V2's key has no bias
         scale, logit_scale = 1.0, random_float((case.num_heads,), 3).abs() * 20 + 1
         if variant == "V2 at the clamp":
             logit_scale = torch.full_like(logit_scale, 100.0)
     if case.data == "zero rows":
-        qkv[:, ::3] = 0
-    values = qkv.double() * torch.tensor(qkv_scale, device=DEVICE).double()
-    exact = window_attention(values, bias.double(), None if logit_scale is None else logit_scale.double(), case)
+        qkv.flatten(1, 2)[:, ::3] = 0
+    step = torch.tensor(qkv_scale, device=DEVICE)
+    values = qkv.double() * step.double()
+    # As QuantizeLinear: the quotient in FP32, half to even.
+    of_padding = (padding / step).round().clamp(-128, 127).double() * step.double()
+    exact = window_attention(values, bias.double(), of_padding,
+                             None if logit_scale is None else logit_scale.double(), case)
     y_scale = exact.abs().max().item() / 110 if quantised else 0.0
-    attributes = (case.height, case.width, case.num_heads, case.window_size, case.shift_size, scale, -100.0, qkv_scale)
-    y, = outputs_of(lambda out: kernels.attention_int8(qkv, padded_bias(bias), logit_scale, out, *attributes, y_scale),
-                    ((case.batch, tokens, channels), torch.int8 if quantised else torch.float16),
-                    offset=int(case.misaligned))
+    given, given_bias, given_padding = qkv, guarded(padded_bias(bias)), guarded(padding)
+    if case.misaligned:
+        given = misalign(qkv)
+    y, = outputs_of(lambda out: kernels.attention_int8(
+                        given, given_bias, given_padding, logit_scale, out, case.num_heads, case.window, case.shift,
+                        scale, -100.0, qkv_scale, y_scale, case.roll_first, case.shift_if_covered),
+                    (tuple(exact.shape), torch.int8 if quantised else torch.float16), offset=int(case.misaligned))
     # Scores of exact integer products lose a few FP32 roundings, 2^-20 of the largest, and probabilities as much of
     # themselves; these are rounded to FP16, and weighed and normalised as they are then: 2 * 2^-11 of the largest v.
-    q, k, v = (part.abs().max().item() for part in values.chunk(3, -1))
-    largest = 32**0.5 * q * k if variant == "V1" else logit_scale.max().item()
+    q, k, v = (torch.maximum(part.abs().max(), pad.abs().max()).item()
+               for part, pad in zip(values.chunk(3, -1), of_padding.chunk(3), strict=True))
+    largest = case.head_width**0.5 * q * k if variant == "V1" else logit_scale.max().item()
     slack = v * (2 * FP16 + 2.0**-20 * (largest + bias.abs().max().item() + 100))
     if quantised:
         judge_int8((case, variant), y, exact, y_scale, slack)
@@ -378,16 +412,25 @@ def test_attention(variant, quantised):
         check_attention(case, variant, quantised)
 
 
-def test_attention_past_2_to_the_31_elements():
-    case = Attention(2400, 56, 56, 3, 7, 3)
+@pytest.mark.parametrize("quantised", [False, True], ids=["FP16", "INT8"])
+@pytest.mark.parametrize("variant", ["V1", "V2"])
+def test_attention_of_awkward_windows_heads_and_paddings(variant, quantised):
+    for case in AWKWARD_ATTENTIONS:
+        check_attention(case, variant, quantised)
+
+
+@pytest.mark.parametrize(("height", "width"), [(56, 56), (55, 50)])
+def test_attention_past_2_to_the_31_elements(height, width):
+    batch = 2**31 // (height * width * 288) + 22
     if torch.cuda.mem_get_info()[0] < 12 * 2**30:
         pytest.skip("needs 12 GiB of free GPU memory")
-    qkv = random_int8((case.batch, 3136, 288), 1)
-    bias = random_float((3, 49, 49), 2)
-    y = torch.full((case.batch, 3136, 96), 77, dtype=torch.int8, device=DEVICE)
+    qkv = random_int8((batch, height, width, 288), 1)
+    bias, padding = random_float((3, 49, 49), 2), random_float((288,), 3)
+    y = torch.full((batch, height, width, 96), 77, dtype=torch.int8, device=DEVICE)
 
     def run(qkv: torch.Tensor, y: torch.Tensor) -> None:
-        kernels.attention_int8(qkv, padded_bias(bias), None, y, 56, 56, 3, 7, 3, 32**-0.5, -100.0, 0.01, 0.01)
+        kernels.attention_int8(qkv, padded_bias(bias), padding, None, y, 3, (7, 7), (3, 3), 32**-0.5, -100.0, 0.01,
+                               0.01)
 
     run(qkv, y)
     alone = torch.empty_like(y[-2:])
@@ -434,20 +477,20 @@ class Branch:
 
     def run(self, y: torch.Tensor, y_q: torch.Tensor, **workspace: int) -> None:
         c = self.case
-        kernels.attention_branch_int8(*self.tensors, y, y_q, c.height, c.width, c.num_heads, c.window_size,
-                                      c.shift_size, self.norm_first, self.scale, -100.0, self.qkv_scale,
-                                      self.attention_scale, self.proj_scale, EPSILON, self.y_scale, **workspace)
+        kernels.attention_branch_int8(*self.tensors, y, y_q, c.num_heads, c.window, c.shift, self.norm_first,
+                                      self.scale, -100.0, self.qkv_scale, self.attention_scale, self.proj_scale,
+                                      EPSILON, self.y_scale, **workspace)
 
     def run_parts(self, y: torch.Tensor, y_q: torch.Tensor) -> torch.Tensor:
         """The same by the kernels of the parts, one after the other; gives back attention's result in INT8."""
         c = self.case
         (x_q, x, qkv_weight, qkv_factor, qkv_bias, proj_weight, proj_factor, proj_bias, bias, gamma, beta,
          logit_scale) = self.tensors
-        qkv = torch.empty(*x.shape[:2], 3 * x.shape[2], dtype=torch.int8, device=DEVICE)
+        qkv = torch.empty(*x.shape[:-1], 3 * x.shape[-1], dtype=torch.int8, device=DEVICE)
         attention = torch.empty_like(x_q)
         kernels.linear_int8(x_q, qkv_weight, qkv_factor, qkv_bias, None, qkv, 0, self.qkv_scale)
-        kernels.attention_int8(qkv, bias, logit_scale, attention, c.height, c.width, c.num_heads, c.window_size,
-                               c.shift_size, self.scale, -100.0, self.qkv_scale, self.attention_scale)
+        kernels.attention_int8(qkv, bias, None, logit_scale, attention, c.num_heads, c.window, c.shift, self.scale,
+                               -100.0, self.qkv_scale, self.attention_scale)
         if self.norm_first:
             kernels.linear_int8(attention, proj_weight, proj_factor, proj_bias, x, y, 0, 0.0)
             kernels.layernorm_int8(y, gamma, beta, y_q, EPSILON, self.y_scale)
@@ -478,7 +521,7 @@ def branch_of(case: Attention, version: int, seed: int = 1,
     "attention" and "y_q" in steps, "y". largest_logit: of all heads in V2, instead of random ones.
     """
     channels = 32 * case.num_heads
-    shape = (case.batch, case.height * case.width, channels)
+    shape = (case.batch, case.height, case.width, channels)
 
     def product(out_features: int, offset: int) -> list[torch.Tensor]:
         weight = random_int8((out_features, channels), seed + offset)
@@ -487,7 +530,7 @@ def branch_of(case: Attention, version: int, seed: int = 1,
 
     x_q, x = random_int8(shape, seed), random_float(shape, seed + 1).half()
     qkv, proj = product(3 * channels, 10), product(channels, 20)
-    bias = relative_bias(case.num_heads, case.window_size, seed + 30)
+    bias = relative_bias(case.num_heads, case.window[0], seed + 30)
     gamma, beta = parameters(channels, torch.float16, seed + 31)
     logit_scale = None if version == 1 else random_float((case.num_heads,), seed + 32).abs() * 20 + 1
     if largest_logit:
@@ -501,7 +544,7 @@ def branch_of(case: Attention, version: int, seed: int = 1,
         return (steps @ weight.double().T) * factor.double() + of.double()
 
     found = steps_of(linear(x_q.double(), *qkv), branch.qkv_scale) * fp32(branch.qkv_scale)
-    found = window_attention(found, bias.double(), None if version == 1 else logit_scale.double(), case)
+    found = window_attention(found, bias.double(), None, None if version == 1 else logit_scale.double(), case)
     branch.attention_scale = found.abs().max().item() / LARGEST_STEPS
     attention = steps_of(found, branch.attention_scale)
     found = linear(attention, *proj)
@@ -553,11 +596,11 @@ def check_branch(case: Attention, version: int, largest_logit: float = 0.0) -> N
 @pytest.mark.parametrize("version", [1, 2])
 def test_attention_branch(version, batch):
     for image in BRANCH_IMAGES[version]:
-        check_branch(Attention(batch, *image), version)
+        check_branch(square(batch, *image), version)
 
 
 def test_attention_branch_at_the_clamp_of_logit_scale():
-    check_branch(Attention(70, *BRANCH_IMAGES[2][1]), 2, largest_logit=100.0)
+    check_branch(square(70, *BRANCH_IMAGES[2][1]), 2, largest_logit=100.0)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -566,9 +609,9 @@ def test_attention_branch_is_one_kernel_where_it_says_so(version):
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("the kernel is for compute capability 9.0")
     for image in BRANCH_IMAGES[version][:-1]:
-        branch, _ = branch_of(Attention(70, *image), version)
+        branch, _ = branch_of(square(70, *image), version)
         outputs_of(lambda *outputs, branch=branch: branch.run(*outputs, workspace_bytes=0), *branch.outputs)
-    branch, _ = branch_of(Attention(1, *BRANCH_IMAGES[version][0]), version)
+    branch, _ = branch_of(square(1, *BRANCH_IMAGES[version][0]), version)
     with pytest.raises(RuntimeError, match="CUDA error 1"):
         branch.run(*(torch.empty(shape, dtype=dtype, device=DEVICE) for shape, dtype in branch.outputs),
                    workspace_bytes=0)
@@ -583,7 +626,7 @@ def test_attention_branch_of_zeros(version, proj_bias, proj_scale):
     mean of 1000, or with proj's bias 3500, and a standard deviation of about 1. FP32 knows that mean to 2^-23 of it;
     what LayerNorm gives is off by `shift` steps, and as likely does a tie lie in between.
     """
-    branch, _ = branch_of(Attention(70, *BRANCH_IMAGES[version][1]), version)
+    branch, _ = branch_of(square(70, *BRANCH_IMAGES[version][1]), version)
     branch.tensors[0].zero_()  # x_q
     branch.tensors[1] += 1000  # x
     branch.tensors[4].zero_()  # qkv_bias
@@ -609,7 +652,7 @@ def test_attention_branch_of_zeros(version, proj_bias, proj_scale):
 def test_attention_branch_in_groups_of_images(version):
     """With room for two images and a half, 7 of them are 2, 2, 2 and 1; the bits do not depend on that."""
     image = BRANCH_IMAGES[version][-1]
-    branch, _ = branch_of(Attention(7, *image), version)
+    branch, _ = branch_of(square(7, *image), version)
     y, y_q = outputs_of(branch.run, *branch.outputs)
     height, width, heads = image[:3]
     of_image = 3 * height * width * 32 * heads
@@ -624,8 +667,8 @@ def test_attention_branch_in_groups_of_images(version):
 def test_attention_branch_leaves_other_images_alone(version, batch):
     """Outputs for more images than x has, and x for more than it is told of."""
     for image in BRANCH_IMAGES[version]:
-        more, _ = branch_of(Attention(batch + 2, *image), version)
-        fewer = Branch(Attention(batch, *image), more.norm_first,
+        more, _ = branch_of(square(batch + 2, *image), version)
+        fewer = Branch(square(batch, *image), more.norm_first,
                        [tensor[:batch] for tensor in more.tensors[:2]] + more.tensors[2:], more.qkv_scale,
                        more.attention_scale, more.proj_scale, more.y_scale)
         y, y_q = (torch.full(shape, 77, dtype=dtype, device=DEVICE) for shape, dtype in more.outputs)
@@ -639,7 +682,7 @@ def test_attention_branch_leaves_other_images_alone(version, batch):
 def test_attention_branch_takes_each_image_by_itself(version):
     """The same image gives the same bits, wherever in a batch it stands."""
     for image in BRANCH_IMAGES[version]:
-        branch, _ = branch_of(Attention(70, *image), version)
+        branch, _ = branch_of(square(70, *image), version)
         for tensor in branch.tensors[:2]:
             tensor[1:] = tensor[0].clone()
         y, y_q = outputs_of(branch.run, *branch.outputs)
@@ -651,7 +694,7 @@ def test_attention_branch_takes_each_image_by_itself(version):
 def test_attention_branches_one_after_the_other(version, batch):
     """Each reads what the one before wrote, with fc1 between that reads it, too: bits of calls with a pause."""
     image, layers = BRANCH_IMAGES[version][1], 6
-    branches = [branch_of(Attention(batch, *image), version, 100 * i + 1)[0] for i in range(layers)]
+    branches = [branch_of(square(batch, *image), version, 100 * i + 1)[0] for i in range(layers)]
     channels = 32 * image[2]
     weight = random_int8((4 * channels, channels), 7)
     scale, bias = torch.full((4 * channels,), 1e-5, device=DEVICE), torch.zeros(4 * channels, device=DEVICE)
@@ -660,7 +703,7 @@ def test_attention_branches_one_after_the_other(version, batch):
     def run(done: Callable[[], None]) -> list[torch.Tensor]:
         outputs = [torch.zeros(shape, dtype=dtype, device=DEVICE) for branch in branches
                    for shape, dtype in branch.outputs]
-        hidden = [torch.zeros(*inputs[0].shape[:2], 4 * channels, dtype=torch.int8, device=DEVICE) for _ in branches]
+        hidden = [torch.zeros(*inputs[0].shape[:-1], 4 * channels, dtype=torch.int8, device=DEVICE) for _ in branches]
         torch.cuda.synchronize()
         x_q, x = inputs
         for i, branch in enumerate(branches):
@@ -686,7 +729,7 @@ def test_attention_branch_on_two_streams_at_once(version):
                     branch.run(*tensors)
 
     image = BRANCH_IMAGES[version][1]
-    calls = [[branch_of(Attention(batch, *image), version, seed)[0] for batch in (2, 70)] for seed in (1, 100)]
+    calls = [[branch_of(square(batch, *image), version, seed)[0] for batch in (2, 70)] for seed in (1, 100)]
     outputs = [[[torch.full(shape, 77, dtype=dtype, device=DEVICE) for shape, dtype in branch.outputs]
                 for branch in both] for both in calls]
     torch.cuda.synchronize()
@@ -700,7 +743,7 @@ def test_attention_branch_on_two_streams_at_once(version):
 
 
 def test_attention_branch_arguments_outside_the_contract_are_refused():
-    v1, v2 = (branch_of(Attention(2, *BRANCH_IMAGES[version][1]), version)[0] for version in (1, 2))
+    v1, v2 = (branch_of(square(2, *BRANCH_IMAGES[version][1]), version)[0] for version in (1, 2))
 
     def refused(branch: Branch, tensors: dict | None = None, case: Attention | None = None, **numbers: float) -> None:
         changed = list(branch.tensors)
@@ -714,7 +757,7 @@ def test_attention_branch_arguments_outside_the_contract_are_refused():
             call.run(y, y_q)
 
     for branch in (v1, v2):
-        for i in (0, *range(2, 11)):  # the batch is x's
+        for i in (0, *range(2, 11)):  # the shape is x's
             refused(branch, {i: None})
         for i in (2, 5):
             refused(branch, {i: misalign(branch.tensors[i])})
@@ -726,8 +769,10 @@ def test_attention_branch_arguments_outside_the_contract_are_refused():
     refused(v2, proj_scale=0.0)
     refused(v2, {11: None})
     refused(v1, norm_first=2)
-    for image in ((14, 14, 0, 7, 3), (14, 14, 12, 5, 0), (14, 14, 12, 7, 7), (14, 14, 12, 7, -1), (0, 14, 12, 7, 3)):
-        refused(v1, case=Attention(2, *image))
+    for image in ((14, 14, 0, 7, 3), (14, 14, 12, 5, 0), (14, 14, 12, 7, 7), (14, 14, 12, 7, -1)):
+        refused(v1, case=square(2, *image))
+    refused(v1, {1: v1.tensors[1][:, :0]})  # height and width are x's, as the batch
+    refused(v1, {1: v1.tensors[1][:, :, :13]})
 
 
 # --- the contract's edges --------------------------------------------------------------------------------------------
@@ -737,20 +782,22 @@ def test_empty_input_is_nothing_to_do():
     weight, y = random_int8((96, 96), 1), torch.empty(16, dtype=torch.int8, device=DEVICE)
     kernels.linear_int8(nothing.char(), weight, parameter, parameter, None, y, 0, 0.1)
     kernels.layernorm_int8(torch.empty(0, 96, device=DEVICE).half(), parameter, parameter, y, EPSILON, 0.1)
-    none = torch.empty(0, 49, 96, device=DEVICE)
-    kernels.attention_branch_int8(none.char(), none.half(), *[parameter] * 9, None, y, y, 7, 7, 3, 7, 0, True, 1.0,
+    none = torch.empty(0, 7, 7, 96, device=DEVICE)
+    kernels.attention_branch_int8(none.char(), none.half(), *[parameter] * 9, None, y, y, 3, (7, 7), (0, 0), True, 1.0,
                                   -100.0, 0.1, 0.1, 0.0, EPSILON, 0.1)
 
 
 def test_arguments_outside_the_contract_are_refused():
     x, weight, parameter = random_int8((4, 96), 1), random_int8((96, 96), 2), torch.ones(96, device=DEVICE)
     half, y = random_float((4, 96), 3).half(), torch.empty(4, 96, dtype=torch.int8, device=DEVICE)
+    image = x.view(1, 2, 2, 96)
     refused = [
         lambda: kernels.linear_int8(x[:, :88].contiguous(), weight[:, :88].contiguous(), parameter, parameter, None, y,
                                     0, 0.1),
         lambda: kernels.linear_int8(x, weight[:88], parameter, parameter, None, y, 0, 0.1),
         lambda: kernels.linear_int8(x, weight, parameter, parameter, half, y, 1, 0.1),
-        lambda: kernels.linear_int8(x, weight, parameter, parameter, None, y, 2, 0.1),
+        lambda: kernels.linear_int8(x, weight, parameter, parameter, half, y, 2, 0.1),
+        lambda: kernels.linear_int8(x, weight, parameter, parameter, None, y, 3, 0.1),
         lambda: kernels.linear_int8(x, weight, parameter, parameter, None, y, 0, -0.1),
         lambda: kernels.linear_int8(x.view(-1)[1:97], weight, parameter, parameter, None, y, 0, 0.1),
         lambda: kernels.layernorm_int8(half, parameter, parameter, y, EPSILON, 0.0),
@@ -759,8 +806,9 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.layernorm_add_int8(x, half, parameter, parameter, half, y, EPSILON, math.nan, 0.1),
         lambda: kernels.layernorm_add_int8(x, half, parameter, parameter, half, y, EPSILON, 0.1, 0.0),
         lambda: kernels.quantize(half, y, math.nan),
-        lambda: kernels.attention_int8(y, parameter, None, y, 2, 2, 1, 2, 0, 1.0, -100.0, 0.0, 0.1),
-        lambda: kernels.attention_int8(y, parameter, None, y, 2, 2, 1, 2, 0, 1.0, -100.0, 0.1, -0.1),
+        lambda: kernels.attention_int8(image, parameter, None, None, y, 1, (2, 2), (0, 0), 1.0, -100.0, 0.0, 0.1),
+        lambda: kernels.attention_int8(image, parameter, None, None, y, 1, (2, 2), (0, 0), 1.0, -100.0, 0.1, -0.1),
+        lambda: kernels.attention_int8(image, parameter, None, None, y, 1, (2, 3), (0, 0), 1.0, -100.0, 0.1, 0.1),
     ]
     for call in refused:
         with pytest.raises(RuntimeError, match="CUDA error 1"):

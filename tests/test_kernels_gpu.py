@@ -8,6 +8,7 @@ poisoned with NaN and have guards on both sides; padding that must not be used h
 """
 from __future__ import annotations
 
+import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the kernels are compared with PyTorch")
 
-from TensorRT.Plugins import swin_kernels as kernels  # noqa: E402, imports torch
+from TensorRT.Plugins.swin_kernels import c_interface as kernels  # noqa: E402, imports torch
 
 F = torch.nn.functional
 pytestmark = [
@@ -58,6 +59,14 @@ def misalign(x: torch.Tensor) -> torch.Tensor:
     """The same values one element past an aligned address."""
     buffer = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
     view = buffer[1:].view(x.shape)
+    view.copy_(x)
+    return view
+
+
+def guarded(x: torch.Tensor) -> torch.Tensor:
+    """The same values with NaN on both sides: a sum that reads past the tensor shows it."""
+    buffer = torch.full((x.numel() + 2 * GUARD,), math.nan, dtype=x.dtype, device=x.device)
+    view = buffer[GUARD:-GUARD].view(x.shape)
     view.copy_(x)
     return view
 
@@ -211,15 +220,14 @@ def test_fnorm(dtype):
 MERGE_SHAPES = [  # batch, height, width, channels
     (1, 2, 2, 96), (2, 4, 6, 33), (1, 56, 56, 96), (3, 28, 28, 192), (2, 14, 14, 384), (5, 6, 10, 100), (1, 8, 8, 768),
     (2, 16, 4, 2048), (128, 56, 56, 96),
+    (3, 57, 57, 96), (2, 7, 10, 192), (2, 10, 7, 33), (3, 1, 1, 384), (2, 1, 9, 100), (2, 5, 1, 768), (1, 3, 3, 2048),
 ]
 
 
-def merged(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Official PatchMerging's concatenation: [B, H*W, C] -> [B, H/2*W/2, 4C]."""
-    batch, _, channels = x.shape
-    x = x.view(batch, height, width, channels)
-    parts = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
-    return torch.cat(parts, dim=-1).view(batch, -1, 4 * channels)
+def merged(x: torch.Tensor) -> torch.Tensor:
+    """Official PatchMerging's concatenation, odd sides padded: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 4C]."""
+    x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+    return torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -230,18 +238,18 @@ def test_patch_merge(dtype):
             for misaligned in (False, True):
                 if misaligned and data != "normal":
                     continue
-                x = draw((batch, height * width, channels), dtype, data, seed=batch)
+                x = draw((batch, height, width, channels), dtype, data, seed=batch)
                 gamma, beta = parameters(4 * channels, dtype, seed=1)
-                gathered = merged(x, height, width)
-                given = misalign(x) if misaligned else x
+                gathered = merged(x)
+                given = misalign(x) if misaligned else guarded(x)
                 name = f"[{batch}, {height}x{width}, {channels}] {data}{' misaligned' if misaligned else ''}"
 
                 alone = Output(gathered.shape, dtype, int(misaligned))
-                kernels.patch_merge(given, None, None, alone.tensor, height, width, EPSILON)
+                kernels.patch_merge(given, None, None, alone.tensor, EPSILON)
                 assert torch.equal(alone.checked(), gathered), f"gather of {name}"
 
                 out = Output(gathered.shape, dtype, int(misaligned))
-                kernels.patch_merge(given, gamma, beta, out.tensor, height, width, EPSILON)
+                kernels.patch_merge(given, gamma, beta, out.tensor, EPSILON)
                 pytorch = F.layer_norm(gathered, gamma.shape, gamma.to(dtype), beta.to(dtype), EPSILON)
                 exact = F.layer_norm(gathered.double(), gamma.shape, gamma.double(), beta.double(), EPSILON)
                 errors.append(error_of(name, [out.checked()], [pytorch], [exact]))
@@ -250,17 +258,24 @@ def test_patch_merge(dtype):
 
 # --- patch embedding -------------------------------------------------------------------------------------------------
 
-PATCH_SHAPES = [  # batch, in_channels, height, width, patch_size, channels
-    (1, 3, 224, 224, 4, 96), (2, 3, 256, 256, 4, 96), (1, 3, 224, 224, 4, 128), (1, 3, 64, 64, 4, 192),
-    (2, 3, 32, 64, 4, 32), (1, 3, 20, 40, 4, 64), (3, 3, 8, 8, 4, 96), (5, 3, 12, 8, 4, 96), (2, 3, 12, 20, 4, 96),
-    (1, 3, 64, 64, 4, 100), (2, 1, 16, 16, 4, 96), (1, 3, 32, 32, 2, 48), (2, 3, 15, 25, 5, 33),
-    (1, 3, 64, 32, 16, 768), (1, 2, 6, 6, 3, 1000), (128, 3, 224, 224, 4, 96),
+PATCH_SHAPES = [  # batch, in_channels, height, width, (patch_height, patch_width), channels
+    (1, 3, 224, 224, (4, 4), 96), (2, 3, 256, 256, (4, 4), 96), (1, 3, 224, 224, (4, 4), 128),
+    (1, 3, 64, 64, (4, 4), 192), (2, 3, 32, 64, (4, 4), 32), (1, 3, 20, 40, (4, 4), 64), (3, 3, 8, 8, (4, 4), 96),
+    (5, 3, 12, 8, (4, 4), 96), (2, 3, 12, 20, (4, 4), 96), (1, 3, 64, 64, (4, 4), 100), (2, 1, 16, 16, (4, 4), 96),
+    (1, 3, 32, 32, (2, 2), 48), (2, 3, 15, 25, (5, 5), 33), (1, 3, 64, 32, (16, 16), 768), (1, 2, 6, 6, (3, 3), 1000),
+    (128, 3, 224, 224, (4, 4), 96),
+    # What is left over, or padded: rows only, on tensor cores too, columns only, both; less than a patch where padded.
+    (2, 3, 227, 224, (4, 4), 96), (3, 3, 33, 64, (4, 4), 128), (2, 3, 224, 225, (4, 4), 96),
+    (2, 3, 201, 334, (4, 4), 96), (3, 3, 29, 30, (4, 4), 192), (1, 3, 2, 8, (4, 4), 96), (2, 1, 3, 1, (4, 4), 48),
+    (2, 1, 64, 1001, (4, 16), 96), (1, 3, 17, 18, (2, 3), 50), (2, 4, 9, 20, (1, 8), 64), (1, 1, 1024, 64, (4, 4), 96),
 ]
 
 
-def patch_tokens(x, weight, bias, gamma, beta) -> torch.Tensor:
-    """Swin's PatchEmbed in the precision of its arguments: [B, Ci, H, W] -> [B, H/P * W/P, C]."""
-    tokens = F.conv2d(x, weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
+def patch_tokens(x, weight, bias, gamma, beta, ceil: bool) -> torch.Tensor:
+    """Swin's PatchEmbed in the precision of its arguments: [B, Ci, H, W] -> [B, h, w, C]."""
+    if ceil:
+        x = F.pad(x, (0, -x.shape[3] % weight.shape[3], 0, -x.shape[2] % weight.shape[2]))
+    tokens = F.conv2d(x, weight, bias, stride=weight.shape[2:]).permute(0, 2, 3, 1)
     return F.layer_norm(tokens, gamma.shape, gamma, beta, EPSILON)
 
 
@@ -273,20 +288,23 @@ def test_patch_embed(dtype, monkeypatch):
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # FP32 convolutions are to be FP32
     errors = []
-    for batch, in_channels, height, width, patch_size, channels in PATCH_SHAPES:
-        for data in ("normal", "constant", "misaligned"):
+    for batch, in_channels, height, width, patch, channels in PATCH_SHAPES:
+        whole = height % patch[0] == 0 and width % patch[1] == 0
+        smaller = height < patch[0] or width < patch[1]
+        orders = [False] if whole else [True] if smaller else [False, True]
+        for data, ceil in itertools.product(("normal", "constant", "misaligned"), orders):
             x = draw((batch, in_channels, height, width), torch.float32, "normal", seed=height)
             if data == "constant":  # tokens all alike, and a large mean in front of the bias
                 x = torch.full_like(x, 7.3)
-            weight = draw((channels, in_channels, patch_size, patch_size), torch.float32, "normal", seed=1)
+            weight = draw((channels, in_channels, *patch), torch.float32, "normal", seed=1)
             bias = draw((channels,), torch.float32, "normal", seed=2)
             parts = (weight, bias, *parameters(channels, torch.float32, seed=3))
+            pytorch = patch_tokens(x, *parts, ceil).to(dtype)
             misaligned = data == "misaligned"
-            out = Output((batch, height * width // patch_size**2, channels), dtype, int(misaligned))
-            kernels.patch_embed(misalign(x) if misaligned else x, *parts, out.tensor, EPSILON)
-            pytorch = patch_tokens(x, *parts).to(dtype)
-            name = f"[{batch}, {in_channels}, {height}x{width}] patch {patch_size}, {channels} channels, {data}"
-            exact = patch_tokens(x.double(), *(part.double() for part in parts))
+            out = Output(pytorch.shape, dtype, int(misaligned))
+            kernels.patch_embed(misalign(x) if misaligned else guarded(x), *parts, out.tensor, EPSILON, ceil)
+            name = f"[{batch}, {in_channels}, {height}x{width}] patch {patch}, {channels} channels, {data}, ceil {ceil}"
+            exact = patch_tokens(x.double(), *(part.double() for part in parts), ceil)
             errors.append(error_of(name, [out.checked()], [pytorch], [exact]))
     judge(errors, slack=0.0 if dtype == torch.float32 else torch.finfo(dtype).eps / 256)
 
@@ -295,45 +313,113 @@ def test_patch_embed(dtype, monkeypatch):
 
 @dataclass(frozen=True)
 class Attention:
-    """One call: image of height x width tokens, its windows and heads."""
+    """One call: image of height x width tokens, its windows and heads; window and shift are (height, width)."""
 
     batch: int
     height: int
     width: int
     num_heads: int
-    window_size: int
-    shift_size: int
+    window: tuple[int, int]
+    shift: tuple[int, int]
     data: str = "normal"
     misaligned: bool = False
+    head_width: int = 32
+    roll_first: bool = False
+    shift_if_covered: bool = True
+
+    @property
+    def channels(self) -> int:
+        return self.num_heads * self.head_width
+
+    @property
+    def positions(self) -> int:
+        return self.window[0] * self.window[1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The image's sides with the padding to whole windows."""
+        return self.height + -self.height % self.window[0], self.width + -self.width % self.window[1]
+
+    @property
+    def rolled(self) -> tuple[int, int]:
+        """By how much the image is rolled along each axis."""
+        def of(axis: int) -> int:
+            covered = self.grid[axis] == self.window[axis]
+            return 0 if covered and not self.shift_if_covered else self.shift[axis]
+        return of(0), of(1)
+
+
+def square(batch: int, height: int, width: int, num_heads: int, window: int, shift: int, *more, **fields) -> Attention:
+    """The same on both axes, as in the models of this project."""
+    return Attention(batch, height, width, num_heads, (window, window), (shift, shift), *more, **fields)
 
 
 ATTENTION_CASES = [
-    Attention(1, 56, 56, 3, 7, 0), Attention(1, 56, 56, 3, 7, 3), Attention(2, 28, 28, 6, 7, 3),
-    Attention(3, 14, 14, 12, 7, 3), Attention(4, 7, 7, 24, 7, 0), Attention(128, 56, 56, 3, 7, 3),
-    Attention(128, 7, 7, 24, 7, 0), Attention(2, 14, 21, 3, 7, 1), Attention(5, 21, 7, 1, 7, 6),
-    Attention(1, 64, 64, 3, 8, 4), Attention(2, 32, 32, 6, 8, 0), Attention(3, 16, 16, 12, 8, 4),
-    Attention(16, 8, 8, 24, 8, 0), Attention(1, 24, 16, 2, 8, 3),
-    Attention(1, 48, 48, 4, 12, 6), Attention(2, 24, 24, 8, 12, 0), Attention(3, 12, 12, 16, 12, 0),
-    Attention(2, 24, 36, 3, 12, 5),
-    Attention(1, 64, 64, 3, 16, 8), Attention(2, 32, 32, 6, 16, 8), Attention(3, 16, 16, 12, 16, 0),
-    Attention(1, 48, 48, 4, 24, 12), Attention(2, 24, 24, 6, 24, 0),
-    Attention(2, 20, 30, 3, 10, 5), Attention(1, 64, 32, 2, 32, 16), Attention(3, 8, 8, 2, 4, 2),
-    Attention(2, 28, 28, 6, 7, 3, "zero rows"), Attention(2, 32, 32, 6, 8, 4, "zero rows"),
-    Attention(2, 28, 28, 6, 7, 3, "large"), Attention(2, 32, 32, 6, 8, 4, "large"),
-    Attention(1, 48, 48, 4, 24, 12, "large"), Attention(2, 28, 28, 6, 7, 3, misaligned=True),
-    Attention(1, 24, 24, 4, 12, 6, misaligned=True),
+    square(1, 56, 56, 3, 7, 0), square(1, 56, 56, 3, 7, 3), square(2, 28, 28, 6, 7, 3),
+    square(3, 14, 14, 12, 7, 3), square(4, 7, 7, 24, 7, 0), square(128, 56, 56, 3, 7, 3),
+    square(128, 7, 7, 24, 7, 0), square(2, 14, 21, 3, 7, 1), square(5, 21, 7, 1, 7, 6),
+    square(1, 64, 64, 3, 8, 4), square(2, 32, 32, 6, 8, 0), square(3, 16, 16, 12, 8, 4),
+    square(16, 8, 8, 24, 8, 0), square(1, 24, 16, 2, 8, 3),
+    square(1, 48, 48, 4, 12, 6), square(2, 24, 24, 8, 12, 0), square(3, 12, 12, 16, 12, 0),
+    square(2, 24, 36, 3, 12, 5),
+    square(1, 64, 64, 3, 16, 8), square(2, 32, 32, 6, 16, 8), square(3, 16, 16, 12, 16, 0),
+    square(1, 48, 48, 4, 24, 12), square(2, 24, 24, 6, 24, 0),
+    square(2, 20, 30, 3, 10, 5), square(1, 64, 32, 2, 32, 16), square(3, 8, 8, 2, 4, 2),
+    square(2, 28, 28, 6, 7, 3, "zero rows"), square(2, 32, 32, 6, 8, 4, "zero rows"),
+    square(2, 28, 28, 6, 7, 3, "large"), square(2, 32, 32, 6, 8, 4, "large"),
+    square(1, 48, 48, 4, 24, 12, "large"), square(2, 28, 28, 6, 7, 3, misaligned=True),
+    square(1, 24, 24, 4, 12, 6, misaligned=True),
+    # Detectors' feature maps, whose windows need padding on both sides.
+    square(1, 200, 333, 3, 7, 3), square(2, 50, 84, 12, 12, 6), square(1, 64, 64, 3, 7, 3, roll_first=True),
 ]
 
+WINDOWS = [(1, 1), (7, 7), (8, 8), (12, 12), (8, 6), (7, 14), (8, 32), (16, 16), (32, 32)]
+HEAD_WIDTHS = [8, 16, 24, 32, 48, 64]
 
-def shift_mask(height: int, width: int, window_size: int, shift_size: int) -> torch.Tensor:
-    """The official SW-MSA mask [windows, N, N]: -100 between tokens of different regions of the rolled image."""
-    region = torch.zeros(height, width, device=DEVICE)
-    bands = (slice(0, -window_size), slice(-window_size, -shift_size), slice(-shift_size, None))
-    for i, rows in enumerate(bands):
-        for j, columns in enumerate(bands):
-            region[rows, columns] = 3 * i + j
-    region = region.view(height // window_size, window_size, width // window_size, window_size)
-    region = region.transpose(1, 2).reshape(-1, window_size**2)
+
+def awkward_attentions():
+    """Every window with every head width and padding, none to almost a window on each side. The rest goes round: both
+    orders, with and without a shift of covered axes, shifts of both axes, one and none, one to three windows a side.
+    """
+    number = 0
+    for window in WINDOWS:
+        height, width = window
+        shifts = [(height // 2, width // 2), (height // 2, 0), (0, width // 2), (height - 1, width - 1), (0, 0)]
+        for head_width in HEAD_WIDTHS:
+            for pads in sorted({(0, 0), (height // 3, width // 2), (height - 1, width - 1), (min(1, height - 1), 0)}):
+                sides = ((1 + number % 3) * height - pads[0], (1 + number // 3 % 3) * width - pads[1])
+                yield Attention(1 + number % 2, *sides, 1 + number % 3, window, shifts[number % 5],
+                                misaligned=number % 11 == 10, head_width=head_width, roll_first=number // 2 % 2 == 1,
+                                shift_if_covered=number // 4 % 2 == 1)
+                number += 1
+    for head_width in (32, 48):  # an image smaller than its shift
+        for roll_first in (False, True):
+            yield Attention(2, 3, 2, 2, (8, 8), (4, 4), head_width=head_width, roll_first=roll_first)
+            yield Attention(2, 9, 2, 2, (8, 8), (4, 4), "zero rows", head_width=head_width, roll_first=roll_first)
+            yield Attention(1, 15, 20, 2, (7, 7), (3, 3), "large", head_width=head_width, roll_first=roll_first)
+
+
+AWKWARD_ATTENTIONS = list(awkward_attentions())
+
+
+def partitioned(grid: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
+    """[B, Hp, Wp, ...] -> [B, windows, N, ...]"""
+    batch, height, width, *rest = grid.shape
+    grid = grid.reshape(batch, height // window[0], window[0], width // window[1], window[1], *rest)
+    return grid.transpose(2, 3).reshape(batch, -1, window[0] * window[1], *rest)
+
+
+def shift_mask(case: Attention) -> torch.Tensor:
+    """The official SW-MSA mask [windows, N, N]: -100 between tokens of different regions of the rolled grid."""
+    def bands(side: int, window: int, shift: int) -> torch.Tensor:
+        band = torch.zeros(side, device=DEVICE)
+        if shift:
+            band[side - window:] = 1
+            band[side - shift:] = 2
+        return band
+
+    rows, columns = (bands(*axis) for axis in zip(case.grid, case.window, case.rolled, strict=True))
+    region = partitioned((3 * rows[:, None] + columns)[None], case.window)[0]
     return (region[:, None, :] != region[:, :, None]) * -100.0
 
 
@@ -342,44 +428,66 @@ def unit(x: torch.Tensor) -> torch.Tensor:
     return x / x.norm(dim=-1, keepdim=True).clamp_min(max(1e-12, torch.finfo(x.dtype).tiny))
 
 
-def window_attention(qkv, bias, logit_scale, case: Attention) -> torch.Tensor:
-    """The official formulation in the precision of qkv: [B, H*W, 3C] -> [B, H*W, C]; bias [nH, N, N]."""
-    window, heads = case.window_size, case.num_heads
-    rows, columns = case.height // window, case.width // window
-    x = qkv.view(case.batch, case.height, case.width, -1)
-    x = x.roll((-case.shift_size, -case.shift_size), (1, 2))
-    x = x.view(case.batch, rows, window, columns, window, 3, heads, 32)
-    q, k, v = x.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, heads, window**2, 32)  # (B * windows, nH, N, 32) each
+def window_attention(qkv, bias, padding, logit_scale, case: Attention) -> torch.Tensor:
+    """The official formulation in the precision of qkv, step by step: [B, H, W, 3C] -> [B, H, W, C]; bias [nH, N, N].
+
+    padding [3C], of qkv's type, is what a padded token has; None where the windows divide the image.
+    """
+    grid_height, grid_width = case.grid
+    back = case.rolled
+    there = (-back[0], -back[1])
+    if case.grid == (case.height, case.width):
+        grid = qkv.roll(there, (1, 2))
+    else:
+        grid = padding.repeat(case.batch, grid_height, grid_width, 1)
+        grid[:, :case.height, :case.width] = qkv.roll(there, (1, 2)) if case.roll_first else qkv
+        if not case.roll_first:
+            grid = grid.roll(there, (1, 2))
+
+    windows = partitioned(grid, case.window)  # (B, windows, N, 3C)
+    heads, width = case.num_heads, case.head_width
+    q, k, v = windows.reshape(*windows.shape[:3], 3, heads, width).permute(3, 0, 1, 4, 2, 5)  # (B, windows, nH, N, d)
     if logit_scale is None:
-        scores = (q * 32**-0.5) @ k.transpose(-2, -1)
+        scores = (q * width**-0.5) @ k.transpose(-2, -1)
     else:
         scores = unit(q) @ unit(k).transpose(-2, -1) * logit_scale[:, None, None]
     scores = scores + bias
-    if case.shift_size > 0:
-        mask = shift_mask(case.height, case.width, window, case.shift_size).to(qkv.dtype)
-        scores = (scores.view(case.batch, rows * columns, heads, window**2, window**2) + mask[:, None]).view_as(scores)
+    if any(case.rolled):
+        scores = scores + shift_mask(case).to(qkv.dtype)[:, None]
     out = scores.softmax(-1) @ v
-    out = out.view(case.batch, rows, columns, heads, window, window, 32).permute(0, 1, 4, 2, 5, 3, 6)
-    out = out.reshape(case.batch, case.height, case.width, -1)
-    return out.roll((case.shift_size, case.shift_size), (1, 2)).reshape(case.batch, case.height * case.width, -1)
+
+    rows, columns = grid_height // case.window[0], grid_width // case.window[1]
+    out = out.transpose(2, 3).reshape(case.batch, rows, columns, *case.window, case.channels)
+    out = out.transpose(2, 3).reshape(case.batch, grid_height, grid_width, case.channels)
+    if case.roll_first:
+        return out[:, :case.height, :case.width].roll(back, (1, 2))
+    return out.roll(back, (1, 2))[:, :case.height, :case.width]
 
 
 def attention_inputs(case: Attention, dtype, cosine: bool, clamped: bool):
-    """qkv, bias [nH, N, N] and logit_scale [nH] or None; the last two FP32 with values that `dtype` holds."""
-    generator = torch.Generator(DEVICE).manual_seed(case.batch + 7 * case.window_size + case.shift_size)
-    positions = case.window_size**2
-    qkv = torch.randn(case.batch, case.height * case.width, 96 * case.num_heads, generator=generator, device=DEVICE)
+    """qkv, bias [nH, N, N], padding [3C] and logit_scale [nH] or None; all but qkv FP32 with values that `dtype` holds.
+
+    V2's key has no bias, so a padded token's k is zero there.
+    """
+    generator = torch.Generator(DEVICE).manual_seed(case.batch + 7 * sum(case.window) + sum(case.shift))
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=DEVICE)
+
+    qkv = normal(case.batch, case.height, case.width, 3 * case.channels)
+    padding = normal(3 * case.channels)
     if case.data == "zero rows":
-        qkv[:, ::3] = 0
+        qkv.flatten(1, 2)[:, ::3] = 0
     elif case.data == "large":
         qkv *= 8
-    bias = torch.randn(case.num_heads, positions, positions, generator=generator, device=DEVICE)
+    bias = normal(case.num_heads, case.positions, case.positions)
     logit_scale = None
     if cosine:
+        padding[case.channels:2 * case.channels] = 0
         bias = 16 * torch.sigmoid(bias)
         logit_scale = torch.rand(case.num_heads, generator=generator, device=DEVICE) * 90 + 10
         logit_scale = torch.full_like(logit_scale, 100.0) if clamped else logit_scale.to(dtype).float()
-    return qkv.to(dtype), bias.to(dtype).float(), logit_scale
+    return qkv.to(dtype), bias.to(dtype).float(), padding.to(dtype).float(), logit_scale
 
 
 def padded_bias(bias: torch.Tensor) -> torch.Tensor:
@@ -388,27 +496,66 @@ def padded_bias(bias: torch.Tensor) -> torch.Tensor:
     return F.pad(bias, (0, columns), value=math.nan).contiguous()
 
 
-def run_attention(qkv, bias, logit_scale, y, case: Attention) -> None:
-    scale = 32**-0.5 if logit_scale is None else 1.0
-    kernels.attention(qkv, bias, logit_scale, y, case.height, case.width, case.num_heads, case.window_size,
-                      case.shift_size, scale, -100.0)
+def run_attention(qkv, bias, padding, logit_scale, y, case: Attention) -> None:
+    scale = case.head_width**-0.5 if logit_scale is None else 1.0
+    kernels.attention(qkv, bias, padding, logit_scale, y, case.num_heads, case.window, case.shift, scale, -100.0,
+                      case.roll_first, case.shift_if_covered)
+
+
+def attention_errors(cases: list[Attention], variant: str, dtype) -> list[Error]:
+    errors = []
+    for case in cases:
+        tensors = attention_inputs(case, dtype, variant != "V1", variant == "V2 at the clamp")
+        qkv, bias, padding, logit_scale = tensors
+        out = Output((*qkv.shape[:3], case.channels), dtype, int(case.misaligned))
+        given = misalign(qkv) if case.misaligned else guarded(qkv)
+        run_attention(given, guarded(padded_bias(bias)), guarded(padding), logit_scale, out.tensor, case)
+        pytorch, exact = (window_attention(*(None if t is None else t.to(kind) for t in tensors), case)
+                          for kind in (dtype, torch.float64))
+        errors.append(error_of(str(case), [out.checked()], [pytorch], [exact]))
+    return errors
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", ["V1", "V2", "V2 at the clamp"])
 def test_attention(variant, dtype):
-    errors = []
-    for case in ATTENTION_CASES:
-        qkv, bias, logit_scale = attention_inputs(case, dtype, variant != "V1", variant == "V2 at the clamp")
-        out = Output((case.batch, case.height * case.width, 32 * case.num_heads), dtype, int(case.misaligned))
-        given = misalign(qkv) if case.misaligned else qkv
-        run_attention(given, padded_bias(bias), logit_scale, out.tensor, case)
+    judge(attention_errors(ATTENTION_CASES, variant, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", ["V1", "V2"])
+def test_attention_of_awkward_windows_heads_and_paddings(variant, dtype):
+    judge(attention_errors(AWKWARD_ATTENTIONS, variant, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_width", [10, 30])
+def test_attention_of_heads_padded_with_zeros(head_width, dtype):
+    """Heads of 10 and 30 are heads of 16 and 32 whose last features are zeros: the same results, and zeros.
+
+    Products and sums see no zeros, so the bits do not depend on how many there are.
+    """
+    case = Attention(2, 15, 20, 3, (8, 8), (4, 4), head_width=head_width)
+    for cosine in (False, True):
+        qkv, bias, padding, logit_scale = attention_inputs(case, dtype, cosine, False)
+
+        def with_zeros(x: torch.Tensor, width: int) -> torch.Tensor:
+            """[..., 3 * nH * d] -> [..., 3 * nH * width]"""
+            return F.pad(x.unflatten(-1, (-1, head_width)), (0, width - head_width)).flatten(-2)
+
+        scale, results = 1.0 if cosine else head_width**-0.5, []
+        for width in (head_width + -head_width % 8, 32):
+            out = Output((2, 15, 20, 3 * width), dtype)
+            kernels.attention(with_zeros(qkv, width), padded_bias(bias), with_zeros(padding, width), logit_scale,
+                              out.tensor, 3, case.window, case.shift, scale, -100.0)
+            heads = out.checked().unflatten(-1, (3, width))
+            assert not heads[..., head_width:].any()
+            results.append(heads[..., :head_width].flatten(-2))
+        assert torch.equal(*results)
         pytorch, exact = (
-            window_attention(qkv.to(t), bias.to(t), None if logit_scale is None else logit_scale.to(t), case)
-            for t in (dtype, torch.float64)
-        )
-        errors.append(error_of(str(case), [out.checked()], [pytorch], [exact]))
-    judge(errors)
+            window_attention(qkv.to(t), bias.to(t), padding.to(t), None if logit_scale is None else logit_scale.to(t),
+                             case) for t in (dtype, torch.float64))
+        judge([error_of(str(case), [results[0]], [pytorch], [exact])], slack=torch.finfo(dtype).eps)
 
 
 # --- Linear ----------------------------------------------------------------------------------------------------------
@@ -420,7 +567,7 @@ class Linear:
     rows: int
     in_features: int
     out_features: int
-    epilogue: str  # "", "gelu" or "residual"
+    epilogue: str  # "", "gelu", "tanh gelu" or "residual"
     misaligned: bool = False
 
 
@@ -455,6 +602,16 @@ AWKWARD_LINEARS = [
 ]
 
 
+TANH_LINEARS = [
+    Linear(rows, in_features, out_features, "tanh gelu", misaligned)
+    for rows, in_features, out_features, misaligned in [
+        (1, 96, 96, False), (17, 95, 101, False), (64, 50, 1, False), (129, 100, 36, False), (784, 192, 768, False),
+        (3136, 96, 384, False), (1568, 768, 3072, False), (33, 96, 192, True), (33, 97, 194, True),
+    ]
+]
+GELUS = {"gelu": 1, "tanh gelu": 2}
+
+
 def linear_inputs(case: Linear, dtype, seed: int):
     """x, weight, bias and residual or None, of `dtype`; weights scaled so that y is about as large as x."""
     x = draw((case.rows, case.in_features), dtype, "normal", seed)
@@ -467,8 +624,8 @@ def linear_inputs(case: Linear, dtype, seed: int):
 def linear_formula(x, weight, bias, residual, epilogue: str) -> torch.Tensor:
     """PyTorch's, in the precision of the arguments."""
     y = F.linear(x, weight, bias)
-    if epilogue == "gelu":
-        return F.gelu(y)
+    if "gelu" in epilogue:
+        return F.gelu(y, approximate="tanh" if epilogue == "tanh gelu" else "none")
     return y if residual is None else y + residual
 
 
@@ -480,7 +637,7 @@ def linear_errors(cases, dtype, **more) -> list[Error]:
             tensors = linear_inputs(case, dtype, 4 * seed)
             given = [misalign(t) if case.misaligned and t is not None else t for t in tensors]
             out = Output((case.rows, case.out_features), dtype, int(case.misaligned))
-            kernels.linear(*given, out.tensor, case.epilogue == "gelu", **more)
+            kernels.linear(*given, out.tensor, GELUS.get(case.epilogue, 0), **more)
             got.append(out.checked())
             same.append(linear_formula(*given, case.epilogue))  # misaligned, PyTorch's product is another one too
             exact.append(linear_formula(*(None if t is None else t.double() for t in tensors), case.epilogue))
@@ -500,6 +657,11 @@ def test_linear_of_awkward_sizes(dtype):
     The order by itself moves an FP32 sum by about half a unit in the last place: that is the slack.
     """
     judge(linear_errors(AWKWARD_LINEARS, dtype), slack=2**-24)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_with_gelus_tanh_form(dtype):
+    judge(linear_errors(TANH_LINEARS, dtype), slack=2**-24)
 
 
 # --- Linear in FP32 on Hopper's tensor cores -------------------------------------------------------------------------
@@ -736,7 +898,7 @@ def run_mlp(tensors: list[torch.Tensor], y: torch.Tensor, norm_first: bool, **mo
     kernels.mlp(*tensors[:7], y, norm_first, EPSILON, *tensors[7:], **more)
 
 
-def mlp_formula(tensors: list[torch.Tensor], norm_first: bool) -> torch.Tensor:
+def mlp_formula(tensors: list[torch.Tensor], norm_first: bool, gelu: int = 1) -> torch.Tensor:
     """PyTorch's on what mlp_inputs gives, in the precision of the tensors."""
     def norm(tensor: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(tensor, gamma.shape, gamma, beta, EPSILON)
@@ -745,11 +907,12 @@ def mlp_formula(tensors: list[torch.Tensor], norm_first: bool) -> torch.Tensor:
     if attention:
         projected, proj_norm = F.linear(*attention[:3]), attention[3:]
         x = x + (norm(projected, *proj_norm) if proj_norm else projected)
-    branch = F.linear(F.gelu(F.linear(norm(x, gamma, beta) if norm_first else x, weight1, bias1)), weight2, bias2)
+    hidden = F.linear(norm(x, gamma, beta) if norm_first else x, weight1, bias1)
+    branch = F.linear(F.gelu(hidden, approximate="tanh" if gelu == 2 else "none"), weight2, bias2)
     return x + (branch if norm_first else norm(branch, gamma, beta))
 
 
-def mlp_errors(cases, dtype, **more) -> list[Error]:
+def mlp_errors(cases, dtype, gelu: int = 1, **more) -> list[Error]:
     errors = []
     for case in cases:
         got, same, exact = [], [], []
@@ -757,11 +920,11 @@ def mlp_errors(cases, dtype, **more) -> list[Error]:
             tensors = mlp_inputs(case, dtype, 20 * seed)
             out = Output((case.rows, case.width), dtype, int(case.misaligned))
             given = [misalign(t) if case.misaligned else t for t in tensors]
-            run_mlp(given, out.tensor, case.norm_first, **more)
+            run_mlp(given, out.tensor, case.norm_first, gelu=gelu, **more)
             got.append(out.checked())
             same.append(mlp_formula([(misalign if case.misaligned else torch.clone)(t.to(dtype)) for t in tensors],
-                                    case.norm_first))
-            exact.append(mlp_formula([t.double() for t in tensors], case.norm_first))
+                                    case.norm_first, gelu))
+            exact.append(mlp_formula([t.double() for t in tensors], case.norm_first, gelu))
         errors.append(error_of(str(case), *([torch.cat(parts)] for parts in (got, same, exact))))
     return errors
 
@@ -771,6 +934,14 @@ def mlp_errors(cases, dtype, **more) -> list[Error]:
 def test_mlp(norm_first, dtype):
     """FP32 sums in another order than PyTorch's are up to half a unit in the last place off: that is the slack."""
     judge(mlp_errors(mlp_cases(norm_first), dtype), slack=2**-24)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
+def test_mlp_with_gelus_tanh_form(norm_first, dtype):
+    cases = [Mlp(rows, width, 4 * width, norm_first, attention=attention)
+             for rows, width in [(784, 96), (196, 384), (33, 50)] for attention in (False, True)]
+    judge(mlp_errors(cases, dtype, gelu=2), slack=2**-24)
 
 
 @pytest.mark.parametrize("norm_first", [True, False], ids=["V1", "V2"])
@@ -888,33 +1059,34 @@ def test_layernorm_past_2_to_the_31_elements():
             assert torch.equal(y[part], alone)
 
 
-def test_patch_merge_past_2_to_the_31_elements():
+@pytest.mark.parametrize("side", [64, 63])
+def test_patch_merge_past_2_to_the_31_elements(side):
     enough_memory(24)
-    batch, height, width, channels = 2**31 // (64 * 64 * 96) + 2, 64, 64, 96
-    x = torch.zeros(batch, height * width, channels, dtype=torch.float16, device=DEVICE)
+    batch, channels = 2**31 // (side * side * 96) + 2, 96
+    x = torch.zeros(batch, side, side, channels, dtype=torch.float16, device=DEVICE)
     x[-1] = draw(x[-1].shape, x.dtype, "normal", 0)
     gamma, beta = parameters(4 * channels, x.dtype, 0)
-    y = torch.empty(batch, height * width // 4, 4 * channels, dtype=x.dtype, device=DEVICE)
+    y = torch.empty(batch, 32, 32, 4 * channels, dtype=x.dtype, device=DEVICE)
     for norm in ((gamma, beta), (None, None)):
         y.fill_(math.nan)
-        kernels.patch_merge(x, *norm, y, height, width, EPSILON)
+        kernels.patch_merge(x, *norm, y, EPSILON)
         alone = torch.empty_like(y[-1:])
-        kernels.patch_merge(x[-1:], *norm, alone, height, width, EPSILON)
+        kernels.patch_merge(x[-1:], *norm, alone, EPSILON)
         assert y.isfinite().all()
         assert torch.equal(y[-1:], alone)
 
 
-def test_attention_past_2_to_the_31_elements():
+@pytest.mark.parametrize(("height", "width"), [(56, 56), (50, 55)])
+def test_attention_past_2_to_the_31_elements(height, width):
     enough_memory(24)
-    case = Attention(2**31 // (56 * 56 * 288) + 2, 56, 56, 3, 7, 3)
-    one = Attention(1, 56, 56, 3, 7, 3)
-    last, bias, _ = attention_inputs(one, torch.float16, False, False)
-    qkv = torch.zeros(case.batch, 56 * 56, 288, dtype=torch.float16, device=DEVICE)
+    case, one = (square(batch, height, width, 3, 7, 3) for batch in (2**31 // (height * width * 288) + 2, 1))
+    last, bias, padding, _ = attention_inputs(one, torch.float16, False, False)
+    qkv = torch.zeros(case.batch, height, width, 288, dtype=torch.float16, device=DEVICE)
     qkv[-1:] = last
-    y = torch.full((case.batch, 56 * 56, 96), math.nan, dtype=torch.float16, device=DEVICE)
-    run_attention(qkv, padded_bias(bias), None, y, case)
+    y = torch.full((case.batch, height, width, 96), math.nan, dtype=torch.float16, device=DEVICE)
+    run_attention(qkv, padded_bias(bias), padding, None, y, case)
     alone = torch.empty_like(y[-1:])
-    run_attention(last, padded_bias(bias), None, alone, one)
+    run_attention(last, padded_bias(bias), padding, None, alone, one)
     assert y.isfinite().all()
     assert torch.equal(y[-1:], alone)
 
@@ -954,9 +1126,15 @@ def test_empty_input_is_nothing_to_do():
 def test_arguments_outside_the_contract_are_refused():
     x = torch.zeros(4, 16, 96, device=DEVICE)
     wide = torch.zeros(1, 8193, device=DEVICE)
-    qkv, bias = torch.zeros(1, 196, 288, device=DEVICE), torch.zeros(3, 49, 56, device=DEVICE)
+    qkv, bias = torch.zeros(1, 14, 14, 288, device=DEVICE), torch.zeros(3, 49, 56, device=DEVICE)
     weight = torch.zeros(96, 96, device=DEVICE)
-    image, patch = torch.zeros(1, 3, 16, 18, device=DEVICE), torch.zeros(96, 3, 4, 4, device=DEVICE)
+    image, patch = torch.zeros(1, 3, 16, 16, device=DEVICE), torch.zeros(96, 3, 4, 4, device=DEVICE)
+    tokens = torch.zeros(1, 2, 2, 2049, device=DEVICE)
+
+    def attention(given=qkv, heads=3, window=(7, 7), shift=(3, 3), padding=None, **flags):
+        y = torch.zeros(*given.shape[:3], given.shape[3] // 3, device=DEVICE)
+        kernels.attention(given, bias, padding, None, y, heads, window, shift, 1.0, -100.0, **flags)
+
     channel, y = torch.zeros(96, device=DEVICE), torch.zeros_like(x)
     mlp = (x, channel, channel, weight, channel, weight, channel, y)
     norm = {"x": x, "gamma": None, "beta": None, "y": x, "rows": 64, "type": 0, "width": 96, "epsilon": EPSILON}
@@ -964,8 +1142,8 @@ def test_arguments_outside_the_contract_are_refused():
     mlp_fields = {
         **dict(zip(("x", "gamma", "beta", "weight1", "bias1", "weight2", "bias2", "y"), mlp, strict=True)),
         **dict.fromkeys(("attention", "proj_weight", "proj_bias", "proj_gamma", "proj_beta")),
-        "rows": 64, "type": 0, "width": 96, "hidden": 96, "norm_first": 1, "epsilon": EPSILON, "workspace": workspace,
-        "workspace_bytes": kernels.MLP_WORKSPACE_BYTES,
+        "rows": 64, "type": 0, "width": 96, "hidden": 96, "norm_first": 1, "gelu": 1, "epsilon": EPSILON,
+        "workspace": workspace, "workspace_bytes": kernels.MLP_WORKSPACE_BYTES,
     }
     refused = [
         lambda: kernels.layernorm(wide, None, None, wide, EPSILON),
@@ -976,18 +1154,34 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.add_layernorm(x, None, None, None, x, x, EPSILON),
         lambda: kernels.layernorm_add(x, None, None, None, x, EPSILON),
         lambda: kernels.fnorm(wide, wide, 1e-12),
-        lambda: kernels.patch_merge(x, None, None, x, 3, 4, EPSILON),
-        lambda: kernels.patch_embed(image, patch, channel, channel, channel, x, EPSILON),  # 4 does not divide 18
-        lambda: kernels.patch_embed(image[..., :16], patch, None, channel, channel, x, EPSILON),
-        lambda: kernels.attention(qkv, bias, None, x, 14, 14, 4, 7, 3, 1.0, -100.0),  # head_dim 24
-        lambda: kernels.attention(qkv, bias, None, x, 14, 14, 3, 5, 0, 1.0, -100.0),  # 5 does not divide 14
-        lambda: kernels.attention(qkv, bias, None, x, 14, 14, 3, 7, 7, 1.0, -100.0),  # shift = window
+        lambda: kernels.patch_merge(tokens, None, None, x, EPSILON),  # 4 * 2049 channels
+        lambda: kernels.patch_merge(x.view(1, 4, 16, 96)[:, :0], None, None, x, EPSILON),
+        lambda: kernels.patch_embed(image[..., :3], patch, channel, channel, channel, x, EPSILON),  # less than a patch
+        lambda: kernels.patch_embed(image, patch, None, channel, channel, x, EPSILON),
+        lambda: kernels.patch_embed(image, patch, channel, channel, channel, x, EPSILON, 2),
+        lambda: attention(heads=8),  # heads of 12
+        lambda: attention(heads=1),  # of 96
+        lambda: attention(heads=0),
+        lambda: attention(heads=5),  # 5 does not divide 96
+        lambda: attention(window=(5, 7), shift=(2, 3)),  # 5 does not divide 14, and there is no padding
+        lambda: attention(window=(33, 7), padding=qkv[0, 0, 0]),
+        lambda: attention(window=(7, 33), padding=qkv[0, 0, 0]),
+        lambda: attention(window=(0, 7), shift=(0, 0), padding=qkv[0, 0, 0]),
+        lambda: attention(shift=(7, 3)),
+        lambda: attention(shift=(3, 7)),
+        lambda: attention(shift=(-1, 0)),
+        lambda: attention(roll_first=2),
+        lambda: attention(shift_if_covered=-1),
+        lambda: attention(given=qkv[:, :0]),
         lambda: kernels.linear(x, weight, None, None, x, 0),
         lambda: kernels.linear(x, weight, weight[0], x, x, 1),  # GELU and residual
+        lambda: kernels.linear(x, weight, weight[0], x, x, 2),
         lambda: kernels.linear(x, weight, weight[0], None, x, 3),
         lambda: kernels.mlp(x, channel, None, weight, channel, weight, channel, y, True, EPSILON),
         lambda: kernels.mlp(x, channel, channel, weight, channel, weight, None, y, False, EPSILON),
         lambda: kernels.mlp(*mlp, 2, EPSILON),
+        lambda: kernels.mlp(*mlp, True, EPSILON, gelu=0),
+        lambda: kernels.mlp(*mlp, True, EPSILON, gelu=3),
         lambda: kernels.mlp(*mlp, True, EPSILON,  # no row of hidden activations fits
                             workspace_bytes=kernels.LINEAR_WORKSPACE_BYTES + 4 * 96 - 1),
         lambda: kernels.call("swin_mlp", **mlp_fields | {"type": 3}),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from TensorRT.Plugins import swin_kernels
+from TensorRT.Plugins.swin_kernels import c_interface
 from utils import alone_in
 
 PLUGINS = Path(__file__).resolve().parents[1] / "TensorRT" / "Plugins"
@@ -49,7 +49,7 @@ def needs_tensorrt_headers() -> None:
 def test_kernels_compile_without_tensorrt():
     built(make("kernels", TENSORRT_ROOT="/nonexistent"))
     library = ctypes.CDLL(str(BUILD / "libswin_kernels.so"))
-    for name in swin_kernels.ARGUMENTS:
+    for name in c_interface.ARGUMENTS:
         assert hasattr(library, name), name
 
 
@@ -60,7 +60,7 @@ def test_python_and_c_have_the_same_structures(tmp_path):
              ctypes.c_size_t: "std::is_same_v<{0}, size_t>"}
     lines = [f'#include "{header.relative_to(PLUGINS)}"' for header in sorted(PLUGINS.glob("*/*_kernel.h"))]
     lines += ["#include <cstddef>", "#include <type_traits>"]
-    for structure in swin_kernels.ARGUMENTS.values():
+    for structure in c_interface.ARGUMENTS.values():
         name = structure.__name__
         lines.append(f"static_assert(sizeof({name}) == {ctypes.sizeof(structure)});")
         for field, kind in structure._fields_:
@@ -75,12 +75,12 @@ def test_python_and_c_have_the_same_structures(tmp_path):
 
 def test_a_missing_or_unknown_field_is_an_error():
     fields = {"x": None, "y": None, "rows": 1, "type": 0, "width": 8, "epsilon": 1e-5}
-    assert swin_kernels.filled("swin_fnorm", **fields).width == 8
+    assert c_interface.filled("swin_fnorm", **fields).width == 8
     with pytest.raises(TypeError, match="swin_fnorm takes x, y, rows"):
-        swin_kernels.filled("swin_fnorm", **fields, gamma=None)
+        c_interface.filled("swin_fnorm", **fields, gamma=None)
     del fields["width"]
     with pytest.raises(TypeError, match="swin_fnorm takes x, y, rows"):
-        swin_kernels.filled("swin_fnorm", **fields)
+        c_interface.filled("swin_fnorm", **fields)
 
 
 def test_plugin_library_builds():

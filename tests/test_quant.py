@@ -233,7 +233,8 @@ def test_every_product_of_the_blocks_has_pairs_and_nothing_else(version, micro):
     assert sum(node.op == "QuantizeLinear" for node in graph.nodes) == 7 * (4 * 2 + 1) + norms
     rounded = {id(tensor) for node in graph.nodes if node.op == "DequantizeLinear" for tensor in node.outputs}
     readers = Counter(node.op for node in graph.nodes if any(id(tensor) in rounded for tensor in node.inputs))
-    assert readers == Counter(MatMul=28, Reshape=7, LayerNormalization=norms)
+    # Of the seven attentions three are shifted: two Slices roll what they read.
+    assert readers == Counter(MatMul=28, Reshape=4, Slice=3 * 2, LayerNormalization=norms)
     assert paired_norms(graph) == ([] if version == 1 else [
         "0.0.proj", "0.0.fc2", "0.1.proj", "1.0.proj", "1.0.fc2", "1.1.proj", "2.0.proj", "2.0.fc2", "2.1.proj",
         "3.0.proj"])
@@ -294,7 +295,7 @@ def test_kept_parts_have_no_pairs(small):
     assert [re.sub(r".*blocks.(\d)/\w+/(\w+)/.*", r"\1 \2", name) for name in without] == [
         "0 fc2", "1 proj", "1 fc2", "0 qkv", "0 fc2", "1 fc2"]
     attentions = [node.inputs[0].name for node in result.nodes if node.op == "DequantizeLinear" and any(
-        reader.op == "Reshape" for reader in node.outputs[0].outputs)]
+        reader.op in ("Reshape", "Slice") for reader in node.outputs[0].outputs)]
     assert len(attentions) == 3  # that of block 1 too
     assert paired_norms(result) == ["0.0.proj", "1.0.proj", "1.1.proj"]
     assert not any(node.op == "QuantizeLinear" for node in gs.import_onnx(quantised(graph, scales, set(parts))).nodes)
@@ -475,7 +476,7 @@ def test_linear_int8_against_numpy(gelu, y_scale):
 
 def test_norm_and_attention_int8_are_their_fp16_forms_quantised():
     rng = np.random.default_rng(2)
-    x = rng.standard_normal((2, 64, 96)).astype(np.float16)
+    x = rng.standard_normal((2, 7, 9, 96)).astype(np.float16)
     gamma, beta = rng.standard_normal((2, 96)).astype(np.float32)
     parameters, epsilon = {"gamma": gamma, "beta": beta}, {"epsilon": 1e-5}
     y, y_q, other, other_q, alone, of_steps, of_steps_q, step_sum = run_nodes(
@@ -495,16 +496,17 @@ def test_norm_and_attention_int8_are_their_fp16_forms_quantised():
         # The plain form is rounded to FP16 here, by 2^-11 of at most 7, which is 0.1 steps of 0.03.
         assert np.abs(steps - np.clip(real.astype(float) / scale, -128, 127)).max() < 0.5 + 0.12
 
-    geometry = {"height": 8, "width": 8, "num_heads": 1, "window_size": 4, "shift_size": 2, "scale": 0.2,
-                "mask_value": -100.0}
-    bias = rng.standard_normal((1, 16, 16)).astype(np.float32)
+    geometry = {"num_heads": 1, "window_height": 4, "window_width": 4, "shift_height": 2, "shift_width": 2,
+                "roll_first": 0, "shift_if_covered": 1, "scale": 0.2, "mask_value": -100.0}
+    bias, padding = rng.standard_normal((1, 16, 16)).astype(np.float32), rng.standard_normal(96).astype(np.float32)
     steps, plain, half, real = run_nodes(
         [node("SwinQuantize", "x", "x_q", y_scale=0.03),
-         node("SwinAttentionInt8", "x_q bias", "y_q", qkv_scale=0.03, y_scale=0.02, **geometry),
-         *(node("SwinAttentionInt8", "x_q bias", name, qkv_scale=0.03, y_scale=0.0, **geometry)
+         node("SwinAttentionInt8", "x_q bias padding", "y_q", qkv_scale=0.03, y_scale=0.02, **geometry),
+         *(node("SwinAttentionInt8", "x_q bias padding", name, qkv_scale=0.03, y_scale=0.0, **geometry)
            for name in ("plain_32", "half")),
-         node("SwinAttention", "rounded bias", "y_32", **geometry)],
-        x, {"bias": bias, "rounded": (rounded(x, 0.03) * np.float32(0.03)).astype(np.float32)},
+         node("SwinAttention", "rounded bias rounded_padding", "y_32", **geometry)],
+        x, {"bias": bias, "padding": padding, "rounded": (rounded(x, 0.03) * np.float32(0.03)).astype(np.float32),
+            "rounded_padding": (rounded(padding, 0.03) * np.float32(0.03)).astype(np.float32)},
         "y_q", "plain_32", "half", "y_32")
     assert np.abs(steps - np.clip(real / 0.02, -128, 127)).max() < 0.501
     assert half.dtype == np.float16
@@ -661,7 +663,7 @@ def test_an_attention_branch_of_one_node_computes_what_its_four_do(version, fp16
     branches = [item for item in whole.graph.node if item.op_type == "SwinAttentionBranchInt8"]
     assert [re.sub(r".*layers.(\d)/blocks.(\d)/(.*)", r"\1 \2 \3", item.name) for item in branches] == [
         f"{stage} {block} attn/qkv/MatMul/SwinAttentionBranchInt8" for stage in (0, 1) for block in (0, 1)]
-    shifts = [attribute.i for item in branches for attribute in item.attribute if attribute.name == "shift_size"]
+    shifts = [attribute.i for item in branches for attribute in item.attribute if attribute.name == "shift_height"]
     assert shifts == [0, {1: 3, 2: 4}[version], 0, 0]
     declared = {value.name: value.type.tensor_type.elem_type for value in whole.graph.value_info}
     real = TensorProto.FLOAT16 if fp16 else TensorProto.FLOAT
@@ -717,7 +719,7 @@ def a_residual_of_qkv(graph: gs.Graph) -> None:
 def another_models_logit_scale(graph: gs.Graph) -> None:
     """V1 with one, V2 without."""
     attention = shifted_blocks_attention(graph)
-    if len(attention.inputs) == 2:
+    if len(attention.inputs) == 3:
         attention.inputs.append(gs.Constant("logit_scale", np.ones(attention.attrs["num_heads"], np.float32)))
     else:
         attention.inputs.pop()
@@ -752,7 +754,7 @@ def test_other_widths_and_windows_keep_their_nodes(small):
     model = int8_graph(small(1))
     for widths, window, found in (((384,), 7, 0), ((64,), 7, 2), ((32, 64), 14, 3)):
         graph = gs.import_onnx(model)
-        shifted_blocks_attention(graph).attrs["window_size"] = window
+        shifted_blocks_attention(graph).attrs["window_height"] = window
         report = add_attention_branch(graph, widths)
         assert (report.replaced, report.found) == (found, found)
 
@@ -901,7 +903,8 @@ def test_smoothing_computes_the_same_and_evens_out_the_ranges(small, tmp_path):
     np.testing.assert_allclose(logits(smoothed, images), logits(model, images), rtol=1e-4, atol=1e-4)
     name = tidy_input(smoothed)
     (x,) = session_with_outputs(smoothed, [name], CPU).run(None, {"input": images})
-    np.testing.assert_allclose(np.abs(x).max(axis=(0, 1)), 1, rtol=1e-4)  # alpha 1: all of the range is in the weights
+    # alpha 1: all of the range is in the weights
+    np.testing.assert_allclose(np.abs(x).max(axis=(0, 1, 2)), 1, rtol=1e-4)
     with pytest.raises(UserError, match="no LayerNormalization feeds only qkv or fc1; this is for V1"):
         smooth.main(["--onnx", str(small(2) / "m.onnx")])
 

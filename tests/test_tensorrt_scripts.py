@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 import TRT_test
 from data.batches import Batch, load_batch, save_batch
 from graphs.facts import Facts, Parent
-from Results.tables import LATENCY_COLUMNS, latency_rows
+from Results.tables import LATENCY_COLUMNS, latency_rows, read_rows
 from TensorRT import build_engine
 from TensorRT.INT8 import calibration_cache
 from utils import ROOT, UserError
@@ -147,6 +147,45 @@ def test_an_open_size_is_asked_for(tmp_path):
     assert shapes(dry_run(path, "--size", "64x96", "--max", "1")) == ["input:1x3x64x96"] * 3
     assert shapes(dry_run(path, "--size", "64", "--max", "1")) == ["input:1x3x64x64"] * 3
     assert "open; give --size" in one_line_error(shell(ROOT / "TensorRT/build.sh", path, "--dry-run"))
+
+
+@pytest.mark.parametrize(("flags", "sizes"), [
+    (["--sizes", "800x1344,1024x1024,224"], ("224x224", "800x1344", "1024x1344")),  # chosen for the first
+    (["--min-size", "200x333", "--opt-size", "800x1344", "--max-size", "1024x1344"],
+     ("200x333", "800x1344", "1024x1344")),
+    (["--min-size", "64", "--max-size", "96x128"], ("64x64", "96x128", "96x128"))])
+def test_a_profile_over_sizes(tmp_path, flags, sizes):
+    for shape, wanted in ((("N", 3, "H", "W"), "{}x3x{}"), (("N", 4, "H", "W"), "{}x4x{}"),
+                          (("N", "H", "W", 1), "{}x{}x1")):
+        path = graph(tmp_path / "m.onnx", name="x", shape=shape)
+        batches = zip((1, 2, 8), sizes)
+        assert shapes(dry_run(path, *flags, "--opt", "2", "--max", "8")) == [
+            "x:" + wanted.format(batch, size) for batch, size in batches]
+
+
+def test_sizes_of_a_graph_with_a_fixed_batch(tmp_path):
+    path = graph(tmp_path / "m.onnx", shape=(4, 3, "H", "W"))
+    assert shapes(dry_run(path, "--sizes", "64x96,32x32")) == [
+        "input:4x3x32x32", "input:4x3x64x96", "input:4x3x64x96"]
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--sizes", "800x1344,0x64"], "--sizes needs HxW,HxW, not '800x1344,0x64'"),
+    (["--sizes"], "--sizes needs HxW,HxW"),
+    (["--sizes", "64", "--size", "64"], "leave --size, --min-size"),
+    (["--min-size", "64"], "has --min-size and --max-size"),
+    (["--min-size", "64x128", "--max-size", "128x64"],
+     "--min-size 64x128, --opt-size 128x64, --max-size 128x64 are not in this order"),
+    (["--max-size", "0x5"], "--max-size needs pixels, or HxW, not '0x5'")])
+def test_sizes_that_are_none(tmp_path, flags, words):
+    path = graph(tmp_path / "m.onnx", shape=("N", 3, "H", "W"))
+    assert words in one_line_error(shell(ROOT / "TensorRT/build.sh", path, "--dry-run", *flags))
+
+
+def test_sizes_of_a_graph_that_has_one(tmp_path):
+    error = one_line_error(shell(ROOT / "TensorRT/build.sh", graph(tmp_path / "m.onnx"), "--dry-run", "--sizes",
+                                 "224,256"))
+    assert "the images of" in error and "are 224x224" in error
 
 
 def test_a_graph_of_a_fixed_batch_gets_no_profile(tmp_path):
@@ -480,6 +519,37 @@ def test_measure_judges_what_the_graph_gave():
             for graph in (False, True, False)] == ["good", "bad", "good"]
 
 
+class MapsContext(FakeContext):
+    """Gives several outputs by their names."""
+
+    engine = SimpleNamespace(plan=Path("m.plan"))
+
+    def infer_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        self.run()
+        return self.output
+
+    def download(self) -> dict[str, np.ndarray]:
+        return self.output
+
+
+@pytest.mark.parametrize(("changed", "verdict"), [
+    ({}, "good"), ({"b": 0.9}, "good"), ({"b": 1.1}, "bad"), ({"a": 0.02}, "bad"), ({"b": np.nan}, "NaN in output"),
+    ({"a": np.nan}, "NaN in output")])
+def test_of_several_outputs_the_worst_counts(changed, verdict):
+    """Each with the share of its own largest number that the first may be off by: 0.01 of 1, and 1 of 100."""
+    maps = {"a": np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 2, 2),
+            "b": np.linspace(-100, 100, 12, dtype=np.float32).reshape(2, 6, 1, 1)}
+    batch = batch_of(2)._replace(logits=maps["a"], outputs=maps)
+    given = {name: array.copy() for name, array in maps.items()}
+    for name, offset in changed.items():
+        given[name].ravel()[3] += offset
+    row = TRT_test.measure(MapsContext(given), batch, 0.01, True, warmup_s=0, min_s=0)
+    assert row.check == verdict and row.size == "8x8"
+    given["b"] = given["b"][:1]
+    with pytest.raises(UserError, match=r"expects b \[2, 6, 1, 1\], m\.plan gives \[1, 6, 1, 1\]"):
+        TRT_test.measure(MapsContext(given), batch, 0.01, False, warmup_s=0, min_s=0)
+
+
 @pytest.mark.parametrize("problem", ["bad", "NaN in output"])
 def test_a_failing_engine_fails_the_script(problem, tmp_path, monkeypatch):
     batch = batch_of()
@@ -529,7 +599,7 @@ def test_table_and_csv_rows():
 def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
     """What stops at a batch leaves the rows of those before it."""
     class FakeEngine:
-        batches = (1, 8)
+        batches, open_sizes = (1, 8), False
 
         def __init__(self, *_):
             pass
@@ -554,7 +624,7 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "TensorRT.engine", SimpleNamespace(Engine=FakeEngine))
     monkeypatch.setattr(TRT_test, "find_batches", lambda plan, facts, pattern: [batch_of(1), batch_of(8)])
     monkeypatch.setattr(TRT_test, "measure", measure)
-    given = SimpleNamespace(data=None, batch=None, tolerance=None, plugins=None, min_seconds=0, min_runs=1,
+    given = SimpleNamespace(data=None, batch=None, sizes=[], tolerance=None, plugins=None, min_seconds=0, min_runs=1,
                             warmup_seconds=None, results=tmp_path)
     with pytest.raises(UserError, match="out of memory"):
         TRT_test.score_engine(tmp_path / "m.plan", given, {"run_id": "1", "commit": "c", "gpu": "A GPU"},
@@ -570,7 +640,7 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
 def test_fp32_with_tensorrt_rtx_is_judged_with_a_word_on_tf32(tmp_path, monkeypatch, capsys, tool, facts, noted):
     """The limit stays the project's; the line says what TF32 may do to logits of at most 9: 1 % of that."""
     class FakeEngine:
-        batches = (1, 8)
+        batches, open_sizes = (1, 8), False
 
         def __init__(self, *_):
             pass
@@ -595,7 +665,7 @@ def test_fp32_with_tensorrt_rtx_is_judged_with_a_word_on_tf32(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "TensorRT.engine", SimpleNamespace(Engine=FakeEngine))
     monkeypatch.setattr(TRT_test, "find_batches", lambda plan, facts, pattern: [batch])
     monkeypatch.setattr(TRT_test, "measure", measure)
-    given = SimpleNamespace(data=None, batch=None, tolerance=None, plugins=None, min_seconds=0, min_runs=1,
+    given = SimpleNamespace(data=None, batch=None, sizes=[], tolerance=None, plugins=None, min_seconds=0, min_runs=1,
                             warmup_seconds=None, results=tmp_path)
     TRT_test.score_engine(tmp_path / "m.plan", given, {"run_id": "1", "commit": "c", "gpu": "A GPU"},
                           lambda: {tool: "1.6.1"})
@@ -626,9 +696,55 @@ def test_data_is_found_by_what_made_it_and_sorted_by_batch(data, facts):
 
 def test_an_engine_of_a_fixed_batch_takes_that(data):
     fixed = replace(HALF, input_shape=(4, 3, 8, 8))
-    given = SimpleNamespace(data=None, batch=None)
+    given = SimpleNamespace(data=None, batch=None, sizes=[])
     assert [len(batch.input) for batch in TRT_test.chosen_batches(Path("a.plan"), fixed, given)] == [4]
     assert [len(batch.input) for batch in TRT_test.chosen_batches(Path("a.plan"), HALF, given)] == [1, 4, 16]
+
+
+def test_an_engine_of_several_sizes(tmp_path, monkeypatch):
+    """Data of each size, whose rows say which."""
+    opened = replace(HALF, input_shape=(None, 3, None, None))
+    for height, width in ((8, 8), (16, 4)):
+        for count in (1, 2):
+            save_batch(tmp_path / f"m-{height}x{width}-b{count}.npz", np.zeros((count, 3, height, width), np.float32),
+                       np.ones((count, 5), np.float32), "m", replace(MADE, input_shape=(None, 3, None, None)))
+
+    class FakeEngine(FakeContext):
+        batches, open_sizes, profile = (1, 8), True, ((1, 3, 4, 4), (1, 3, 8, 8), (8, 3, 16, 8))
+
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def context(self):
+            return self
+
+        def facts(self):
+            return opened
+
+        def infer(self, images):
+            self.logits = self.of_graph = np.ones((len(images), 5), np.float32)
+            return super().infer(images)
+
+    monkeypatch.setitem(sys.modules, "TensorRT.engine", SimpleNamespace(Engine=FakeEngine))
+    given = SimpleNamespace(data=tmp_path, batch=[2], sizes=[(16, 4), (8, 8)], tolerance=None, plugins=None,
+                            min_seconds=0, min_runs=1, warmup_seconds=0, results=tmp_path)
+    run = {"run_id": "1", "commit": "c", "gpu": "A GPU"}
+    lines, _ = TRT_test.score_engine(tmp_path / "m.plan", given, run, lambda: {"tensorrt": "9"})
+    rows = read_rows(tmp_path / "sizes.csv")
+    assert [(row["image"], row["batch"], row["cuda_graph"], row["check"]) for row in rows] == [
+        ("8x8", "2", "no", "good"), ("8x8", "2", "yes", "good"), ("16x4", "2", "no", "good"),
+        ("16x4", "2", "yes", "good")]
+    assert "images of 3x4x4 to 3x16x8" in lines[0] and lines[-1].endswith("good 16x4")
+    assert not latency_rows(tmp_path)
+    given.sizes = [(16, 8)]
+    with pytest.raises(UserError, match=r"no data of images of 16x8; data/batch_data_gen\.py --size 16x8 writes it"):
+        TRT_test.score_engine(tmp_path / "m.plan", given, run, lambda: {"tensorrt": "9"})
 
 
 def test_data_of_another_model_is_refused(data):

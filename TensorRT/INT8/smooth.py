@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     progress = Progress(args.batches, "batches")
     for images in image_batches(args.images, args.batches, batch_size_of(wanted, None, BATCH_SIZE), wanted):
         for name, x in zip(names, session.run(None, {session.get_inputs()[0].name: images})):
-            now = np.abs(x).max(axis=(0, 1))
+            now = np.abs(x).reshape(-1, x.shape[-1]).max(axis=0)
             largest[name] = np.maximum(largest.get(name, now), now)
         progress.done()
     print(f"moved the range of {smooth(graph, largest, args.alpha)} LayerNorms, alpha {args.alpha:g}")

@@ -54,6 +54,7 @@ from TensorRT.Plugins.kernel_table import (
     draw,
     read_network,
 )
+from TensorRT.Plugins.swin_kernels import c_interface as kernels
 from utils import ROOT, Progress, UserError, batch_sizes, existing_file, from_zero, run_script, shown
 
 COLUMNS = (
@@ -427,6 +428,8 @@ def main(arguments: list[str] | None = None, gpu: Gpu | None = None) -> None:
         raise UserError(f"nothing to measure: run {run_id} has these rows in {shown(table)}, or no runner of that name")
     if gpu is None and not torch.cuda.is_available():
         raise UserError("no GPU that PyTorch can use; run this on a GPU host (--list needs none)")
+    if gpu is None:
+        load_kernels()
     gpu = gpu or Gpu()
     torch.backends.cuda.matmul.allow_tf32 = False
     with torch.no_grad():
@@ -434,6 +437,18 @@ def main(arguments: list[str] | None = None, gpu: Gpu | None = None) -> None:
             run_all(tasks, gpu, table, run_id, begun + 60 * args.minutes)
         finally:
             gpu.stop()
+
+
+def load_kernels() -> None:
+    """Load libswin_kernels.so, or make it.
+
+    Raises:
+        UserError: that went wrong.
+    """
+    try:
+        kernels.library()
+    except kernels.LibraryError as problem:
+        raise UserError(str(problem)) from problem
 
 
 def run_all(tasks: list[Task], gpu: Gpu, table: Path, run_id: str, until: float) -> None:

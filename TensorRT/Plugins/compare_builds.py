@@ -6,9 +6,9 @@ Every kernel runs with both, on the same seeded inputs, over the shapes of Small
 are compared bit by bit. Times are of CUDA graphs of many runs, the two builds in turn, after a warm-up: the median over
 the turns. Exits with 1 where bits differ; times are to be read.
 
-A build whose C interface is another one needs the swin_kernels.py of its commit:
+A build whose C interface is another one needs the c_interface.py of its commit:
 
-    git show COMMIT:TensorRT/Plugins/swin_kernels.py > build/base_kernels.py
+    git show COMMIT:TensorRT/Plugins/swin_kernels/c_interface.py > build/base_kernels.py
     ... --base-module build/base_kernels.py
 """
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Case:
 
 
 def load(name: str, module: Path, library: Path) -> ModuleType:
-    """The swin_kernels module in file `module`, bound to `library`.
+    """The c_interface module in file `module`, bound to `library`.
 
     Raises:
         UserError: a file is missing or is not what it should be.
     """
-    existing_file(module, "a swin_kernels.py")
+    existing_file(module, "a c_interface.py")
     existing_file(library, "libswin_kernels.so")
     spec = importlib.util.spec_from_file_location(name, module)
     kernels = importlib.util.module_from_spec(spec)
@@ -64,7 +64,7 @@ def load(name: str, module: Path, library: Path) -> ModuleType:
     os.environ["SWIN_KERNELS"] = str(library.resolve())  # read when the library is loaded, below
     try:
         kernels.library()
-    except (OSError, AttributeError) as problem:
+    except (OSError, AttributeError, RuntimeError) as problem:  # LibraryError is the module's own RuntimeError
         raise UserError(f"{library}: does not fit {module}: {problem}") from problem
     return kernels
 
@@ -117,13 +117,12 @@ def rows_cases(draw: Draw, rows: int, width: int, dtype: torch.dtype) -> Iterato
 def image_cases(draw: Draw, batch: int, side: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
     if side % 2:
         return
-    x = draw.normal(batch, side * side, width, dtype=dtype)
+    x = draw.normal(batch, side, side, width, dtype=dtype)
     gamma, beta = draw.normal(2, 4 * width)
-    merged = ((batch, side * side // 4, 4 * width), dtype)
+    merged = ((batch, side // 2, side // 2, 4 * width), dtype)
     shape = f"[{batch}, {side}x{side}, {width}]"
-    yield Case("patch_merge", shape, lambda k, y: k.patch_merge(x, gamma, beta, y, side, side, EPSILON), [merged])
-    yield Case("patch_merge", f"{shape} gather", lambda k, y: k.patch_merge(x, None, None, y, side, side, EPSILON),
-               [merged])
+    yield Case("patch_merge", shape, lambda k, y: k.patch_merge(x, gamma, beta, y, EPSILON), [merged])
+    yield Case("patch_merge", f"{shape} gather", lambda k, y: k.patch_merge(x, None, None, y, EPSILON), [merged])
 
 
 def patch_cases(draw: Draw, batch: int, side: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
@@ -132,7 +131,7 @@ def patch_cases(draw: Draw, batch: int, side: int, width: int, dtype: torch.dtyp
     bias, gamma, beta = draw.normal(3, width)
     yield Case("patch_embed", f"[{batch}, 3, {4 * side}, {4 * side}] to {width}",
                lambda k, y: k.patch_embed(image, weight, bias, gamma, beta, y, EPSILON),
-               [((batch, side * side, width), dtype)])
+               [((batch, side, side, width), dtype)])
 
 
 def linear_cases(draw: Draw, rows: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
@@ -163,19 +162,20 @@ def mlp_cases(draw: Draw, rows: int, width: int, norm_first: bool, dtype: torch.
 def attention_cases(draw: Draw, batch: int, side: int, heads: int, window: int, dtype: torch.dtype) -> Iterator[Case]:
     cosine = window == 8
     channels = 32 * heads
-    qkv = draw.normal(batch, side * side, 3 * channels, dtype=dtype)
+    qkv = draw.normal(batch, side, side, 3 * channels, dtype=dtype)
     bias = relative_bias(draw, heads, window)
     logit_scale = draw.normal(heads).abs() + 5 if cosine else None
     scale = 1.0 if cosine else 32**-0.5
     for shift in (0, window // 2) if side > window else (0,):
         yield Case("attention", f"[{batch}, {side}x{side}, {channels}] shift {shift}",
-                   lambda k, y, shift=shift: k.attention(qkv, bias, logit_scale, y, side, side, heads, window, shift,
-                                                         scale, -100.0), [((batch, side * side, channels), dtype)])
+                   lambda k, y, shift=shift: k.attention(qkv, bias, None, logit_scale, y, heads, (window, window),
+                                                         (shift, shift), scale, -100.0),
+                   [((batch, side, side, channels), dtype)])
 
 
 def int8_cases(draw: Draw, batch: int, side: int, heads: int, window: int) -> Iterator[Case]:
-    norm_first, width, tokens = window == 7, 32 * heads, side * side
-    rows = batch * tokens
+    norm_first, width = window == 7, 32 * heads
+    rows = batch * side * side
     x, residual, x_q = draw.normal(rows, width).half(), draw.normal(rows, width).half(), draw.int8(rows, width)
     gamma, beta = draw.normal(2, width)
     half, byte = ((rows, width), torch.float16), ((rows, width), torch.int8)
@@ -199,7 +199,8 @@ def int8_cases(draw: Draw, batch: int, side: int, heads: int, window: int) -> It
                        k.linear_int8(*tensors, y, gelu, step),
                    [((rows, n_out), torch.int8 if step else torch.float16)])
 
-    qkv = draw.int8(batch, tokens, 3 * width)
+    grid = (batch, side, side)
+    qkv = draw.int8(*grid, 3 * width)
     bias = relative_bias(draw, heads, window)
     logit_scale = None if norm_first else draw.normal(heads).abs() + 5
     scale = 32**-0.5 if norm_first else 1.0
@@ -210,14 +211,15 @@ def int8_cases(draw: Draw, batch: int, side: int, heads: int, window: int) -> It
         for step in (0.0, STEP):
             yield Case("attention_int8", f"{image} shift {shift} {'INT8' if step else 'FP16'}",
                        lambda k, y, shift=shift, step=step: k.attention_int8(
-                           qkv, bias, logit_scale, y, side, side, heads, window, shift, scale, -100.0, STEP, step),
-                       [((batch, tokens, width), torch.int8 if step else torch.float16)])
+                           qkv, bias, None, logit_scale, y, heads, (window, window), (shift, shift), scale, -100.0,
+                           STEP, step),
+                       [((*grid, width), torch.int8 if step else torch.float16)])
         yield Case("attention_branch_int8", f"{image} shift {shift}",
                    lambda k, y, y_q, shift=shift: k.attention_branch_int8(
-                       x_q.view(batch, tokens, width), x.view(batch, tokens, width), *weights, bias, gamma, beta,
-                       logit_scale, y, y_q, side, side, heads, window, shift, norm_first, scale, -100.0, STEP, STEP,
+                       x_q.view(*grid, width), x.view(*grid, width), *weights, bias, gamma, beta, logit_scale, y, y_q,
+                       heads, (window, window), (shift, shift), norm_first, scale, -100.0, STEP, STEP,
                        0.0 if norm_first else STEP, EPSILON, STEP),
-                   [((batch, tokens, width), torch.float16), ((batch, tokens, width), torch.int8)])
+                   [((*grid, width), torch.float16), ((*grid, width), torch.int8)])
 
 
 def all_cases(batch: int) -> Iterator[tuple[str, str, Callable[[], Iterator[Case]]]]:
@@ -291,9 +293,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, required=True, metavar="LIBRARY", help="libswin_kernels.so of one build")
     parser.add_argument("--new", type=Path, required=True, metavar="LIBRARY", help="libswin_kernels.so of the other")
-    here = Path(__file__).resolve().parent / "swin_kernels.py"
+    here = Path(__file__).resolve().parent / "swin_kernels" / "c_interface.py"
     parser.add_argument("--base-module", type=Path, default=here, metavar="FILE",
-                        help="the swin_kernels.py of --base's commit (default: this one's)")
+                        help="the c_interface.py of --base's commit (default: this one's)")
     parser.add_argument("--batches", type=from_one, nargs="+", default=[1, 32, 128], help="images (default: 1 32 128)")
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these, as mlp or attention_int8")
     parser.add_argument("--no-times", action="store_true", help="compare bits only")

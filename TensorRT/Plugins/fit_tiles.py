@@ -409,7 +409,8 @@ def hopper():
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         raise UserError("no GPU of compute capability 9.0 that PyTorch can use; only such a one has these tiles; "
                         "--fit needs none")
-    from TensorRT.Plugins.benchmark import Gpu
+    from TensorRT.Plugins.benchmark import Gpu, load_kernels
+    load_kernels()
     gpu = Gpu()
     gpu.multiprocessors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
     return gpu

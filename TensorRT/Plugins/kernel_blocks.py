@@ -7,6 +7,7 @@ For benchmark.py.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from models.swin import MASK_VALUE, PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttentionBase
 from models.swin_v2 import SwinTransformerV2
-from TensorRT.Plugins import swin_kernels as kernels
+from TensorRT.Plugins.swin_kernels import c_interface as kernels
 from TensorRT.swin_work import CHANNELS_IN, MLP_RATIO, PATCH, Swin
 
 NARROW = 192  # blocks up to so many channels have their MLP in one FP16 kernel: MOST_CHANNELS of graphs/patterns.py
@@ -133,7 +134,7 @@ class Norm:
 
 
 class Block:
-    """One Swin block; x is [B, H*W, C]."""
+    """One Swin block; x is [B, H, W, C]."""
 
     def __init__(self, module: SwinTransformerBlock, v2: bool, amax: dict[nn.Module, tuple[float, float]]) -> None:
         attention: WindowAttentionBase = module.attn
@@ -146,14 +147,14 @@ class Block:
         self.bias = F.pad(bias, (0, -bias.shape[-1] % 8)).contiguous()
         self.logit_scale = attention.scale.float().flatten() if v2 else None
         scale = 1.0 if v2 else attention.scale
-        self.window = (attention.resolution, attention.resolution, attention.num_heads, attention.window_size,
-                       attention.shift_size)
+        window, shift = attention.window_size, attention.shift_size
+        self.windows = (attention.num_heads, (window, window), (shift, shift))
         self.numbers = (scale, MASK_VALUE)
 
     def fp16(self, x: torch.Tensor) -> torch.Tensor:
         qkv = self.qkv(x if self.v2 else self.norm1(x))
         attention = torch.empty_like(x)
-        kernels.attention(qkv, self.bias, self.logit_scale, attention, *self.window, *self.numbers)
+        kernels.attention(qkv, self.bias, None, self.logit_scale, attention, *self.windows, *self.numbers)
         if self.narrow:
             return self.mlp(x, attention)
         if self.v2:
@@ -195,8 +196,8 @@ class Block:
     def attention_int8(self, x_q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         qkv = self.qkv.int8(x_q, y_step=self.qkv.y_step)
         y = torch.empty_like(x_q, dtype=dtype)
-        kernels.attention_int8(qkv, self.bias, self.logit_scale, y, *self.window, *self.numbers, self.qkv.y_step,
-                               self.proj.x_step if dtype == torch.int8 else 0.0)
+        kernels.attention_int8(qkv, self.bias, None, self.logit_scale, y, *self.windows, *self.numbers,
+                               self.qkv.y_step, self.proj.x_step if dtype == torch.int8 else 0.0)
         return y
 
     def parts(self, x: torch.Tensor, x_q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -214,7 +215,7 @@ class Block:
         norm = self.norm1 if self.v2 else self.norm2
         kernels.attention_branch_int8(
             x_q, x, self.qkv.weight_q, self.qkv.factor, self.qkv.bias_q, self.proj.weight_q, self.proj.factor,
-            self.proj.bias_q, self.bias, *norm.parameters, self.logit_scale, y, y_q, *self.window, not self.v2,
+            self.proj.bias_q, self.bias, *norm.parameters, self.logit_scale, y, y_q, *self.windows, not self.v2,
             *self.numbers, self.qkv.y_step, self.proj.x_step, self.proj.y_step if self.v2 else 0.0, EPSILON,
             self.fc1.x_step)
         return y, y_q
@@ -224,13 +225,12 @@ class Merging:
     """Patch merging, always in FP16."""
 
     def __init__(self, module: PatchMerging, v2: bool, amax: dict[nn.Module, tuple[float, float]]) -> None:
-        self.v2, self.side, self.reduction, self.norm = v2, module.resolution, Linear(module.reduction, amax), Norm(
-            module.norm)
+        self.v2, self.reduction, self.norm = v2, Linear(module.reduction, amax), Norm(module.norm)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        batch, tokens, channels = x.shape
-        y = x.new_empty(batch, tokens // 4, 4 * channels)
-        kernels.patch_merge(x, *((None, None) if self.v2 else self.norm.parameters), y, self.side, self.side, EPSILON)
+        batch, height, width, channels = x.shape
+        y = x.new_empty(batch, height // 2, width // 2, 4 * channels)
+        kernels.patch_merge(x, *((None, None) if self.v2 else self.norm.parameters), y, EPSILON)
         y = self.reduction(y)
         return self.norm(y) if self.v2 else y
 
@@ -264,6 +264,7 @@ def stages(swin: Swin, device: str) -> list[tuple[list[Block], Merging | None]]:
 
 def by_kernels(swin: Swin, precision: str, x: torch.Tensor) -> torch.Tensor:
     """What by_pytorch gives; x is FP16."""
+    x = x.unflatten(1, (math.isqrt(x.shape[1]), -1))
     for blocks, merging in stages(swin, str(x.device)):
         x_q = None
         for i, block in enumerate(blocks):
@@ -272,4 +273,4 @@ def by_kernels(swin: Swin, precision: str, x: torch.Tensor) -> torch.Tensor:
             else:
                 x, x_q = block.int8(x, x_q, blocks[i + 1] if i + 1 < len(blocks) else None)
         x = x if merging is None else merging(x)
-    return x
+    return x.flatten(1, 2)

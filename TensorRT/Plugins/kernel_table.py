@@ -23,8 +23,8 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from models.swin import MASK_VALUE, relative_position_index, shift_mask
 from TensorRT.Plugins import kernel_blocks
-from TensorRT.Plugins import swin_kernels as kernels
 from TensorRT.Plugins.kernel_blocks import BRANCH_WIDTHS, EPSILON, NARROW
+from TensorRT.Plugins.swin_kernels import c_interface as kernels
 from TensorRT.swin_work import CHANNELS_IN, MLP_RATIO, PATCH, Swin, read_swin
 
 HEAD_DIM = 32  # of every Swin Transformer that the attention kernels take
@@ -64,6 +64,15 @@ class Place:
     @property
     def heads(self) -> int:
         return self.channels // HEAD_DIM
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        return self.batch, self.side, self.side
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Window and shift, each (height, width)."""
+        return (self.window, self.window), (self.shift, self.shift)
 
 
 class Tensor(NamedTuple):
@@ -418,12 +427,11 @@ def embed_tensors(place: Place) -> dict[str, Tensor] | None:
     image = Tensor((place.batch, CHANNELS_IN, pixels, pixels), torch.float32)
     weight = fp32(place.channels, CHANNELS_IN, PATCH, PATCH, deviation=(CHANNELS_IN * PATCH**2) ** -0.5)
     return {"x": image, "weight": weight, "bias": fp32(place.channels), **norm_parameters(place.channels),
-            "y": Tensor((place.batch, place.side**2, place.channels), output=True)}
+            "y": Tensor((*place.image, place.channels), output=True)}
 
 
 def embed_formula(place: Place, t: Tensors) -> Outputs:
-    tokens = F.conv2d(t["x"], t["weight"], t["bias"], stride=PATCH).flatten(2).transpose(1, 2)
-    return (norm(tokens, t),)
+    return (norm(F.conv2d(t["x"], t["weight"], t["bias"], stride=PATCH).permute(0, 2, 3, 1), t),)
 
 
 PATCH_EMBED = Kernel(
@@ -437,22 +445,22 @@ def merge_tensors(place: Place) -> dict[str, Tensor] | None:
     if place.last:
         return None
     wide = 4 * place.channels
-    return {"x": Tensor((place.batch, place.side**2, place.channels)), **({} if place.v2 else norm_parameters(wide)),
-            "y": Tensor((place.batch, place.side**2 // 4, wide), output=True)}
+    half = place.side // 2
+    return {"x": Tensor((*place.image, place.channels)), **({} if place.v2 else norm_parameters(wide)),
+            "y": Tensor((place.batch, half, half, wide), output=True)}
 
 
 def merge_formula(place: Place, t: Tensors) -> Outputs:
     half = place.side // 2
     x = t["x"].reshape(place.batch, half, 2, half, 2, place.channels).permute(0, 1, 3, 4, 2, 5)
-    x = x.reshape(place.batch, half**2, 4 * place.channels)
+    x = x.reshape(place.batch, half, half, 4 * place.channels)
     return (x if place.v2 else norm(x, t),)
 
 
 PATCH_MERGES = [Kernel(
     name, "patch merging", "fp16",
     lambda place, v2=v2: merge_tensors(place) if place.v2 == v2 else None,
-    lambda place, t: kernels.patch_merge(t["x"], t.get("gamma"), t.get("beta"), t["y"], place.side, place.side,
-                                         EPSILON),
+    lambda place, t: kernels.patch_merge(t["x"], t.get("gamma"), t.get("beta"), t["y"], EPSILON),
     merge_formula, features=lambda place: (place.channels, 4 * place.channels), peers=compared(merge_formula))
     for name, v2 in (("SwinPatchMergeLayerNorm", False), ("SwinPatchMerge", True))]
 
@@ -553,19 +561,19 @@ FNORM = Kernel("SwinFNorm", "F.normalize of q and k", "fp16", fnorm_tensors,
 # --- attention -------------------------------------------------------------------------------------------------------
 
 def windows_of(place: Place, qkv: torch.Tensor) -> torch.Tensor:
-    """[B, H*W, 3C] -> q, k and v: [3, B*nW, nH, N, d]"""
+    """[B, H, W, 3C] -> q, k and v: [3, B*nW, nH, N, d]"""
     side, window = place.side, place.window
-    x = qkv.reshape(place.batch, side, side, qkv.shape[-1]).roll((-place.shift, -place.shift), (1, 2))
+    x = qkv.roll((-place.shift, -place.shift), (1, 2))
     x = x.reshape(place.batch, side // window, window, side // window, window, 3, place.heads, HEAD_DIM)
     return x.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, place.heads, window**2, HEAD_DIM)
 
 
 def image_of(place: Place, windows: torch.Tensor) -> torch.Tensor:
-    """[B*nW, nH, N, d] -> [B, H*W, C]"""
+    """[B*nW, nH, N, d] -> [B, H, W, C]"""
     side, window = place.side, place.window
     x = windows.reshape(place.batch, side // window, side // window, place.heads, window, window, HEAD_DIM)
     x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(place.batch, side, side, place.channels)
-    return x.roll((place.shift, place.shift), (1, 2)).reshape(place.batch, side**2, place.channels)
+    return x.roll((place.shift, place.shift), (1, 2))
 
 
 def attention_scale(place: Place) -> float:
@@ -581,7 +589,7 @@ def attention_addend(place: Place, t: Tensors) -> torch.Tensor:
 
 
 def attended(place: Place, t: Tensors, qkv: torch.Tensor) -> torch.Tensor:
-    """Window attention of qkv [B, H*W, 3C] in its type."""
+    """Window attention of qkv [B, H, W, 3C] in its type."""
     q, k, v = windows_of(place, qkv)
     if place.v2:
         q, k = F.normalize(q, dim=-1) * t["logit_scale"][:, None, None], F.normalize(k, dim=-1)
@@ -597,9 +605,8 @@ def attention_parameters(place: Place) -> dict[str, Tensor]:
 
 
 def attention_tensors(place: Place) -> dict[str, Tensor]:
-    image = (place.batch, place.side**2)
-    return {"qkv": Tensor((*image, 3 * place.channels)), **attention_parameters(place),
-            "y": Tensor((*image, place.channels), output=True)}
+    return {"qkv": Tensor((*place.image, 3 * place.channels)), **attention_parameters(place),
+            "y": Tensor((*place.image, place.channels), output=True)}
 
 
 def attention_operations(place: Place) -> int:
@@ -607,8 +614,8 @@ def attention_operations(place: Place) -> int:
 
 
 def run_attention(place: Place, t: Tensors) -> None:
-    kernels.attention(t["qkv"], t["bias"], t.get("logit_scale"), t["y"], place.side, place.side, place.heads,
-                      place.window, place.shift, attention_scale(place), MASK_VALUE)
+    kernels.attention(t["qkv"], t["bias"], None, t.get("logit_scale"), t["y"], place.heads, *place.windows,
+                      attention_scale(place), MASK_VALUE)
 
 
 def attention_formula(place: Place, t: Tensors) -> Outputs:
@@ -661,9 +668,8 @@ def attention(layer: str, shifted: bool) -> Kernel:
 
 
 def attention_int8_tensors(place: Place) -> dict[str, Tensor]:
-    image = (place.batch, place.side**2)
-    y = (*image, place.channels)
-    return {"qkv": int8(*image, 3 * place.channels, step=QKV_STEP), **attention_parameters(place),
+    y = (*place.image, place.channels)
+    return {"qkv": int8(*place.image, 3 * place.channels, step=QKV_STEP), **attention_parameters(place),
             # proj of V1's narrow blocks is FP16
             "y": Tensor(y, output=True) if writes_fp16(place) else int8(*y, step=ATTENTION_STEP, output=True)}
 
@@ -674,8 +680,8 @@ def writes_fp16(place: Place) -> bool:
 
 
 def run_attention_int8(place: Place, t: Tensors) -> None:
-    kernels.attention_int8(t["qkv"], t["bias"], t.get("logit_scale"), t["y"], place.side, place.side, place.heads,
-                           place.window, place.shift, attention_scale(place), MASK_VALUE, QKV_STEP,
+    kernels.attention_int8(t["qkv"], t["bias"], None, t.get("logit_scale"), t["y"], place.heads, *place.windows,
+                           attention_scale(place), MASK_VALUE, QKV_STEP,
                            0.0 if writes_fp16(place) else ATTENTION_STEP)
 
 
@@ -689,7 +695,7 @@ def attention_int8(layer: str, shifted: bool) -> Kernel:
 # --- the attention branch in INT8 ------------------------------------------------------------------------------------
 
 def branch_tensors(place: Place) -> dict[str, Tensor] | None:
-    c, image = place.channels, (place.batch, place.side**2)
+    c, image = place.channels, place.image
     if c not in BRANCH_WIDTHS:
         return None
     return {"x_q": int8(*image, c), "x": Tensor((*image, c)), **int8_product_parameters(c, 3 * c, "qkv_"),
@@ -716,19 +722,19 @@ def branch_formula(place: Place, t: Tensors) -> Outputs:
 def run_branch(place: Place, t: Tensors) -> None:
     kernels.attention_branch_int8(
         t["x_q"], t["x"], t["qkv_weight"], t["qkv_factor"], t["qkv_bias"], t["proj_weight"], t["proj_factor"],
-        t["proj_bias"], t["bias"], t["gamma"], t["beta"], t.get("logit_scale"), t["y"], t["y_q"], place.side,
-        place.side, place.heads, place.window, place.shift, not place.v2, attention_scale(place), MASK_VALUE, QKV_STEP,
-        ATTENTION_STEP, LINEAR_STEP if place.v2 else 0.0, EPSILON, STREAM_STEP)
+        t["proj_bias"], t["bias"], t["gamma"], t["beta"], t.get("logit_scale"), t["y"], t["y_q"], place.heads,
+        *place.windows, not place.v2, attention_scale(place), MASK_VALUE, QKV_STEP, ATTENTION_STEP,
+        LINEAR_STEP if place.v2 else 0.0, EPSILON, STREAM_STEP)
 
 
 def branch_in_parts(place: Place, t: Tensors) -> Outputs:
     """The same by SwinLinearInt8, SwinAttentionInt8, SwinLinearInt8 and the LayerNorm, a kernel each."""
     x, x_q = t["x"], t["x_q"]
-    qkv = torch.empty(*x.shape[:2], 3 * place.channels, dtype=torch.int8, device=x.device)
+    qkv = torch.empty(*place.image, 3 * place.channels, dtype=torch.int8, device=x.device)
     attention, y, y_q = torch.empty_like(x_q), torch.empty_like(x), torch.empty_like(x_q)
     kernels.linear_int8(x_q, t["qkv_weight"], t["qkv_factor"], t["qkv_bias"], None, qkv, 0, QKV_STEP)
-    kernels.attention_int8(qkv, t["bias"], t.get("logit_scale"), attention, place.side, place.side, place.heads,
-                           place.window, place.shift, attention_scale(place), MASK_VALUE, QKV_STEP, ATTENTION_STEP)
+    kernels.attention_int8(qkv, t["bias"], None, t.get("logit_scale"), attention, place.heads, *place.windows,
+                           attention_scale(place), MASK_VALUE, QKV_STEP, ATTENTION_STEP)
     projection = (t["proj_weight"], t["proj_factor"], t["proj_bias"])
     if place.v2:
         projected = torch.empty_like(x_q)

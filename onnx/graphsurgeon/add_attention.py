@@ -8,14 +8,18 @@ qkv and after proj, they go too, and the two linear layers see the tokens in ima
 
 How this is written differs from exporter to exporter, so its operators are not compared with a pattern. From each
 Softmax the two linear layers are found, and what lies between is run by itself on chosen inputs:
-  - the numbers of qkv's elements, to see which token and channel arrives where: window, shift, height, width;
+  - the numbers of qkv's elements, to see which token and channel arrives where: window, shift, padding, and which of
+    roll and padding comes first;
   - zeros: the scores that come out are bias + mask;
   - equal unit vectors as q and k, and random ones: the scale of the dot product, or each head's of the cosine.
 The node so found must then give the same output on random qkv as the part it replaces; else that part stays.
+
+A padded token is zero before qkv, so that its q, k and v are qkv's bias: the node's input `padding`. qkv and proj see
+the tokens of the image only. Heads of a width that is no multiple of 8 get zeros behind them in the weights of qkv and
+proj, which change neither the scores nor the output.
 """
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,9 +32,11 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 from graphs.files import PLUGIN_DOMAIN
 from graphs.patterns import (
+    PADDING,
     Unmatched,
     attention_softmaxes,
     is_linear,
+    linear_bias,
     linear_output,
     moved_tokens,
     nodes_between,
@@ -42,7 +48,17 @@ from graphs.patterns import (
 )
 from graphs.sessions import session
 from graphs.surgeon import Report, plugin_node, run_surgery
-from graphs.tidy import PROBED_BATCHES, add_node, is_output, producer, reshape_target, shape_at
+from graphs.swin_attention import Windows, wider_heads, wider_width
+from graphs.tidy import (
+    add_node,
+    is_output,
+    probed_batches,
+    producer,
+    reshape_target,
+    shape_at,
+    tokens_as_read,
+    values,
+)
 from utils import run_script
 
 # Edit here, or give --onnx and --output.
@@ -50,77 +66,47 @@ ONNX_FILE = "onnx/swinv1.onnx"
 SUFFIX = "_attention_alone"
 
 TOLERANCE = 1e-4  # of the largest value; FP32 rounding is below 1e-5, a wrong bias, mask or scale far above
-HEAD_DIM, LARGEST_WINDOW = 32, 32  # what the plugin computes, TensorRT/Plugins/Attention/README.md
+WIDEST_HEAD, LARGEST_WINDOW = 64, 32  # what the plugin computes, TensorRT/Plugins/Attention/README.md
 BIAS_COLUMNS = 8  # the bias has its last axis padded to a multiple of this
-
-
-@dataclass
-class Geometry:
-    """Where windows lie in the image of tokens, and heads in the channels."""
-
-    height: int
-    width: int
-    window: int
-    shift: int
-    heads: int
-    head_dim: int
-
-    @property
-    def tokens(self) -> int:
-        return self.height * self.width
-
-    @property
-    def channels(self) -> int:
-        return self.heads * self.head_dim
-
-    def window_tokens(self) -> np.ndarray:
-        """Token of the image at each place of each window, int [nW, N]."""
-        image = np.arange(self.tokens).reshape(self.height, self.width)
-        image = np.roll(image, (-self.shift, -self.shift), (0, 1))
-        rows, cols = self.height // self.window, self.width // self.window
-        windows = image.reshape(rows, self.window, cols, self.window).transpose(0, 2, 1, 3)
-        return windows.reshape(rows * cols, self.window**2)
-
-    def separated(self) -> np.ndarray:
-        """Which pairs of a window's tokens the mask separates: those that only the shift brought together.
-
-        Tokens that lie in one window of the shifted grid are neighbours in the image unless the roll wrapped between
-        them, so that their rows, or their columns, are further apart than the window is wide. bool [nW, N, N].
-        """
-        row, col = np.divmod(self.window_tokens(), self.width)
-        apart = [np.abs(place[:, :, None] - place[:, None, :]) >= self.window for place in (row, col)]
-        return apart[0] | apart[1]
+MASK_VALUE = -100.0  # where no pair of tokens tells it
 
 
 @dataclass
 class Attention:
     """One window attention of a graph: its place, and what a SwinAttention node needs to stand for it."""
 
-    geometry: Geometry
+    windows: Windows
+    heads: int
+    head_dim: int                   # as it is in the graph
     bias: np.ndarray                # [nH, N, N]
+    padding: np.ndarray             # [3C]: q, k and v of a padded token
     logit_scale: np.ndarray | None  # [nH], of the cosine; None: dot product
     scale: float                    # of the dot product; 1 for the cosine
     mask_value: float
     source: gs.Tensor               # image order, before qkv
-    qkv: gs.Node                    # MatMul
-    proj: gs.Node                   # MatMul
+    qkv: gs.Node                    # MatMul or SwinLinear
+    proj: gs.Node                   # the same
     target: gs.Tensor               # image order, after proj
 
     def attributes(self) -> dict[str, float | int]:
-        size = self.geometry
-        return {"height": size.height, "width": size.width, "num_heads": size.heads, "window_size": size.window,
-                "shift_size": size.shift, "scale": self.scale, "mask_value": self.mask_value}
+        return {"num_heads": self.heads, **self.windows.attributes(), "scale": self.scale,
+                "mask_value": self.mask_value}
+
+    def of_qkv(self, array: np.ndarray, axis: int) -> np.ndarray:
+        """An array whose axis has qkv's 3C channels, with heads as wide as the node's."""
+        return wider_heads(array, axis, 3 * self.heads)
 
     def constants(self) -> list[np.ndarray]:
-        """The node's inputs after qkv: bias [nH, N, Np] with its padding, and logit_scale [nH] where it has one."""
-        padding = -self.bias.shape[-1] % BIAS_COLUMNS
-        bias = np.pad(self.bias, ((0, 0), (0, 0), (0, padding)))
-        return [bias] if self.logit_scale is None else [bias, self.logit_scale]
+        """The node's inputs after qkv: bias [nH, N, Np], padding [3C], and logit_scale [nH] where it has one."""
+        more = -self.bias.shape[-1] % BIAS_COLUMNS
+        bias = np.pad(self.bias, ((0, 0), (0, 0), (0, more)))
+        constants = [bias, self.of_qkv(self.padding, 0)]
+        return constants if self.logit_scale is None else [*constants, self.logit_scale]
 
 
 def add_attention(graph: gs.Graph) -> Report:
     """Replace in place each window attention that can be recovered; the report says why others were left."""
-    report = Report("window attention")
+    report = Report("window attention", essential=True)
     for softmax in attention_softmaxes(graph):
         try:
             attention = recover(graph, softmax)
@@ -134,23 +120,58 @@ def add_attention(graph: gs.Graph) -> Report:
 
 
 def _replace(graph: gs.Graph, name: str, attention: Attention) -> None:
-    size, batch = attention.geometry, graph.inputs[0].shape[0]
-    shape = [batch, size.tokens, size.channels]
-    tokens = attention.source
-    if tokens.shape != shape:
-        tokens = add_node(graph, "Reshape", [tokens, reshape_target(shape)], f"{name}/tokens", shape)
+    size = attention.windows
+    image: list = [graph.inputs[0].shape[0], size.height, size.width]
+    channels = attention.heads * wider_width(attention.head_dim)
+
+    def as_image(tokens: gs.Tensor, what: str) -> gs.Tensor:
+        shape = [*image, tokens.shape[-1]]
+        return tokens if tokens.shape == shape else add_node(
+            graph, "Reshape", [tokens, reshape_target(shape)], f"{name}/{what}", shape)
+
+    _widen(graph, attention.qkv, attention, outputs=True)
+    _widen(graph, attention.proj, attention, outputs=False)
     qkv, proj = linear_output(attention.qkv), linear_output(attention.proj)
-    attention.qkv.inputs[0] = tokens
-    context = gs.Variable(f"{name}/context", qkv.dtype, shape)
+    attention.qkv.inputs[0] = as_image(attention.source, "tokens")
+    for tensor in (attention.qkv.outputs[0], qkv):
+        tensor.shape = [*image, 3 * channels]
+    context = gs.Variable(f"{name}/context", qkv.dtype, [*image, channels])
     plugin_node(graph, "SwinAttention", name, [qkv, *attention.constants()], [context], **attention.attributes())
     attention.proj.inputs[0] = context
-    for tensor in (attention.qkv.outputs[0], qkv):
-        tensor.shape = [batch, size.tokens, 3 * size.channels]
+    for i, residual in enumerate(attention.proj.inputs[3:], 3):
+        attention.proj.inputs[i] = as_image(residual, "residual")
+    target, shape, before = attention.target, [*image, proj.shape[-1]], proj.shape
     for tensor in (attention.proj.outputs[0], proj):
         tensor.shape = shape
-    if attention.target is not proj:
-        attention.target.inputs.clear()
-        add_node(graph, "Reshape", [proj, reshape_target(attention.target.shape)], attention.target)
+    if target is not proj:
+        target.inputs.clear()
+        add_node(graph, "Reshape", [proj, reshape_target(target.shape)], target)
+    elif before != shape:  # proj's output keeps its name, by which add_int8.py knows its scale
+        tokens_as_read(graph, proj, before)
+
+
+def _widen(graph: gs.Graph, linear: gs.Node, attention: Attention, outputs: bool) -> None:
+    """Put zeros behind each head in the weight of qkv, and its bias, or of proj; the weights may have other readers."""
+    if wider_width(attention.head_dim) == attention.head_dim:
+        return
+    groups, fused = attention.heads * (3 if outputs else 1), linear.op == "SwinLinear"
+    axis = int(outputs) if not fused else int(not outputs)
+    bias, y = _bias_of(linear), linear_output(linear)
+    weight = wider_heads(values(linear.inputs[1]), axis, groups)
+    linear.inputs[1] = gs.Constant(f"{linear.name}/wider_heads", np.ascontiguousarray(weight))
+    if not outputs or bias is None:
+        return
+    wider = gs.Constant(f"{linear.name}/wider_bias", wider_heads(np.array(bias), 0, groups))
+    if fused:
+        linear.inputs[2] = wider
+    else:
+        (add,) = y.inputs
+        add.inputs = [linear.outputs[0], wider]
+
+
+def _bias_of(linear: gs.Node) -> np.ndarray | None:
+    """The bias of a linear layer, None where it has none."""
+    return values(linear.inputs[2]) if linear.op == "SwinLinear" else linear_bias(linear)[0]
 
 
 # --- recovering what a node would have to compute ------------------------------------------------------------
@@ -164,8 +185,11 @@ def recover(graph: gs.Graph, softmax: gs.Node) -> Attention:
     """
     order = positions(graph)
     scores = softmax.inputs[0]
-    if scores.shape is None or len(scores.shape) < 4 or None in scores.shape or scores.shape[-1] != scores.shape[-2]:
+    if scores.shape is None or len(scores.shape) < 4 or None in scores.shape:
         raise Unmatched(f"its input {scores.shape} is not [..., heads, tokens, tokens]")
+    if scores.shape[-1] != scores.shape[-2]:
+        raise Unmatched(f"its windows of {scores.shape[-2]} tokens attend to {scores.shape[-1]}, and the plugin's to "
+                        "themselves (HAT's overlapping attention is none)")
     if softmax.attrs.get("axis", -1) not in (-1, len(scores.shape) - 1):
         raise Unmatched("it is not over the last axis")
     weighted = reader(softmax.outputs[0])
@@ -177,17 +201,23 @@ def recover(graph: gs.Graph, softmax: gs.Node) -> Attention:
     refusal = Unmatched("qkv does not come from tokens in image order")
     found = None
     for source in sources(order, qkv.inputs[0]):
-        geometry = probe.geometry(source)
-        if geometry is not None:
+        windows = probe.windows(source)
+        if windows is not None:
             try:
-                found = source, geometry, *probe.bias_and_mask(geometry)
+                found = source, windows, *probe.bias_and_mask(windows)
             except Unmatched as reason:
                 refusal = reason  # in rolled order the mask does not fit; it does before the roll
     if found is None:
         raise refusal
-    source, geometry, bias, mask_value = found  # the farthest, so that nothing on the way to qkv is left behind
-    scale, logit_scale = probe.similarity(geometry)
-    attention = Attention(geometry, bias, logit_scale, scale, mask_value, source, qkv, proj, source)
+    source, windows, bias, mask_value = found  # the farthest, so that nothing on the way to qkv is left behind
+    if max(windows.window) > LARGEST_WINDOW:
+        raise Unmatched(f"its windows are {windows.window[0]} x {windows.window[1]} tokens, and the plugin takes up to "
+                        f"{LARGEST_WINDOW} a side")
+    scale, logit_scale = probe.similarity()
+    padding = _bias_of(qkv)
+    padding = np.zeros(probe.shape[-1], np.float32) if padding is None else np.array(padding, np.float32)
+    attention = Attention(windows, probe.heads, probe.head_dim, bias, padding, logit_scale, scale, mask_value, source,
+                          qkv, proj, source)
     attention.target = probe.target(attention, results(graph, order, linear_output(proj)))
     _refuse_other_readers(graph, attention)
     return attention
@@ -239,87 +269,97 @@ class Probe:
 
     def __init__(self, graph: gs.Graph, scores: gs.Tensor, v: gs.Tensor, qkv: gs.Node, proj: gs.Node):
         self.graph, self.scores, self.qkv, self.proj = graph, scores, qkv, proj
-        self.images = shape_at(graph.inputs[0], PROBED_BATCHES[0])[0]
-        self.shape = shape_at(linear_output(qkv), PROBED_BATCHES[0])  # [..., 3C]
-        self.heads, self.window_size = scores.shape[-3], math.isqrt(scores.shape[-1])
-        if self.window_size**2 != scores.shape[-1]:
-            raise Unmatched(f"its windows of {scores.shape[-1]} tokens are not square")
-        if self.window_size == 1:
-            raise Unmatched("its windows are single tokens, from which no geometry can be read off")
-        if self.window_size > LARGEST_WINDOW:
-            raise Unmatched(f"its windows are {self.window_size} tokens wide, and the plugin takes up to "
-                            f"{LARGEST_WINDOW}")
+        self.batch = probed_batches(graph.inputs[0].shape)[0]
+        self.images = shape_at(graph.inputs[0], self.batch)[0]
+        self.shape = shape_at(linear_output(qkv), self.batch)  # [..., 3C]
+        self.heads, self.tokens = scores.shape[-3], scores.shape[-1]
+        self.head_dim = self.shape[-1] // (3 * self.heads)
         self.places = self._places(v)
-        self.at_zero = self._scores(np.zeros(self.shape, np.float32))
-        self.random = np.random.default_rng(0).standard_normal(self.shape).astype(np.float32)
+        self.random = np.random.default_rng(0).standard_normal(self.shape, np.float32)
 
     def _places(self, v: gs.Tensor) -> np.ndarray:
-        """Token of qkv at each place of each window, int [windows, N], read off where v's elements go."""
+        """Row of qkv at each place of each window, int [windows, N], read off where v's elements go."""
         numbers = np.arange(np.prod(self.shape), dtype=np.int64).reshape(self.shape)
         (moved,) = run_between(self.graph, linear_output(self.qkv), numbers, v)
         channels = self.shape[-1] // 3
         if moved.size * 3 != numbers.size or moved.shape[-1] * self.heads != channels:
             raise Unmatched("v is not a third of qkv's channels, head by head")
-        if moved.shape[-1] != HEAD_DIM:
-            raise Unmatched(f"its heads have {moved.shape[-1]} channels, and the plugin takes {HEAD_DIM}")
-        token, channel = np.divmod(moved.reshape(-1, self.heads, self.window_size**2, moved.shape[-1]), 3 * channels)
+        if moved.shape[-1] > WIDEST_HEAD:
+            raise Unmatched(f"its heads have {moved.shape[-1]} channels, and the plugin takes up to {WIDEST_HEAD}")
+        row, channel = np.divmod(moved.reshape(-1, self.heads, self.tokens, moved.shape[-1]), 3 * channels)
         expected = 2 * channels + np.arange(channels).reshape(self.heads, 1, -1)
-        if np.any(channel != expected) or np.any(token != token[:, :1, :, :1]):
+        if np.any(channel != expected) or np.any(row != row[:, :1, :, :1]):
             raise Unmatched("qkv's channels are not ordered (q|k|v, head, d)")
-        return token[:, 0, :, 0]
+        return row[:, 0, :, 0].copy()
 
     def _scores(self, qkv: np.ndarray) -> np.ndarray:
         """Input of the softmax, [windows, nH, N, N]."""
         (scores,) = run_between(self.graph, linear_output(self.qkv), qkv, self.scores)
         return scores.reshape(-1, *scores.shape[-3:])
 
-    def geometry(self, source: gs.Tensor) -> Geometry | None:
+    def _rows(self, source: gs.Tensor) -> np.ndarray:
+        """Which token of `source` each row of qkv is made of; PADDING where of zeros."""
+        return moved_tokens(self.graph, source, shape_at(source, self.batch), self.qkv.inputs[0])
+
+    def windows(self, source: gs.Tensor) -> Windows | None:
         """The windows, where `source` holds the tokens of an image in image order; None where it does not."""
-        if source.shape is None or None in source.shape or source.shape[-1] * 3 != self.shape[-1]:
+        shape, channels = source.shape, self.qkv.inputs[0].shape[-1]
+        if shape is None or None in shape or len(shape) not in (3, 4) or shape[-1] != channels:
             return None
-        shape = shape_at(source, PROBED_BATCHES[0])
+        images, *sides, _ = shape_at(source, self.batch)
+        if images != self.images:
+            return None
         try:
-            before = moved_tokens(self.graph, source, shape, self.qkv.inputs[0])
+            rows = self._rows(source)
         except Unmatched:
             return None
-        places = before[self.places]
-        tokens, window = before.size // self.images, self.window_size
-        width = int(places[0, window] - places[0, 0]) % tokens  # one row of a window down
-        if width < window or width % window or tokens % (width * window):
+        grid = rows[self.places].reshape(self.images, -1, self.tokens)
+        area = int(np.prod(sides))
+        expected = grid[0] + area * np.arange(self.images)[:, None, None]
+        if len(rows) != self.places.size or not np.array_equal(grid, np.where(grid[0] == PADDING, PADDING, expected)):
             return None
-        size = Geometry(tokens // width, width, window, int(places[0, 0]) % width, self.heads, shape[-1] // self.heads)
-        first = np.arange(self.images)[:, None, None] * tokens
-        return size if np.array_equal(places, (first + size.window_tokens()).reshape(places.shape)) else None
+        return Windows.found(grid[0], *sides) if len(sides) == 2 else Windows.of_tokens(grid[0], area)
 
-    def bias_and_mask(self, size: Geometry) -> tuple[np.ndarray, float]:
+    def bias_and_mask(self, windows: Windows) -> tuple[np.ndarray, float]:
         """Bias [nH, N, N] and the mask's value: with q = k = 0 the scores are their sum."""
-        scores = self.at_zero.reshape(self.images, -1, *self.at_zero.shape[1:])
+        scores = self._scores(np.zeros(self.shape, np.float32))
         if not np.isfinite(scores).all():
             raise Unmatched("its mask or bias is not finite")
-        bias = scores[0, 0]  # of the first window, which holds one region of the image only
-        separated = size.separated() if size.shift else np.zeros((scores.shape[1], *bias.shape[1:]), bool)
-        rest = scores - bias
-        if np.any(rest.transpose(0, 2, 1, 3, 4)[:, :, ~separated]):
-            raise Unmatched("its mask or bias differs between windows in another way than by the shift")
-        if not separated.any():
-            return bias, -100.0
-        masked = rest.transpose(0, 2, 1, 3, 4)[:, :, separated]
-        value = float(masked.mean(dtype=np.float64))
+        apart = windows.separated()
+        bias, known = scores[0].copy(), ~apart[0]
+        for window, separated in zip(scores, apart):
+            new = ~separated & ~known
+            bias[:, new] = window[:, new]
+            known |= new
+        value = next((float((window - bias)[:, separated & known].mean(dtype=np.float64))
+                      for window, separated in zip(scores, apart) if (separated & known).any()), MASK_VALUE)
         rounding = 1e-6 * (abs(value) + np.abs(bias).max())
-        if np.abs(masked - value).max() > rounding:
-            raise Unmatched("its mask has not one value")
-        return bias, float(round(value)) if abs(value - round(value)) < rounding else value
+        value = float(round(value)) if abs(value - round(value)) < rounding else value
+        bias[:, ~known] -= np.float32(value)  # of tokens that are apart in every window
+        for i, window in enumerate(scores):
+            separated = apart[i % len(apart)]
+            rest = window - bias
+            if np.any(rest[:, ~separated]):
+                raise Unmatched("its mask or bias differs between windows in another way than by the shift")
+            if separated.any() and np.abs(rest[:, separated] - value).max() > rounding:
+                raise Unmatched("its mask has not one value")
+        return bias, value
 
-    def similarity(self, size: Geometry) -> tuple[float, np.ndarray | None]:
+    def similarity(self) -> tuple[float, np.ndarray | None]:
         """(scale, None) of scores = scale * q.k, or (1, logit_scale [nH]) of scores = logit_scale * cosine(q, k)."""
         ends = [0, -1]  # windows
-        once, twice = (self._scores(factor * self.random)[ends] - self.at_zero[ends] for factor in (1, 2))
-        q, k, _ = (self.random.reshape(-1, 3, size.heads, size.head_dim)[self.places[ends]]
+
+        def scores(qkv: np.ndarray) -> np.ndarray:
+            return self._scores(qkv)[ends].astype(np.float64)
+
+        at_zero = scores(np.zeros(self.shape, np.float32))
+        once, twice = (scores(factor * self.random) - at_zero for factor in (np.float32(1), np.float32(2)))
+        q, k, _ = (self.random.reshape(-1, 3, self.heads, self.head_dim)[self.places[ends]]
                    .astype(np.float64).transpose(2, 0, 3, 1, 4))  # (window, nH, N, d)
         if _differs(twice, once) <= 1e-3:
-            same = np.zeros(self.shape, np.float32).reshape(-1, 3, size.heads, size.head_dim)
+            same = np.zeros(self.shape, np.float32).reshape(-1, 3, self.heads, self.head_dim)
             same[:, :2, :, 0] = 1  # q = k, of length 1: the cosine is 1
-            gain = self._scores(same.reshape(self.shape))[ends].astype(np.float64) - self.at_zero[ends]
+            gain = scores(same.reshape(self.shape)) - at_zero
             logit_scale = gain.mean(axis=(0, 2, 3)).astype(np.float32)  # the mean undoes the rounding to FP32
             q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
             expected = logit_scale[:, None, None] * (q @ k.swapaxes(-1, -2))
@@ -327,7 +367,7 @@ class Probe:
         elif _differs(twice, 4 * once) <= 1e-3:
             product = q @ k.swapaxes(-1, -2)
             scale, logit_scale = float((once * product).sum() / (product * product).sum()), None
-            usual = size.head_dim**-0.5
+            usual = self.head_dim**-0.5
             scale = usual if abs(scale - usual) < 1e-5 * usual else scale
             expected = scale * product
         else:
@@ -338,23 +378,25 @@ class Probe:
 
     def target(self, attention: Attention, candidates: Iterator[gs.Tensor]) -> gs.Tensor:
         """The tensor after proj that is in image order again, once the node's output has been compared."""
-        size, context = attention.geometry, self.proj.inputs[0]
-        before = moved_tokens(self.graph, attention.source, shape_at(attention.source, PROBED_BATCHES[0]),
-                              self.qkv.inputs[0])
-        (actual,) = run_between(self.graph, linear_output(self.qkv), self.random, context)
-        image = np.empty_like(self.random).reshape(-1, self.shape[-1])
-        image[before] = self.random.reshape(image.shape)
-        expected = reference_output(attention, image.reshape(self.images, size.tokens, -1))
-        actual, expected = (x.reshape(-1, size.channels) for x in (actual, expected))
+        size, channels = attention.windows, self.heads * self.head_dim
+        rows = self._rows(attention.source)
+        qkv = self.random.reshape(-1, self.shape[-1])
+        qkv[rows == PADDING] = attention.padding
+        (actual,) = run_between(self.graph, linear_output(self.qkv), self.random, self.proj.inputs[0])
+        image = np.empty((self.images * size.height * size.width, self.shape[-1]), np.float32)
+        image[rows[rows != PADDING]] = qkv[rows != PADDING]
+        expected = reference_output(attention, image.reshape(self.images, size.height, size.width, -1))
+        actual, expected = (x.reshape(-1, channels) for x in (actual, expected))
         after_proj, found = linear_output(self.proj), None
         for candidate in candidates:
             if candidate.shape is None or None in candidate.shape:
                 continue
             try:
-                after = moved_tokens(self.graph, after_proj, shape_at(after_proj, PROBED_BATCHES[0]), candidate)
+                after = moved_tokens(self.graph, after_proj, shape_at(after_proj, self.batch), candidate)
             except Unmatched:
                 continue
-            if _differs(actual[after], expected) <= TOLERANCE:
+            if len(after) == len(expected) and PADDING not in after and (
+                    _differs(actual[after], expected) <= TOLERANCE):
                 found = candidate  # the farthest, so that nothing on the way is left behind
         if found is None:
             raise Unmatched("its output on random qkv is not that of a SwinAttention node")
@@ -367,8 +409,9 @@ def _differs(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def reference_output(attention: Attention, qkv: np.ndarray) -> np.ndarray:
-    """What a SwinAttention node gives for qkv [B, L, 3C]: [B, L, C], by its reference meaning."""
-    names = ["qkv", "bias", "logit_scale"][:1 + len(attention.constants())]
+    """What a SwinAttention node gives for qkv [B, H, W, 3C]: [B, H, W, C], by its reference meaning."""
+    names = ["qkv", "bias", "padding", "logit_scale"][:1 + len(attention.constants())]
+    qkv = attention.of_qkv(qkv, 3)
     node = helper.make_node("SwinAttention", names, ["y"], domain=PLUGIN_DOMAIN, **attention.attributes())
     graph = helper.make_graph(
         [node], "attention", [helper.make_tensor_value_info("qkv", TensorProto.FLOAT, qkv.shape)],
@@ -376,7 +419,9 @@ def reference_output(attention: Attention, qkv: np.ndarray) -> np.ndarray:
         [numpy_helper.from_array(array, name) for name, array in zip(names[1:], attention.constants())])
     domains = [helper.make_opsetid("", 17), helper.make_opsetid(PLUGIN_DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=domains, ir_version=8)
-    return session(model).run(None, {"qkv": qkv})[0]
+    y = session(model).run(None, {"qkv": qkv})[0]
+    heads = y.reshape(*y.shape[:3], attention.heads, -1)[..., :attention.head_dim]
+    return heads.reshape(*y.shape[:3], -1)
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from graphs.patterns import reader
 from graphs.pictures import Picture, picture
 from graphs.reference_int8 import packed
 from graphs.surgeon import Report, Step, add_file_arguments, held_out, patch, read, save, target_of
+from graphs.swin_attention import wider_heads
 from graphs.tidy import drop_idle, exported, imported, producer, replace_uses, values
 from utils import UserError, about, run_script
 
@@ -125,7 +126,7 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> tu
             raise UserError(f"the {what} at {missing[0]} is quantised and was not replaced by a plugin node")
     for name, scale in scales.inputs.items():
         node = linears[name]
-        weight, weight_scale = scales.weights[name]
+        weight, weight_scale = _with_wider_heads(node, *scales.weights[name])
         if any(size % FEATURES_MULTIPLE for size in weight.shape):
             raise UserError(f"the linear layer at {name} has {weight.shape[1]} input and {weight.shape[0]} output "
                             f"features, and INT8 takes multiples of {FEATURES_MULTIPLE}; leave it out with quant.py "
@@ -154,6 +155,21 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> tu
     result = exported(graph.cleanup().toposort())
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result, report
+
+
+def _with_wider_heads(node: gs.Node, weight: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """INT8 [N, K] and scale [N] of a product, with the zeros that add_attention.py put behind heads of qkv or proj.
+
+    A row of zeros has the scale 1.
+    """
+    after, before = reader(node.outputs[0]), producer(node.inputs[0])
+    if after is not None and after.op == "SwinAttention":
+        heads = 3 * after.attrs["num_heads"]
+        real = wider_heads(np.ones(len(weight), bool), 0, heads)
+        return wider_heads(weight, 0, heads), np.where(real, wider_heads(scale, 0, heads), np.float32(1))
+    if before is not None and before.op == "SwinAttention":
+        return wider_heads(weight, 1, before.attrs["num_heads"]), scale
+    return weight, scale
 
 
 def _rename(node: gs.Node, op: str) -> None:

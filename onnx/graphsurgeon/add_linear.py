@@ -57,7 +57,8 @@ def _replace(graph: gs.Graph, what: str, linears: list[gs.Node]) -> Report:
             y = add.outputs[0]
             with_residual += 1
         plugin_node(graph, "SwinLinear", matmul.name,
-                    [matmul.inputs[0], values(matmul.inputs[1]).T, bias, *residual], [y], gelu=int(gelu is not None))
+                    [matmul.inputs[0], values(matmul.inputs[1]).T, bias, *residual], [y],
+                    gelu=gelu.form if gelu is not None else 0)
         report.replaced += 1
     report.details = f"{with_gelu} with GELU, {with_residual} with the residual Add"
     return report

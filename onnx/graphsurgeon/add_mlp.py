@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 from graphs.patterns import MOST_CHANNELS, Unmatched, made_by, only_reader, reader
 from graphs.surgeon import Report, plugin_node, run_surgery
-from graphs.tidy import is_output
+from graphs.tidy import add_node, is_output
 from utils import UserError, run_script
 
 # Edit here, or give --onnx and --output.
@@ -66,10 +66,11 @@ def add_mlp(graph: gs.Graph, kept: Collection[str] = (), wide_left: bool = False
             if wide_left:
                 report.left.append(f"{fc1.name}: its {mlp.channels} channels are more than {MOST_CHANNELS}")
         elif not {product_of(mlp.fc1), product_of(mlp.fc2)} & set(kept):
+            _leave_sum(graph, mlp)
             x, *attention = attention_end(graph, mlp, kept) or [mlp.x]
             plugin_node(graph, "SwinMlp", product_of(fc1),
                         [x, *mlp.norm.inputs[-2:], *fc1.inputs[1:3], *mlp.fc2.inputs[1:3], *attention], [mlp.y],
-                        norm_first=int(mlp.norm_first), epsilon=mlp.norm.attrs["epsilon"])
+                        norm_first=int(mlp.norm_first), gelu=fc1.attrs["gelu"], epsilon=mlp.norm.attrs["epsilon"])
             report.replaced += 1
     return report
 
@@ -85,11 +86,12 @@ def find(graph: gs.Graph, fc1: gs.Node) -> Mlp:
         raise Unmatched(f"{fc2.name} after it is not the second product of an MLP")
     y, residual = fc2.outputs[0], fc2.inputs[3:]
     if residual:
-        norm = made_by(fc1.inputs[0], "SwinLayerNormWithParams")
+        norm = made_by(fc1.inputs[0], "SwinLayerNormWithParams") or made_by(fc1.inputs[0], "SwinAddLayerNorm")
         if norm is None:
-            raise Unmatched("no SwinLayerNormWithParams makes its input")
-        only_reader(graph, norm.outputs[0], "SwinLinear")
-        mlp = Mlp(fc1, fc2, norm, norm.inputs[0], y, True)
+            raise Unmatched("no LayerNorm with weight and bias makes its input")
+        only_reader(graph, norm.outputs[-1], "SwinLinear")
+        x = norm.outputs[0] if norm.op == "SwinAddLayerNorm" else norm.inputs[0]
+        mlp = Mlp(fc1, fc2, norm, x, y, True)
     else:
         norm = only_reader(graph, y, "SwinLayerNormAdd")
         if norm.inputs[0] is not y:
@@ -99,6 +101,13 @@ def find(graph: gs.Graph, fc1: gs.Node) -> Mlp:
     if residual[0] is not mlp.x:
         raise Unmatched(f"{residual[0].name} is added to it, not the input {mlp.x.name}")
     return mlp
+
+
+def _leave_sum(graph: gs.Graph, mlp: Mlp) -> None:
+    """Where a SwinAddLayerNorm also makes the MLP's x, let an Add make it: SwinMlp takes the LayerNorm only."""
+    if mlp.norm.op == "SwinAddLayerNorm":
+        mlp.x.inputs.clear()
+        add_node(graph, "Add", mlp.norm.inputs[:2], mlp.x)
 
 
 def attention_end(graph: gs.Graph, mlp: Mlp, kept: Collection[str]) -> list[gs.Tensor]:

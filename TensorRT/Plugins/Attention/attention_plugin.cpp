@@ -9,35 +9,24 @@ using namespace swin;
 
 struct AttentionOp : AttentionOperator {
     static constexpr const char* kName = "SwinAttention";
-    static constexpr Input kInputs[]
-        = {{"qkv", Type::kActivation}, {"bias", Type::kFp32}, {"logit_scale", Type::kFp32}};
-    static constexpr int kRequired = 2;  // with logit_scale: V2's scaled cosine, without: V1's dot product
+    static constexpr Input kInputs[] = {{"qkv", Type::kActivation}, {"bias", Type::kFp32}, {"padding", Type::kFp32},
+        {"logit_scale", Type::kFp32}};
+    static constexpr int kRequired = 3;  // with logit_scale: V2's scaled cosine, without: V1's dot product
 
     using Attributes = AttentionAttributes;
     static constexpr Field<Attributes> kFields[]
-        = {{"height", &Attributes::height}, {"width", &Attributes::width}, {"num_heads", &Attributes::num_heads},
-            {"window_size", &Attributes::window_size}, {"shift_size", &Attributes::shift_size},
-            {"scale", &Attributes::scale}, {"mask_value", &Attributes::mask_value}};
+        = {{"num_heads", &Attributes::num_heads}, {"window_height", &Attributes::window_height},
+            {"window_width", &Attributes::window_width}, {"shift_height", &Attributes::shift_height},
+            {"shift_width", &Attributes::shift_width}, {"roll_first", &Attributes::roll_first},
+            {"shift_if_covered", &Attributes::shift_if_covered}, {"scale", &Attributes::scale},
+            {"mask_value", &Attributes::mask_value}};
 
     static void check(const Attributes& attributes, const Inputs& inputs) { check_attention(attributes, inputs); }
 
     static int launch(const Attributes& attributes, const Call& call) {
-        const Shape& qkv = call.shapes[0];
         SwinAttention a{};
-        a.qkv = call.input(0);
-        a.bias = call.parameter(1);
-        a.logit_scale = call.parameter(2);
-        a.y = call.outputs[0];
+        fill(a, attributes, call);
         a.type = call.type;
-        a.batch = static_cast<int>(qkv.sizes[0]);
-        a.height = attributes.height;
-        a.width = attributes.width;
-        a.channels = static_cast<int>(qkv.last() / 3);
-        a.num_heads = attributes.num_heads;
-        a.window_size = attributes.window_size;
-        a.shift_size = attributes.shift_size;
-        a.scale = attributes.scale;
-        a.mask_value = attributes.mask_value;
         return swin_attention(&a, call.stream);
     }
 };

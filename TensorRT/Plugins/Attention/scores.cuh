@@ -5,7 +5,7 @@
 // e.
 #pragma once
 
-#include "Attention/windows.cuh"
+#include "Attention/tiles.cuh"
 #include "common/mma.cuh"
 
 namespace swin {
@@ -46,10 +46,10 @@ __device__ __forceinline__ void softmax_numerators(float (&scores)[kBlocks][4], 
 }
 
 // out += p v and sum += p 1, of p rounded to F. Two neighbouring accumulators of scores are one A fragment. values:
-// rows of kHeadDim, swizzled; of F = __half or __nv_bfloat16. out[n] has features 8n + 2 (lane % 4) and the next.
-template <class F, int kBlocks>
+// rows of kWidth, swizzled; of F = __half or __nv_bfloat16. out[n] has features 8n + 2 (lane % 4) and the next.
+template <int kWidth, class F, int kBlocks>
 __device__ __forceinline__ void multiply_values(
-    float (&out)[4][4], float (&sum)[4], const float (&scores)[kBlocks][4], const F* values, int lane) {
+    float (&out)[kWidth / 8][4], float (&sum)[4], const float (&scores)[kBlocks][4], const F* values, int lane) {
     using P = Packed<F>;
 #pragma unroll
     for (int k = 0; k < (kBlocks + 1) / 2; ++k) {
@@ -61,11 +61,11 @@ __device__ __forceinline__ void multiply_values(
         }
         P::mma(sum, p, P::kOnes, P::kOnes, sum);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int pair = 0; pair < kWidth / 16; ++pair) {
             uint32_t v[4];
-            ldmatrix_x4_trans(v, &values[swizzled(k * 16 + (lane & 15), 2 * half + lane / 16)]);
-            P::mma(out[2 * half], p, v[0], v[1], out[2 * half]);
-            P::mma(out[2 * half + 1], p, v[2], v[3], out[2 * half + 1]);
+            ldmatrix_x4_trans(v, &values[swizzled<kWidth>(k * 16 + (lane & 15), 2 * pair + lane / 16)]);
+            P::mma(out[2 * pair], p, v[0], v[1], out[2 * pair]);
+            P::mma(out[2 * pair + 1], p, v[2], v[3], out[2 * pair + 1]);
         }
     }
 }

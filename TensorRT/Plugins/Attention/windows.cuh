@@ -1,67 +1,102 @@
-// What all attention kernels share: where the tokens of a window lie in the image, which of them see each other, and
-// how a tile of them lies in shared memory.
+// Where the tokens of a window lie in the image, and which of them see each other: the index arithmetic that all
+// attention kernels share. The host runs it too: tests/test_windows.py compares it with roll, pad and partition.
 #pragma once
 
 #include <climits>
-#include <cstdint>
 
-#include "common/mma.cuh"
+#include <cuda_runtime_api.h>
 
 namespace swin {
 
-constexpr int kHeadDim = 32;
-constexpr int kMaxWindow = 32;
-constexpr float kNormEpsilon = 1e-12F;  // F.normalize's, on the norm and not on its square
-constexpr float kLog2e = 1.4426950408889634F;
-
-// --- windows -----------------------------------------------------------------------------------------------------
+constexpr int kMaxWindow = 32;  // tokens along a side
 
 struct Window {
     int y, x;  // in units of windows
     int tokens;  // tokens of the images before this one
 };
 
-// The windows of a batch of images.
+// The windows of a batch of images. They lie on a grid of whole windows, which is the image, padded at the bottom and
+// the right where they do not divide it.
 struct Windows {
-    int height, width, window, shift;
-    int positions;  // N = window^2
-    int windows_x, windows_y, windows;  // windows along an image's sides; in the whole batch
-    int reciprocal;  // position / window == position * reciprocal >> 16
+    int height, width;  // of an image
+    int window_height, window_width;
+    int positions;  // N = window_height * window_width
+    int windows_x, windows_y, windows;  // windows along the grid's sides; in the whole batch
+    int reciprocal;  // position / window_width == position * reciprocal >> 16
+    // The place (y, x) of the grid holds the token at ((y + shift_height) mod wrap_height, ..) of the image: what was
+    // padded and then rolled wraps at the grid's sides, what was rolled and then padded at the image's.
+    int shift_height, shift_width, wrap_height, wrap_width;
+    bool roll_first;
+    bool padded;  // the grid is larger than the image
+    // Where the mask divides a window of the last row (column), counted in tokens; and that row (column), -1 where the
+    // axis is not shifted.
+    int mask_y, mask_x;
+    int masked_row, masked_column;
 };
 
-// What replaces the division by a window's size in position_at.
-constexpr int reciprocal_of(int window) { return 65536 / window + 1; }
-constexpr bool reciprocal_is_exact(int window) {
-    for (int position = 0; position < window * window; ++position) {
-        if (position * reciprocal_of(window) >> 16 != position / window) return false;
+// What replaces the division by a window's width in position_at.
+constexpr int reciprocal_of(int width) { return 65536 / width + 1; }
+constexpr bool reciprocal_is_exact(int width) {
+    for (int position = 0; position < kMaxWindow * width; ++position) {
+        if (position * reciprocal_of(width) >> 16 != position / width) return false;
     }
     return true;
 }
 constexpr bool reciprocals_are_exact() {
-    for (int window = 1; window <= kMaxWindow; ++window) {
-        if (!reciprocal_is_exact(window)) return false;
+    for (int width = 1; width <= kMaxWindow; ++width) {
+        if (!reciprocal_is_exact(width)) return false;
     }
     return true;
 }
 static_assert(reciprocals_are_exact());
 
-// Whether these are windows of the contract, and then these windows.
-inline bool describe(Windows& windows, int batch, int height, int width, int window_size, int shift_size) {
-    const bool valid = batch > 0 && window_size > 0 && window_size <= kMaxWindow && height > 0 && width > 0
-        && height % window_size == 0 && width % window_size == 0 && shift_size >= 0 && shift_size < window_size
-        && static_cast<long long>(batch) * height * width <= INT_MAX;
-    if (!valid) {
+// The side of the grid: `side` rounded up to whole windows.
+constexpr long long grid_side(long long side, long long window) { return (side + window - 1) / window * window; }
+
+// Places of all grids, and what index arithmetic adds to a place, are ints.
+constexpr bool fits_int(long long batch, long long grid_height, long long grid_width) {
+    constexpr long long kMost = INT_MAX;
+    return grid_height <= kMost - kMaxWindow && grid_width <= kMost - kMaxWindow && grid_height <= kMost / grid_width
+        && batch <= kMost / (grid_height * grid_width);
+}
+
+// Whether these are windows of the contract, and then these windows. Given: SwinAttention, or any with its fields.
+template <class Given> inline bool describe(Windows& windows, const Given& given) {
+    const auto valid = [](int side, int window, int shift) {
+        return side > 0 && window > 0 && window <= kMaxWindow && shift >= 0 && shift < window;
+    };
+    const auto is_flag = [](int value) { return value == 0 || value == 1; };
+    if (given.batch <= 0 || !valid(given.height, given.window_height, given.shift_height)
+        || !valid(given.width, given.window_width, given.shift_width) || !is_flag(given.roll_first)
+        || !is_flag(given.shift_if_covered)) {
         return false;
     }
-    windows.height = height;
-    windows.width = width;
-    windows.window = window_size;
-    windows.shift = shift_size;
-    windows.positions = window_size * window_size;
-    windows.windows_x = width / window_size;
-    windows.windows_y = height / window_size;
-    windows.windows = windows.windows_x * windows.windows_y * batch;
-    windows.reciprocal = reciprocal_of(window_size);
+    const long long grid_height = grid_side(given.height, given.window_height);
+    const long long grid_width = grid_side(given.width, given.window_width);
+    if (!fits_int(given.batch, grid_height, grid_width)) {
+        return false;
+    }
+    windows.height = given.height;
+    windows.width = given.width;
+    windows.window_height = given.window_height;
+    windows.window_width = given.window_width;
+    windows.positions = given.window_height * given.window_width;
+    windows.windows_y = static_cast<int>(grid_height / given.window_height);
+    windows.windows_x = static_cast<int>(grid_width / given.window_width);
+    windows.windows = windows.windows_x * windows.windows_y * given.batch;
+    windows.reciprocal = reciprocal_of(given.window_width);
+    windows.roll_first = given.roll_first == 1;
+    windows.padded = grid_height != given.height || grid_width != given.width;
+    windows.wrap_height = windows.roll_first ? given.height : static_cast<int>(grid_height);
+    windows.wrap_width = windows.roll_first ? given.width : static_cast<int>(grid_width);
+    const int shift_height = given.shift_if_covered == 0 && windows.windows_y == 1 ? 0 : given.shift_height;
+    const int shift_width = given.shift_if_covered == 0 && windows.windows_x == 1 ? 0 : given.shift_width;
+    windows.shift_height = shift_height % windows.wrap_height;  // an image may be smaller than a window and its shift
+    windows.shift_width = shift_width % windows.wrap_width;
+    windows.mask_y = given.window_height - shift_height;
+    windows.mask_x = given.window_width - shift_width;
+    windows.masked_row = shift_height > 0 ? windows.windows_y - 1 : -1;
+    windows.masked_column = shift_width > 0 ? windows.windows_x - 1 : -1;
     return true;
 }
 
@@ -75,50 +110,40 @@ struct Position {
     int row, column;  // in a window
 };
 
-__device__ inline Position position_at(const Windows& windows, int index) {
+__host__ __device__ inline Position position_at(const Windows& windows, int index) {
     const int row = index * windows.reciprocal >> 16;
-    return {row, index - row * windows.window};
+    return {row, index - row * windows.window_width};
 }
 
-// The token that a position of a window holds: window partition of the image rolled by -shift. Window reverse and the
-// roll back write to the same token.
-__device__ inline int token_of(const Windows& windows, const Window& window, const Position& position) {
-    int y = window.y * windows.window + position.row + windows.shift;
-    int x = window.x * windows.window + position.column + windows.shift;
-    y -= y >= windows.height ? windows.height : 0;
-    x -= x >= windows.width ? windows.width : 0;
+// The token that a position of a window holds; window reverse and the roll back write to the same token.
+// kPadded: the windows may hold padded tokens, for which it is -1.
+template <bool kPadded>
+__host__ __device__ inline int token_of(const Windows& windows, const Window& window, const Position& position) {
+    const int grid_y = window.y * windows.window_height + position.row;
+    const int grid_x = window.x * windows.window_width + position.column;
+    int y = grid_y + windows.shift_height;
+    int x = grid_x + windows.shift_width;
+    y -= y >= windows.wrap_height ? windows.wrap_height : 0;
+    x -= x >= windows.wrap_width ? windows.wrap_width : 0;
+    if (kPadded) {
+        const bool outside = windows.roll_first ? grid_y >= windows.height || grid_x >= windows.width
+                                                : y >= windows.height || x >= windows.width;
+        if (outside) return -1;
+    }
     return window.tokens + y * windows.width + x;
 }
 
 // Which side of the wrap a position lies on: bit 0 below it, bit 1 right of it. In a window of the last row (column) of
-// the rolled image, tokens with different bits come from opposite ends of the image and must not see each other:
+// the grid, tokens with different bits come from opposite ends of the image and must not see each other:
 //   masked(i, j) = ((mask_flags(i) ^ mask_flags(j)) & mask_axes(window)) != 0
-__device__ inline unsigned mask_flags(const Windows& windows, int index) {
+__host__ __device__ inline unsigned mask_flags(const Windows& windows, int index) {
     const Position position = position_at(windows, index);
-    const int wrap = windows.window - windows.shift;
-    return static_cast<unsigned>(position.row >= wrap) | static_cast<unsigned>(position.column >= wrap) << 1;
+    return static_cast<unsigned>(position.row >= windows.mask_y)
+        | static_cast<unsigned>(position.column >= windows.mask_x) << 1;
 }
-__device__ inline unsigned mask_axes(const Windows& windows, const Window& window) {
-    if (windows.shift == 0) {
-        return 0;
-    }
-    const bool last_row = window.y + 1 == windows.windows_y, last_column = window.x + 1 == windows.windows_x;
-    return static_cast<unsigned>(last_row) | static_cast<unsigned>(last_column) << 1;
+__host__ __device__ inline unsigned mask_axes(const Windows& windows, const Window& window) {
+    return static_cast<unsigned>(window.y == windows.masked_row)
+        | static_cast<unsigned>(window.x == windows.masked_column) << 1;
 }
-
-// --- tiles -------------------------------------------------------------------------------------------------------
-
-// A tile in shared memory is [rows][32] of 2-byte elements: 4 chunks of 16 bytes a row. Chunks are swizzled so that
-// the 8 rows that ldmatrix reads at once, or the 8 rows of an accumulator, lie in different banks.
-__device__ inline int swizzled(int row, int chunk) { return row * kHeadDim + ((chunk ^ (row >> 1 & 3)) << 3); }
-
-// Four INT8, and their squares, on top of a sum.
-__device__ inline int add_numbers(int sum, uint32_t four) { return __dp4a(static_cast<int>(four), 0x01010101, sum); }
-__device__ inline int add_squares(int sum, uint32_t four) {
-    return __dp4a(static_cast<int>(four), static_cast<int>(four), sum);
-}
-
-// 1 / max(|x|, kNormEpsilon), from |x|^2.
-__device__ inline float reciprocal_norm(float squares) { return fminf(rsqrt_approx(squares), 1.F / kNormEpsilon); }
 
 }  // namespace swin

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "Attention/attention_kernel.h"
-#include "Attention/windows.cuh"
 #include "Int8/layernorm_int8_kernel.h"
 #include "Int8/linear_int8_kernel.h"
 #include "common/gpu.h"
@@ -66,8 +65,12 @@ int run_group(const SwinAttentionBranchInt8& a, long long first, int images, cud
     attention.width = a.width;
     attention.channels = channels;
     attention.num_heads = a.num_heads;
-    attention.window_size = a.window_size;
-    attention.shift_size = a.shift_size;
+    attention.window_height = a.window_height;
+    attention.window_width = a.window_width;
+    attention.shift_height = a.shift_height;
+    attention.shift_width = a.shift_width;
+    attention.roll_first = a.roll_first;
+    attention.shift_if_covered = a.shift_if_covered;
     attention.scale = a.scale;
     attention.mask_value = a.mask_value;
     attention.qkv_scale = a.qkv_scale;
@@ -134,7 +137,7 @@ int swin_attention_branch_int8(const SwinAttentionBranchInt8* arguments, cudaStr
     const SwinAttentionBranchInt8& a = *arguments;
     if (a.batch == 0) return cudaSuccess;
     Windows windows{};
-    if (!describe(windows, a.batch, a.height, a.width, a.window_size, a.shift_size) || a.num_heads < 1
+    if (!describe_branch(windows, a) || a.num_heads < 1
         || a.num_heads > SWIN_MAX_WIDTH / kHeadDim || a.norm_first < 0 || a.norm_first > 1 || !valid_attributes(a)
         || !valid_pointers(a)) {
         return cudaErrorInvalidValue;

@@ -18,15 +18,18 @@ struct AttentionBranchInt8Op : Operator {
     static constexpr int kRequired = 11;
     static constexpr int kOutputs = 2;
     static constexpr size_t kWorkspaceBytes = SWIN_ATTENTION_BRANCH_WORKSPACE_BYTES;
+    static constexpr const char* kEarlierAttribute = "height";
 
-    struct Attributes {
-        int32_t height, width, num_heads, window_size, shift_size, norm_first;
-        float scale, mask_value, qkv_scale, attention_scale, proj_scale, epsilon, y_scale;
+    struct Attributes : AttentionAttributes {
+        int32_t norm_first;
+        float qkv_scale, attention_scale, proj_scale, epsilon, y_scale;
     };
-    static constexpr Field<Attributes> kFields[] = {{"height", &Attributes::height}, {"width", &Attributes::width},
-        {"num_heads", &Attributes::num_heads}, {"window_size", &Attributes::window_size},
-        {"shift_size", &Attributes::shift_size}, {"norm_first", &Attributes::norm_first}, {"scale", &Attributes::scale},
-        {"mask_value", &Attributes::mask_value}, {"qkv_scale", &Attributes::qkv_scale},
+    static constexpr Field<Attributes> kFields[] = {{"num_heads", &Attributes::num_heads},
+        {"window_height", &Attributes::window_height}, {"window_width", &Attributes::window_width},
+        {"shift_height", &Attributes::shift_height}, {"shift_width", &Attributes::shift_width},
+        {"roll_first", &Attributes::roll_first}, {"shift_if_covered", &Attributes::shift_if_covered},
+        {"norm_first", &Attributes::norm_first}, {"scale", &Attributes::scale}, {"mask_value", &Attributes::mask_value},
+        {"qkv_scale", &Attributes::qkv_scale},
         {"attention_scale", &Attributes::attention_scale}, {"proj_scale", &Attributes::proj_scale},
         {"epsilon", &Attributes::epsilon}, {"y_scale", &Attributes::y_scale}};
 
@@ -51,19 +54,35 @@ struct AttentionBranchInt8Op : Operator {
                 + "; norm_first 1, which adds proj to x before it is rounded, takes 0");
         }
         const Shape& x = inputs[0];
-        check_image("x_q", x, a.height, a.width);
-        Inputs of_attention{x, inputs[8]};
-        if (x.last() != kUnknown) of_attention[0].sizes.back() *= 3;
-        of_attention.insert(of_attention.end(), inputs.begin() + kRequired, inputs.end());
-        check_attention(
-            {a.height, a.width, a.num_heads, a.window_size, a.shift_size, a.scale, a.mask_value}, of_attention);
-        const int64_t channels = int64_t{32} * a.num_heads;
-        check_rows(x, channels);
-        const int64_t image = attention_branch_bytes_per_image(int64_t{a.height} * a.width, channels);
-        if (image > static_cast<int64_t>(kWorkspaceBytes)) {
-            throw Refusal("qkv of an image is " + std::to_string(image) + " bytes, more than the workspace's "
-                + std::to_string(kWorkspaceBytes));
+        check_image("x_q", x);
+        Shape qkv = x;
+        qkv.sizes.back() = kUnknown;  // checked here
+        check_windows(a, qkv);
+        if (a.window_height != a.window_width) {
+            throw Refusal("windows of " + std::to_string(a.window_height) + " x " + std::to_string(a.window_width)
+                + " are not square");
         }
+        const int64_t channels = int64_t{kHeadDim} * a.num_heads, height = x.sizes[1], width = x.sizes[2];
+        if (x.last() != kUnknown && x.last() != channels) {
+            throw Refusal("x_q has " + std::to_string(x.last()) + " channels for " + std::to_string(a.num_heads)
+                + " heads; the head dimension must be 32");
+        }
+        for (const int64_t side : {height, width}) {
+            if (side != kUnknown && side % a.window_height != 0) {
+                throw Refusal("x_q is " + x.text() + ", which windows of " + std::to_string(a.window_height)
+                    + " do not divide");
+            }
+        }
+        check_rows(x, channels);
+        if (height != kUnknown && width != kUnknown) {
+            const int64_t image = attention_branch_bytes_per_image(height * width, channels);
+            if (image > static_cast<int64_t>(kWorkspaceBytes)) {
+                throw Refusal("qkv of an image is " + std::to_string(image) + " bytes, more than the workspace's "
+                    + std::to_string(kWorkspaceBytes));
+            }
+        }
+        expect_shape("bias", inputs[8], bias_shape(a));
+        if (inputs.size() > kRequired) expect_shape("logit_scale", inputs[kRequired], {{a.num_heads}});
         expect_shape("x", inputs[1], x);
         expect_shape("qkv_weight", inputs[2], {{3 * channels, channels}});
         expect_shape("qkv_factor", inputs[3], {{3 * channels}});
@@ -92,11 +111,15 @@ struct AttentionBranchInt8Op : Operator {
         a.y = call.outputs[0];
         a.y_q = static_cast<int8_t*>(call.outputs[1]);
         a.batch = static_cast<int>(call.shapes[0].sizes[0]);
-        a.height = attributes.height;
-        a.width = attributes.width;
+        a.height = static_cast<int>(call.shapes[0].sizes[1]);
+        a.width = static_cast<int>(call.shapes[0].sizes[2]);
         a.num_heads = attributes.num_heads;
-        a.window_size = attributes.window_size;
-        a.shift_size = attributes.shift_size;
+        a.window_height = attributes.window_height;
+        a.window_width = attributes.window_width;
+        a.shift_height = attributes.shift_height;
+        a.shift_width = attributes.shift_width;
+        a.roll_first = attributes.roll_first;
+        a.shift_if_covered = attributes.shift_if_covered;
         a.norm_first = attributes.norm_first;
         a.scale = attributes.scale;
         a.mask_value = attributes.mask_value;

@@ -17,6 +17,7 @@
 #include <cstddef>
 
 #include "Attention/scores.cuh"
+#include "Attention/tiles.cuh"
 #include "Attention/windows.cuh"
 #include "Int8/attention_branch_int8_kernel.h"
 #include "common/product_sm90.cuh"
@@ -62,8 +63,8 @@ template <int kWindow_, bool kCosine_> struct Branch {
     static __device__ __forceinline__ Position position(int row) { return {row / kPitch, row % kPitch}; }
     static __device__ __forceinline__ bool live(int row) { return row / kPitch < kWindow && row % kPitch < kWindow; }
     static __device__ __forceinline__ unsigned mask_flags(const Windows& windows, int row) {
-        const int wrap = kWindow - windows.shift;
-        return static_cast<unsigned>(row / kPitch >= wrap) | static_cast<unsigned>(row % kPitch >= wrap) << 1;
+        return static_cast<unsigned>(row / kPitch >= windows.mask_y)
+            | static_cast<unsigned>(row % kPitch >= windows.mask_x) << 1;
     }
     // In a head's table: the key in the window's first corner, seen from a position; others lie as much before that as
     // they are away from the corner.
@@ -157,7 +158,7 @@ __device__ __forceinline__ void gather_rows(
     if (thread == 0) shared.axes = mask_axes(a.windows, window);
 #pragma unroll
     for (int row = thread; row < kRows; row += kCopiers) {
-        shared.token[row] = B::live(row) ? token_of(a.windows, window, B::position(row)) : 0;
+        shared.token[row] = B::live(row) ? token_of<false>(a.windows, window, B::position(row)) : 0;
     }
     sync();
 #pragma unroll 6
@@ -282,7 +283,7 @@ __device__ __forceinline__ Queries quantise_qkv(const BranchArguments& a, Shared
             const Quantized quantized(value, a.inverse_qkv_scale);
             const int row = rows.row(r);
             if (part == 2) {
-                *reinterpret_cast<uint4*>(values + swizzled(row, quarter))
+                *reinterpret_cast<uint4*>(values + swizzled<kHeadDim>(row, quarter))
                     = make_uint4(P::pack(quantized.number(0), quantized.number(1)),
                         P::pack(quantized.number(2), quantized.number(3)),
                         P::pack(quantized.number(4), quantized.number(5)),
@@ -357,7 +358,7 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
 #pragma unroll
     for (int r = 0; r < 2; ++r) softmax_numerators<false>(scores, r, row_maximum(scores, r, -INFINITY) * kLog2e);
     float out[4][4] = {}, sum[4] = {};
-    multiply_values(out, sum, scores, values, lane);
+    multiply_values<kHeadDim>(out, sum, scores, values, lane);
 
     uint8_t* const block = shared.attention + head / 4 * kBlockBytes;
 #pragma unroll
@@ -654,7 +655,7 @@ template <class B> int launch_branch(
 
 bool fits_attention_branch_sm90(const SwinAttentionBranchInt8& a, int multiprocessors) {
     const int window = a.norm_first == 1 ? 7 : 8;
-    if (a.num_heads != kHeads || a.window_size != window || (a.logit_scale == nullptr) != (a.norm_first == 1))
+    if (a.num_heads != kHeads || a.window_height != window || (a.logit_scale == nullptr) != (a.norm_first == 1))
         return false;
     // Each multiprocessor takes a window in a round; the kernels of the parts spread over all of them, whatever the
     // number of windows. On an H100 a round takes as long as they take for the windows of 0.8 of a round, and they
@@ -667,7 +668,7 @@ bool fits_attention_branch_sm90(const SwinAttentionBranchInt8& a, int multiproce
 
 int attention_branch_int8_sm90(const SwinAttentionBranchInt8& a, int multiprocessors, cudaStream_t stream) {
     Windows windows{};
-    if (!describe(windows, a.batch, a.height, a.width, a.window_size, a.shift_size)) return cudaErrorInvalidValue;
+    if (!describe_branch(windows, a)) return cudaErrorInvalidValue;
     return a.norm_first == 1 ? launch_branch<Branch<7, false>>(a, windows, multiprocessors, stream)
                              : launch_branch<Branch<8, true>>(a, windows, multiprocessors, stream);
 }

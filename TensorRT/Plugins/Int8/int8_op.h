@@ -4,7 +4,7 @@
 #include <cmath>
 #include <string>
 
-#include "common/plugin.h"
+#include "common/registration.h"
 
 namespace swin {
 

@@ -86,9 +86,12 @@ __global__ void __launch_bounds__(kThreads) linear_int8_kernel(const LinearInt8 
             const int* sum = &sums[m / 2][n][m % 2 * 2];
             float first = fmaf(static_cast<float>(sum[0]), scale.x, bias.x);
             float second = fmaf(static_cast<float>(sum[1]), scale.y, bias.y);
-            if (a.gelu) {
+            if (a.gelu == SWIN_GELU) {
                 first = gelu(first);
                 second = gelu(second);
+            } else if (a.gelu == SWIN_TANH_GELU) {
+                first = tanh_gelu(first);
+                second = tanh_gelu(second);
             }
             const long long at = static_cast<long long>(row) * a.out_features + feature;
             if (a.residual != nullptr) {
@@ -124,7 +127,9 @@ int swin_linear_int8(const SwinLinearInt8* arguments, cudaStream_t stream) {
     const auto features = [](int count) { return count > 0 && count <= SWIN_MAX_INT8_FEATURES && count % 16 == 0; };
     const bool shape
         = given.rows >= 0 && given.rows <= INT_MAX - 128 && features(given.in_features) && features(given.out_features);
-    const bool attributes = (given.gelu == 0 || (given.gelu == 1 && given.residual == nullptr)) && given.y_scale >= 0;
+    const bool act = given.gelu == SWIN_NO_GELU
+        || (given.gelu > SWIN_NO_GELU && given.gelu <= SWIN_TANH_GELU && given.residual == nullptr);
+    const bool attributes = act && given.y_scale >= 0;
     if (!shape || !attributes) return cudaErrorInvalidValue;
     if (given.rows == 0) return cudaSuccess;
     for (const void* pointer : {given.x, given.weight, static_cast<const void*>(given.scale),
@@ -143,15 +148,16 @@ int swin_linear_int8(const SwinLinearInt8* arguments, cudaStream_t stream) {
     a.rows = static_cast<int>(given.rows);
     a.in_features = given.in_features;
     a.out_features = given.out_features;
-    a.gelu = given.gelu == 1;
+    a.gelu = given.gelu;
     a.quantized = given.y_scale > 0;
     a.inverse_y_scale = a.quantized ? 1.0F / given.y_scale : 0.0F;
     a.tile = given.tile;
     a.stream = stream;
 
     const Gpu gpu = current_gpu();
-    const bool gelu_in_halves = a.gelu && a.quantized;
+    const bool gelu_in_halves = a.gelu == SWIN_GELU && a.quantized;
     const bool sm90 = gpu.is_sm90() && linear_int8_sm90 != nullptr && a.out_features % 32 == 0
+        && a.gelu != SWIN_TANH_GELU
         && (a.residual == nullptr || !a.quantized)
         && !(gelu_in_halves && (given.y_scale < kLeastScaleForHalves || given.y_scale > kMostScaleForHalves));
     if (!sm90 && a.tile != 0) return cudaErrorInvalidValue;

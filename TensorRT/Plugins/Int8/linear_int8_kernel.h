@@ -11,7 +11,7 @@
 // y[rows, N] = act((x[rows, K] weight[N, K]^T) * scale[N] + bias[N]) + residual[rows, N], K = in_features,
 // N = out_features. x and weight are INT8, sums INT32, the rest FP32.
 //   residual    FP16 or null
-//   gelu        1: act is GELU, not its tanh form, and residual is null; 0: act is the identity
+//   gelu        a SwinGelu: what act is; with either GELU residual is null
 //   y_scale     0: y is FP16; else y is INT8, quantised with it
 //   tile        0; or n: the n-th of the tiles that compute capability 9.0 has, for fit_tiles.py. Refused where there
 //               is none
@@ -38,7 +38,7 @@ struct LinearInt8 {
     const void* residual;
     void* y;
     int rows, in_features, out_features;
-    bool gelu;
+    int gelu;               // a SwinGelu
     bool quantized;         // y is INT8
     float inverse_y_scale;  // where it is
     int tile;               // as SwinLinearInt8's

@@ -31,9 +31,7 @@ struct LinearInt8Op : Operator {
 
     static void check(const Attributes& attributes, const Inputs& inputs) {
         const Shape &x = inputs[0], &weight = inputs[1];
-        if (attributes.gelu != 0 && attributes.gelu != 1) {
-            throw Refusal("gelu is " + std::to_string(attributes.gelu) + " instead of 0 or 1");
-        }
+        check_gelu(attributes.gelu, SWIN_NO_GELU);
         if (attributes.y_scale != 0) check_scale("y_scale", attributes.y_scale);
         if (x.rank() < 1) throw Refusal("x is a scalar; it needs an axis of features");
         expect_rank("weight", weight, 2);

@@ -79,7 +79,7 @@ int linear_int8_sm90(const LinearInt8& a, int multiprocessors) {
     p.rows = a.rows;
     p.in_features = a.in_features;
     p.out_features = a.out_features;
-    p.gelu = a.gelu;
+    p.gelu = a.gelu == SWIN_GELU;
     p.inverse_y_scale = a.inverse_y_scale;
     p.tile = a.tile;
     p.multiprocessors = multiprocessors;

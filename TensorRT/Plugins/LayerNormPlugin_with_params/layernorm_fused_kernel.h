@@ -32,9 +32,9 @@ struct SwinLayerNormAdd {
 };
 int swin_layernorm_add(const struct SwinLayerNormAdd* arguments, cudaStream_t stream);
 
-// Patch merging: x [batch, height * width, channels] -> y [batch, height/2 * width/2, 4 * channels], the four
-// neighbours in the order (0,0), (1,0), (0,1), (1,1) of (row, column) offsets, then LN over 4 * channels with
-// gamma and beta [4 * channels]. gamma and beta null: only the gather (epsilon unused). height and width are even.
+// Patch merging: x [batch, height, width, channels] -> y [batch, ceil(height / 2), ceil(width / 2), 4 * channels], the
+// four neighbours in the order (0,0), (1,0), (0,1), (1,1) of (row, column) offsets, zeros where an odd side has none,
+// then LN over 4 * channels with gamma and beta [4 * channels]. gamma and beta null: only the gather (epsilon unused).
 struct SwinPatchMerge {
     const void* x;
     const float *gamma, *beta;

@@ -1,4 +1,6 @@
 // LayerNorm with weight and bias, by itself and fused with its neighbours. README.md beside this file is the contract.
+#include <array>
+
 #include "LayerNorm/layernorm_kernel.h"
 #include "LayerNormPlugin_with_params/layernorm_fused_kernel.h"
 #include "common/registration.h"
@@ -96,81 +98,71 @@ struct LayerNormAddOp : ResidualLayerNorm {
     }
 };
 
-// What the two forms of patch merging share: [B, H*W, C] -> [B, H/2 * W/2, 4C].
-struct Merge : Operator {
+// What the two forms of patch merging share: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 4C].
+struct MergeOperator : Operator {
+    static constexpr const char* kEarlierAttribute = "height";
+
     template <class Attributes>
     static SymbolicShape output_shape(const Attributes&, int, const std::vector<SymbolicShape>& inputs) {
         const SymbolicShape& x = inputs[0];
-        return {x[0], x[1] / 4, x[2] * 4};
+        return {x[0], x[1].ceil_div(2), x[2].ceil_div(2), x[3] * 4};
+    }
+
+    static SwinPatchMerge arguments(const Call& call) {
+        const Shape& x = call.shapes[0];
+        SwinPatchMerge a{};
+        a.x = call.input(0);
+        a.y = call.outputs[0];
+        a.type = call.type;
+        a.batch = static_cast<int>(x.sizes[0]);
+        a.height = static_cast<int>(x.sizes[1]);
+        a.width = static_cast<int>(x.sizes[2]);
+        a.channels = static_cast<int>(x.last());
+        return a;
+    }
+
+    static void check_merge(const Shape& x) {
+        check_image("x", x);
+        if (x.last() != kUnknown) check_rows(x, 4 * x.last());
     }
 };
 
-void check_merge(const Inputs& inputs, int64_t height, int64_t width) {
-    check_image("x", inputs[0], height, width);
-    if (height % 2 != 0 || width % 2 != 0) {
-        throw Refusal("height " + std::to_string(height) + " and width " + std::to_string(width) + " must be even");
-    }
-    if (inputs[0].last() != kUnknown) check_rows(inputs[0], 4 * inputs[0].last());
-}
-
-struct PatchMergeLayerNormOp : Merge {
+struct PatchMergeLayerNormOp : MergeOperator {
     static constexpr const char* kName = "SwinPatchMergeLayerNorm";
     static constexpr Input kInputs[] = {{"x", Type::kActivation}, {"gamma", Type::kFp32}, {"beta", Type::kFp32}};
     static constexpr int kRequired = 3;
 
-    struct Attributes {
-        float epsilon;
-        int32_t height, width;
-    };
-    static constexpr Field<Attributes> kFields[]
-        = {{"epsilon", &Attributes::epsilon}, {"height", &Attributes::height}, {"width", &Attributes::width}};
+    using Attributes = EpsilonAttribute;
+    static constexpr Field<Attributes> kFields[] = {kEpsilonField};
 
-    static void check(const Attributes& attributes, const Inputs& inputs) {
-        check_merge(inputs, attributes.height, attributes.width);
+    static void check(const Attributes&, const Inputs& inputs) {
+        check_merge(inputs[0]);
         const int64_t merged = inputs[0].last() == kUnknown ? kUnknown : 4 * inputs[0].last();
         expect_shape("gamma", inputs[1], {{merged}});
         expect_shape("beta", inputs[2], {{merged}});
     }
 
     static int launch(const Attributes& attributes, const Call& call) {
-        const Shape& x = call.shapes[0];
-        SwinPatchMerge a{};
-        a.x = call.input(0);
+        SwinPatchMerge a = arguments(call);
         a.gamma = call.parameter(1);
         a.beta = call.parameter(2);
-        a.y = call.outputs[0];
-        a.type = call.type;
-        a.batch = static_cast<int>(x.sizes[0]);
-        a.height = attributes.height;
-        a.width = attributes.width;
-        a.channels = static_cast<int>(x.last());
         a.epsilon = attributes.epsilon;
         return swin_patch_merge(&a, call.stream);
     }
 };
 
-struct PatchMergeOp : Merge {
+struct PatchMergeOp : MergeOperator {
     static constexpr const char* kName = "SwinPatchMerge";
     static constexpr Input kInputs[] = {{"x", Type::kActivation}};
     static constexpr int kRequired = 1;
 
-    struct Attributes { int32_t height, width; };
-    static constexpr Field<Attributes> kFields[] = {{"height", &Attributes::height}, {"width", &Attributes::width}};
+    struct Attributes {};
+    static constexpr std::array<Field<Attributes>, 0> kFields{};
 
-    static void check(const Attributes& attributes, const Inputs& inputs) {
-        check_merge(inputs, attributes.height, attributes.width);
-    }
+    static void check(const Attributes&, const Inputs& inputs) { check_merge(inputs[0]); }
 
-    static int launch(const Attributes& attributes, const Call& call) {
-        const Shape& x = call.shapes[0];
-        SwinPatchMerge a{};
-        a.x = call.input(0);
-        a.y = call.outputs[0];
-        a.type = call.type;
-        a.batch = static_cast<int>(x.sizes[0]);
-        a.height = attributes.height;
-        a.width = attributes.width;
-        a.channels = static_cast<int>(x.last());
+    static int launch(const Attributes&, const Call& call) {
+        const SwinPatchMerge a = arguments(call);
         return swin_patch_merge(&a, call.stream);
     }
 };

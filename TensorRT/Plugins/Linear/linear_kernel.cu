@@ -9,6 +9,7 @@
 
 #include <cublasLt.h>
 
+#include "common/gelu.cuh"
 #include "common/gpu.h"
 #include "common/vector_io.cuh"
 #include "linear_fp32_sm90_kernel.h"
@@ -44,6 +45,30 @@ template <class T, int VEC> void launch_gelu_or_add(const Linear& a) {
     const auto blocks = static_cast<unsigned>(std::min((vectors + 255) / 256, 1LL << 30));
     gelu_or_add_kernel<T, VEC>
         <<<blocks, 256, 0, a.stream>>>(static_cast<T*>(a.y), static_cast<const T*>(a.residual), vectors);
+}
+
+// The tanh form of GELU is rare enough for a pass of its own after any product.
+template <class T, int VEC> __global__ void __launch_bounds__(256) tanh_gelu_kernel(T* y, long long vectors) {
+    const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
+    for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < vectors; i += step) {
+        float value[VEC];
+        unpack<T, VEC>(load_raw<T, VEC>(y + i * VEC), value);
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) value[v] = tanh_gelu(value[v]);
+        store_raw<T, VEC>(y + i * VEC, pack<T, VEC>(value));
+    }
+}
+
+template <class T, int VEC> void launch_tanh_gelu(const Linear& a) {
+    const long long vectors = a.rows * a.out_features / VEC;
+    const auto blocks = static_cast<unsigned>(std::min((vectors + 255) / 256, 1LL << 30));
+    tanh_gelu_kernel<T, VEC><<<blocks, 256, 0, a.stream>>>(static_cast<T*>(a.y), vectors);
+}
+
+template <class T> int run_tanh_gelu(const Linear& a) {
+    const bool vectors = aligned16(a.y) && a.rows * a.out_features % kVector<T> == 0;
+    vectors ? launch_tanh_gelu<T, kVector<T>>(a) : launch_tanh_gelu<T, 1>(a);
+    return cudaGetLastError();
 }
 
 // --- the product where cuBLASLt has no algorithm -------------------------------------------------------------------
@@ -241,6 +266,25 @@ int run_float(const Linear& a) {
     return a.tile == 0 ? run<float>(a) : cudaErrorInvalidValue;
 }
 
+int run(const Linear& a) {
+    switch (a.type) {
+    case SWIN_FP32: return run_float(a);
+    case SWIN_FP16: return run_half(a);
+    default: return run<__nv_bfloat16>(a);
+    }
+}
+
+int run_then_tanh_gelu(Linear a) {
+    a.gelu = SWIN_NO_GELU;
+    const int status = run(a);
+    if (status != cudaSuccess) return status;
+    switch (a.type) {
+    case SWIN_FP32: return run_tanh_gelu<float>(a);
+    case SWIN_FP16: return run_tanh_gelu<__half>(a);
+    default: return run_tanh_gelu<__nv_bfloat16>(a);
+    }
+}
+
 }  // namespace
 }  // namespace swin
 
@@ -248,18 +292,14 @@ int swin_linear(const SwinLinear* arguments, cudaStream_t stream) {
     swin::Linear a{*arguments, stream};
     if (a.rows == 0) return cudaSuccess;
     if (a.x == nullptr || a.weight == nullptr || a.bias == nullptr || a.y == nullptr || a.rows < 0 || a.in_features < 1
-        || a.out_features < 1 || a.gelu < 0 || a.gelu > 1 || (a.gelu == 1 && a.residual != nullptr)
+        || a.out_features < 1 || a.gelu < SWIN_NO_GELU || a.gelu > SWIN_TANH_GELU
+        || (a.gelu != SWIN_NO_GELU && a.residual != nullptr) || a.type < SWIN_FP32 || a.type > SWIN_BF16
         || (a.tile != 0 && a.type == SWIN_BF16) || a.plain_fp32 < 0 || a.plain_fp32 > 1) {
         return cudaErrorInvalidValue;
     }
     if (a.workspace == nullptr) a.workspace_bytes = 0;
     try {
-        switch (a.type) {
-        case SWIN_FP32: return swin::run_float(a);
-        case SWIN_FP16: return swin::run_half(a);
-        case SWIN_BF16: return swin::run<__nv_bfloat16>(a);
-        default: return cudaErrorInvalidValue;
-        }
+        return a.gelu == SWIN_TANH_GELU ? swin::run_then_tanh_gelu(a) : swin::run(a);
     } catch (const swin::CublasFailure& failure) {
         return failure.status == CUBLAS_STATUS_ALLOC_FAILED ? cudaErrorMemoryAllocation : cudaErrorUnknown;
     } catch (const std::bad_alloc&) {

@@ -15,7 +15,7 @@ extern "C" {
 // y = act(x weight^T + bias) + residual: x [rows, in_features], weight [out_features, in_features], bias
 // [out_features], residual (or null) and y [rows, out_features], all of `type`. workspace: workspace_bytes of device
 // memory, 256-byte aligned, that no other stream uses meanwhile; null with 0 bytes will do.
-//   gelu  1: act(v) is the exact GELU v * Phi(v), and residual is null; 0: act(v) = v
+//   gelu  a SwinGelu: what act is; with either GELU residual is null
 //   tile  0; or n: the n-th of the tiles that FP16 and FP32 have on compute capability 9.0, for fit_tiles.py. Refused
 //         where there is none
 //   plain_fp32  1: FP32 products on CUDA cores only; 0: where that is faster, on tensor cores as products of TF32 parts

@@ -24,7 +24,7 @@ struct LinearOp : Operator {
         const int64_t out_features = inputs[1].sizes[0];
         expect_shape("weight", inputs[1], {{out_features, x.last()}});
         expect_shape("bias", inputs[2], {{out_features}});
-        check_flag("gelu", attributes.gelu);
+        check_gelu(attributes.gelu, SWIN_NO_GELU);
         check_flag("plain_fp32", attributes.plain_fp32);
         if (inputs.size() > 3) {
             if (attributes.gelu != 0) throw Refusal("has gelu and a residual; only one of them is possible");

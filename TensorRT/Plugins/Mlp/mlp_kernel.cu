@@ -82,7 +82,7 @@ int run_slice(const Sliced& a, long long first, long long rows, long long step) 
         of.y = hidden;
         of.in_features = m.width;
         of.out_features = m.hidden;
-        of.gelu = 1;
+        of.gelu = m.gelu;
         return linear(of);
     };
     const auto fc2 = [&](const void* residual) {
@@ -161,13 +161,13 @@ int swin_mlp(const SwinMlp* arguments, cudaStream_t stream) {
     if (!known || a.x == nullptr || a.gamma == nullptr || a.beta == nullptr || a.weight1 == nullptr
         || a.bias1 == nullptr || a.weight2 == nullptr || a.bias2 == nullptr || a.y == nullptr || a.rows < 0
         || a.width < 1 || a.width > SWIN_MAX_WIDTH || a.hidden < 1 || a.norm_first < 0 || a.norm_first > 1
-        || a.plain_fp32 < 0 || a.plain_fp32 > 1
+        || a.plain_fp32 < 0 || a.plain_fp32 > 1 || a.gelu < SWIN_GELU || a.gelu > SWIN_TANH_GELU
         || (a.proj_weight != nullptr) != proj || (a.proj_bias != nullptr) != proj
         || (a.proj_gamma != nullptr) != proj_norm || (a.proj_beta != nullptr) != proj_norm) {
         return cudaErrorInvalidValue;
     }
     const swin::Gpu gpu = swin::current_gpu();
-    if (a.type == SWIN_FP16 && gpu.is_sm90() && swin::fits_sm90(a))
+    if (a.type == SWIN_FP16 && a.gelu == SWIN_GELU && gpu.is_sm90() && swin::fits_sm90(a))
         return swin::mlp_sm90(a, gpu.multiprocessors, stream);
     const size_t row_bytes = (static_cast<size_t>(a.hidden) + (proj ? a.width : 0)) * swin::bytes_of(a.type);
     if (a.workspace == nullptr || a.workspace_bytes < SWIN_LINEAR_WORKSPACE_BYTES + row_bytes) {

@@ -15,7 +15,8 @@ extern "C" {
 
 // norm_first 1 (V1): y = x + fc2(GELU(fc1(LN(x) * gamma + beta)))
 //            0 (V2): y = x + LN(fc2(GELU(fc1(x)))) * gamma + beta
-// with fc1(v) = v weight1^T + bias1, fc2(v) = v weight2^T + bias2 and the exact GELU v * Phi(v). Given
+// with fc1(v) = v weight1^T + bias1, fc2(v) = v weight2^T + bias2 and GELU as gelu, SWIN_GELU or
+// SWIN_TANH_GELU, says. Given
 // attention, both x of a line stand for
 // norm_first 1 (V1): x + proj(attention)
 //            0 (V2): x + LN(proj(attention)) * proj_gamma + proj_beta
@@ -37,7 +38,7 @@ struct SwinMlp {
     const float *proj_gamma, *proj_beta;
     void* y;
     long long rows;
-    int type, width, hidden, norm_first;
+    int type, width, hidden, norm_first, gelu;
     float epsilon;
     void* workspace;
     size_t workspace_bytes;

@@ -17,15 +17,17 @@ struct MlpOp : Operator {
     static constexpr size_t kWorkspaceBytes = SWIN_MLP_WORKSPACE_BYTES;
 
     struct Attributes {
-        int32_t norm_first;
+        int32_t norm_first, gelu;
         float epsilon;
         int32_t plain_fp32;
     };
     static constexpr Field<Attributes> kFields[] = {{"norm_first", &Attributes::norm_first},
-        {"epsilon", &Attributes::epsilon}, {"plain_fp32", &Attributes::plain_fp32, Presence::kOptional}};
+        {"gelu", &Attributes::gelu}, {"epsilon", &Attributes::epsilon},
+        {"plain_fp32", &Attributes::plain_fp32, Presence::kOptional}};
 
     static void check(const Attributes& attributes, const Inputs& inputs) {
         check_flag("norm_first", attributes.norm_first);
+        check_gelu(attributes.gelu, SWIN_GELU);
         check_flag("plain_fp32", attributes.plain_fp32);
         const size_t with_attention = attributes.norm_first == 1 ? 10 : 12;
         if (inputs.size() != kRequired && inputs.size() != with_attention) {
@@ -76,6 +78,7 @@ struct MlpOp : Operator {
         a.width = static_cast<int>(x.last());
         a.hidden = static_cast<int>(weight1.sizes[0]);
         a.norm_first = attributes.norm_first;
+        a.gelu = attributes.gelu;
         a.epsilon = attributes.epsilon;
         a.plain_fp32 = attributes.plain_fp32;
         a.workspace = call.workspace;

@@ -2,15 +2,16 @@
 //
 //   nvcc -std=c++17 -O3 -arch=sm_90 -I.. -c patch_embed_kernel.cu
 //
-// A convolution whose stride is its size is a matrix product: a token is a patch of K = in_channels * P^2 pixels times
-// weight^T [K, channels]. The image, sums, bias and LayerNorm are FP32.
+// A convolution whose stride is its size is a matrix product: a token is a patch of K = in_channels * patch_height *
+// patch_width pixels times weight^T [K, channels]. Pixels below and right of the image are zeros. The image, sums, bias
+// and LayerNorm are FP32.
 //
 // Two kernels:
 //   plain_patch_embed        FP32 arithmetic: FP32 results, BF16 before sm_80, and whatever the other does not take.
-//   tensor_core_patch_embed  FP16 results, and BF16 from sm_80 on: RGB, patches of 4, channels 32, 64, 96, 128 or 192,
-//                            image width a multiple of 8, aligned pointers. A warp makes 16 tokens, whole rows of which
-//                            lie in its accumulators. Each factor is the sum of two 16-bit numbers (Split), so that
-//                            the image, whose rounding would be most of a network's FP16 error, is not rounded.
+//   tensor_core_patch_embed  FP16 results, and BF16 from sm_80 on: RGB, patches of 4 x 4, channels 32, 64, 96, 128 or
+//                            192, image width a multiple of 8, aligned pointers. A warp makes 16 tokens, whole rows of
+//                            which lie in its accumulators. Each factor is the sum of two 16-bit numbers (Split), so
+//                            that the image, whose rounding would be most of a network's FP16 error, is not rounded.
 #include "patch_embed_kernel.h"
 
 #include <climits>
@@ -31,7 +32,8 @@ struct PatchEmbedArguments {
     const float* beta;
     void* y;
     long long tokens;  // of all images
-    int in_channels, height, width, patch_size, channels;
+    int in_channels, height, width, patch_height, patch_width, channels;
+    int rows, columns;  // of an image's tokens
     float epsilon;
 };
 
@@ -48,24 +50,23 @@ constexpr size_t kSharedBytes = 48 << 10;  // what a block has without asking fo
 template <class T, int TOKENS, int VEC>
 __global__ void __launch_bounds__(256) plain_patch_embed(const PatchEmbedArguments a) {
     extern __shared__ float4 shared[];
-    const int patch = a.patch_size;
-    const int depth = a.in_channels * patch * patch;
+    const int patch_pixels = a.patch_height * a.patch_width;
+    const int depth = a.in_channels * patch_pixels;
     float* pixels = reinterpret_cast<float*>(shared);  // [depth][TOKENS]
     float* rows = pixels + padded(depth) * TOKENS;  // [TOKENS][channels]
     const long long first_token = static_cast<long long>(blockIdx.x) * TOKENS;
     const int live = static_cast<int>(min(static_cast<long long>(TOKENS), a.tokens - first_token));
-    const int columns = a.width / patch;
-    const int tokens_of_image = a.height / patch * columns;
+    const int tokens_of_image = a.rows * a.columns;
 
     for (int i = threadIdx.x; i < depth * TOKENS; i += blockDim.x) {
         const int k = i / TOKENS, token = i % TOKENS;
         const long long image = (first_token + token) / tokens_of_image;
         const int place = static_cast<int>((first_token + token) % tokens_of_image);
-        const int channel = k / (patch * patch), pixel = k % (patch * patch);
-        const long long row = static_cast<long long>(place / columns) * patch + pixel / patch;
-        const int column = place % columns * patch + pixel % patch;
+        const int channel = k / patch_pixels, pixel = k % patch_pixels;
+        const long long row = static_cast<long long>(place / a.columns) * a.patch_height + pixel / a.patch_width;
+        const long long column = static_cast<long long>(place % a.columns) * a.patch_width + pixel % a.patch_width;
         const long long at = ((image * a.in_channels + channel) * a.height + row) * a.width + column;
-        pixels[i] = token < live ? a.x[at] : 0.0f;
+        pixels[i] = token < live && row < a.height && column < a.width ? a.x[at] : 0.0f;
     }
     __syncthreads();
 
@@ -133,7 +134,7 @@ int launch_plain(const PatchEmbedArguments& a, size_t floats_of_token, cudaStrea
 }
 
 template <class T> int launch_plain(const PatchEmbedArguments& a, cudaStream_t stream) {
-    const int depth = a.in_channels * a.patch_size * a.patch_size;
+    const int depth = a.in_channels * a.patch_height * a.patch_width;
     const size_t floats = static_cast<size_t>(padded(depth)) + a.channels;
     if (depth % 4 == 0 && aligned16(a.weight) && kPlainTokens * floats * sizeof(float) <= kSharedBytes) {
         return launch_plain<T, kPlainTokens, 4>(a, floats, stream);
@@ -191,7 +192,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, GROUPS <= 3 ? 3 : 2)
     __shared__ alignas(16) float parameters[3][CHANNELS];  // bias, gamma, beta
     const int lane = threadIdx.x % kWarp;
     const int quad = lane / 4, place = lane % 4;
-    const int columns = a.width / kPatch, rows = a.height / kPatch;
+    const int columns = a.columns, rows = a.rows;
     const long long plane = static_cast<long long>(a.height) * a.width;
     const int tiles = static_cast<int>((a.tokens + kTileTokens - 1) / kTileTokens);
     const int stride = gridDim.x * kWarps;
@@ -203,13 +204,14 @@ __global__ void __launch_bounds__(kWarp* kWarps, GROUPS <= 3 ? 3 : 2)
         const unsigned token = static_cast<unsigned>(min(wanted, a.tokens - 2));
         const unsigned token_row = token / columns, column = token - token_row * columns;
         const unsigned image = token_row / rows, row = token_row - image * rows;
-        const float* from
-            = a.x + image * kColours * plane + static_cast<long long>(row * kPatch + place) * a.width + column * kPatch;
+        const long long pixel_row = static_cast<long long>(row) * kPatch + place;
+        const bool inside = pixel_row < a.height;
+        const float* from = a.x + image * kColours * plane + pixel_row * a.width + column * kPatch;
 #pragma unroll
         for (int colour = 0; colour < kColours; ++colour) {
             const float4* both = reinterpret_cast<const float4*>(from + colour * plane);
-            pixels[colour][0] = __ldg(both);
-            pixels[colour][1] = __ldg(both + 1);
+            pixels[colour][0] = inside ? __ldg(both) : float4{};
+            pixels[colour][1] = inside ? __ldg(both + 1) : float4{};
         }
     };
 
@@ -326,8 +328,9 @@ int launch_tensor_core(const PatchEmbedArguments& a, int multiprocessors, cudaSt
 // first_major: the compute capability from which on tensor cores multiply T.
 template <class T> int launch_16_bit(const PatchEmbedArguments& a, int first_major, cudaStream_t stream) {
     const Gpu gpu = current_gpu();
-    const bool fits = gpu.major >= first_major && a.in_channels == kColours && a.patch_size == kPatch
-        && a.width % 8 == 0 && aligned16(a.x) && aligned16(a.weight) && aligned16(a.y);
+    const bool fits = gpu.major >= first_major && a.in_channels == kColours
+        && a.patch_height == kPatch && a.patch_width == kPatch && a.width % 8 == 0 && aligned16(a.x)
+        && aligned16(a.weight) && aligned16(a.y);
     switch (fits ? a.channels : 0) {
     case 32: return launch_tensor_core<T, 1>(a, gpu.multiprocessors, stream);
     case 64: return launch_tensor_core<T, 2>(a, gpu.multiprocessors, stream);
@@ -343,14 +346,19 @@ template <class T> int launch_16_bit(const PatchEmbedArguments& a, int first_maj
 
 int swin_patch_embed(const SwinPatchEmbed* arguments, cudaStream_t stream) {
     const SwinPatchEmbed& given = *arguments;
-    const int patch = given.patch_size;
-    const bool valid = given.batch >= 0 && given.in_channels > 0 && patch > 0 && given.height > 0 && given.width > 0
-        && given.height % patch == 0 && given.width % patch == 0 && given.channels > 0
-        && given.channels <= SWIN_MAX_WIDTH
-        && static_cast<long long>(given.in_channels) * patch * patch <= SWIN_MAX_PATCH;
+    const auto valid_axis = [](int side, int patch) { return side > 0 && patch > 0 && patch <= SWIN_MAX_PATCH; };
+    const bool valid = given.batch >= 0 && given.in_channels > 0 && given.in_channels <= SWIN_MAX_PATCH
+        && valid_axis(given.height, given.patch_height) && valid_axis(given.width, given.patch_width)
+        && (given.ceil == 0 || given.ceil == 1) && given.channels > 0 && given.channels <= SWIN_MAX_WIDTH
+        && static_cast<long long>(given.in_channels) * given.patch_height * given.patch_width <= SWIN_MAX_PATCH;
     if (!valid) return cudaErrorInvalidValue;
-    const long long tokens_of_image = static_cast<long long>(given.height / patch) * (given.width / patch);
+    const auto tokens_along
+        = [&](int side, int patch) { return side / patch + (given.ceil == 1 && side % patch != 0); };
+    const int rows = tokens_along(given.height, given.patch_height);
+    const int columns = tokens_along(given.width, given.patch_width);
+    const long long tokens_of_image = static_cast<long long>(rows) * columns;
     if (tokens_of_image > INT_MAX || given.batch * tokens_of_image > INT_MAX) return cudaErrorInvalidValue;
+    if (tokens_of_image == 0) return cudaErrorInvalidValue;  // an image smaller than a patch
     if (given.batch == 0) return cudaSuccess;
     for (const void* pointer : {static_cast<const void*>(given.x), static_cast<const void*>(given.weight),
              static_cast<const void*>(given.bias), static_cast<const void*>(given.gamma),
@@ -368,7 +376,10 @@ int swin_patch_embed(const SwinPatchEmbed* arguments, cudaStream_t stream) {
     a.in_channels = given.in_channels;
     a.height = given.height;
     a.width = given.width;
-    a.patch_size = patch;
+    a.patch_height = given.patch_height;
+    a.patch_width = given.patch_width;
+    a.rows = rows;
+    a.columns = columns;
     a.channels = given.channels;
     a.epsilon = given.epsilon;
     switch (given.y_type) {

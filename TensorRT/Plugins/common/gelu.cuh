@@ -1,4 +1,4 @@
-// GELU, x * Phi(x), with Phi the normal distribution function and not its tanh form.
+// GELU, x * Phi(x), with Phi the normal distribution function, and its tanh form (SwinGelu in swin_types.h).
 #pragma once
 
 #include <cuda_fp16.h>
@@ -6,6 +6,12 @@
 #include "mma.cuh"
 
 namespace swin {
+
+// The tanh form. (1 + tanh(u)) / 2 is the logistic function of 2u, which is exact also where 1 + tanh cancels.
+__device__ __forceinline__ float tanh_gelu(float x) {
+    constexpr float kTwiceRoot = 1.5957691216F;  // 2 sqrt(2 / pi)
+    return x / (1.0F + expf(-kTwiceRoot * fmaf(0.044715F * x * x, x, x)));
+}
 
 // x Phi(x) = max(x, 0) - |x| tail(|x|), where tail = 1 - Phi is 2 to a polynomial, a minimax fit of log2(tail) weighted
 // by what an error of it does to the result. At most 6.4e-7 off for every finite x (numpy emulation of the FP32 steps,

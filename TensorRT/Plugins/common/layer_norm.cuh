@@ -22,6 +22,12 @@ enum class Form {
     kMergeNorm,   // y = LN(the 2 x 2 neighbours of x side by side)
 };
 
+// Patch merging of [batch, height, width, channels]; an odd side is padded with zeros.
+struct Merge {
+    int height, width, channels;
+    int merged_height, merged_width;  // ceil(height / 2), ceil(width / 2)
+};
+
 struct LayerNormArguments {
     const void* x;
     const void* residual;
@@ -35,28 +41,39 @@ struct LayerNormArguments {
     int width;
     float epsilon;
     float inverse_width;  // set by launch_layer_norm
-    // kMergeNorm: x is [batch, 2 * merged height, 2 * merged_width, channels], width = 4 * channels.
-    int merged_width;
-    int channels;
+    // kMergeNorm: what is merged; width = 4 * merge.channels.
+    Merge merge;
 };
 
-// Where merged row `row` lies in x: its element `column` is x[at(column)]. Neighbours stand in the official order
-// (0,0), (1,0), (0,1), (1,1), each (row offset, column offset).
+// Where merged row `row` lies in x: its element `column` is x[at(column)], or zero where is_there(column) is false.
+// Neighbours stand in the official order (0,0), (1,0), (0,1), (1,1), each (row offset, column offset).
 struct MergeSource {
     long long start;
     long long row_stride;  // of x, in elements
     int channels;
+    bool last_row, last_column;  // which have no neighbours below or to the right
 
-    __device__ __forceinline__ MergeSource(long long row, int merged_width, int channels) : channels(channels) {
-        const int batch_and_i = static_cast<int>(row) / merged_width;  // of all images, one under the other
-        const int j = static_cast<int>(row) - batch_and_i * merged_width;
-        row_stride = 2LL * merged_width * channels;
-        start = 2 * batch_and_i * row_stride + 2LL * j * channels;
+    __device__ __forceinline__ MergeSource(long long row, const Merge& merge) : channels(merge.channels) {
+        const int batch_and_i = static_cast<int>(row) / merge.merged_width;  // of all images, one under the other
+        const int j = static_cast<int>(row) - batch_and_i * merge.merged_width;
+        const bool odd = merge.height % 2 != 0;
+        const int image = odd ? batch_and_i / merge.merged_height : 0;  // each image before this one lacks a row
+        row_stride = static_cast<long long>(merge.width) * channels;
+        start = (2LL * batch_and_i - image) * row_stride + 2LL * j * channels;
+        last_row = odd && batch_and_i + 1 == (image + 1) * merge.merged_height;
+        last_column = 2 * j + 1 == merge.width;
+    }
+    __device__ __forceinline__ int neighbour(int column) const {
+        return (column >= channels) + (column >= 2 * channels) + (column >= 3 * channels);
+    }
+    __device__ __forceinline__ bool is_there(int column) const {
+        const int n = neighbour(column);
+        return !(last_row && (n & 1)) && !(last_column && n >> 1);
     }
     __device__ __forceinline__ long long at(int column) const {
-        const int neighbour = (column >= channels) + (column >= 2 * channels) + (column >= 3 * channels);
-        const int in_row = column + ((neighbour >> 1) - neighbour) * channels;
-        return start + in_row + (neighbour & 1) * row_stride;
+        const int n = neighbour(column);
+        const int in_row = column + ((n >> 1) - n) * channels;
+        return start + in_row + (n & 1) * row_stride;
     }
 };
 
@@ -116,11 +133,12 @@ __global__ void __launch_bounds__(kMostThreads<Shape, X>) layer_norm_kernel(cons
     Raw<X, VEC> x_raw[ITEMS];
     Raw<T, VEC> residual_raw[ITEMS];
     if constexpr (FORM == Form::kMergeNorm) {
-        const MergeSource source(row.index, a.merged_width, a.channels);
+        const MergeSource source(row.index, a.merge);
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
             const int column = first_column + i * step;
-            x_raw[i] = inside(column) ? load_once<X, VEC>(x + source.at(column)) : Raw<X, VEC>{};
+            const bool there = inside(column) && source.is_there(column);
+            x_raw[i] = there ? load_once<X, VEC>(x + source.at(column)) : Raw<X, VEC>{};
         }
     } else {
 #pragma unroll
@@ -244,7 +262,7 @@ template <Form FORM> int launch_layer_norm(LayerNormArguments a, int type, cudaS
     a.inverse_width = 1.0f / a.width;
     const bool aligned = aligned16(a.x) && aligned16(a.residual) && aligned16(a.gamma) && aligned16(a.beta)
         && aligned16(a.sum) && aligned16(a.y);
-    const int contiguous = FORM == Form::kMergeNorm ? a.channels : a.width;
+    const int contiguous = FORM == Form::kMergeNorm ? a.merge.channels : a.width;
     return dispatch_rows(type, a.width, contiguous, aligned, [&](auto shape, int group) {
         using Shape = decltype(shape);
         return launch_layer_norm_kernel<FORM, typename Shape::T, false, Shape>(a, group, stream);

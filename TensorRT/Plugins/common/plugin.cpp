@@ -9,66 +9,6 @@ namespace swin {
 
 constexpr int kInt8PerElement = 4;  // of an INT32 tensor
 
-bool Shape::empty() const { return std::find(sizes.begin(), sizes.end(), 0) != sizes.end(); }
-
-long long Shape::rows() const {
-    long long product = 1;
-    for (size_t i = 0; i + 1 < sizes.size(); ++i) product *= sizes[i];
-    return product;
-}
-
-std::string Shape::text() const {
-    std::string text;
-    for (int64_t size : sizes) {
-        text += text.empty() ? "" : ", ";
-        text += size == kUnknown ? "?" : std::to_string(size);
-    }
-    return "[" + text + "]";
-}
-
-void check_flag(const char* name, int32_t value) {
-    if (value == 0 || value == 1) return;
-    throw Refusal(std::string(name) + " is " + std::to_string(value) + " instead of 0 or 1");
-}
-
-void expect_size(const char* what, int64_t actual, int64_t expected) {
-    if (actual != kUnknown && expected != kUnknown && actual != expected) {
-        throw Refusal(std::string(what) + " is " + std::to_string(actual) + " instead of " + std::to_string(expected));
-    }
-}
-
-void expect_rank(const char* input, const Shape& shape, int rank) {
-    if (shape.rank() != rank) {
-        throw Refusal(
-            std::string(input) + " is " + shape.text() + " instead of " + std::to_string(rank) + "-dimensional");
-    }
-}
-
-void expect_shape(const char* input, const Shape& shape, const Shape& expected) {
-    bool same = shape.rank() == expected.rank();
-    for (int i = 0; same && i < shape.rank(); ++i) {
-        same = shape.sizes[i] == expected.sizes[i] || shape.sizes[i] == kUnknown || expected.sizes[i] == kUnknown;
-    }
-    if (!same) throw Refusal(std::string(input) + " is " + shape.text() + " instead of " + expected.text());
-}
-
-void check_rows(const Shape& x, int64_t row_width) {
-    if (x.rank() < 1) throw Refusal("x is a scalar; it needs an axis to normalise over");
-    if (row_width > SWIN_MAX_WIDTH) {
-        throw Refusal(
-            "rows of " + std::to_string(row_width) + " elements are wider than " + std::to_string(SWIN_MAX_WIDTH));
-    }
-}
-
-void check_image(const char* input, const Shape& x, int64_t height, int64_t width) {
-    expect_rank(input, x, 3);
-    if (height < 1 || width < 1) throw Refusal("height and width must be positive");
-    if (x.sizes[1] != kUnknown && x.sizes[1] != height * width) {
-        throw Refusal(std::string(input) + " has " + std::to_string(x.sizes[1])
-            + " tokens instead of height * width = " + std::to_string(height) + " * " + std::to_string(width));
-    }
-}
-
 bool is_activation_type(nvinfer1::DataType type) {
 #if NV_TENSORRT_MAJOR >= 10
     if (type == nvinfer1::DataType::kBF16) return true;
@@ -106,6 +46,11 @@ SymbolicSize SymbolicSize::operator*(int factor) const {
 SymbolicSize SymbolicSize::operator/(int divisor) const {
     const nvinfer1::IDimensionExpr* by = builder_->constant(divisor);
     return {*builder_->operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *expression_, *by), *builder_};
+}
+
+SymbolicSize SymbolicSize::ceil_div(int divisor) const {
+    const nvinfer1::IDimensionExpr* by = builder_->constant(divisor);
+    return {*builder_->operation(nvinfer1::DimensionOperation::kCEIL_DIV, *expression_, *by), *builder_};
 }
 
 int64_t SymbolicSize::value() const { return expression_->isConstant() ? expression_->getConstantValue() : kUnknown; }

@@ -1,28 +1,9 @@
-// What an operator says about itself, in terms that no TensorRT version changes, and what both adapters share.
-//
-// A plugin file defines one struct for its operator:
-//
-//   struct ExampleOp : Operator {
-//       static constexpr const char* kName = "SwinExample";             // the ONNX op type
-//       static constexpr Input kInputs[] = {{"x", Type::kActivation}, {"gamma", Type::kFp32}};  // optional ones last
-//       static constexpr int kRequired = 2;                             // inputs that must be there
-//       struct Attributes { float epsilon; };                           // 4-byte members only
-//       static constexpr Field<Attributes> kFields[] = {{"epsilon", &Attributes::epsilon}};
-//       static void check(const Attributes&, const Inputs&);            // throws Refusal; sizes may be kUnknown
-//       static int launch(const Attributes&, const Call&);              // returns a cudaError_t
-//   };
-//   SWIN_REGISTER(ExampleOp)
-//
-// and plugin_v2.h (TensorRT 8.6) or plugin_v3.h (10 and later) makes a plugin of it.
-//
-// Its base `Operator` says: one output, of the activations' type and the first input's shape, and no workspace. An
-// operator for which something else holds defines kOutputs, input_type, output_type, output_shape or kWorkspaceBytes
-// anew. Shapes count elements of the tensor's own Type everywhere, so INT8 tensors have the shapes of the formula (see
-// Type::kInt8).
+// What both TensorRT adapters, plugin_v2.h and plugin_v3.h, share: an operator (operator.h) in TensorRT's types.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <iterator>
 #include <stdexcept>
@@ -31,42 +12,7 @@
 
 #include <NvInfer.h>
 
-#include "common/swin_types.h"
-
 namespace swin {
-
-constexpr const char* kNamespace = "swin";
-constexpr const char* kVersion = "1";
-
-// A shape, type or attribute outside an operator's contract; what() says which and why.
-struct Refusal : std::invalid_argument { using std::invalid_argument::invalid_argument; };
-
-constexpr int64_t kUnknown = -1;  // a dynamic dimension while the engine is built
-
-struct Shape {
-    std::vector<int64_t> sizes;
-
-    int rank() const { return static_cast<int>(sizes.size()); }
-    int64_t last() const { return sizes.empty() ? kUnknown : sizes.back(); }
-    bool empty() const;        // some dimension is zero
-    long long rows() const;    // product of all dimensions but the last
-    std::string text() const;  // [2, 49, 96], ? for unknown
-};
-
-using Inputs = std::vector<Shape>;
-
-// What the elements of an operator's tensor are.
-enum class Type {
-    kActivation,  // FP32, FP16 or BF16: any, but the same in all tensors of a node that have this Type, and in input 0
-    kFp32,
-    kFp16,
-    kInt8,  // INT8. In TensorRT an INT32 tensor with a quarter of the last axis, four INT8 in each, lowest byte first
-};
-
-struct Input {
-    const char* name;
-    Type type;
-};
 
 // A dimension that may not be known yet, as TensorRT's expression of it: sizes of outputs are computed with these.
 class SymbolicSize {
@@ -77,6 +23,7 @@ public:
     SymbolicSize operator*(const SymbolicSize& other) const;
     SymbolicSize operator*(int factor) const;
     SymbolicSize operator/(int divisor) const;  // rounded down
+    SymbolicSize ceil_div(int divisor) const;   // rounded up
     int64_t value() const;  // or kUnknown
     const nvinfer1::IDimensionExpr* expression() const { return expression_; }
 
@@ -85,75 +32,11 @@ private:
     nvinfer1::IExprBuilder* builder_;
 };
 
-using SymbolicShape = std::vector<SymbolicSize>;
+}  // namespace swin
 
-// What holds for an operator that does not say otherwise.
-struct Operator {
-    static constexpr int kOutputs = 1;
-    static constexpr size_t kWorkspaceBytes = 0;
+#include "common/operator.h"
 
-    // listed: the type in kInputs.
-    template <class Attributes> static Type input_type(const Attributes&, int /* input */, Type listed) {
-        return listed;
-    }
-    template <class Attributes> static Type output_type(const Attributes&, int /* output */) {
-        return Type::kActivation;
-    }
-    template <class Attributes>
-    static SymbolicShape output_shape(const Attributes&, int /* output */, const std::vector<SymbolicShape>& inputs) {
-        return inputs[0];
-    }
-};
-
-enum class Presence { kRequired, kOptional };
-
-// An attribute of the ONNX node: an int or a float member of Op::Attributes. An optional one is 0 where a node lacks it.
-template <class Attributes> struct Field {
-    const char* name;
-    int32_t Attributes::* integer = nullptr;
-    float Attributes::* real = nullptr;
-    Presence presence = Presence::kRequired;
-
-    constexpr Field(const char* name, int32_t Attributes::* member, Presence presence = Presence::kRequired)
-        : name(name), integer(member), presence(presence) {}
-    constexpr Field(const char* name, float Attributes::* member) : name(name), real(member) {}
-
-    nvinfer1::PluginFieldType type() const {
-        return integer != nullptr ? nvinfer1::PluginFieldType::kINT32 : nvinfer1::PluginFieldType::kFLOAT32;
-    }
-    void* of(Attributes& attributes) const {
-        return integer != nullptr ? static_cast<void*>(&(attributes.*integer)) : &(attributes.*real);
-    }
-};
-
-// One execution: shapes are known, pointers are on the device.
-struct Call {
-    Inputs shapes;
-    int type;  // SwinType of the activations; FP16 where input 0 is none
-    const void* const* inputs;
-    void* const* outputs;
-    void* workspace;  // kWorkspaceBytes of the operator
-    cudaStream_t stream;
-
-    // Null where the node does not have this input.
-    const void* input(int index) const { return index < static_cast<int>(shapes.size()) ? inputs[index] : nullptr; }
-    const float* parameter(int index) const { return static_cast<const float*>(input(index)); }
-};
-
-// --- checks that several operators make ---
-
-// An attribute that is 0 or 1.
-void check_flag(const char* name, int32_t value);
-
-// `actual` where it is known must be `expected`.
-void expect_size(const char* what, int64_t actual, int64_t expected);
-void expect_rank(const char* input, const Shape& shape, int rank);
-// Exactly this shape; kUnknown matches anything.
-void expect_shape(const char* input, const Shape& shape, const Shape& expected);
-// x has rows, and rows of `row_width` elements are not wider than the row kernels take.
-void check_rows(const Shape& x, int64_t row_width);
-// x is [B, height * width, channels].
-void check_image(const char* input, const Shape& x, int64_t height, int64_t width);
+namespace swin {
 
 // --- TensorRT's types ---
 
@@ -167,18 +50,6 @@ Shape shape_of(const nvinfer1::Dims& dims, Type type);
 SymbolicShape shape_of(const nvinfer1::DimsExprs& dims, Type type, nvinfer1::IExprBuilder& builder);
 nvinfer1::DimsExprs dims_of(const SymbolicShape& shape, Type type);  // throws Refusal
 Shape known(const SymbolicShape& shape);
-
-template <class Op> Type input_type(const typename Op::Attributes& attributes, int input) {
-    return Op::input_type(attributes, input, Op::kInputs[input].type);
-}
-
-template <class Op> void check_count(int inputs) {
-    const int most = static_cast<int>(std::size(Op::kInputs));
-    if (inputs < Op::kRequired || inputs > most) {
-        throw Refusal("has " + std::to_string(inputs) + " inputs instead of " + std::to_string(Op::kRequired)
-            + (most > Op::kRequired ? " to " + std::to_string(most) : ""));
-    }
-}
 
 // The type of tensor `position`: inputs first, then outputs.
 template <class Op> Type type_at(const typename Op::Attributes& attributes, int position, int inputs) {
@@ -257,9 +128,26 @@ void run(const typename Op::Attributes& attributes, const nvinfer1::PluginTensor
     }
 }
 
+template <class Attributes> nvinfer1::PluginFieldType field_type(const Field<Attributes>& field) {
+    return field.integer != nullptr ? nvinfer1::PluginFieldType::kINT32 : nvinfer1::PluginFieldType::kFLOAT32;
+}
+
+template <class Op> void refuse_earlier_node(const nvinfer1::PluginFieldCollection& collection) {
+    for (int i = 0; i < collection.nbFields; ++i) {
+        const nvinfer1::PluginField& given = collection.fields[i];
+        const auto has_its_name = [&](const char* name) { return std::strcmp(name, given.name) == 0; };
+        const auto is_field = [&](const auto& field) { return has_its_name(field.name); };
+        const bool known = std::any_of(std::begin(Op::kFields), std::end(Op::kFields), is_field);
+        if (known || given.data == nullptr) continue;
+        if (std::none_of(std::begin(kEarlierAttributes), std::end(kEarlierAttributes), has_its_name)) continue;
+        throw Refusal(std::string("attribute ") + given.name + kEarlierNode);
+    }
+}
+
 // Every attribute of Op from a field collection; throws Refusal for one of another type, or missing though required.
 template <class Op>
 typename Op::Attributes read_attributes(const nvinfer1::PluginFieldCollection& collection) {
+    refuse_earlier_node<Op>(collection);
     typename Op::Attributes attributes{};
     for (const auto& field : Op::kFields) {
         const nvinfer1::PluginField* given = nullptr;
@@ -270,7 +158,7 @@ typename Op::Attributes read_attributes(const nvinfer1::PluginFieldCollection& c
         if (given == nullptr || given->data == nullptr || given->length < 1) {
             throw Refusal(std::string("attribute ") + field.name + " is missing");
         }
-        if (given->type != field.type()) {
+        if (given->type != field_type(field)) {
             throw Refusal(std::string("attribute ") + field.name + " is not "
                 + (field.integer != nullptr ? "an integer" : "a float"));
         }
@@ -285,7 +173,16 @@ std::vector<nvinfer1::PluginField> fields_of(typename Op::Attributes* attributes
     std::vector<nvinfer1::PluginField> fields;
     for (const auto& field : Op::kFields) {
         const void* data = attributes != nullptr ? field.of(*attributes) : nullptr;
-        fields.emplace_back(field.name, data, field.type(), 1);
+        fields.emplace_back(field.name, data, field_type(field), 1);
+    }
+    return fields;
+}
+
+// What a creator asks the ONNX parser for, which hands over no other attribute of a node.
+template <class Op> std::vector<nvinfer1::PluginField> asked_fields() {
+    std::vector<nvinfer1::PluginField> fields = fields_of<Op>(nullptr);
+    if (Op::kEarlierAttribute != nullptr) {
+        fields.emplace_back(Op::kEarlierAttribute, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
     }
     return fields;
 }

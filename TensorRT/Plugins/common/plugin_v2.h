@@ -137,7 +137,7 @@ private:
 
 template <class Op> class OpCreator final : public Creator {
 public:
-    OpCreator() : fields_(fields_of<Op>(nullptr)) {
+    OpCreator() : fields_(asked_fields<Op>()) {
         fields_.emplace_back(kFp16Field, nullptr, nvinfer1::PluginFieldType::kINT32, 1);
         names_.nbFields = static_cast<int32_t>(fields_.size());
         names_.fields = fields_.data();

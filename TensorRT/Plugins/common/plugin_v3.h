@@ -120,7 +120,7 @@ private:
 
 template <class Op> class OpCreator final : public nvinfer1::IPluginCreatorV3One {
 public:
-    OpCreator() : fields_(fields_of<Op>(nullptr)) {
+    OpCreator() : fields_(asked_fields<Op>()) {
         names_.nbFields = static_cast<int32_t>(fields_.size());
         names_.fields = fields_.data();
     }

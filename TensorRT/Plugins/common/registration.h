@@ -1,5 +1,9 @@
-// The adapter of this TensorRT version, and registration when the library is loaded.
+// The adapter of this TensorRT version or of onnxruntime, and registration when the library is loaded.
 #pragma once
+
+#ifdef SWIN_ONNXRUNTIME
+#include "common/onnxruntime/ops.h"
+#else
 
 #include <NvInferVersion.h>
 
@@ -22,3 +26,5 @@ template <class Op> struct Registrar {
 }  // namespace swin
 
 #define SWIN_REGISTER(Op) static swin::Registrar<Op> registrar_of_##Op;
+
+#endif  // SWIN_ONNXRUNTIME

@@ -11,6 +11,13 @@ enum SwinType {
     SWIN_BF16 = 2,
 };
 
+// What comes after fc1 and its bias.
+enum SwinGelu {
+    SWIN_NO_GELU = 0,
+    SWIN_GELU = 1,       // v * Phi(v), with Phi the normal distribution function
+    SWIN_TANH_GELU = 2,  // v / 2 * (1 + tanh(sqrt(2 / pi) * (v + 0.044715 v^3))): up to 5e-4 away
+};
+
 // The C interface: a function of each operator, which takes a structure of the same name with all that the launch
 // needs, and the stream. Every field is set by its name; what an operator does not have (a null pointer, 0) is said as
 // well.

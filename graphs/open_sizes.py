@@ -187,9 +187,9 @@ def _opened(original: onnx.ModelProto, made: list[Sized]) -> onnx.ModelProto:
             if not _same(arrays):
                 node.input[place] = writer.constant(index, node, place, arrays)
         graph.node.extend([*writer.taken(), node])
-    graph.initializer.extend(writer.initializers)
     used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    written = {tensor.name for tensor in writer.initializers}  # a graph that was opened before has some of these names
+    kept = [tensor for tensor in graph.initializer if tensor.name in used - written] + writer.initializers
     del graph.initializer[:]
     graph.initializer.extend(kept)
     _open_ends(original, opened, made)

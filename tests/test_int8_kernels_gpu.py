@@ -772,7 +772,7 @@ def test_attention_branch_arguments_outside_the_contract_are_refused():
     for image in ((14, 14, 0, 7, 3), (14, 14, 12, 5, 0), (14, 14, 12, 7, 7), (14, 14, 12, 7, -1)):
         refused(v1, case=square(2, *image))
     refused(v1, {1: v1.tensors[1][:, :0]})  # height and width are x's, as the batch
-    refused(v1, {1: v1.tensors[1][:, :, :13]})
+    refused(v1, {1: v1.tensors[1][:, :, :13].contiguous()})
 
 
 # --- the contract's edges --------------------------------------------------------------------------------------------

@@ -111,16 +111,16 @@ def error_of(case: str, outputs: list, pytorch: list, reference: list) -> Error:
     return Error(case, worst(outputs), worst(pytorch), outputs[0].dtype)
 
 
-def judge(errors: list[Error], slack: float | None = None) -> None:
+def judge(errors: list[Error], slack: float | None = None, floor: float = 0.0) -> None:
     """At most twice PyTorch's error in every case, at most PyTorch's error plus `slack` on average.
 
     In a short row PyTorch may be luckier than arithmetic allows anybody to count on. What any result may be off by
     there: half a unit in the last place, and in FP32, where a row's scale and the value that it gives are rounded
     likewise, three halves. `slack` is by default what that FP32 arithmetic may add to the rounding of a 16-bit result,
-    which both have in common: 2^-24.
+    which both have in common: 2^-24. `floor` is what a case may be off by where PyTorch is luckier still.
     """
     def allowed(e: Error) -> float:
-        return max(2 * e.pytorch, (1.5 if e.dtype == torch.float32 else 0.5) * torch.finfo(e.dtype).eps)
+        return max(floor, 2 * e.pytorch, (1.5 if e.dtype == torch.float32 else 0.5) * torch.finfo(e.dtype).eps)
 
     bad = [e for e in errors if e.kernel > allowed(e)]
     assert not bad, "\n".join(f"{e.case}: error {e.kernel:.3g}, PyTorch's {e.pytorch:.3g}" for e in bad)
@@ -525,7 +525,10 @@ def test_attention(variant, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", ["V1", "V2"])
 def test_attention_of_awkward_windows_heads_and_paddings(variant, dtype):
-    judge(attention_errors(AWKWARD_ATTENTIONS, variant, dtype))
+    """V2's logits reach 32 to 64 (logit_scale 10 to 100, cosines of few channels), where half a unit in the last place
+    of FP32 is 2^-19. That is an error of a probability, and it does not average out where most keys are one padded token.
+    """
+    judge(attention_errors(AWKWARD_ATTENTIONS, variant, dtype), floor=2**-19 if variant == "V2" else 0.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -661,7 +664,10 @@ def test_linear_of_awkward_sizes(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_linear_with_gelus_tanh_form(dtype):
-    judge(linear_errors(TANH_LINEARS, dtype), slack=2**-24)
+    """GELU takes y rounded to the type, as PyTorch's does. A sum between two such numbers falls to either by the order
+    that it was summed in: one case in all may be worse by half a unit.
+    """
+    judge(linear_errors(TANH_LINEARS, dtype), slack=max(2**-24, torch.finfo(dtype).eps / 2 / len(TANH_LINEARS)))
 
 
 # --- Linear in FP32 on Hopper's tensor cores -------------------------------------------------------------------------
@@ -1156,7 +1162,7 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.fnorm(wide, wide, 1e-12),
         lambda: kernels.patch_merge(tokens, None, None, x, EPSILON),  # 4 * 2049 channels
         lambda: kernels.patch_merge(x.view(1, 4, 16, 96)[:, :0], None, None, x, EPSILON),
-        lambda: kernels.patch_embed(image[..., :3], patch, channel, channel, channel, x, EPSILON),  # less than a patch
+        lambda: kernels.patch_embed(image[..., :3].contiguous(), patch, channel, channel, channel, x, EPSILON),  # less than a patch
         lambda: kernels.patch_embed(image, patch, None, channel, channel, x, EPSILON),
         lambda: kernels.patch_embed(image, patch, channel, channel, channel, x, EPSILON, 2),
         lambda: attention(heads=8),  # heads of 12

@@ -158,6 +158,17 @@ def test_one_rule_for_what_attention_shows_at_each_size(shown, rule):
     assert {name: found[name] for name in rule} == rule
 
 
+def test_a_graph_that_was_opened_is_opened_again():
+    """As with --fp16. A window covers the first size, so that the bias is another one's; each name stands once."""
+    sizes = [(12, 4), (6, 10), (9, 5)]
+    once = patched_at_sizes(OPEN_QKV, sizes, None, attention_at(lambda h, w: seen(2, 2 if w > 4 else 0, 0, 0)))
+    twice = patched_at_sizes(once, sizes, None, lambda fixed: fixed)
+    names = [tensor.name for tensor in twice.graph.initializer]
+    assert len(names) == len(set(names))
+    x = np.random.default_rng(1).standard_normal((1, 24, 7, 9)).astype(np.float32)
+    np.testing.assert_array_equal(run(twice, x), run(once, x))
+
+
 @pytest.mark.parametrize(("shown", "words"), [
     (lambda h, w: seen(2 if h == 6 else 1, 2, 0, 1), r"attn: its shift is \[\(1, 2\), \(2, 2\)\] at sizes 6x10"),
     (lambda h, w: seen(2, 2, 0, int(h == 6)), "attn: it rolls before it pads at one of 6x10, 9x5, 12x4, and not"),

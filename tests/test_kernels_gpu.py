@@ -526,7 +526,7 @@ def test_attention(variant, dtype):
 @pytest.mark.parametrize("variant", ["V1", "V2"])
 def test_attention_of_awkward_windows_heads_and_paddings(variant, dtype):
     """V2's logits reach 32 to 64 (logit_scale 10 to 100, cosines of few channels), where half a unit in the last place
-    of FP32 is 2^-19. That is an error of a probability, and it does not average out where most keys are one padded token.
+    of FP32 is 2^-19: an error of a probability, which does not average out where most keys are one padded token.
     """
     judge(attention_errors(AWKWARD_ATTENTIONS, variant, dtype), floor=2**-19 if variant == "V2" else 0.0)
 
@@ -1162,7 +1162,7 @@ def test_arguments_outside_the_contract_are_refused():
         lambda: kernels.fnorm(wide, wide, 1e-12),
         lambda: kernels.patch_merge(tokens, None, None, x, EPSILON),  # 4 * 2049 channels
         lambda: kernels.patch_merge(x.view(1, 4, 16, 96)[:, :0], None, None, x, EPSILON),
-        lambda: kernels.patch_embed(image[..., :3].contiguous(), patch, channel, channel, channel, x, EPSILON),  # less than a patch
+        lambda: kernels.patch_embed(image[..., :3].contiguous(), patch, channel, channel, channel, x, EPSILON),
         lambda: kernels.patch_embed(image, patch, None, channel, channel, x, EPSILON),
         lambda: kernels.patch_embed(image, patch, channel, channel, channel, x, EPSILON, 2),
         lambda: attention(heads=8),  # heads of 12

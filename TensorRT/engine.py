@@ -93,7 +93,7 @@ class Engine:
         self.input = inputs[0]
         self.input_shape = tuple(self.engine.get_tensor_shape(self.input))
         self.outputs = [name for name in names if name not in inputs]
-        self.profile = (self.input_shape,) * 3
+        self.profile: tuple[tuple[int, ...], ...] = (self.input_shape,) * 3
         if -1 in self.input_shape:
             self.profile = tuple(tuple(shape) for shape in self.engine.get_tensor_profile_shape(self.input, 0))
         self.batches = (self.profile[0][0], self.profile[2][0])

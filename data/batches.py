@@ -114,10 +114,10 @@ def save_batch(path: Path, images: np.ndarray, logits: np.ndarray, model: str, f
         facts: of the ONNX file that gave the logits, with its digest.
         outputs: all outputs by their names, where there are several.
     """
-    several = {f"{OUTPUT}{name}": array for name, array in outputs.items()} if len(outputs) > 1 else {}
+    arrays = {f"{OUTPUT}{name}": array for name, array in outputs.items()} if len(outputs) > 1 else {}
+    arrays |= {"input": images, "logits": logits, "model": np.array(model), "facts": np.array(facts.to_json())}
     with whole_file(path) as partial:
-        np.savez(partial, input=images, logits=logits, model=np.array(model), facts=np.array(facts.to_json()),
-                 **several)
+        np.savez(partial, **arrays)  # type: ignore[arg-type]  # its stub takes them for flags
 
 
 def load_batch(path: str | Path) -> Batch:

@@ -71,8 +71,11 @@ def patch_size(model: onnx.ModelProto) -> Size:
 
 def sizes_in_pixels(model: onnx.ModelProto, patches: Sequence[Size]) -> list[Size]:
     """Sizes given in patches, in pixels: where their number is odd, half a patch is cut off the last."""
-    return [tuple(count * side - (side // 2 if count % 2 else 0) for count, side in zip(size, patch_size(model)))
-            for size in patches]
+    def pixels(count: int, side: int) -> int:
+        return count * side - (side // 2 if count % 2 else 0)
+
+    high, wide = patch_size(model)
+    return [(pixels(rows, high), pixels(columns, wide)) for rows, columns in patches]
 
 
 # --- one patched graph for all sizes -------------------------------------------------------------------------
@@ -113,7 +116,8 @@ def patched_at_sizes(model: onnx.ModelProto, sizes: Sequence[Size], layout: str 
     """
     if len(sizes) < 2:
         raise UserError("--probe-sizes: what depends on the size cannot be told from one size; give three")
-    batches = (2, 3) if image_input(model)[1][0] is None else (image_input(model)[1][0],)
+    fixed_batch = image_input(model)[1][0]
+    batches = (2, 3) if fixed_batch is None else (fixed_batch,)
     made = []
     for size in sizes:
         try:
@@ -131,7 +135,7 @@ def patched_at_sizes(model: onnx.ModelProto, sizes: Sequence[Size], layout: str 
 
 def shapes_of(model: onnx.ModelProto, size: Size, batches: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
     """The shape of each tensor that a graph computes, at each batch."""
-    name, dims = image_input(model)
+    name, (_, *sides) = image_input(model)
     names = [output for node in model.graph.node for output in node.output if output]
     probed = expand(model)
     if probed is model:
@@ -147,7 +151,7 @@ def shapes_of(model: onnx.ModelProto, size: Size, batches: Sequence[int]) -> dic
     try:
         runner = session(probed)
         for batch in batches:
-            shape = (batch, *dims[1:])
+            shape = (batch, *(side for side in sides if side is not None))
             found[name].append(shape)
             for output, its_shape in zip(names, runner.run(None, {name: np.zeros(shape, kind)})):
                 found[output].append(tuple(int(side) for side in its_shape))
@@ -176,9 +180,9 @@ def _opened(original: onnx.ModelProto, made: list[Sized]) -> onnx.ModelProto:
         node.CopyFrom(nodes[0])
         _agree_on_attributes(node, nodes, made, rules)
         for place, names in enumerate(zip(*(one.input for one in nodes))):
-            arrays = [one.constants.get(name) for one, name in zip(made, names)]
-            if arrays[0] is None:
+            if names[0] not in first.constants:
                 continue
+            arrays = [one.constants[name] for one, name in zip(made, names)]  # in all, says _refuse_other_nodes
             if attention and place == BIAS:  # where a window covers an axis, the mask may be part of it
                 arrays = [arrays[i] for i in telling] + [arrays[base]] * (len(made) - len(telling))
                 if base:
@@ -270,7 +274,7 @@ class Seen(NamedTuple):
         window, shift: height and width; the shift is that which takes place at this size.
     """
 
-    attributes: dict[str, float | int]
+    attributes: dict[str, int]
     sides: Size
     window: Size
     shift: Size
@@ -280,9 +284,9 @@ class Seen(NamedTuple):
         found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         _, height, width, _ = one.shapes[node.input[0]][0]
         window = found["window_height"], found["window_width"]
-        shift = tuple(0 if window[axis] >= side and not found["shift_if_covered"] else found[name]
-                      for axis, (side, name) in enumerate(zip((height, width), ("shift_height", "shift_width"))))
-        return cls(found, (height, width), window, shift)
+        seen = [0 if window[axis] >= side and not found["shift_if_covered"] else found[name]
+                for axis, (side, name) in enumerate(zip((height, width), ("shift_height", "shift_width")))]
+        return cls(found, (height, width), window, (seen[0], seen[1]))
 
     @property
     def covered(self) -> tuple[bool, bool]:
@@ -299,7 +303,7 @@ def _agree_on_attributes(node: onnx.NodeProto, nodes: Sequence[onnx.NodeProto], 
                          ) -> None:
     """Write into `node` the attributes that hold at every size; raises Differs where there are none."""
     by_size = [{attribute.name: helper.get_attribute_value(attribute) for attribute in one.attribute} for one in nodes]
-    changed: dict[str, float | int] = {}
+    changed: dict[str, int] = {}
     if _is_attention(node):
         changed = _settled(nodes, made, rules)
     if node.op_type == "SwinPatchEmbed" and "ceil" in by_size[0]:
@@ -463,7 +467,9 @@ class _Writer:
         candidates = self.tensors[:self.before[index]][::-1]
         for names in sorted(candidates, key=lambda names: names[0] not in own):
             shapes = self._shapes(names)
-            for axis in range(0 if shapes is None else shapes.shape[1]):
+            if shapes is None:
+                continue
+            for axis in range(shapes.shape[1]):
                 sides = shapes[:, axis]
                 times, rest = wanted // np.maximum(sides, 1), wanted - sides
                 if np.all(times == times[0]) and times[0] and np.array_equal(times * sides, wanted):

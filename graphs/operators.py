@@ -94,7 +94,7 @@ class Operators:
 
     def activation(self, x: str, gelu: int) -> str:
         """What the attribute gelu of SwinLinear and SwinMlp means: 0 nothing, 1 GELU, 2 its tanh form."""
-        return (x, self.gelu, self.gelu_tanh)[gelu](x) if gelu else x
+        return (lambda y: y, self.gelu, self.gelu_tanh)[gelu](x)
 
     def merge_patches(self, x: str) -> str:
         """[B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 4C]: the neighbours (row, col) = (0,0), (1,0), (0,1), (1,1).

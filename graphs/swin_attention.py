@@ -101,7 +101,8 @@ class Windows:
     @property
     def padded(self) -> tuple[int, int]:
         """Height and width, rounded up to whole windows."""
-        return tuple(-(-size // side) * side for size, side in zip((self.height, self.width), self.window))
+        high, wide = self.window
+        return -(-self.height // high) * high, -(-self.width // wide) * wide
 
     def _axis(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
         """Row (or column) of the image at each place of the padded, rolled one, and whether it is one of the image."""

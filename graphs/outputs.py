@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 
 from graphs.compare import max_abs_err, top1_agreement
 from graphs.files import onnx_refusals
-from graphs.pictures import Picture, inputs_of, picture
+from graphs.pictures import Picture, inputs_of, is_large_image, picture
 from graphs.sessions import session
 from utils import UserError, first_line
 
@@ -27,7 +27,7 @@ TAIL = ("Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh", "Relu", "Clip
         "Not", "And", "Or", "Equal", "LessOrEqual", "Split", "OneHot", "GatherElements")
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 SAME_IMAGE = 1e-3  # of an output's largest number: FP32 sums in another order differ by some 1e-6
-SOUND_BATCH = 3
+SOUND_BATCH, SOUND_BATCH_OF_LARGE_IMAGES = 3, 2
 
 
 # --- the classifier ------------------------------------------------------------------------------------------
@@ -151,7 +151,8 @@ def refuse_unsound(model: onnx.ModelProto, wanted: Picture | None = None) -> Non
                         "exported in training mode: export it again after model.eval()")
     wanted = wanted or picture(model)
     run = Runner(model, classifiers(model))
-    batch = wanted.batch or SOUND_BATCH
+    large = is_large_image([None, wanted.channels, wanted.height, wanted.width])
+    batch = wanted.batch or (SOUND_BATCH_OF_LARGE_IMAGES if large else SOUND_BATCH)
     images = wanted.noise(batch)
     if wanted.batch == 1:
         _refuse_no_numbers(model, run(images), images)
@@ -163,7 +164,7 @@ def refuse_unsound(model: onnx.ModelProto, wanted: Picture | None = None) -> Non
     _refuse_no_numbers(model, together, images)
     for name, one in alone.items():
         other = together[name]
-        reason = _mixed(name, one, other, wanted.batch)
+        reason = _mixed(name, one, other, wanted.batch, batch)
         if reason:
             remedy = ("export it with a fixed batch (without dynamic_axes or dynamic_shapes), for which it is right, "
                       "or from code that leaves the batch open" if wanted.batch is None else "export it with batch 1, "
@@ -184,12 +185,14 @@ def _alone_and_together(run: Runner, images: np.ndarray) -> tuple[dict[str, np.n
     return done[0], done[1]
 
 
-def _mixed(name: str, one: np.ndarray, other: np.ndarray, batch: int | None) -> str:
+def _mixed(name: str, one: np.ndarray, other: np.ndarray, batch: int | None, together: int) -> str:
     """How the output for the first image differs between two runs, in words; "" where it does not.
 
     Args:
         one: of the image by itself, or, where the batch is fixed, of all images.
         other: of the batch that it is the first of, or, where the batch is fixed, of all images turned by one.
+        batch: that is fixed.
+        together: number of images of that batch.
     """
     if one.dtype.kind != "f" or not one.size:
         return ""  # a label may turn where two scores are equal; the scores are compared
@@ -198,8 +201,8 @@ def _mixed(name: str, one: np.ndarray, other: np.ndarray, batch: int | None) -> 
             return f"its output {name} is one number for a whole batch"
         if one.shape == other.shape and np.array_equal(one, other):
             return ""  # a constant, such as the classes' numbers
-        if other.shape != (SOUND_BATCH * one.shape[0], *one.shape[1:]):
-            return f"its output {name} is {list(one.shape)} for one image and {list(other.shape)} for {SOUND_BATCH}"
+        if other.shape != (together * one.shape[0], *one.shape[1:]):
+            return f"its output {name} is {list(one.shape)} for one image and {list(other.shape)} for {together}"
         other = other[:one.shape[0]]
     elif one.ndim and one.shape[0] % batch == 0:
         rows = one.shape[0] // batch
@@ -209,7 +212,7 @@ def _mixed(name: str, one: np.ndarray, other: np.ndarray, batch: int | None) -> 
     error, largest = max_abs_err(other, one), float(np.abs(one).max())
     if error <= SAME_IMAGE * largest or not largest:
         return ""
-    place = "alone than in a batch of three" if batch is None else "at another place of the batch"
+    place = f"alone than in a batch of {together}" if batch is None else "at another place of the batch"
     return f"the same image gives another {name} {place}, by {error:.2g} of {largest:.2g}"
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphs.files import onnx_refusals
 from graphs.sessions import session
-from graphs.tidy import exported, is_output, producer, reduces_last_axis, values
+from graphs.tidy import exported, is_output, probed_batches, producer, reduces_last_axis, shape_at, values
 from utils import first_line
 
 # Of a block whose MLP is one kernel, SwinMlp. It keeps the sums of whole rows, C of them in FP32 for each token, in the
@@ -378,7 +378,10 @@ def results(graph: gs.Graph, order: dict[int, int], tensor: gs.Tensor) -> Iterat
 
 
 def nodes_between(starts: list[gs.Tensor], ends: list[gs.Tensor]) -> list[gs.Node]:
-    """The nodes that compute `ends` from `starts` and constants.
+    """The nodes that compute `ends` from `starts`, constants and shapes.
+
+    A Shape of what is not made of `starts`, such as that of the image, of which an exporter takes the batch, is none of
+    them: it stands for numbers that are known.
 
     Raises:
         Unmatched: something else is needed.
@@ -392,9 +395,45 @@ def nodes_between(starts: list[gs.Tensor], ends: list[gs.Tensor]) -> list[gs.Nod
         node = producer(tensor)
         if node is None:
             raise Unmatched(f"it depends on {tensor.name}")
+        if node.op == "Shape" and not _is_made_of(starts, node.inputs[0]):
+            continue
         if id(node) not in found:
             found[id(node)] = node
             waiting.extend(node.inputs)
+    return list(found.values())
+
+
+def _is_made_of(starts: list[gs.Tensor], tensor: gs.Tensor) -> bool:
+    seen: set[int] = set()
+    waiting = [tensor]
+    while waiting:
+        tensor = waiting.pop()
+        if any(tensor is start for start in starts):
+            return True
+        node = producer(tensor)
+        if node is not None and id(node) not in seen:
+            seen.add(id(node))
+            waiting.extend(node.inputs)
+    return False
+
+
+def _known_shapes(graph: gs.Graph, nodes: list[gs.Node]) -> list[TensorProto]:
+    """What the Shape operators that `nodes_between` left out give at the batch that parts of a graph are run at.
+
+    Raises:
+        Unmatched: the shape is not known.
+    """
+    inside, found = {id(node) for node in nodes}, {}
+    batch = probed_batches(graph.inputs[0].shape)[0]
+    for tensor in (tensor for node in nodes for tensor in node.inputs):
+        maker = producer(tensor)
+        if maker is None or id(maker) in inside or maker.op != "Shape":
+            continue
+        x = maker.inputs[0]
+        if x.shape is None or None in x.shape:
+            raise Unmatched(f"it depends on the shape of {x.name}")
+        shape = np.array(shape_at(x, batch)[maker.attrs.get("start", 0):maker.attrs.get("end")], np.int64)
+        found[tensor.name] = numpy_helper.from_array(shape, tensor.name)
     return list(found.values())
 
 
@@ -410,6 +449,7 @@ def run_between(graph: gs.Graph, start: gs.Tensor, numbers: np.ndarray, *ends: g
     nodes = [node for node in graph.nodes if id(node) in inside]  # in the graph's order
     part = exported(gs.Graph(nodes, [start], list(ends), opset=graph.opset, import_domains=graph.import_domains,
                              ir_version=graph.ir_version))
+    part.graph.initializer.extend(_known_shapes(graph, nodes))
     if numbers.dtype == np.int64:
         _with_whole_constants(part)
     # Its own types: a stretch that only moves elements is run on integers. The recorded ones do not hold then.

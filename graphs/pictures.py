@@ -7,6 +7,7 @@ given with --input-range. Calibration and every check feed a graph through here.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # what runs beside TensorRT imports this module where there i
 
 LAYOUTS = ("NCHW", "NHWC")
 TYPES = ("FLOAT", "FLOAT16", "UINT8")
+LARGE_IMAGE = 3 * 2**20  # numbers: a tensor of 2560 x 1920 pixels takes hundreds of MiB, and every batch counts
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PIL's convert("L")
 
 
@@ -98,6 +100,11 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", choices=LAYOUTS, help="order of its axes (default: as the graph's shape says)")
     parser.add_argument("--size", type=image_size, metavar="S or HxW",
                         help="height and width in pixels, for a graph that leaves them open")
+
+
+def is_large_image(dims: Sequence[int | str | None]) -> bool:
+    """Whether an image input of this shape, the batch first, takes so much memory that fewer images are run at once."""
+    return int(np.prod([dim for dim in dims[1:] if isinstance(dim, int)])) >= LARGE_IMAGE
 
 
 def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

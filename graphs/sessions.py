@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from graphs.files import has_plugins, is_large, load_onnx, onnx_refusals
+from graphs.pictures import inputs_of, is_large_image
 from graphs.reference import expand
 from utils import UserError, first_line, shown
 
@@ -43,6 +44,10 @@ def session_of(source: onnx.ModelProto | str | Path, providers: Sequence[str | t
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     for name, size in (fixed or {}).items():
         options.add_free_dimension_override_by_name(name, size)
+    if isinstance(source, onnx.ModelProto) and any(
+            is_large_image([dim.dim_value for dim in value.type.tensor_type.shape.dim]) for value in inputs_of(source)):
+        # Its arena grows by powers of two and keeps what it has: three times what the tensors take.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     if isinstance(source, onnx.ModelProto) and is_large(source):
         with tempfile.TemporaryDirectory() as folder:
             copy, path = onnx.ModelProto(), str(Path(folder) / "model.onnx")

@@ -20,17 +20,15 @@ from graphs.facts import carried_over, precision_of
 from graphs.files import PLUGIN_DOMAIN, is_large, load_onnx, onnx_target, save_onnx
 from graphs.outputs import Figures, Runner, classifiers, compared, refuse_unsound
 from graphs.patterns import attention_softmaxes
-from graphs.pictures import Picture, add_input_arguments, picture, sized
+from graphs.pictures import Picture, add_input_arguments, is_large_image, picture, sized
 from graphs.tidy import (
     LAST_OPSET_OF_TENSORRT_8,
-    PROBED_BATCHES,
     drop_idle,
     exported,
     images_of_tokens,
     imported,
     leave_sizes_open,
     opset_of,
-    probed_batches,
     tidy,
 )
 from utils import ROOT, UserError, about, shown
@@ -180,8 +178,8 @@ def checked_batches(wanted: Picture) -> tuple[int, ...]:
     """The batches that graphs are compared at."""
     if wanted.batch is not None:
         return (wanted.batch,)
-    dims = [None, wanted.channels, wanted.height, wanted.width]
-    return CHECKED_BATCHES if probed_batches(dims) == PROBED_BATCHES else CHECKED_BATCHES_OF_LARGE_IMAGES
+    large = is_large_image([None, wanted.channels, wanted.height, wanted.width])
+    return CHECKED_BATCHES_OF_LARGE_IMAGES if large else CHECKED_BATCHES
 
 
 def _judged(figures: list[Figures], tolerance: float, batch: int, classifying: list[str]) -> list[str]:

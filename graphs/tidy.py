@@ -27,15 +27,14 @@ from onnx import TensorProto, helper, version_converter
 
 from graphs import reference
 from graphs.files import onnx_refusals
-from graphs.pictures import image_input, inputs_of
+from graphs.pictures import image_input, inputs_of, is_large_image
 from graphs.sessions import session
 from graphs.standard import standard
 from utils import UserError, first_line
 
 BATCH = "batch"
 PROBED_BATCHES = (2, 3)
-PROBED_BATCHES_OF_LARGE_IMAGES = (1, 2)  # for memory: at 2560 x 1920 one tensor of an image takes hundreds of MiB
-LARGE_IMAGE = 3 * 2**20  # numbers
+PROBED_BATCHES_OF_LARGE_IMAGES = (1, 2)
 OLDEST_OPSET, LAST_OPSET_OF_TENSORRT_8 = 12, 17
 FIRST_OPSET_OF_SPLIT_BY_INPUT = 13
 SHAPE_OPERATORS = ("Shape", "Size")  # what they give depends on the image's size, not on its pixels
@@ -113,8 +112,7 @@ def probed_batches(dims: Sequence[int | str | None]) -> tuple[int, int]:
     Args:
         dims: shape of the image input.
     """
-    numbers = np.prod([dim for dim in dims[1:] if isinstance(dim, int)])
-    return PROBED_BATCHES if numbers < LARGE_IMAGE else PROBED_BATCHES_OF_LARGE_IMAGES
+    return PROBED_BATCHES_OF_LARGE_IMAGES if is_large_image(dims) else PROBED_BATCHES
 
 
 def reshape_target(shape: list[int | str | None]) -> np.ndarray | None:

@@ -60,6 +60,7 @@ class Way:
     cosine: bool = False
     gelu: str = "none"
     mask_by_where: bool = False
+    mask_of_batch: bool = False  # expanded by the batch of the image, as dynamo exports Hugging Face's
     expected: dict = field(default_factory=dict)  # attributes of the second SwinAttention
 
 
@@ -116,7 +117,10 @@ class Attention(nn.Module):
                 scores = torch.where(apart[:, None], scores - 100, scores).view(-1, self.heads, area, area)
             else:
                 mask = torch.zeros(apart.shape).masked_fill(apart, -100.0)
-                scores = scores.view(-1, rows * cols, *scores.shape[1:]) + mask[:, None]
+                mask = mask[None, :, None]
+                if self.way.mask_of_batch:
+                    mask = mask.expand(self.batch, -1, -1, -1, -1)
+                scores = scores.view(-1, rows * cols, *scores.shape[1:]) + mask
                 scores = scores.view(-1, *scores.shape[2:])
         x = self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, window[0] * window[1], channels))
         x = x.view(-1, rows, cols, window[0], window[1], channels).transpose(2, 3).reshape(-1, *padded, channels)
@@ -178,6 +182,8 @@ class Swin(nn.Module):
         self.norm, self.head = nn.LayerNorm(2 * channels), nn.Linear(2 * channels, 7)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in (*self.blocks, self.last):
+            block.attn.batch = x.shape[0]
         if self.way.ceil:
             x = F.pad(x, (0, -x.shape[3] % self.way.patch[1], 0, -x.shape[2] % self.way.patch[0]))
         x = self.norm0(self.embed(x).permute(0, 2, 3, 1))
@@ -207,6 +213,7 @@ WAYS = {
     "rectangular patches": Way((16, 30), patch=(2, 3), ceil=True),
     "patches that leave a rest": Way((34, 35)),
     "tanh GELU": Way(gelu="tanh"),
+    "mask of the batch": Way((36, 52), mask_of_batch=True),
     "mask by Where": Way((36, 52), mask_by_where=True),
 }
 

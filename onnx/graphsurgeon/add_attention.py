@@ -257,9 +257,13 @@ def _proj_after(graph: gs.Graph, order: dict[int, int], weighted: gs.Node) -> gs
 def _refuse_other_readers(graph: gs.Graph, attention: Attention) -> None:
     """Raises Unmatched if a tensor that the replacement changes or removes is read from outside."""
     target, residual = attention.target, attention.proj.inputs[3:]  # a SwinLinear may have one
-    nodes = nodes_between([attention.source, *residual], [target])
-    inside = {id(node) for node in nodes}
-    for tensor in (tensor for node in nodes for tensor in node.outputs if tensor is not target):
+    inside = {id(node) for node in nodes_between([attention.source, *residual], [target])}
+    made = {id(attention.source), *map(id, residual)}  # what is only made of shapes stays for others
+    for node in graph.nodes:
+        if id(node) in inside and any(id(tensor) in made for tensor in node.inputs):
+            made.update(id(tensor) for tensor in node.outputs)
+    for tensor in (tensor for node in graph.nodes if id(node) in inside for tensor in node.outputs
+                   if tensor is not target and id(tensor) in made):
         if is_output(graph, tensor) or any(id(node) not in inside for node in tensor.outputs):
             raise Unmatched(f"{tensor.name}, inside it, is read elsewhere")
 

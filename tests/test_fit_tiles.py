@@ -89,7 +89,7 @@ def test_the_sources_hold_what_is_read_from_them():
     assert tables["gelu"][SMALL] == (1.516, 0.0, 0.166, 0.759, 0.106)
     assert tables["residual"][Tile("Tile<64, 96, 3>", 64, 96, 3)] == (0.0, 1.609, 0.251, 2.733, 0.239)
     assert [tile.name for tile in tables["fp16"]] == ["Small", "Medium", "Large", "Wide"]
-    assert fit_tiles.fp16_numbers(FP16_SOURCE) == {"64x64": 0.45, "medium": 1.05, "narrow": 1.06}
+    assert fit_tiles.fp16_numbers(FP16_SOURCE) == {"64x64": 0.45, "medium": 1.05, "narrow": 1.12}
 
 
 def test_other_sources_are_refused():

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-import race_sizes
 from graphs.sessions import session
 from Results.tables import append_rows, read_rows
+from TensorRT import race_sizes
 from utils import UserError
 
 CELLS = {cell.name: cell for cell in race_sizes.CELLS}

@@ -1,10 +1,10 @@
 """Other people's Swin Transformers at the sizes that they are used at: the engine with plugins beside torch.compile,
 eager, onnxruntime and TensorRT on the unpatched graph: time, error and device memory in one row, in FP16.
 
-    python race_sizes.py                            # all; goes on where it was stopped, with --run-id
-    python race_sizes.py --cell swin_t_800x1344_b1 --runner trt-plugins,trt-open,torch-compile
-    python race_sizes.py --list                     # cells and runners
-    python race_sizes.py --show                     # the table of speed-ups from what was measured
+    python TensorRT/race_sizes.py                            # all; goes on where it was stopped, with --run-id
+    python TensorRT/race_sizes.py --cell swin_t_800x1344_b1 --runner trt-plugins,trt-open,torch-compile
+    python TensorRT/race_sizes.py --list                     # cells and runners
+    python TensorRT/race_sizes.py --show                     # the table of speed-ups from what was measured
 
 Models have random weights, the same ones in every runner. Each step is a process of its own: what fails is told, leaves
 no row, and does not stop the others. Needs timm (requirements-test.txt) and, for engines, $TRT_PYTHON and the built
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from Results.tables import (
     LOCAL,
     append_rows,
@@ -218,7 +219,7 @@ def make(path: Path, command: list, timeout_s: float, log: Path) -> None:
 def prepare(files: Files, runner: str, args: argparse.Namespace) -> None:
     """Make what a runner reads, where it is not there yet: data, graph, plan."""
     log = files.folder / f"{files.cell.name}_{runner}.log"
-    here = [PYTHON, ROOT / "race_sizes.py", "--files", args.files]
+    here = [PYTHON, ROOT / "TensorRT" / "race_sizes.py", "--files", args.files]
     make(files.data, [*here, "--step", "data", files.cell.name], args.timeout, log)
     if runner.startswith("torch"):
         return
@@ -410,7 +411,7 @@ def measure(cell: Cell, runner: str, args: argparse.Namespace) -> str:
     log = files.folder / f"{cell.name}_{runner}.measured"
     log.unlink(missing_ok=True)
     python = PYTHON if runner.startswith(("torch", "ort")) else TRT_PYTHON
-    call([python, ROOT / "race_sizes.py", "--files", args.files, "--step", runner, cell.name, "--min-seconds",
+    call([python, ROOT / "TensorRT" / "race_sizes.py", "--files", args.files, "--step", runner, cell.name, "--min-seconds",
           args.min_seconds, "--min-runs", args.min_runs,
           *(["--warmup-seconds", args.warmup_seconds] if args.warmup_seconds is not None else [])], args.timeout, log)
     figures = json.loads(log.read_text().strip().splitlines()[-1])

@@ -26,7 +26,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -94,7 +94,7 @@ CELLS = [
 # --- models --------------------------------------------------------------------------------------------------
 
 
-def timm_maps(name: str, size: tuple[int, int], opened: bool, pads: bool = False, **settings: object) -> nn.Module:
+def timm_maps(name: str, size: tuple[int, int], opened: bool, pads: bool = False, **settings: Any) -> nn.Module:
     """timm's backbone, which gives its four feature maps [B, C, h, w]."""
     sys.path.insert(1, str(ROOT / "tests"))
     import zoo
@@ -102,7 +102,7 @@ def timm_maps(name: str, size: tuple[int, int], opened: bool, pads: bool = False
     zoo.make_torchvision_importable()
     import timm
 
-    model = timm.create_model(name, pretrained=False, img_size=size, num_classes=0, dynamic_img_size=opened, **settings)
+    model: Any = timm.create_model(name, pretrained=False, img_size=size, num_classes=0, dynamic_img_size=opened, **settings)
     model.patch_embed.dynamic_img_pad = pads  # timm's own way to take sides that patches do not divide
     return zoo.Outputs(model, zoo.feature_maps)
 
@@ -162,7 +162,7 @@ def images_of(cell: Cell) -> np.ndarray:
     return (squares[:, :, :height, :width] + 0.1 * rng.standard_normal((cell.batch, 3, *cell.size))).astype(np.float32)
 
 
-def outputs_of(found: object) -> list:
+def outputs_of(found: Any) -> list:
     """The tensors that a model gives."""
     return [found] if hasattr(found, "shape") else [tensor for part in found for tensor in outputs_of(part)]
 
@@ -322,7 +322,7 @@ def by_torch(cell: Cell, runner: str, data: dict[str, np.ndarray], timing: dict)
     torch.zeros(1, device=device)
     before = torch.cuda.mem_get_info()[0]
     with torch.inference_mode():
-        model = model_of(cell).half().to(device)
+        model: Any = model_of(cell).half().to(device)
         x = torch.from_numpy(data["input"]).to(device, torch.float16)
         if runner in MODES:
             model = torch.compile(model, mode=MODES[runner], dynamic=False)
@@ -411,8 +411,8 @@ def measure(cell: Cell, runner: str, args: argparse.Namespace) -> str:
     log = files.folder / f"{cell.name}_{runner}.measured"
     log.unlink(missing_ok=True)
     python = PYTHON if runner.startswith(("torch", "ort")) else TRT_PYTHON
-    call([python, ROOT / "TensorRT" / "race_sizes.py", "--files", args.files, "--step", runner, cell.name, "--min-seconds",
-          args.min_seconds, "--min-runs", args.min_runs,
+    call([python, ROOT / "TensorRT" / "race_sizes.py", "--files", args.files, "--step", runner, cell.name,
+          "--min-seconds", args.min_seconds, "--min-runs", args.min_runs,
           *(["--warmup-seconds", args.warmup_seconds] if args.warmup_seconds is not None else [])], args.timeout, log)
     figures = json.loads(log.read_text().strip().splitlines()[-1])
     row = {**dict.fromkeys(COLUMNS, ""), "run_id": args.run_id, "commit": git_commit(), "gpu": gpu_name(),

@@ -102,7 +102,8 @@ def timm_maps(name: str, size: tuple[int, int], opened: bool, pads: bool = False
     zoo.make_torchvision_importable()
     import timm
 
-    model: Any = timm.create_model(name, pretrained=False, img_size=size, num_classes=0, dynamic_img_size=opened, **settings)
+    model: Any = timm.create_model(name, pretrained=False, img_size=size, num_classes=0, dynamic_img_size=opened,
+                                   **settings)
     model.patch_embed.dynamic_img_pad = pads  # timm's own way to take sides that patches do not divide
     return zoo.Outputs(model, zoo.feature_maps)
 

@@ -205,6 +205,7 @@ WAYS = {
     "V2 padded first": Way((36, 52), (3, 5), (1, 2), cosine=True),
     "rectangular windows": Way((32, 64), (2, 8), (1, 4), expected={"window_height": 2, "window_width": 8}),
     "heads of 10": Way((36, 32), heads=2, head_dim=10, roll_first=True),
+    "heads of 12": Way((36, 32), heads=2, head_dim=12),
     "heads of 30, V2": Way((32, 36), heads=1, head_dim=30, cosine=True),
     "heads of 64": Way(heads=1, head_dim=64),
     "unfold": Way((36, 36), merging="unfold"),
@@ -294,15 +295,15 @@ def test_nothing_but_shapes_says_the_size_of_the_image(made):
     assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["heads of 10", "timm, V2", "torchvision"])
+@pytest.mark.parametrize("name", ["heads of 12", "timm, V2", "torchvision"])
 def test_fp16_and_int8(name, made, tmp_path, monkeypatch):
-    """By the checks of the scripts, whose limits stand there; INT8 products take multiples of 16 channels."""
+    """By the checks of the scripts, whose limits stand there. INT8 takes multiples of 16 channels: of heads of 12 the
+    first stage has 24, and the second one 48."""
     fixed = 2 if name == "torchvision" else None
+    attentions = 1 if name == "heads of 12" else 3
     _, graph = made(name, fixed)
     patched, _ = patch(graph, add_all.STEPS)
     check(patched, to_fp16(patched, ["head"]), tolerance=FP16_TOLERANCE)
-    if name == "heads of 10":
-        return  # 20 channels
     path, int8, output = (tmp_path / file for file in ("m.onnx", "m_int8.onnx", "m_attention_int8.onnx"))
     onnx.save(graph, path)
     keep = ["--keep", "*.fc2"] if name == "timm, V2" else []
@@ -310,7 +311,13 @@ def test_fp16_and_int8(name, made, tmp_path, monkeypatch):
                 "--batches", "2", *([] if fixed else ["--batch-size", "8"]), *keep])
     monkeypatch.setattr(sys, "argv", ["add_int8.py", "--onnx", str(int8), "--output", str(output)])
     add_int8.main()
-    assert plugin_counts(onnx.load(output))["SwinAttentionInt8"] == 3
+    assert plugin_counts(onnx.load(output))["SwinAttentionInt8"] == attentions
+
+
+def test_channels_that_int8_does_not_take_are_an_error_where_there_are_no_others(made, tmp_path):
+    onnx.save(made("heads of 10")[1], tmp_path / "m.onnx")
+    with pytest.raises(UserError, match="none of its linear layers has channels that are multiples of 16"):
+        quant.main(["--onnx", str(tmp_path / "m.onnx"), "--narrow", "--cache", str(tmp_path / "m.cache")])
 
 
 # --- what is refused -----------------------------------------------------------------------------------------

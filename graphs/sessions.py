@@ -48,6 +48,8 @@ def session_of(source: onnx.ModelProto | str | Path, providers: Sequence[str | t
             is_large_image([dim.dim_value for dim in value.type.tensor_type.shape.dim]) for value in inputs_of(source)):
         # Its arena grows by powers of two and keeps what it has: three times what the tensors take.
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        # Shape operators run as soon as they can, so that tensors of which only that is asked for are freed.
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if isinstance(source, onnx.ModelProto) and is_large(source):
         with tempfile.TemporaryDirectory() as folder:
             copy, path = onnx.ModelProto(), str(Path(folder) / "model.onnx")

@@ -57,6 +57,7 @@ class Way:
     patch: tuple[int, int] = (4, 4)
     ceil: bool = False
     merging: str = "official"
+    flat: bool = False  # the merged tokens are [B, L, 4C] for the norm and the linear layer (official, Hugging Face)
     cosine: bool = False
     gelu: str = "none"
     mask_by_where: bool = False
@@ -152,7 +153,7 @@ class Block(nn.Module):
 class Merging(nn.Module):
     def __init__(self, way: Way, channels: int) -> None:
         super().__init__()
-        self.order, self.cosine = way.merging, way.cosine
+        self.order, self.cosine, self.flat = way.merging, way.cosine, way.flat
         self.norm = nn.LayerNorm(2 * channels if way.cosine else 4 * channels)
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
@@ -166,7 +167,9 @@ class Merging(nn.Module):
         else:
             places = ((0, 0), (1, 0), (0, 1), (1, 1)) if self.order == "official" else ((0, 0), (0, 1), (1, 0), (1, 1))
             x = torch.cat([x[:, row::2, col::2] for row, col in places], -1)
-        return self.norm(self.reduction(x)) if self.cosine else self.reduction(self.norm(x))
+        x = x.reshape(-1, rows * cols, 4 * channels) if self.flat else x
+        x = self.norm(self.reduction(x)) if self.cosine else self.reduction(self.norm(x))
+        return x.reshape(-1, rows, cols, 2 * channels)
 
 
 class Swin(nn.Module):
@@ -205,12 +208,14 @@ WAYS = {
     "V2 padded first": Way((36, 52), (3, 5), (1, 2), cosine=True),
     "rectangular windows": Way((32, 64), (2, 8), (1, 4), expected={"window_height": 2, "window_width": 8}),
     "heads of 10": Way((36, 32), heads=2, head_dim=10, roll_first=True),
+    "heads of 12": Way((36, 32), heads=2, head_dim=12),
     "heads of 30, V2": Way((32, 36), heads=1, head_dim=30, cosine=True),
     "heads of 64": Way(heads=1, head_dim=64),
+    "flat tokens": Way((36, 52), flat=True),
     "unfold": Way((36, 36), merging="unfold"),
     "unfold, V2": Way((36, 36), merging="unfold", cosine=True),
     "merging row by row": Way(merging="rows"),
-    "rectangular patches": Way((16, 30), patch=(2, 3), ceil=True),
+    "rectangular patches": Way((15, 31), patch=(2, 3), ceil=True),
     "patches that leave a rest": Way((34, 35)),
     "tanh GELU": Way(gelu="tanh"),
     "mask of the batch": Way((36, 52), mask_of_batch=True),
@@ -294,15 +299,15 @@ def test_nothing_but_shapes_says_the_size_of_the_image(made):
     assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["heads of 10", "timm, V2", "torchvision"])
+@pytest.mark.parametrize("name", ["heads of 12", "timm, V2", "torchvision"])
 def test_fp16_and_int8(name, made, tmp_path, monkeypatch):
-    """By the checks of the scripts, whose limits stand there; INT8 products take multiples of 16 channels."""
+    """By the checks of the scripts, whose limits stand there. INT8 takes multiples of 16 channels: of heads of 12 the
+    first stage has 24, and the second one 48."""
     fixed = 2 if name == "torchvision" else None
+    attentions = 1 if name == "heads of 12" else 3
     _, graph = made(name, fixed)
     patched, _ = patch(graph, add_all.STEPS)
     check(patched, to_fp16(patched, ["head"]), tolerance=FP16_TOLERANCE)
-    if name == "heads of 10":
-        return  # 20 channels
     path, int8, output = (tmp_path / file for file in ("m.onnx", "m_int8.onnx", "m_attention_int8.onnx"))
     onnx.save(graph, path)
     keep = ["--keep", "*.fc2"] if name == "timm, V2" else []
@@ -310,7 +315,26 @@ def test_fp16_and_int8(name, made, tmp_path, monkeypatch):
                 "--batches", "2", *([] if fixed else ["--batch-size", "8"]), *keep])
     monkeypatch.setattr(sys, "argv", ["add_int8.py", "--onnx", str(int8), "--output", str(output)])
     add_int8.main()
-    assert plugin_counts(onnx.load(output))["SwinAttentionInt8"] == 3
+    assert plugin_counts(onnx.load(output))["SwinAttentionInt8"] == attentions
+
+
+def test_channels_that_int8_does_not_take_are_an_error_where_there_are_no_others(made, tmp_path):
+    onnx.save(made("heads of 10")[1], tmp_path / "m.onnx")
+    with pytest.raises(UserError, match="none of its linear layers has channels that are multiples of 16"):
+        quant.main(["--onnx", str(tmp_path / "m.onnx"), "--narrow", "--cache", str(tmp_path / "m.cache")])
+
+
+def test_tokens_that_become_an_image_are_compared_as_they_were(made):
+    """The check looks at the last linear layers before the outputs too, which are inside the graph here."""
+    _, graph = made("flat tokens")
+    tokens = onnx.ModelProto()
+    tokens.CopyFrom(graph)
+    merged = next(node for node in graph.graph.node if "merging/reduction" in node.name and node.op_type == "MatMul")
+    tokens.graph.node.append(helper.make_node("Sigmoid", [merged.output[0]], ["squashed"]))
+    tokens.graph.output.append(helper.make_tensor_value_info("squashed", TensorProto.FLOAT, None))
+    patched, _ = patch(tokens, add_all.STEPS)
+    assert any(merged.output[0] in node.output for node in patched.graph.node)
+    assert any("squashed" in line for line in check(tokens, patched))
 
 
 # --- what is refused -----------------------------------------------------------------------------------------

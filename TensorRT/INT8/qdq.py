@@ -32,6 +32,7 @@ from graphs.tidy import add_node, drop_idle, exported
 from utils import UserError
 
 PARTS = ("qkv", "attention", "proj", "fc1", "fc2")
+FEATURES_MULTIPLE = 16  # of K and N of SwinLinearInt8, whose rows are read and written 16 bytes at a time
 OLDEST_OPSET = 13  # of DequantizeLinear with a scale for each channel
 
 
@@ -96,6 +97,14 @@ def faster_in_fp16(blocks: list[Block]) -> set[str]:
     """
     return {f"block{i}.{part}" for i, block in enumerate(blocks) if block.channels <= MOST_CHANNELS
             for part in (("proj", "fc1", "fc2") if block.norm_first else PARTS)}
+
+
+def not_multiples(blocks: list[Block]) -> set[str]:
+    """The parts whose product INT8 plugin nodes do not take: input or output channels are no multiple of
+    FEATURES_MULTIPLE. SwinIR's 180 channels are such."""
+    return with_attention({f"block{i}.{part}" for i, block in enumerate(blocks) for part in PARTS
+                           if part != "attention" and any(
+                               size % FEATURES_MULTIPLE for size in getattr(block, part).inputs[1].shape)})
 
 
 def with_attention(kept: set[str]) -> set[str]:

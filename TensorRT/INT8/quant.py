@@ -41,7 +41,16 @@ from TensorRT.INT8.calibration import (
     scale_of,
 )
 from TensorRT.INT8.calibration_cache import Cache, fingerprint, read_cache, write_cache
-from TensorRT.INT8.qdq import all_parts, blocks_of, faster_in_fp16, quantised, quantised_tensors, with_attention
+from TensorRT.INT8.qdq import (
+    FEATURES_MULTIPLE,
+    all_parts,
+    blocks_of,
+    faster_in_fp16,
+    not_multiples,
+    quantised,
+    quantised_tensors,
+    with_attention,
+)
 from utils import ROOT, UserError, file_to_write, from_one, from_zero, run_script, shown
 
 # Edit here, or give the flag of the same name.
@@ -226,9 +235,13 @@ def main(arguments: list[str] | None = None) -> None:
         graph = tidy(model)
         blocks = blocks_of(graph)
         parts = all_parts(blocks)
-        narrow = set() if args.narrow else faster_in_fp16(blocks)
-        asked = kept_parts(args.keep, parts) - narrow
-        kept = narrow | asked
+        unfit = not_multiples(blocks)
+        narrow = (set() if args.narrow else faster_in_fp16(blocks)) - unfit
+        asked = kept_parts(args.keep, parts) - narrow - unfit
+        kept = narrow | asked | unfit
+        if len(unfit) == len(parts):
+            raise UserError(f"none of its linear layers has channels that are multiples of {FEATURES_MULTIPLE}, which "
+                            "INT8 takes; convert it to FP16")
         if len(kept) == len(parts):
             raise UserError(f"nothing is left to quantise; --narrow quantises {counted(narrow)} of blocks of at most "
                             f"{MOST_CHANNELS} channels, and a shorter --keep the rest")
@@ -236,6 +249,8 @@ def main(arguments: list[str] | None = None) -> None:
         cache, calibrated = scales_for(args, model, exported(graph), quantised_tensors(blocks), wanted)
         result = quantised(graph, cache.scales, kept)
         print(f"INT8: {counted(set(parts) - kept)}, of {counted(set(parts))} of the blocks")
+        if unfit:
+            print(f"kept: {counted(unfit)}, whose channels are no multiples of {FEATURES_MULTIPLE}")
         if narrow:
             print(f"kept: {counted(narrow)}, faster in FP16: proj and the MLP of up to {MOST_CHANNELS} channels are "
                   "one kernel there (--narrow quantises them)")

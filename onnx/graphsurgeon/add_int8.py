@@ -35,6 +35,7 @@ from graphs.reference_int8 import packed
 from graphs.surgeon import Report, Step, add_file_arguments, held_out, patch, read, save, target_of
 from graphs.swin_attention import wider_heads
 from graphs.tidy import drop_idle, exported, imported, producer, replace_uses, values
+from TensorRT.INT8.qdq import FEATURES_MULTIPLE
 from utils import UserError, about, run_script
 
 # Edit here, or give --onnx and --output.
@@ -50,7 +51,6 @@ TOLERANCE = 1.5
 # An output that little or nothing INT8 leads to, such as the first stage's features, differs by how it is computed.
 FLOOR = {"in FP32": 1e-5, "in FP16": 3e-3}
 NOT_QUANTISED = 0.0  # x_scale or y_scale of an FP16 tensor; all outputs are that until _fuse finds their quantisation
-FEATURES_MULTIPLE = 16  # of K and N of SwinLinearInt8, whose rows are read and written 16 bytes at a time
 
 
 @dataclass

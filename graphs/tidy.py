@@ -41,8 +41,6 @@ SHAPE_OPERATORS = ("Shape", "Size")  # what they give depends on the image's siz
 INTEGER_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
 
-MADE = itertools.count()  # constants, which are told apart by it: a tensor may be made anew while the old one is there
-
 # --- small things that every surgery script needs ------------------------------------------------------------
 
 
@@ -82,8 +80,10 @@ def add_node(graph: gs.Graph, op: str, inputs: list, output: gs.Variable | str, 
     `output` is the tensor to produce, or the name of a new float32 one of the given shape.
     """
     name = output if isinstance(output, str) else f"{output.name}/{op}"
+    # A tensor may be made anew while what made it before is there.
+    taken = {tensor.name for node in graph.nodes for tensor in node.inputs if tensor.name.startswith(name)}
     tensors = [value if isinstance(value, gs.Tensor)
-               else gs.Constant(f"{name}/input_{i}_{next(MADE)}", np.asarray(value))
+               else gs.Constant(_fresh(f"{name}/input_{i}", taken), np.asarray(value))
                for i, value in enumerate(inputs)]
     if isinstance(output, str):
         output = gs.Variable(output, dtype=np.float32, shape=shape)

@@ -13,7 +13,7 @@ use_packages() {
         return
     fi
     export PATH="$PWD/.venv/bin:$PATH"
-    wanted=$(cat requirements.txt requirements-ray.txt "$requirements" | sha256sum)
+    wanted=$(cat requirements*.txt | sha256sum)  # one may name another
     if [[ -x .venv/bin/python3 && -f $stamp && $(< "$stamp") == "$wanted" ]]; then
         echo "set-up: .venv has the packages of $requirements"
         return

@@ -262,11 +262,12 @@ def test_no_gpu_leaves_a_cpu_subset_and_says_why():
 def test_trt_test_takes_some_of_the_batches(monkeypatch):
     batches = [SimpleNamespace(input=[0] * count) for count in (1, 8, 32)]
     monkeypatch.setattr(TRT_test, "find_batches", lambda plan, facts, pattern: batches)
-    chosen = TRT_test.chosen_batches(Path("m.plan"), Facts(), SimpleNamespace(data=None, batch=[32, 1]))
+    chosen = TRT_test.chosen_batches(Path("m.plan"), Facts(), SimpleNamespace(data=None, batch=[32, 1], sizes=None))
     assert [len(batch.input) for batch in chosen] == [1, 32]
-    assert TRT_test.chosen_batches(Path("m.plan"), Facts(), SimpleNamespace(data=None, batch=None)) == batches
+    everything = SimpleNamespace(data=None, batch=None, sizes=None)
+    assert TRT_test.chosen_batches(Path("m.plan"), Facts(), everything) == batches
     with pytest.raises(UserError, match="no data of batch 4"):
-        TRT_test.chosen_batches(Path("m.plan"), Facts(), SimpleNamespace(data=None, batch=[1, 4]))
+        TRT_test.chosen_batches(Path("m.plan"), Facts(), SimpleNamespace(data=None, batch=[1, 4], sizes=None))
 
 
 # --- failures ------------------------------------------------------------------------------------------------

@@ -596,8 +596,8 @@ def test_table_and_csv_rows():
         "trt", "fp16", "no", "timm", "fixed"]
 
 
-def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
-    """What stops at a batch leaves the rows of those before it."""
+def engine_of(made: Facts) -> type:
+    """A class in the place of Engine, whose engines were made from this."""
     class FakeEngine:
         batches, open_sizes = (1, 8), False
 
@@ -614,14 +614,19 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
             return self
 
         def facts(self):
-            return MADE
+            return made
 
+    return FakeEngine
+
+
+def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
+    """What stops at a batch leaves the rows of those before it."""
     def measure(context, batch, allowed, graph, **timing):
         if len(batch.input) == 8 and graph:
             raise UserError("out of memory")
         return TRT_test.Row(len(batch.input), graph, np.ones(3), batch.logits, batch.logits, "good")
 
-    monkeypatch.setitem(sys.modules, "TensorRT.engine", SimpleNamespace(Engine=FakeEngine))
+    monkeypatch.setitem(sys.modules, "TensorRT.engine", SimpleNamespace(Engine=engine_of(MADE)))
     monkeypatch.setattr(TRT_test, "find_batches", lambda plan, facts, pattern: [batch_of(1), batch_of(8)])
     monkeypatch.setattr(TRT_test, "measure", measure)
     given = SimpleNamespace(data=None, batch=None, sizes=[], tolerance=None, plugins=None, min_seconds=0, min_runs=1,
@@ -639,30 +644,12 @@ def test_rows_are_kept_one_by_one(tmp_path, monkeypatch):
     ("tensorrt-rtx", MADE, True), ("tensorrt-rtx", HALF, False), ("tensorrt", MADE, False)])
 def test_fp32_with_tensorrt_rtx_is_judged_with_a_word_on_tf32(tmp_path, monkeypatch, capsys, tool, facts, noted):
     """The limit stays the project's; the line says what TF32 may do to logits of at most 9: 1 % of that."""
-    class FakeEngine:
-        batches, open_sizes = (1, 8), False
-
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def context(self):
-            return self
-
-        def facts(self):
-            return facts
-
     def measure(context, batch, allowed, graph, **timing):
         return TRT_test.Row(len(batch.input), graph, np.ones(3), batch.logits, batch.logits, "good")
 
     batch = batch_of(1)
     batch = batch._replace(logits=batch.logits * (9 / np.abs(batch.logits).max()))
-    monkeypatch.setitem(sys.modules, "TensorRT.engine", SimpleNamespace(Engine=FakeEngine))
+    monkeypatch.setitem(sys.modules, "TensorRT.engine", SimpleNamespace(Engine=engine_of(facts)))
     monkeypatch.setattr(TRT_test, "find_batches", lambda plan, facts, pattern: [batch])
     monkeypatch.setattr(TRT_test, "measure", measure)
     given = SimpleNamespace(data=None, batch=None, sizes=[], tolerance=None, plugins=None, min_seconds=0, min_runs=1,

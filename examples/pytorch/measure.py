@@ -30,6 +30,7 @@ from models.build import load_model
 from Results.tables import LOCAL, append_rows, error_figures, git_commit, new_run_id, read_rows, write_environment
 from Results.timing import add_timing_arguments, latency_figures, timed_runs, timing_of
 from TensorRT.Plugins import swin_kernels
+from Torch_Latency import timer
 from utils import Progress, UserError, batch_sizes, choices, first_line, folder_to_write, from_zero, run_script
 
 COLUMNS = ("run_id", "commit", "gpu", "torch", "model", "precision", "runner", "batch", "latency_ms_median",
@@ -121,15 +122,6 @@ def prepare(runner: str, model: nn.Module, images: Tensor, dtype: torch.dtype) -
     return lambda: model(x)
 
 
-def once_ms(run: Callable[[], Tensor]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
 def expected_of(model: nn.Module, images: Tensor) -> np.ndarray:
     """The logits in FP32, a few images at a time."""
     model = copy.deepcopy(model).to(images.device)
@@ -183,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
                 expected = expected_of(model, images)
                 run = prepare(runner, model, images, dtype)
                 logits = run().float().cpu().numpy()
-                times = timed_runs(lambda: once_ms(run), **timing_of(args))  # noqa: B023, called at once
+                times = timed_runs(timer(run, torch.device("cuda")), **timing_of(args))
         except (RuntimeError, MemoryError, ValueError) as problem:
             failed.append(f"{name} {runner} b{batch}")
             print(f"{failed[-1]} failed: {first_line(problem)}", file=sys.stderr, flush=True)

@@ -407,14 +407,20 @@ def measure(cell: Cell, runner: str, args: argparse.Namespace) -> str:
     """Prepare and measure in a process of its own; adds the row, and gives back a line for people."""
     files = Files(args.files, cell)
     prepare(files, runner, args)
-    if args.prepare:
+    if args.prepare and runner not in MODES:
         return "files are there"
     log = files.folder / f"{cell.name}_{runner}.measured"
     log.unlink(missing_ok=True)
     python = PYTHON if runner.startswith(("torch", "ort")) else TRT_PYTHON
-    call([python, ROOT / "TensorRT" / "race_sizes.py", "--files", args.files, "--step", runner, cell.name,
-          "--min-seconds", args.min_seconds, "--min-runs", args.min_runs,
-          *(["--warmup-seconds", args.warmup_seconds] if args.warmup_seconds is not None else [])], args.timeout, log)
+    timing = ["--min-seconds", args.min_seconds, "--min-runs", args.min_runs]
+    if args.warmup_seconds is not None:
+        timing += ["--warmup-seconds", args.warmup_seconds]
+    if args.prepare:
+        timing = ["--min-seconds", 0, "--min-runs", 1]
+    call([python, ROOT / "TensorRT" / "race_sizes.py", "--files", args.files, "--step", runner, cell.name, *timing],
+         args.timeout, log)
+    if args.prepare:
+        return "is in PyTorch's cache"
     figures = json.loads(log.read_text().strip().splitlines()[-1])
     row = {**dict.fromkeys(COLUMNS, ""), "run_id": args.run_id, "commit": git_commit(), "gpu": gpu_name(),
            "runner": runner, "cell": cell.name, "model": cell.model, "image": cell.image, "batch": str(cell.batch),
@@ -473,7 +479,8 @@ def main() -> None:
                         help="begin nothing new after this time")
     parser.add_argument("--check", action="store_true",
                         help="also compare patched and unpatched graphs on a CPU, at other sizes, which takes minutes")
-    parser.add_argument("--prepare", action="store_true", help="make files and measure nothing")
+    parser.add_argument("--prepare", action="store_true",
+                        help="measure nothing: make files, and compile for torch.compile, as several processes can")
     parser.add_argument("--list", action="store_true", help="name cells and runners")
     parser.add_argument("--show", action="store_true", help="print the table from what was measured, and do nothing")
     parser.add_argument("--step", nargs=2, metavar=("WHAT", "CELL"), help=argparse.SUPPRESS)

@@ -24,6 +24,19 @@ def test_a_fused_model_is_measured_on_what_it_is_compared_with(monkeypatch):
     assert 0 < abs(eager - expected).max() <= 5e-2 * abs(expected).max()
 
 
+def test_compiling_ahead_and_engines_choose_their_runners(capsys):
+    assert measure.parse([]).runner == [name for name in measure.RUNNERS if name != "engine"]
+    assert measure.parse(["--model", "own:a.yaml", "--plan", "a.plan"]).runner == list(measure.RUNNERS)
+    compiling = measure.parse(["--compile-only", "--runner", "fused,compile-max-autotune"])
+    assert compiling.runner == ["compile-max-autotune"]
+    for flags, message in ((["--plan", "a.plan"], "--plan is an engine of one --model"),
+                           (["--runner", "engine"], "--runner: none is left"),
+                           (["--compile-only", "--runner", "eager"], "--runner: none is left")):
+        with pytest.raises(SystemExit):
+            measure.parse(flags)
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["timm:no_such_swin", "transformers:vit", "swin"])
 def test_an_unknown_model_is_one_line(name):
     with pytest.raises(UserError, match=f"^{name}: "):

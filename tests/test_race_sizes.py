@@ -74,6 +74,14 @@ def test_what_was_measured_is_not_measured_again(calls, tmp_path, monkeypatch, c
     assert len(read_rows(tmp_path / race_sizes.TABLE)) == 2
 
 
+def test_what_is_compiled_ahead_leaves_no_row(calls, tmp_path, monkeypatch):
+    run(monkeypatch, tmp_path, "--cell", "swinir_256x256_b1", "--runner", "torch-compile,torch-eager", "--prepare")
+    (step,) = [call for call in calls if call[-1] != "swinir_256x256_b1"]  # PyTorch as it is has nothing to compile
+    assert step[step.index("--step") + 1:] == ["torch-compile", "swinir_256x256_b1", "--min-seconds", "0",
+                                               "--min-runs", "1"]
+    assert not (tmp_path / race_sizes.TABLE).exists()
+
+
 def test_engines_are_built_for_one_size_and_for_several(calls, tmp_path, monkeypatch):
     run(monkeypatch, tmp_path, "--cell", "swin_t_800x1344_b1,swin_t_800x1344_b8", "--runner",
         "trt,trt-plugins,trt-open", "--run-id", "1")

@@ -1,14 +1,16 @@
 """Latency of Swin models in PyTorch: as they are, by torch.compile, and fused (fuse()), with the error in the same row.
 
     RUN_ID=fused-1 python examples/pytorch/measure.py                       # Small V1 and V2 of timm and Hugging Face
-    RUN_ID=fused-1 python examples/pytorch/measure.py --model own:models/swin.yaml --resume small_v1.pth
+    RUN_ID=fused-1 python examples/pytorch/measure.py --model own:models/swin.yaml --resume small_v1.pth \
+        --plan TensorRT/TRT_Engine/swinv1_attention_fp16.plan
 
 Needs an NVIDIA GPU and nvcc (or SWIN_KERNELS, the path of libswin_kernels.so). One row per model, runner and batch
 goes to <results>/fused.csv; with the same RUN_ID rows that are there are not measured again, so that --minutes 9 does
-it in parts. Runners: eager, eager as one CUDA
-graph, torch.compile in its modes reduce-overhead and max-autotune (both make CUDA graphs), fused, fused as one CUDA
-graph. All have input and output on the GPU. Errors are against the same model and weights in FP32 without TF32; weights
-of timm and Hugging Face are drawn, since a V2 with fresh ones is the identity.
+it in parts. Runners: eager, eager as one CUDA graph, torch.compile in its modes reduce-overhead and max-autotune (both
+make CUDA graphs), fused, fused as one CUDA graph, and, with --plan, an engine of the same weights as one CUDA graph.
+All have input and output on the GPU. --compile-only fills PyTorch's cache, so that several processes can compile at
+once; what is measured afterwards finds it there. Errors are against the same model and weights in FP32 without TF32;
+weights of timm and Hugging Face are drawn, since a V2 with fresh ones is the identity.
 """
 from __future__ import annotations
 
@@ -38,12 +40,12 @@ COLUMNS = ("run_id", "commit", "gpu", "torch", "model", "precision", "runner", "
            "top1_agreement", "largest_logit")
 MODELS = ("timm:swin_small_patch4_window7_224", "timm:swinv2_small_window8_256", "transformers:swin",
           "transformers:swinv2")
-RUNNERS = ("eager", "eager-graph", "compile-reduce-overhead", "compile-max-autotune", "fused", "fused-graph")
+RUNNERS = ("engine", "eager", "eager-graph", "compile-reduce-overhead", "compile-max-autotune", "fused", "fused-graph")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SMALL = {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24]}
 # Seconds that a row takes besides measuring, of a model of Small's size: to say how long all of it takes.
-GUESSED_S = {"eager": 2, "eager-graph": 2, "compile-reduce-overhead": 60, "compile-max-autotune": 240, "fused": 3,
-             "fused-graph": 3}
+GUESSED_S = {"engine": 5, "eager": 2, "eager-graph": 2, "compile-reduce-overhead": 60, "compile-max-autotune": 240,
+             "fused": 3, "fused-graph": 3}
 
 
 class Logits(nn.Module):
@@ -122,6 +124,30 @@ def prepare(runner: str, model: nn.Module, images: Tensor, dtype: torch.dtype) -
     return lambda: model(x)
 
 
+def measure(runner: str, model: nn.Module, images: Tensor, dtype: torch.dtype,
+            **timing: float) -> tuple[np.ndarray, np.ndarray]:
+    """float32 logits of a runner, and its times in ms."""
+    run = prepare(runner, model, images, dtype)
+    logits = run().float().cpu().numpy()
+    return logits, timed_runs(timer(run, images.device), **timing)
+
+
+def measure_engine(plan: Path, images: Tensor, **timing: float) -> tuple[np.ndarray, np.ndarray]:
+    """The same of an engine.
+
+    Raises:
+        UserError: TensorRT refuses the plan or the images.
+    """
+    from TensorRT.engine import Engine
+
+    with Engine(plan) as engine, engine.context() as context:
+        context.infer(images.cpu().numpy())
+        context.capture()
+        context.run()
+        logits = context.download()[engine.outputs[0]].astype(np.float32)
+        return logits, timed_runs(context.timed_run_ms, **timing)
+
+
 def expected_of(model: nn.Module, images: Tensor) -> np.ndarray:
     """The logits in FP32, a few images at a time."""
     model = copy.deepcopy(model).to(images.device)
@@ -134,6 +160,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="own:YAML, timm:NAME, transformers:swin, transformers:swinv2 (default: "
                              f"{' '.join(MODELS)})")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="checkpoint of an own: model")
+    parser.add_argument("--plan", type=Path, metavar="PLAN",
+                        help="an engine of the one --model and its --resume: measured beside the others")
     parser.add_argument("--batch", type=batch_sizes, default="1,32,128", metavar="N,N", help="(default: 1,32,128)")
     parser.add_argument("--precision", choices=tuple(DTYPES), default="fp16", help="(default: fp16)")
     parser.add_argument("--runner", type=lambda text: choices(text, RUNNERS), default=",".join(RUNNERS), metavar="R,R",
@@ -142,8 +170,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="folder of fused.csv and environment/ (default: Results/local/)")
     parser.add_argument("--minutes", type=from_zero, default=math.inf, metavar="M",
                         help="begin nothing after so long; the run can go on later (default: no limit)")
+    parser.add_argument("--compile-only", action="store_true",
+                        help="compile for torch.compile's runners, and measure nothing")
     add_timing_arguments(parser)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.plan and len(args.model) != 1:
+        parser.error("--plan is an engine of one --model")
+    if not args.plan:
+        args.runner = [runner for runner in args.runner if runner != "engine"]
+    if args.compile_only:
+        args.runner = [runner for runner in args.runner if runner.startswith("compile-")]
+    if not args.runner:
+        parser.error("--runner: none is left; engine takes --plan, and --compile-only compiles compile-*")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -170,13 +209,18 @@ def main(arguments: list[str] | None = None) -> None:
         if name != model_name:
             (model, size), model_name = built(name, args.resume), name
         images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch)).cuda()
+        begun = time.perf_counter()
         try:
             with torch.inference_mode():
+                if args.compile_only:
+                    measure(runner, model, images, dtype, min_runs=1, min_s=0)
+                    print(f"{name} b{batch} {runner}: compiled in {time.perf_counter() - begun:.0f} s", flush=True)
+                    progress.done(GUESSED_S[runner] + args.min_seconds)
+                    continue
                 expected = expected_of(model, images)
-                run = prepare(runner, model, images, dtype)
-                logits = run().float().cpu().numpy()
-                times = timed_runs(timer(run, torch.device("cuda")), **timing_of(args))
-        except (RuntimeError, MemoryError, ValueError) as problem:
+                logits, times = (measure_engine(args.plan, images, **timing_of(args)) if runner == "engine" else
+                                 measure(runner, model, images, dtype, **timing_of(args)))
+        except (UserError, RuntimeError, MemoryError, ValueError) as problem:
             failed.append(f"{name} {runner} b{batch}")
             print(f"{failed[-1]} failed: {first_line(problem)}", file=sys.stderr, flush=True)
             continue
@@ -185,7 +229,6 @@ def main(arguments: list[str] | None = None) -> None:
         append_rows(table, COLUMNS, [{column: row[column] for column in COLUMNS}])
         print(f"{time.strftime('%H:%M:%S')} {name} b{batch} {runner:24} {row['latency_ms_median']:>9} ms, error "
               f"{row['max_abs_err']} of {row['largest_logit']}", flush=True)
-        run = None  # its memory
         torch.cuda.empty_cache()
         progress.done(GUESSED_S[runner] + args.min_seconds)
     if failed:

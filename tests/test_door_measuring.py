@@ -1,6 +1,8 @@
 """measure.py of examples/pytorch and of examples/onnxruntime without a GPU: what they build, and what they refuse."""
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -24,14 +26,31 @@ def test_a_fused_model_is_measured_on_what_it_is_compared_with(monkeypatch):
     assert 0 < abs(eager - expected).max() <= 5e-2 * abs(expected).max()
 
 
-def test_compiling_ahead_and_engines_choose_their_runners(capsys):
+def test_times_are_taken_within_the_turn(monkeypatch):
+    """What comes before, such as compiling, is not: it may go on in several processes at once."""
+    inside, seen = [], []
+
+    @contextmanager
+    def turn():
+        inside.append(1)
+        yield
+        inside.clear()
+
+    def run():
+        seen.append(bool(inside))
+        return torch.zeros(1, 2)
+
+    monkeypatch.setattr(measure, "prepare", lambda *_: run)
+    logits, times = measure.measure("eager", None, torch.zeros(1), torch.float16, turn(), min_runs=3, min_s=0)
+    assert logits.shape == (1, 2) and len(times) == 3
+    assert seen[0] is False and all(seen[1:]) and not inside
+
+
+def test_an_engine_goes_with_one_model(capsys):
     assert measure.parse([]).runner == [name for name in measure.RUNNERS if name != "engine"]
     assert measure.parse(["--model", "own:a.yaml", "--plan", "a.plan"]).runner == list(measure.RUNNERS)
-    compiling = measure.parse(["--compile-only", "--runner", "fused,compile-max-autotune"])
-    assert compiling.runner == ["compile-max-autotune"]
     for flags, message in ((["--plan", "a.plan"], "--plan is an engine of one --model"),
-                           (["--runner", "engine"], "--runner: none is left"),
-                           (["--compile-only", "--runner", "eager"], "--runner: none is left")):
+                           (["--runner", "engine"], "--runner engine takes --plan")):
         with pytest.raises(SystemExit):
             measure.parse(flags)
         assert message in capsys.readouterr().err

@@ -8,9 +8,9 @@ Needs an NVIDIA GPU and nvcc (or SWIN_KERNELS, the path of libswin_kernels.so). 
 goes to <results>/fused.csv; with the same RUN_ID rows that are there are not measured again, so that --minutes 9 does
 it in parts. Runners: eager, eager as one CUDA graph, torch.compile in its modes reduce-overhead and max-autotune (both
 make CUDA graphs), fused, fused as one CUDA graph, and, with --plan, an engine of the same weights as one CUDA graph.
-All have input and output on the GPU. --compile-only fills PyTorch's cache, so that several processes can compile at
-once; what is measured afterwards finds it there. Errors are against the same model and weights in FP32 without TF32;
-weights of timm and Hugging Face are drawn, since a V2 with fresh ones is the identity.
+All have input and output on the GPU. max-autotune compiles for minutes: with --take-turns several processes compile
+at once and measure one after the other. Errors are against the same model and weights in FP32 without TF32; weights of
+timm and Hugging Face are drawn, since a V2 with fresh ones is the identity.
 """
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,17 @@ from Results.tables import LOCAL, append_rows, error_figures, git_commit, new_ru
 from Results.timing import add_timing_arguments, latency_figures, timed_runs, timing_of
 from TensorRT.Plugins import swin_kernels
 from Torch_Latency import timer
-from utils import Progress, UserError, batch_sizes, choices, first_line, folder_to_write, from_zero, run_script
+from utils import (
+    Progress,
+    UserError,
+    alone_in,
+    batch_sizes,
+    choices,
+    first_line,
+    folder_to_write,
+    from_zero,
+    run_script,
+)
 
 COLUMNS = ("run_id", "commit", "gpu", "torch", "model", "precision", "runner", "batch", "latency_ms_median",
            "latency_ms_p25", "latency_ms_p75", "latency_ms_p99", "images_per_s", "max_abs_err", "median_rel_err",
@@ -124,15 +135,19 @@ def prepare(runner: str, model: nn.Module, images: Tensor, dtype: torch.dtype) -
     return lambda: model(x)
 
 
-def measure(runner: str, model: nn.Module, images: Tensor, dtype: torch.dtype,
+def measure(runner: str, model: nn.Module, images: Tensor, dtype: torch.dtype, turn: AbstractContextManager,
             **timing: float) -> tuple[np.ndarray, np.ndarray]:
-    """float32 logits of a runner, and its times in ms."""
+    """float32 logits of a runner, and its times in ms, taken within `turn`."""
+    begun = time.perf_counter()
     run = prepare(runner, model, images, dtype)
     logits = run().float().cpu().numpy()
-    return logits, timed_runs(timer(run, images.device), **timing)
+    print(f"{runner} b{len(images)}: ready after {time.perf_counter() - begun:.0f} s", flush=True)
+    with turn:
+        return logits, timed_runs(timer(run, images.device), **timing)
 
 
-def measure_engine(plan: Path, images: Tensor, **timing: float) -> tuple[np.ndarray, np.ndarray]:
+def measure_engine(plan: Path, images: Tensor, turn: AbstractContextManager,
+                   **timing: float) -> tuple[np.ndarray, np.ndarray]:
     """The same of an engine.
 
     Raises:
@@ -145,7 +160,8 @@ def measure_engine(plan: Path, images: Tensor, **timing: float) -> tuple[np.ndar
         context.capture()
         context.run()
         logits = context.download()[engine.outputs[0]].astype(np.float32)
-        return logits, timed_runs(context.timed_run_ms, **timing)
+        with turn:
+            return logits, timed_runs(context.timed_run_ms, **timing)
 
 
 def expected_of(model: nn.Module, images: Tensor) -> np.ndarray:
@@ -170,18 +186,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="folder of fused.csv and environment/ (default: Results/local/)")
     parser.add_argument("--minutes", type=from_zero, default=math.inf, metavar="M",
                         help="begin nothing after so long; the run can go on later (default: no limit)")
-    parser.add_argument("--compile-only", action="store_true",
-                        help="compile for torch.compile's runners, and measure nothing")
+    parser.add_argument("--take-turns", type=folder_to_write, metavar="FOLDER",
+                        help="measure when no other process that was given this folder does")
     add_timing_arguments(parser)
     args = parser.parse_args(arguments)
     if args.plan and len(args.model) != 1:
         parser.error("--plan is an engine of one --model")
     if not args.plan:
         args.runner = [runner for runner in args.runner if runner != "engine"]
-    if args.compile_only:
-        args.runner = [runner for runner in args.runner if runner.startswith("compile-")]
     if not args.runner:
-        parser.error("--runner: none is left; engine takes --plan, and --compile-only compiles compile-*")
+        parser.error("--runner engine takes --plan")
     return args
 
 
@@ -209,17 +223,12 @@ def main(arguments: list[str] | None = None) -> None:
         if name != model_name:
             (model, size), model_name = built(name, args.resume), name
         images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch)).cuda()
-        begun = time.perf_counter()
+        turn = alone_in(args.take_turns) if args.take_turns else nullcontext()
         try:
             with torch.inference_mode():
-                if args.compile_only:
-                    measure(runner, model, images, dtype, min_runs=1, min_s=0)
-                    print(f"{name} b{batch} {runner}: compiled in {time.perf_counter() - begun:.0f} s", flush=True)
-                    progress.done(GUESSED_S[runner] + args.min_seconds)
-                    continue
                 expected = expected_of(model, images)
-                logits, times = (measure_engine(args.plan, images, **timing_of(args)) if runner == "engine" else
-                                 measure(runner, model, images, dtype, **timing_of(args)))
+                logits, times = (measure_engine(args.plan, images, turn, **timing_of(args)) if runner == "engine" else
+                                 measure(runner, model, images, dtype, turn, **timing_of(args)))
         except (UserError, RuntimeError, MemoryError, ValueError) as problem:
             failed.append(f"{name} {runner} b{batch}")
             print(f"{failed[-1]} failed: {first_line(problem)}", file=sys.stderr, flush=True)

@@ -123,8 +123,11 @@ __host__ __device__ inline int token_of(const Windows& windows, const Window& wi
     const int grid_x = window.x * windows.window_width + position.column;
     int y = grid_y + windows.shift_height;
     int x = grid_x + windows.shift_width;
-    y -= y >= windows.wrap_height ? windows.wrap_height : 0;
-    x -= x >= windows.wrap_width ? windows.wrap_width : 0;
+    // Without padding the image is the grid. Fewer values to hold keep the INT8 branch's kernel from spilling registers.
+    const int wrap_height = kPadded ? windows.wrap_height : windows.height;
+    const int wrap_width = kPadded ? windows.wrap_width : windows.width;
+    y -= y >= wrap_height ? wrap_height : 0;
+    x -= x >= wrap_width ? wrap_width : 0;
     if (kPadded) {
         const bool outside = windows.roll_first ? grid_y >= windows.height || grid_x >= windows.width
                                                 : y >= windows.height || x >= windows.width;

@@ -14,7 +14,7 @@ from torch import nn
 from graphs.sessions import session
 from Results.tables import append_rows, read_rows
 from TensorRT import race_sizes
-from utils import UserError
+from utils import UserError, image_sizes
 
 CELLS = {cell.name: cell for cell in race_sizes.CELLS}
 FIGURES = {"latency_ms_median": "2.0", "latency_ms_p25": "2", "latency_ms_p75": "2", "latency_ms_p99": "2",
@@ -97,6 +97,13 @@ def test_engines_are_built_for_one_size_and_for_several(calls, tmp_path, monkeyp
     assert sum("add_all.py" in " ".join(call) for call in calls) == 1  # one patched graph for all of them
     assert {call[call.index("--step") + 1] for call in calls if "--step" in call} == {
         "data", "export", "export-open", "trt", "trt-plugins", "trt-open"}
+
+
+def test_windows_as_large_as_the_last_stage_are_patched_at_a_larger_size(calls, tmp_path, monkeypatch):
+    run(monkeypatch, tmp_path, "--cell", "swinv2_b_448x448_b1", "--runner", "trt-plugins", "--run-id", "1")
+    (patching,) = [call for call in calls if "add_all.py" in call[1]]
+    sizes = image_sizes(patching[patching.index("--probe-sizes") + 1])
+    assert any(min(size) // 32 > 14 for size in sizes) and len(sizes) == 3
 
 
 def test_where_types_are_the_graphs_the_unpatched_one_becomes_fp16(calls, tmp_path, monkeypatch):

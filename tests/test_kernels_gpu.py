@@ -268,6 +268,9 @@ PATCH_SHAPES = [  # batch, in_channels, height, width, (patch_height, patch_widt
     (2, 3, 227, 224, (4, 4), 96), (3, 3, 33, 64, (4, 4), 128), (2, 3, 224, 225, (4, 4), 96),
     (2, 3, 201, 334, (4, 4), 96), (3, 3, 29, 30, (4, 4), 192), (1, 3, 2, 8, (4, 4), 96), (2, 1, 3, 1, (4, 4), 48),
     (2, 1, 64, 1001, (4, 16), 96), (1, 3, 17, 18, (2, 3), 50), (2, 4, 9, 20, (1, 8), 64), (1, 1, 1024, 64, (4, 4), 96),
+    # FP32's tensor cores with patches other than RGB of 4 x 4, and with weights that do not fit in shared memory.
+    (2, 3, 15, 25, (5, 5), 96), (3, 3, 63, 62, (2, 2), 64), (2, 3, 13, 17, (6, 6), 32), (1, 1, 40, 40, (1, 1), 128),
+    (2, 4, 37, 50, (4, 4), 192), (1, 3, 64, 64, (16, 16), 96),
 ]
 
 
@@ -302,11 +305,53 @@ def test_patch_embed(dtype, monkeypatch):
             pytorch = patch_tokens(x, *parts, ceil).to(dtype)
             misaligned = data == "misaligned"
             out = Output(pytorch.shape, dtype, int(misaligned))
-            kernels.patch_embed(misalign(x) if misaligned else guarded(x), *parts, out.tensor, EPSILON, ceil)
+            kernels.patch_embed(misalign(x) if misaligned else guarded(x), *map(guarded, parts), out.tensor, EPSILON,
+                                ceil)
             name = f"[{batch}, {in_channels}, {height}x{width}] patch {patch}, {channels} channels, {data}, ceil {ceil}"
             exact = patch_tokens(x.double(), *(part.double() for part in parts), ceil)
             errors.append(error_of(name, [out.checked()], [pytorch], [exact]))
     judge(errors, slack=0.0 if dtype == torch.float32 else torch.finfo(dtype).eps / 256)
+
+
+@pytest.mark.parametrize("width", [64, 61])  # rows that are whole pairs of tokens, and rows that are not
+@pytest.mark.parametrize(("x_scale", "weight_scale"), [(1e30, 1e-30), (1e-30, 1e30), (1e15, 1.0), (1.0, 1e-30)])
+def test_fp32_patch_embed_of_tiny_and_huge_numbers(x_scale, weight_scale, width, monkeypatch):
+    """What makes a number as exact as FP32 is its parts, which have FP32's exponents."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    errors = []
+    for seed, data in enumerate(("normal", "mean 1e4")):
+        x = draw((2, 3, 32, width), torch.float32, data, seed) * x_scale
+        weight = draw((96, 3, 4, 4), torch.float32, "normal", seed + 10) * weight_scale
+        bias = draw((96,), torch.float32, "normal", seed + 20) * x_scale * weight_scale
+        parts = (weight, bias, *parameters(96, torch.float32, seed=3))
+        pytorch = patch_tokens(x, *parts, True)
+        exact = patch_tokens(x.double(), *(part.double() for part in parts), True)
+        out = Output(pytorch.shape, torch.float32)
+        kernels.patch_embed(x, *parts, out.tensor, EPSILON, True)
+        errors.append(error_of(data, [out.checked()], [pytorch], [exact]))
+    judge(errors, slack=2**-24)
+
+
+@pytest.mark.parametrize("width", [64, 61])
+def test_fp32_patch_embed_of_numbers_that_are_not_finite(width, monkeypatch):
+    """A token with an infinity or NaN among its pixels is NaN, as LayerNorm makes it, and no other is."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    x = draw((2, 3, 32, width), torch.float32, "normal", seed=0)
+    x[0, 0, 0, 5], x[0, 1, 9, 30], x[1, 2, 31, 60] = math.inf, -math.inf, math.nan
+    bits = x.view(torch.int32)
+    bits[1, 0, 3, 20] = 0x7F800001  # NaN whose bits are all among those that TF32 lacks
+    bits[1, 1, 12, 41], bits[1, 2, 13, 50] = -1, 0x7FFFFFFF  # and NaN that a carry would make 0
+    weight = draw((96, 3, 4, 4), torch.float32, "normal", seed=1)
+    parts = (weight, draw((96,), torch.float32, "normal", seed=2), *parameters(96, torch.float32, seed=3))
+    pytorch = patch_tokens(x, *parts, True)
+    y = torch.zeros_like(pytorch)
+    kernels.patch_embed(x, *parts, y, EPSILON, True)
+    assert torch.equal(y.isnan(), pytorch.isnan()) and y.isnan().all(-1).sum() == 6
+    finite = pytorch.isfinite()
+    assert torch.equal(y.isfinite(), finite)
+    exact = patch_tokens(x.double(), *(part.double() for part in parts), True)[finite]
+    error, limit = ((result[finite].double() - exact).abs().max().item() for result in (y, pytorch))
+    assert error <= 2 * limit
 
 
 # --- attention -------------------------------------------------------------------------------------------------------

@@ -441,6 +441,15 @@ PATCH_EMBED = Kernel(
     lambda place: (CHANNELS_IN * PATCH**2, place.channels), compared(embed_formula))
 
 
+def embed_fp32_tensors(place: Place) -> dict[str, Tensor] | None:
+    found = embed_tensors(place)
+    return found and {**found, "y": found["y"]._replace(dtype=torch.float32)}
+
+
+PATCH_EMBED_FP32 = replace(PATCH_EMBED, layer="patch embedding in FP32", precision="fp32", tensors=embed_fp32_tensors,
+                           peers=compared(embed_formula, as_it_is))
+
+
 def merge_tensors(place: Place) -> dict[str, Tensor] | None:
     if place.last:
         return None
@@ -802,7 +811,7 @@ KERNELS = [
     *(linear(name, layer) for name, layer in LINEARS.items()),
     *(linear_fp32(name, layer) for name, layer in LINEARS.items()),
     mlp("norm and MLP", with_proj=False), mlp("proj, norm and MLP", with_proj=True),
-    PATCH_EMBED, *PATCH_MERGES, *map(norm_kernel, NORMS), FNORM,
+    PATCH_EMBED, PATCH_EMBED_FP32, *PATCH_MERGES, *map(norm_kernel, NORMS), FNORM,
     *(attention(*which) for which in ATTENTIONS),
     *(linear_int8(name, layer) for name, layer in LINEARS.items() if not layer.reduces),
     *(attention_int8(*which) for which in ATTENTIONS),

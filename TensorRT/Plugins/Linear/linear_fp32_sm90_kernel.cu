@@ -1,8 +1,6 @@
 // FP32 linear layers on Hopper's tensor cores, compiled for sm_90a only: as exact as FP32 on CUDA cores.
 //
-// Tensor cores multiply TF32, which has 11 significant bits. An FP32 number a is high + low, both TF32, but for 2^-23 of
-// it: high is a rounded to TF32, low the rest, and a b = low high' + high low' + high high' but for 2^-22 ("3xTF32":
-// Ootomo and Yokota, 2022, and CUTLASS's examples).
+// Each number is the sum of two TF32 numbers (common/tf32.cuh).
 // Two kernels: one writes the weights' high and low parts to the workspace, in the order that the other wants; the
 // other, as product_sm90.cuh's, has tiles of x and weights copied into a ring of stages and splits x in registers.
 //
@@ -19,6 +17,7 @@
 
 #include "Linear/linear_fp32_sm90_kernel.h"
 #include "common/product_sm90.cuh"
+#include "common/tf32.cuh"
 
 namespace swin {
 namespace {
@@ -28,25 +27,6 @@ constexpr int kDepth = 8;  // of K in a product of tensor cores
 constexpr int kProducts = kStepK / kDepth;  // of a stage, three times
 constexpr int kGroup = 16;  // features that four lanes share, four neighbouring ones each
 static_assert(kProducts * kDepth == kStepK);
-
-// --- high and low parts ----------------------------------------------------------------------------------------------
-
-// The 13 bits that FP32 has more than TF32.
-constexpr uint32_t kBeyondTF32 = 0x1FFFU;
-
-// high is rounded, ties away from 0. low, of at most 13 bits, loses at most its last whether cut or rounded; cut, it
-// is no number wherever x is not finite, or high is not: a carry would make 0 of the GPU's own NaN, 0x7FFFFFFF.
-__device__ __forceinline__ void split(float x, uint32_t& high, uint32_t& low) {
-    high = (__float_as_uint(x) + 0x1000U) & ~kBeyondTF32;
-    low = __float_as_uint(x - __uint_as_float(high)) & ~kBeyondTF32;
-}
-
-__device__ __forceinline__ void split(const uint4& x, uint4& high, uint4& low) {
-    split(__uint_as_float(x.x), high.x, low.x);
-    split(__uint_as_float(x.y), high.y, low.y);
-    split(__uint_as_float(x.z), high.z, low.z);
-    split(__uint_as_float(x.w), high.w, low.w);
-}
 
 // x Phi(x) as gelu of gelu.cuh, with a polynomial that has three more coefficients and 1/2 at 0: before the result is
 // rounded at most 4.3e-8 off, and near 0 by 1.1e-7 of it (numpy emulation of the FP32 steps, 1.3 million points of

@@ -6,20 +6,25 @@
 // patch_width pixels times weight^T [K, channels]. Pixels below and right of the image are zeros. The image, sums, bias
 // and LayerNorm are FP32.
 //
-// Two kernels:
-//   plain_patch_embed        FP32 arithmetic: FP32 results, BF16 before sm_80, and whatever the other does not take.
+// Three kernels:
+//   plain_patch_embed        FP32 arithmetic: FP32 results and BF16 before sm_80, and whatever the others do not take.
 //   tensor_core_patch_embed  FP16 results, and BF16 from sm_80 on: RGB, patches of 4 x 4, channels 32, 64, 96, 128 or
 //                            192, image width a multiple of 8, aligned pointers. A warp makes 16 tokens, whole rows of
 //                            which lie in its accumulators. Each factor is the sum of two 16-bit numbers (Split), so
 //                            that the image, whose rounding would be most of a network's FP16 error, is not rounded.
+//   fp32_patch_embed         FP32 results from sm_80 on: the same channels, patches of any size whose weights fit in
+//                            shared memory. Each factor is the sum of two TF32 numbers (common/tf32.cuh).
 #include "patch_embed_kernel.h"
 
+#include <algorithm>
 #include <climits>
 #include <cstdint>
+#include <type_traits>
 
 #include "common/gpu.h"
 #include "common/mma.cuh"
 #include "common/rows.cuh"
+#include "common/tf32.cuh"
 
 namespace swin {
 namespace {
@@ -341,6 +346,254 @@ template <class T> int launch_16_bit(const PatchEmbedArguments& a, int first_maj
     }
 }
 
+// --- FP32 on tensor cores --------------------------------------------------------------------------------------------
+
+// Products are m16n8k8 (tf32.cuh) with A = 16 tokens, B = weight^T, K in steps of 8. With quad = lane / 4 and place =
+// lane % 4:
+//   A rows quad and quad + 8 are the neighbouring tokens 2 * quad and 2 * quad + 1, as above. A lane has two of the
+//     step's elements of a patch of each, 2 * place and 2 * place + 1; or, of RGB patches of 4 x 4 in aligned rows
+//     (IN_FOURS), pixels 0 and 1, or 2 and 3, of row `place` of the patch: a load of 16 bytes for two steps;
+//   B columns of accumulators 2g and 2g + 1 are channels such that these give a thread the four channels from 16 * g +
+//     4 * place on of both tokens: one store of 16 bytes each.
+constexpr int kStepK = 8;
+constexpr int kStepsOfColour = kPixels / kStepK;
+
+// The element of a patch that lane `place` has in a step: the first or the second of the two.
+template <bool IN_FOURS> __host__ __device__ constexpr int element_of(int step, int place, int second) {
+    return IN_FOURS ? step / kStepsOfColour * kPixels + place * kPatch + step % kStepsOfColour * 2 + second
+                    : step * kStepK + place * 2 + second;
+}
+__host__ __device__ constexpr int channel_of(int accumulator, int column) {
+    return accumulator / 2 * 16 + column / 2 * 4 + accumulator % 2 * 2 + column % 2;
+}
+
+// Shared memory: B fragments of each step and accumulator, the high parts of a lane and then the low ones; bias, gamma
+// and beta; where an element of a patch lies, as a distance in the image, its row and its column in the patch.
+struct Fp32Layout {
+    int steps, channels;
+    bool in_fours;
+    __host__ __device__ int fragments() const { return steps * (channels / 8) * kWarp; }
+    __host__ __device__ size_t bytes() const {
+        return fragments() * sizeof(uint4) + 3 * sizeof(float) * channels
+            + (in_fours ? 0 : steps * kStepK * sizeof(int3));
+    }
+};
+constexpr size_t kMostSharedBytes = 99 << 10;  // that every GPU from sm_80 on lets a block have
+
+// Adds a step's products to a tile's sums. x: of the two tokens, their first elements and then their second ones.
+template <int BLOCKS>
+__device__ __forceinline__ void add_step(
+    float (&sums)[BLOCKS][4], const float (&x)[4], const uint4* fragments, int step) {
+    const SplitFragment<4> a(x);
+    const uint4* const of_lane = fragments + step * BLOCKS * kWarp + threadIdx.x % kWarp;
+#pragma unroll
+    for (int n = 0; n < BLOCKS; ++n) {
+        const uint4 parts = of_lane[n * kWarp];
+        SplitFragment<2> b;
+        b.high[0] = parts.x, b.high[1] = parts.y, b.low[0] = parts.z, b.low[1] = parts.w;
+        add_product(sums[n], a, b);
+    }
+}
+
+template <int GROUPS, bool IN_FOURS>
+__global__ void __launch_bounds__(kWarp* kWarps, GROUPS <= 3 ? 3 : 2) fp32_patch_embed(const PatchEmbedArguments a) {
+    constexpr int CHANNELS = 32 * GROUPS;
+    constexpr int BLOCKS = 4 * GROUPS;  // accumulators, of 8 channels
+    extern __shared__ uint4 fragments[];
+    const int patch_pixels = a.patch_height * a.patch_width, depth = a.in_channels * patch_pixels;
+    const Fp32Layout layout{(depth + kStepK - 1) / kStepK, CHANNELS, IN_FOURS};
+    float* const parameters = reinterpret_cast<float*>(fragments + layout.fragments());  // [3][CHANNELS]
+    int3* const elements = reinterpret_cast<int3*>(parameters + 3 * CHANNELS);
+    const int lane = threadIdx.x % kWarp;
+    const int quad = lane / 4, place = lane % 4;
+    const int plane = a.height * a.width;
+    const int tiles = static_cast<int>((a.tokens + kTileTokens - 1) / kTileTokens);
+    const int stride = gridDim.x * kWarps;
+    float* const y = static_cast<float*>(a.y);
+
+    // Where a token's patch begins; past the last token the last one's.
+    struct Patch {
+        const float* from;
+        int rows, columns;  // of it that lie in the image
+    };
+    const auto patch_of = [&](long long wanted) {
+        const auto token = static_cast<unsigned>(min(wanted, a.tokens - 1));
+        const unsigned token_row = token / a.columns, column = (token - token_row * a.columns) * a.patch_width;
+        const unsigned image = token_row / a.rows, row = (token_row - image * a.rows) * a.patch_height;
+        const float* const from = a.x + static_cast<long long>(image) * a.in_channels * plane
+            + static_cast<long long>(row) * a.width + column;
+        return Patch{from, a.height - static_cast<int>(row), a.width - static_cast<int>(column)};
+    };
+    const auto first_token = [&](int tile) { return static_cast<long long>(tile) * kTileTokens + 2 * quad; };
+
+    // Where rows are whole fours, and tokens pairs of a row: this lane's pixels of both tokens, a colour at a time.
+    struct Row {
+        const float* from;
+        bool inside;
+        __device__ void load(float4 (&pixels)[2], long long distance) const {
+            const auto* const both = reinterpret_cast<const float4*>(from + distance);
+            pixels[0] = inside ? __ldg(both) : float4{};
+            pixels[1] = inside ? __ldg(both + 1) : float4{};
+        }
+    };
+    const auto row_of = [&](int tile) {
+        const Patch patch = patch_of(min(first_token(tile), a.tokens - 2));
+        return Row{patch.from + static_cast<long long>(place) * a.width, place < patch.rows};
+    };
+
+    int tile = blockIdx.x * kWarps + threadIdx.x / kWarp;
+    float4 pixels[kColours][2];
+    if constexpr (IN_FOURS) {
+        const Row row = row_of(tile);
+#pragma unroll
+        for (int colour = 0; colour < kColours; ++colour) {
+            row.load(pixels[colour], static_cast<long long>(colour) * plane);
+        }
+    }
+
+    for (int i = threadIdx.x; i < layout.fragments(); i += blockDim.x) {
+        const int holder = i % kWarp, n = i / kWarp % BLOCKS, step = i / kWarp / BLOCKS;
+        const float* const weight = a.weight + static_cast<long long>(channel_of(n, holder / 4)) * depth;
+        float pair[2];
+#pragma unroll
+        for (int second = 0; second < 2; ++second) {
+            const int element = element_of<IN_FOURS>(step, holder % 4, second);
+            pair[second] = element < depth ? __ldg(weight + element) : 0.0F;
+        }
+        const SplitFragment<2> b(pair);
+        fragments[i] = make_uint4(b.high[0], b.high[1], b.low[0], b.low[1]);
+    }
+    for (int i = threadIdx.x; i < CHANNELS; i += blockDim.x) {
+        parameters[i] = __ldg(a.bias + i);
+        parameters[CHANNELS + i] = __ldg(a.gamma + i);
+        parameters[2 * CHANNELS + i] = __ldg(a.beta + i);
+    }
+    if constexpr (!IN_FOURS) {
+        for (int i = threadIdx.x; i < layout.steps * kStepK; i += blockDim.x) {
+            const int colour = i / patch_pixels, pixel = i % patch_pixels;
+            const int row = pixel / a.patch_width, column = pixel % a.patch_width;
+            // Past the last element: no row of an image.
+            elements[i] = i < depth ? make_int3(colour * plane + row * a.width + column, row, column)
+                                    : make_int3(0, INT_MAX, 0);
+        }
+    }
+    __syncthreads();
+
+    for (; tile < tiles; tile += stride) {
+        float sums[BLOCKS][4] = {};
+        if constexpr (IN_FOURS) {
+            const Row next = row_of(tile + stride);
+            // Real loops: unrolled, the weights of all steps would be read at once, into more registers than there are.
+#pragma unroll 1
+            for (int colour = 0; colour < kColours; ++colour) {
+                const float4 one = pixels[0][0], other = pixels[0][1];
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    pixels[0][i] = pixels[1][i];
+                    pixels[1][i] = pixels[2][i];
+                }
+                next.load(pixels[2], static_cast<long long>(colour) * plane);
+#pragma unroll 1
+                for (int half = 0; half < kStepsOfColour; ++half) {
+                    const float x[4] = {half == 0 ? one.x : one.z, half == 0 ? other.x : other.z,
+                        half == 0 ? one.y : one.w, half == 0 ? other.y : other.w};
+                    add_step(sums, x, fragments, kStepsOfColour * colour + half);
+                }
+            }
+        } else {
+            const Patch both[2] = {patch_of(first_token(tile)), patch_of(first_token(tile) + 1)};
+            for (int step = 0; step < layout.steps; ++step) {
+                float x[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const int3 element = elements[element_of<IN_FOURS>(step, place, i / 2)];
+                    const Patch& patch = both[i % 2];
+                    const bool inside = element.y < patch.rows && element.z < patch.columns;
+                    x[i] = inside ? __ldg(patch.from + element.x) : 0.0F;
+                }
+                add_step(sums, x, fragments, step);
+            }
+        }
+
+        // A token's channels lie in the four lanes of a quad, as a row in a group of four.
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            constexpr int COUNT = 8 * GROUPS;
+            float sum = 0.0F, squares = 0.0F;
+#pragma unroll
+            for (int n = 0; n < BLOCKS; ++n) {
+                const float2 bias = *reinterpret_cast<const float2*>(parameters + channel_of(n, 2 * place));
+                sums[n][2 * half] += bias.x;
+                sums[n][2 * half + 1] += bias.y;
+                sum += sums[n][2 * half] + sums[n][2 * half + 1];
+            }
+            const float centre = divided_by<COUNT>(sum);
+#pragma unroll
+            for (int n = 0; n < BLOCKS; ++n) {
+#pragma unroll
+                for (int c = 2 * half; c < 2 * half + 2; ++c) {
+                    sums[n][c] -= centre;
+                    squares = fmaf(sums[n][c], sums[n][c], squares);
+                }
+            }
+            const Moments all = warp_moments<COUNT>({centre, squares}, 4);
+            const float scale = 1.0F / sqrtf(fmaf(all.squares, 1.0F / CHANNELS, a.epsilon));
+            const float offset = centre - all.mean;
+
+            const long long token = first_token(tile) + half;
+            if (token < a.tokens) {
+#pragma unroll
+                for (int n = 0; n < BLOCKS; n += 2) {
+                    const int channel = channel_of(n, 2 * place);
+                    const float4 gamma = *reinterpret_cast<const float4*>(parameters + CHANNELS + channel);
+                    const float4 beta = *reinterpret_cast<const float4*>(parameters + 2 * CHANNELS + channel);
+                    const auto normalised = [&](int i, int c) { return (sums[n + i][2 * half + c] + offset) * scale; };
+                    *reinterpret_cast<float4*>(y + token * CHANNELS + channel) = make_float4(
+                        fmaf(normalised(0, 0), gamma.x, beta.x), fmaf(normalised(0, 1), gamma.y, beta.y),
+                        fmaf(normalised(1, 0), gamma.z, beta.z), fmaf(normalised(1, 1), gamma.w, beta.w));
+                }
+            }
+        }
+    }
+}
+
+template <int GROUPS, bool IN_FOURS>
+int launch_fp32(const PatchEmbedArguments& a, const Fp32Layout& layout, int multiprocessors, cudaStream_t stream) {
+    constexpr int kThreads = kWarp * kWarps;
+    constexpr auto kKernel = fp32_patch_embed<GROUPS, IN_FOURS>;
+    const cudaError_t error = allow_shared_memory<kKernel>(static_cast<int>(layout.bytes()));
+    if (error != cudaSuccess) return error;
+    int blocks_of_multiprocessor = 0;
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_of_multiprocessor, kKernel, kThreads, layout.bytes());
+    const long long wanted = (a.tokens + kTileTokens * kWarps - 1) / (kTileTokens * kWarps);
+    const long long resident = static_cast<long long>(multiprocessors) * std::max(blocks_of_multiprocessor, 1);
+    kKernel<<<static_cast<unsigned>(std::min(wanted, resident)), kThreads, layout.bytes(), stream>>>(a);
+    return cudaGetLastError();
+}
+
+int launch_float(const PatchEmbedArguments& a, cudaStream_t stream) {
+    const Gpu gpu = current_gpu();
+    const int depth = a.in_channels * a.patch_height * a.patch_width;
+    const bool in_fours = a.in_channels == kColours && a.patch_height == kPatch && a.patch_width == kPatch
+        && a.width % 8 == 0 && aligned16(a.x);
+    const Fp32Layout layout{(depth + kStepK - 1) / kStepK, a.channels, in_fours};
+    const bool fits = gpu.major >= 8 && layout.bytes() <= kMostSharedBytes && aligned16(a.y)
+        && static_cast<long long>(a.in_channels) * a.height * a.width <= INT_MAX;
+    const auto launch = [&](auto groups) {
+        constexpr int GROUPS = decltype(groups)::value;
+        return in_fours ? launch_fp32<GROUPS, true>(a, layout, gpu.multiprocessors, stream)
+                        : launch_fp32<GROUPS, false>(a, layout, gpu.multiprocessors, stream);
+    };
+    switch (fits ? a.channels : 0) {
+    case 32: return launch(std::integral_constant<int, 1>{});
+    case 64: return launch(std::integral_constant<int, 2>{});
+    case 96: return launch(std::integral_constant<int, 3>{});
+    case 128: return launch(std::integral_constant<int, 4>{});
+    case 192: return launch(std::integral_constant<int, 6>{});
+    default: return launch_plain<float>(a, stream);
+    }
+}
+
 }  // namespace
 }  // namespace swin
 
@@ -383,7 +636,7 @@ int swin_patch_embed(const SwinPatchEmbed* arguments, cudaStream_t stream) {
     a.channels = given.channels;
     a.epsilon = given.epsilon;
     switch (given.y_type) {
-    case SWIN_FP32: return swin::launch_plain<float>(a, stream);
+    case SWIN_FP32: return swin::launch_float(a, stream);
     case SWIN_FP16: return swin::launch_16_bit<__half>(a, 7, stream);
     case SWIN_BF16: return swin::launch_16_bit<__nv_bfloat16>(a, 8, stream);
     default: return cudaErrorInvalidValue;

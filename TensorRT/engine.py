@@ -38,6 +38,7 @@ REFUSALS = (
     ("current device is not compatible", "was built for another GPU; build it again here with TensorRT/build.sh"),
     ("could not find plugin", "needs a plugin library; build it with make -C TensorRT/Plugins, give it with --plugins"),
     ("Cannot find plugin", "needs a plugin library; build it with make -C TensorRT/Plugins, give it with --plugins"),
+    ("getCreatorInternal", "needs a plugin library; give the one it was built with by --plugins"),  # RTX, a context
     ("Cannot deserialize plugin", "needs a plugin library; give the one it was built with by --plugins"),
     ("getEngineHostCodeAllowed", "carries code of its own; --plugins carried lets it run"),
     ("does not match archive size", TRUNCATED),  # 8.6
@@ -156,8 +157,10 @@ class Engine:
         return context.update_device_memory_size_for_shapes()
 
 
-def refusal(errors: list[str], plan: bytes) -> str:
-    """Why TensorRT refuses a plan with these errors: what they mean, what to do, and the telling one of them."""
+def refusal(errors: list[str], plan: bytes,
+            unknown: str = "cannot be loaded; build it again with TensorRT/build.sh") -> str:
+    """Why TensorRT refuses a plan with these errors: what they mean, what to do, and the telling one of them; `unknown`
+    and all of them, where it is none of REFUSALS."""
     for words, meaning in REFUSALS:
         for error in errors:
             if words in error:
@@ -166,7 +169,7 @@ def refusal(errors: list[str], plan: bytes) -> str:
                     meaning = OTHER_VERSION
                 return f"{meaning} (TensorRT: {in_one_line(error)})"
     reason = in_one_line("; ".join(errors)) or "no reason"
-    return f"cannot be loaded; build it again with TensorRT/build.sh (TensorRT: {reason})"
+    return f"{unknown} (TensorRT: {reason})"
 
 
 def create_execution_context(engine: Any) -> Any:
@@ -203,7 +206,7 @@ class Context:
         self.graph = None
         self.context = create_execution_context(engine.engine)
         if self.context is None:
-            raise UserError(f"{shown(engine.plan)}: no execution context: {LOGGER.complaint()}")
+            raise UserError(f"{shown(engine.plan)}: {refusal(LOGGER.errors, b'', 'no execution context')}")
         # Non-blocking: a context on another stream never waits for this one.
         self.stream = cuda(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
         self.events = (cuda(cudart.cudaEventCreate), cuda(cudart.cudaEventCreate))

@@ -21,9 +21,13 @@ using namespace nvinfer1;
 #if NV_TENSORRT_MAJOR >= 10
 using Size = int64_t;
 using AnyCreator = IPluginCreatorInterface;
+using Creator = IPluginCreatorV3One;
+extern "C" AnyCreator* const* getCreators(int32_t& count);
 #else
 using Size = int32_t;
 using AnyCreator = IPluginCreator;
+using Creator = IPluginCreator;
+extern "C" AnyCreator* const* getPluginCreators(int32_t& count);
 #endif
 
 std::vector<std::string> logged;
@@ -40,7 +44,19 @@ public:
         creators.emplace_back(&creator, name);
         return true;
     }
-    bool deregisterCreator(const AnyCreator&) noexcept override { return false; }
+    bool deregisterCreator(const AnyCreator& creator) noexcept override {
+        const auto is_it = [&](const auto& known) { return known.first == &creator; };
+        const auto found = std::find_if(creators.begin(), creators.end(), is_it);
+        if (found == creators.end()) return false;
+        creators.erase(found);
+        return true;
+    }
+    AnyCreator* find(const std::string& op, const std::string& space) const {
+        for (const auto& [creator, name] : creators) {
+            if (static_cast<Creator*>(creator)->getPluginName() == op && name == space) return creator;
+        }
+        return nullptr;
+    }
     void setErrorRecorder(IErrorRecorder*) noexcept override {}
     IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
     bool isParentSearchEnabled() const override { return false; }
@@ -49,7 +65,7 @@ public:
     void deregisterLibrary(void*) noexcept override {}
 #if NV_TENSORRT_MAJOR >= 10
     AnyCreator* const* getAllCreators(int32_t*) const noexcept override { return nullptr; }
-    AnyCreator* getCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
+    AnyCreator* getCreator(const char* op, const char*, const char* space) noexcept override { return find(op, space); }
     IPluginResource* acquirePluginResource(const char*, IPluginResource*) noexcept override { return nullptr; }
     int32_t releasePluginResource(const char*) noexcept override { return 0; }
     AnyCreator* const* getAllCreatorsRecursive(int32_t*) noexcept override { return nullptr; }
@@ -60,7 +76,13 @@ public:
 #endif
 #if NV_TENSORRT_MAJOR <= 10
     IPluginCreator* const* getPluginCreatorList(int32_t*) const noexcept override { return nullptr; }
+#endif
+#if NV_TENSORRT_MAJOR == 10
     IPluginCreator* getPluginCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
+#elif NV_TENSORRT_MAJOR < 10
+    IPluginCreator* getPluginCreator(const char* op, const char*, const char* space) noexcept override {
+        return find(op, space);
+    }
 #endif
 };
 
@@ -143,10 +165,7 @@ public:
                 names.back().c_str(), data, integer ? PluginFieldType::kINT32 : PluginFieldType::kFLOAT32, 1);
         }
         PluginFieldCollection collection{static_cast<int32_t>(fields.size()), fields.data()};
-        for (const auto& [candidate, name] : registry().creators) {
-            auto* creator = static_cast<Creator*>(candidate);
-            if (creator->getPluginName() == op && name == "swin") creator_ = creator;
-        }
+        creator_ = static_cast<Creator*>(registry().find(op, "swin"));
         if (creator_ != nullptr) plugin_ = create(collection);
     }
     ~Plugin() { drop(plugin_); }
@@ -155,7 +174,6 @@ public:
     bool made() const { return plugin_ != nullptr; }
 
 #if NV_TENSORRT_MAJOR >= 10
-    using Creator = IPluginCreatorV3One;
     using Made = IPluginV3;
     Made* create(const PluginFieldCollection& fields) const {
         return creator_->createPlugin("layer", &fields, TensorRTPhase::kBUILD);
@@ -207,7 +225,6 @@ public:
         return runtime->enqueue(inputs.data(), nullptr, none, nothing, nullptr, nullptr);
     }
 #else
-    using Creator = IPluginCreator;
     using Made = IPluginV2DynamicExt;
     Made* create(const PluginFieldCollection& fields) const {
         return static_cast<Made*>(creator_->createPlugin("layer", &fields));
@@ -456,6 +473,22 @@ void check_invalid(const Invalid& invalid) {
     }
     expect(!logged.empty() && logged.back().find(invalid.op + " (layer): ") == 0, what + " (logged with its name)");
     expect(!logged.empty() && logged.back().find(invalid.reason) != std::string::npos, what + " (reason logged)");
+}
+
+// IPluginRegistry::loadLibrary registers what the library hands over, and refuses names that are taken.
+void check_loading() {
+    const auto before = registry().creators;
+    int32_t count = 0;
+#if NV_TENSORRT_MAJOR >= 10
+    AnyCreator* const* const handed = getCreators(count);
+#else
+    AnyCreator* const* const handed = getPluginCreators(count);
+#endif
+    expect(registry().creators.empty(), "names are free for loadLibrary");
+    bool same = count == static_cast<int32_t>(before.size());
+    for (int i = 0; same && i < count; ++i) same = handed[i] == before[i].first;
+    expect(same, "loadLibrary is handed what the library registered when it was opened");
+    registry().creators = before;
 }
 
 int main() {
@@ -710,6 +743,7 @@ int main() {
             "more than the workspace's 67108864"},
     };
     for (const Valid& one : valid) check_valid(one);
+    check_loading();
     expect(Plugin("SwinLinear", linear(0)).workspace_bytes() == 32 << 20, "SwinLinear asks for workspace");
     expect(Plugin("SwinMlp", mlp(1)).workspace_bytes() == 96 << 20, "SwinMlp asks for workspace");
     expect(Plugin("SwinAttentionBranchInt8", kBranchV1).workspace_bytes() == 64 << 20,

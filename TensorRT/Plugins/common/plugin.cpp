@@ -91,20 +91,33 @@ Shape known(const SymbolicShape& shape) {
 
 namespace {
 
-#if NV_TENSORRT_MAJOR >= 10
 std::vector<Creator*>& creators() {
     static std::vector<Creator*> all;
     return all;
 }
 
 nvinfer1::ILoggerFinder* logger_finder = nullptr;
-#endif
 
-nvinfer1::ILogger* logger() {
+nvinfer1::ILogger* logger() { return logger_finder != nullptr ? logger_finder->findLogger() : getLogger(); }
+
+// The creator that the process has under this one's name, of this library or of another copy of it.
+Creator* registered(Creator& creator) {
 #if NV_TENSORRT_MAJOR >= 10
-    if (logger_finder != nullptr) return logger_finder->findLogger();
+    const auto& known = static_cast<nvinfer1::IPluginCreatorV3One&>(creator);
+    return getPluginRegistry()->getCreator(known.getPluginName(), known.getPluginVersion(), kNamespace);
+#else
+    return getPluginRegistry()->getPluginCreator(creator.getPluginName(), creator.getPluginVersion(), kNamespace);
 #endif
-    return getLogger();
+}
+
+// For IPluginRegistry::loadLibrary, which registers them itself and refuses a library whose names are taken. They have
+// been taken when the library was opened, which is all that dlopen, ctypes or LD_PRELOAD do.
+Creator* const* hand_over(int32_t& count) {
+    for (Creator* creator : creators()) {
+        if (Creator* other = registered(*creator)) getPluginRegistry()->deregisterCreator(*other);
+    }
+    count = static_cast<int32_t>(creators().size());
+    return creators().data();
 }
 
 }  // namespace
@@ -118,23 +131,23 @@ void log_error(const std::string& message) noexcept {
 }
 
 void register_creator(Creator& creator) {
-#if NV_TENSORRT_MAJOR >= 10
     creators().push_back(&creator);
-#endif
     getPluginRegistry()->registerCreator(creator, kNamespace);
 }
 
 }  // namespace swin
 
+// What IPluginRegistry::loadLibrary looks for (trtexec --dynamicPlugins, plans that carry this library).
 #if NV_TENSORRT_MAJOR >= 10
-// What nvinfer1::IPluginRegistry::loadLibrary (trtexec --dynamicPlugins) looks for.
-extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterface* const* getCreators(
-    int32_t& count) {
-    count = static_cast<int32_t>(swin::creators().size());
-    return swin::creators().data();
+extern "C" __attribute__((visibility("default"))) swin::Creator* const* getCreators(int32_t& count) {
+    return swin::hand_over(count);
 }
+#else
+extern "C" __attribute__((visibility("default"))) swin::Creator* const* getPluginCreators(int32_t& count) {
+    return swin::hand_over(count);
+}
+#endif
 
 extern "C" __attribute__((visibility("default"))) void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
     swin::logger_finder = finder;
 }
-#endif

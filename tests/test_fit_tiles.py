@@ -50,6 +50,25 @@ def test_predicted_time_by_hand():
         [1, math.ceil(two_blocks), 4 * math.ceil(two_blocks), two_blocks, 4 * two_blocks])
 
 
+def test_predicted_time_of_a_split_product():
+    """K of 100 is four pieces of 32, one for each of four times as many tiles."""
+    row = product(784, 100, 288, "mma", 1.0, precision="fp32")
+    filled = 13 * 5 * 4 / (132 * 3)
+    assert fit_tiles.terms(row, Tile("mma", 64, 64, 3, 4)) == pytest.approx([1, 1, 1, filled, filled])
+
+
+def test_a_tile_that_was_not_measured_is_never_the_fastest():
+    source = "mma_tile<2, 2, 2, 2, 3>(2, kNotMeasured, 0.0F, 0.0F, 0.0F, 0.0F)" \
+        "wgmma_tile<1, 64, 2>(3.5F, 0.0F, 0.4F, 1.5F, 0.25F) kPlainTime{64, 64, 2, 1, 4.5F, 2.0F, 0.1F, 0.0F, 1.5F}"
+    table = fit_tiles.fp32_table(source)
+    new = Tile("mma 64x64 / 2", 64, 64, 3, 2)
+    assert list(table) == [new, Tile("64x64", 64, 64, 2), Tile("plain", 64, 64, 2)]
+    rows = [product(640, 96, 64, tile.name, 1.0 + i, precision="fp32") for i, tile in enumerate(table)]
+    assert math.isinf(fit_tiles.predicted_us(rows[0], new, table[new]))
+    assert fit_tiles.cost_of_choice(rows, table) == {1: pytest.approx(1.0)}
+    assert fit_tiles.cost_of_choice(rows[1:], table) == {1: 0.0}  # a product that has no such tile
+
+
 def test_a_fit_finds_the_numbers_that_made_the_times():
     for tile, numbers in TRUE.items():
         found = fit_tiles.fitted([row for row in made_rows() if row["tile"] == tile.name], tile)
@@ -115,8 +134,10 @@ def test_the_printed_table_is_the_sources_or_says_where_not():
 def test_fp32_choice_is_near_the_fastest_of_what_was_measured():
     """At most 5 % over the fastest tile or plain of each product, in sum for each batch."""
     rows = fit_tiles.rows_of(fit_tiles.RESULTS / "fp32_products.csv")
-    table = fit_tiles.fp32_table(fit_tiles.FP32_SOURCE.read_text())
-    assert [tile.name for tile in table] == ["64x64", "128x96", "128x128", "plain"]
+    table = fit_tiles.fp32_table(fit_tiles.fp32_source())
+    assert [tile.name for tile in table] == [
+        "mma 128x128", "mma 128x96", "mma 64x64", "mma 64x64 / 2", "mma 64x64 / 4", "mma 64x64 / 8",
+        "64x64", "128x96", "128x128", "plain"]
     costs = fit_tiles.cost_of_choice(rows, table)
     assert set(costs) == {1, 8, 32, 128} and all(cost <= 0.05 for cost in costs.values()), costs
     text = list(fit_tiles.fit_fp32(rows, table))
@@ -135,7 +156,7 @@ def test_every_fp32_product_is_measured_with_every_tile_and_peer(monkeypatch):
     for number, name in enumerate([CHOSEN, *found[0][3]]):
         if name not in fit_tiles.FP32_PEERS:
             fit_tiles.runner_of(case, number, name)(case.place, dict.fromkeys(case.tensors))
-    assert plain == [(0, False), (1, False), (2, False), (3, False), (0, True)]
+    assert plain == [*((tile, False) for tile in range(10)), (0, True)]
 
 
 def test_fp16_choice_and_numbers():

@@ -715,30 +715,66 @@ def test_linear_with_gelus_tanh_form(dtype):
     judge(linear_errors(TANH_LINEARS, dtype), slack=max(2**-24, torch.finfo(dtype).eps / 2 / len(TANH_LINEARS)))
 
 
-# --- Linear in FP32 on Hopper's tensor cores -------------------------------------------------------------------------
+# --- Linear in FP32 on tensor cores ----------------------------------------------------------------------------------
 
-FP32_TILES = range(1, 4)  # of Linear/linear_fp32_sm90_kernel.cu
-on_hopper = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
-    reason="needs compute capability 9.0: other GPUs have no FP32 product of their own")
+CAPABILITY = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+on_tensor_cores = pytest.mark.skipif(CAPABILITY < (8, 0), reason="needs sm_80: tensor cores before have no TF32")
+on_hopper = pytest.mark.skipif(CAPABILITY != (9, 0), reason="needs compute capability 9.0, which has these tiles only")
+# By number: six of Linear/linear_fp32_kernel.cu, three of linear_fp32_sm90_kernel.cu.
+FP32_TILES = [pytest.param(tile, marks=on_tensor_cores if tile < 7 else on_hopper) for tile in range(1, 10)]
+FP32_PARTS = {4: 2, 5: 4, 6: 8}  # of K, by tile; the others do not split it
 
 # One and several tiles, steps of K, and groups of features, whole and in part; more tiles than blocks.
 FP32_LINEARS = [
     Linear(rows, in_features, out_features, epilogue)
     for rows, in_features, out_features in [
         (64, 96, 64), (1, 96, 96), (129, 100, 48), (784, 768, 192), (3136, 96, 288), (49, 3072, 768), (20001, 192, 144),
+        (50, 1540, 100), (196, 384, 1152),
     ]
     for epilogue in ("", "gelu", "residual")
 ]
 
 
-@on_hopper
+def takes(tile: int, case: Linear) -> bool:
+    """Whether K has as many pieces of 32 as the tile has parts, and their sums fit in the workspace."""
+    parts = FP32_PARTS.get(tile, 1)
+    sums = 4 * parts * case.rows * case.out_features
+    return parts == 1 or (parts <= -(-case.in_features // 32) and sums <= kernels.LINEAR_WORKSPACE_BYTES)
+
+
 @pytest.mark.parametrize("tile", FP32_TILES)
 def test_fp32_linear_in_every_tile(tile):
-    judge(linear_errors(FP32_LINEARS, torch.float32, tile=tile), slack=2**-24)
+    judge(linear_errors([case for case in FP32_LINEARS if takes(tile, case)], torch.float32, tile=tile), slack=2**-24)
 
 
-@on_hopper
+@on_tensor_cores
+@pytest.mark.parametrize("tile", FP32_PARTS)
+@pytest.mark.parametrize("epilogue", ["", "gelu", "residual"])
+def test_fp32_linear_with_k_in_parts_gives_the_same_bits_always(epilogue, tile):
+    """Also where it is replayed from a CUDA graph."""
+    case = Linear(49, 3072, 768, epilogue)
+    tensors = linear_inputs(case, torch.float32, seed=0)
+    gelu = epilogue == "gelu"
+    expected, y = (torch.full((case.rows, case.out_features), math.nan, device=DEVICE) for _ in range(2))
+    kernels.linear(*tensors, expected, gelu, tile=tile)
+    assert expected.isfinite().all()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernels.linear(*tensors, y, gelu, tile=tile)
+    for _ in range(20):
+        y.fill_(math.nan)
+        graph.replay()
+        assert torch.equal(y, expected)
+
+
+@on_tensor_cores
+def test_fp32_tiles_that_a_product_cannot_take_are_refused():
+    x, weight, bias, y = (torch.zeros(shape, device=DEVICE) for shape in ((64, 96), (64, 96), (64,), (64, 64)))
+    for tile in (5, 6, 10):  # three pieces of 32 in four or eight parts; no such tile
+        with pytest.raises(RuntimeError, match=r"CUDA error 1$"):
+            kernels.linear(x, weight, bias, None, y, False, tile=tile)
+
+
 @pytest.mark.parametrize("tile", FP32_TILES)
 @pytest.mark.parametrize("in_features", [4, 32, 36, 64])
 def test_fp32_linear_of_a_short_k(in_features, tile):
@@ -751,6 +787,8 @@ def test_fp32_linear_of_a_short_k(in_features, tile):
     for seed in range(8):
         x, weight, bias, _ = linear_inputs(Linear(200, in_features, 100, ""), torch.float32, seed)
         out = Output((200, 100), torch.float32)
+        if not takes(tile, Linear(200, in_features, 100, "")):
+            continue
         kernels.linear(x, weight, bias, None, out.tensor, False, tile=tile)
         exact = F.linear(x.double(), weight.double(), bias.double())
         size = F.linear(x.double().abs(), weight.double().abs(), bias.double().abs())
@@ -762,7 +800,6 @@ def test_fp32_linear_of_a_short_k(in_features, tile):
         assert torch.equal(chosen.checked(), plain.checked())
 
 
-@on_hopper
 @pytest.mark.parametrize("tile", FP32_TILES)
 @pytest.mark.parametrize("x_scale", [1e-36, 1e-40])
 def test_fp32_linear_of_the_smallest_numbers(x_scale, tile):
@@ -778,7 +815,7 @@ def test_fp32_linear_of_the_smallest_numbers(x_scale, tile):
     assert ((out.checked().double() - exact).abs() <= allowed).all()
 
 
-@on_hopper
+@on_tensor_cores
 def test_plain_fp32_linear():
     """On CUDA cores, as asked for: the bits of other runs of it, and not those of tensor cores."""
     judge(linear_errors(FP32_LINEARS, torch.float32, plain_fp32=True), slack=2**-24)
@@ -790,7 +827,6 @@ def test_plain_fp32_linear():
     assert not torch.equal(tiled, plain)
 
 
-@on_hopper
 @pytest.mark.parametrize("tile", FP32_TILES)
 @pytest.mark.parametrize(("x_scale", "weight_scale"), [(1e-30, 1.0), (1e30, 1.0), (1e30, 1e-30), (1.0, 1e-30)])
 def test_fp32_linear_of_tiny_and_huge_numbers(x_scale, weight_scale, tile):
@@ -807,12 +843,11 @@ def test_fp32_linear_of_tiny_and_huge_numbers(x_scale, weight_scale, tile):
     judge(errors, slack=2**-24)
 
 
-@on_hopper
 @pytest.mark.parametrize("tile", FP32_TILES)
 @pytest.mark.parametrize("epilogue", ["", "gelu", "residual"])
 def test_fp32_linear_of_numbers_that_are_not_finite(epilogue, tile):
     """Infinities and NaN where FP32 has them and nowhere else; parts of them would make NaN of infinities."""
-    x, weight, bias, residual = linear_inputs(Linear(300, 192, 192, epilogue), torch.float32, seed=0)
+    x, weight, bias, residual = linear_inputs(Linear(300, 256, 192, epilogue), torch.float32, seed=0)
     x[3, 5], x[17, 100], x[40, 7] = math.inf, -math.inf, math.nan
     x[60, 0], x[60, 1] = math.inf, -math.inf
     x[50, 1] = torch.finfo(torch.float32).max  # would be infinite, rounded to TF32
@@ -833,11 +868,10 @@ def test_fp32_linear_of_numbers_that_are_not_finite(epilogue, tile):
     assert error <= 2 * pytorch
 
 
-@on_hopper
 @pytest.mark.parametrize("tile", FP32_TILES)
 def test_fp32_linear_reads_nothing_else(tile):
     """NaN on both sides of every operand, whose tiles reach beyond the last row, feature and column."""
-    case = Linear(197, 100, 48, "residual")
+    case = Linear(197, 260, 48, "residual")
     tensors = linear_inputs(case, torch.float32, seed=0)
     given = []
     for tensor in tensors:

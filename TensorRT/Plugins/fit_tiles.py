@@ -17,8 +17,9 @@ what its choice costs: the time of the chosen tiles over that of the fastest, fo
 epilogue.
 FP16 (Linear/linear_sm90_kernel.cu) decides by rules that were written by hand; their three numbers are printed beside
 the times' own.
-FP32 (Linear/linear_fp32_sm90_kernel.cu) predicts as INT8 does, with K in pieces of 32, also the time of "plain",
-cuBLASLt's product on CUDA cores. PyTorch's times with and without TF32 are measured beside it.
+FP32 (Linear/linear_fp32_kernel.cu, linear_fp32_sm90_kernel.cu) predicts as INT8 does, with K in pieces of 32, also the
+time of "plain", cuBLASLt's product on CUDA cores. "mma 64x64 / 4" are tiles of the kernel for sm_80 and later with K in
+four parts: as many more tiles, with as many fewer steps. PyTorch's times with and without TF32 are measured beside it.
 """
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ from Results.tables import RESULTS, append_rows, git_commit, gpu_name, new_run_i
 from utils import ROOT, Progress, UserError, batch_sizes, existing_file, run_script, shown
 
 PLUGINS = Path(__file__).resolve().parent
-FP32_SOURCE = PLUGINS / "Linear" / "linear_fp32_sm90_kernel.cu"
+FP32_SOURCES = (PLUGINS / "Linear" / "linear_fp32_kernel.cu", PLUGINS / "Linear" / "linear_fp32_sm90_kernel.cu")
 INT8_SOURCE, FP16_SOURCE = PLUGINS / "Int8" / "linear_int8_sm90_kernel.cu", PLUGINS / "Linear" / "linear_sm90_kernel.cu"
 
 COLUMNS = ("run_id", "commit", "gpu", "multiprocessors", "precision", "epilogue", "model", "stage", "layer", "batch",
@@ -68,12 +69,13 @@ Coefficients = tuple[float, float, float, float, float]
 # --- what the C++ holds ----------------------------------------------------------------------------------------------
 
 class Tile(NamedTuple):
-    """rows x features of y at a time, and how many blocks run on a multiprocessor at once."""
+    """rows x features of y at a time, how many blocks run on a multiprocessor at once, and in how many parts K is."""
 
     name: str  # as the source calls it
     rows: int
     features: int
     blocks: int
+    splits: int = 1
 
 
 def int8_tables(source: str) -> dict[str, dict[Tile, Coefficients]]:
@@ -111,31 +113,43 @@ def fp16_numbers(source: str) -> dict[str, float]:
 
 
 def fp32_table(source: str) -> dict[Tile, Coefficients]:
-    """The tiles and their times, plain last, as FP32_SOURCE has them.
+    """The tiles by number and their times, plain last, as FP32_SOURCES have them one after the other.
+
+    The first number of a tile that was never measured is infinite.
 
     Raises:
         UserError: the text is not as this expects it.
     """
     def numbers(text: str) -> list[float]:
-        return [float(x) for x in re.findall(r"[\d.]+(?=F)", text)]
+        return [math.inf if x == "kNotMeasured" else float(x[:-1]) for x in re.findall(r"kNotMeasured|[\d.]+F", text)]
 
     table = {}
-    for sizes, times in re.findall(r"choice<([\d, ]+)>\(([^)]*)\)", source):
+    for sizes, splits, times in re.findall(r"\bmma_tile<([\d, ]+)>\((\d+), ([^)]*)\)", source):
+        down, across, row_tiles, groups, blocks = map(int, sizes.split(","))
+        rows, features = 16 * down * row_tiles, 16 * across * groups
+        name = f"mma {rows}x{features}" + (f" / {splits}" if splits != "1" else "")
+        table[Tile(name, rows, features, blocks, int(splits))] = tuple(numbers(times))
+    for sizes, times in re.findall(r"\bwgmma_tile<([\d, ]+)>\(([^)]*)\)", source):
         warpgroups, features, blocks = map(int, sizes.split(","))
         table[Tile(f"{64 * warpgroups}x{features}", 64 * warpgroups, features, blocks)] = tuple(numbers(times))
-    for sizes, times in re.findall(r"kPlainTime\{(\d+, \d+, \d+), ([^}]*)\}", source):
+    for sizes, times in re.findall(r"kPlainTime\{(\d+, \d+, \d+, \d+), ([^}]*)\}", source):
         table[Tile(PLAIN, *map(int, sizes.split(",")))] = tuple(numbers(times))
-    if len(table) < 2 or PLAIN not in {tile.name for tile in table} or any(len(c) != 5 for c in table.values()):
-        raise UserError(f"{shown(FP32_SOURCE)}: has no table of tiles and of kPlainTime with five numbers each")
+    if len(table) < 3 or PLAIN not in {tile.name for tile in table} or any(len(c) != 5 for c in table.values()):
+        raise UserError(f"{shown(FP32_SOURCES[0])} and {FP32_SOURCES[1].name}: have no table of tiles and of "
+                        "kPlainTime with five numbers each")
     return table
+
+
+def fp32_source() -> str:
+    return "".join(path.read_text() for path in FP32_SOURCES)
 
 
 # --- the model of time -----------------------------------------------------------------------------------------------
 
 def terms(row: Row, tile: Tile) -> np.ndarray:
     """What the five numbers are multiplied by, for a product."""
-    steps = math.ceil(int(row["in_features"]) / STEP_K.get(row["precision"], 128))
-    tiles = math.ceil(int(row["rows"]) / tile.rows) * math.ceil(int(row["out_features"]) / tile.features)
+    steps = math.ceil(math.ceil(int(row["in_features"]) / STEP_K.get(row["precision"], 128)) / tile.splits)
+    tiles = math.ceil(int(row["rows"]) / tile.rows) * math.ceil(int(row["out_features"]) / tile.features) * tile.splits
     filled = tiles / (int(row["multiprocessors"]) * tile.blocks)
     return np.array([1.0, math.ceil(filled), math.ceil(filled) * steps, filled, filled * steps])
 
@@ -178,10 +192,11 @@ def cost_of_choice(rows: list[Row], table: dict[Tile, Coefficients]) -> dict[int
     """By batch: time of the tiles that a table chooses over that of the fastest ones, less 1."""
     chosen, fastest = defaultdict(float), defaultdict(float)
     for tiles in products(rows):
-        predicted = {tile.name: predicted_us(tiles[tile.name], tile, numbers) for tile, numbers in table.items()}
+        predicted = {tile.name: predicted_us(tiles[tile.name], tile, numbers) for tile, numbers in table.items()
+                     if tile.name in tiles}
         batch = int(next(iter(tiles.values()))["batch"])
         chosen[batch] += us(tiles[min(predicted, key=predicted.get)])
-        fastest[batch] += min(us(tiles[tile.name]) for tile in table)
+        fastest[batch] += min(us(tiles[name]) for name in predicted)
     return {batch: chosen[batch] / fastest[batch] - 1 for batch in sorted(chosen)}
 
 
@@ -213,7 +228,8 @@ def fit_int8(rows: list[Row], tables: dict[str, dict[Tile, Coefficients]]) -> It
 
 
 def fit_fp32(rows: list[Row], table: dict[Tile, Coefficients]) -> Iterator[str]:
-    """Lines: the fitted numbers, where the source has others, and what either choice costs."""
+    """Lines: the fitted numbers, where the source has others, and what either choice costs, among measured tiles."""
+    table = {tile: numbers for tile, numbers in table.items() if any(row["tile"] == tile.name for row in rows)}
     new = {tile: fitted([row for row in rows if row["tile"] == tile.name], tile) for tile in table}
     yield f"FP32: {len(products(rows))} products"
     for tile, numbers in new.items():
@@ -302,7 +318,7 @@ def fp32_products(batches: list[int]) -> Iterator[tuple[str, str, object, list[s
     """The same of FP32, of Small V1, whose proj and fc2 add a residual."""
     from TensorRT.Plugins.kernel_table import LINEARS, Case, linear_fp32, places, read_network
 
-    names = [tile.name for tile in fp32_table(FP32_SOURCE.read_text())]
+    names = [tile.name for tile in fp32_table(fp32_source())]
     for batch in batches:
         for place in places(*read_network(ROOT / "models" / "swin.yaml"), batch):
             for layer, what in LINEARS.items():
@@ -394,7 +410,7 @@ def main(arguments: list[str] | None = None, gpu=None) -> None:
     if not rows:
         raise UserError(f"{shown(times)}: has no rows")
     print(f"run {rows[0]['run_id']}, {rows[0]['gpu']}, commit {rows[0]['commit']}")
-    for line in (fit_fp32(rows, fp32_table(FP32_SOURCE.read_text())) if args.fp32 else
+    for line in (fit_fp32(rows, fp32_table(fp32_source())) if args.fp32 else
                  itertools.chain(fit_int8(rows, tables), fit_fp16(rows, numbers))):
         print(line)
 

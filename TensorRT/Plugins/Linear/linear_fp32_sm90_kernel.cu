@@ -15,35 +15,19 @@
 #include <cmath>
 #include <iterator>
 
-#include "Linear/linear_fp32_sm90_kernel.h"
+#include "Linear/linear_fp32_kernel.h"
+#include "common/gelu.cuh"
 #include "common/product_sm90.cuh"
 #include "common/tf32.cuh"
 
 namespace swin {
 namespace {
 
-constexpr int kStepK = kTileBytes / static_cast<int>(sizeof(float));  // of K in a stage
+constexpr int kStepK = kFp32StepK;  // of K in a stage
 constexpr int kDepth = 8;  // of K in a product of tensor cores
 constexpr int kProducts = kStepK / kDepth;  // of a stage, three times
 constexpr int kGroup = 16;  // features that four lanes share, four neighbouring ones each
-static_assert(kProducts * kDepth == kStepK);
-
-// x Phi(x) as gelu of gelu.cuh, with a polynomial that has three more coefficients and 1/2 at 0: before the result is
-// rounded at most 4.3e-8 off, and near 0 by 1.1e-7 of it (numpy emulation of the FP32 steps, 1.3 million points of
-// [-13, 13]; ex2.approx may add as much).
-__device__ __forceinline__ float fine_gelu(float x) {
-    const float a = fminf(fabsf(x), 13.0F);  // where the tail is less than 2^-126
-    float exponent = -1.90204923e-6F;
-    exponent = fmaf(exponent, a, 2.80567219e-5F);
-    exponent = fmaf(exponent, a, -1.31472058e-4F);
-    exponent = fmaf(exponent, a, -2.72078905e-4F);
-    exponent = fmaf(exponent, a, 7.24542607e-3F);
-    exponent = fmaf(exponent, a, -5.26276156e-2F);
-    exponent = fmaf(exponent, a, -4.59162146e-1F);
-    exponent = fmaf(exponent, a, -1.15111101F);
-    exponent = fmaf(exponent, a, -1.0F);
-    return fmaf(-a, ex2_approx(exponent), fmaxf(x, 0.0F));
-}
+static_assert(kProducts * kDepth == kStepK && kStepK * sizeof(float) == kTileBytes);
 
 // --- the weights in two parts ----------------------------------------------------------------------------------------
 
@@ -76,7 +60,7 @@ __global__ void __launch_bounds__(256)
 // --- the product -----------------------------------------------------------------------------------------------------
 
 // 64 rows a warpgroup, kBlocks blocks to a multiprocessor. A stage: x, the high parts of the weights, the low parts.
-template <int kWarpgroups_, int kFeatures_, int kBlocks_> struct Fp32Tile {
+template <int kWarpgroups_, int kFeatures_, int kBlocks_> struct WgmmaTile {
     static constexpr int kWarpgroups = kWarpgroups_, kFeatures = kFeatures_, kBlocks = kBlocks_;
     static constexpr int kRows = 64 * kWarpgroups, kConsumers = 128 * kWarpgroups;
     static constexpr bool kSplitsRegisters = kWarpgroups > 1;
@@ -335,67 +319,30 @@ template <class Tile, After AFTER> int multiply_then(const SwinLinear& a, int mu
     return launch<kKernel>(blocks, Tile::kThreads, Tile::kBytes, stream, maps, p);
 }
 
-template <class Tile> int multiply_by(const SwinLinear& a, int multiprocessors, cudaStream_t stream) {
+template <class Tile> int multiply_by(const SwinLinear& a, int multiprocessors, int /* splits */, cudaStream_t stream) {
     if (a.residual != nullptr) return multiply_then<Tile, After::kResidual>(a, multiprocessors, stream);
     return a.gelu == 1 ? multiply_then<Tile, After::kGelu>(a, multiprocessors, stream)
                        : multiply_then<Tile, After::kNothing>(a, multiprocessors, stream);
 }
 
-// --- which tile ------------------------------------------------------------------------------------------------------
+// --- which tiles there are -------------------------------------------------------------------------------------------
 
-// Microseconds of a product in tiles of rows x features, `blocks` of them on a multiprocessor at once. start: with the
-// splitting of the weights. wave, step: of a wave of tiles and of each 32 of K in it; full, full_step: the same of
-// waves that need not be whole. Fitted by fit_tiles.py to Results/fp32_products.csv (H200).
-struct Fp32Time {
-    int rows, features, blocks;
-    float start, wave, step, full, full_step;
-
-    float operator()(const SwinLinear& a, int multiprocessors) const {
-        const auto pieces = [](long long whole, int piece) { return (whole + piece - 1) / piece; };
-        const auto steps = static_cast<float>(pieces(a.in_features, kStepK));
-        const float filled = static_cast<float>(pieces(a.rows, rows) * pieces(a.out_features, features))
-            / static_cast<float>(multiprocessors * blocks);
-        return start + std::ceil(filled) * (wave + step * steps) + filled * (full + full_step * steps);
-    }
-};
-
-// cuBLASLt's product, whose tiles nobody knows: its time is told best as if they were these.
-constexpr Fp32Time kPlainTime{64, 64, 2, 4.789F, 2.226F, 0.104F, 0.0F, 1.536F};
-
-struct Fp32Choice {
-    int (*run)(const SwinLinear&, int, cudaStream_t);
-    Fp32Time time;
-};
-template <int kWarpgroups, int kFeatures, int kBlocks>
-constexpr Fp32Choice choice(float start, float wave, float step, float full, float full_step) {
-    return {multiply_by<Fp32Tile<kWarpgroups, kFeatures, kBlocks>>,
-        {64 * kWarpgroups, kFeatures, kBlocks, start, wave, step, full, full_step}};
-}
-constexpr Fp32Choice kFp32Tiles[] = {choice<1, 64, 2>(3.811F, 0.0F, 0.415F, 1.498F, 0.251F),
-    choice<2, 96, 1>(5.031F, 0.0F, 0.725F, 1.623F, 0.046F), choice<2, 128, 1>(5.424F, 0.0F, 0.928F, 2.398F, 0.042F)};
-
-// With fewer than three steps of K tensor cores' truncation shows beside FP32's few roundings: 1.7e-7 of the largest
-// result where cuBLASLt has 1.3e-7.
-constexpr int kShortestK = 3 * kStepK;
 // Of fewer rows the smallest tile would be empty in part. cuBLASLt was as fast or faster with all products of 49 rows
 // (Results/fp32_products.csv), and nearer to FP64 with one row, where few results stand for the error.
 constexpr int kFewestRows = 64;
 
+template <int kWarpgroups, int kFeatures, int kBlocks>
+constexpr Fp32Tile wgmma_tile(float start, float wave, float step, float full, float full_step) {
+    return {multiply_by<WgmmaTile<kWarpgroups, kFeatures, kBlocks>>,
+        [](const SwinLinear& a, int /* splits */) { return padded_for(a, kFeatures).bytes(); }, kFewestRows,
+        {64 * kWarpgroups, kFeatures, kBlocks, 1, start, wave, step, full, full_step}};
+}
+constexpr Fp32Tile kWgmmaTiles[] = {wgmma_tile<1, 64, 2>(3.811F, 0.0F, 0.415F, 1.498F, 0.251F),
+    wgmma_tile<2, 96, 1>(5.031F, 0.0F, 0.725F, 1.623F, 0.046F),
+    wgmma_tile<2, 128, 1>(5.424F, 0.0F, 0.928F, 2.398F, 0.042F)};
+
 }  // namespace
 
-int linear_fp32_sm90(const SwinLinear& a, int multiprocessors, cudaStream_t stream) {
-    constexpr int kTiles = std::size(kFp32Tiles);
-    if (a.tile < 0 || a.tile > kTiles) return cudaErrorInvalidValue;
-    if (a.tile > 0) {
-        const int status = kFp32Tiles[a.tile - 1].run(a, multiprocessors, stream);
-        return status == cudaErrorNotSupported ? cudaErrorInvalidValue : status;
-    }
-    if (a.in_features < kShortestK || a.rows < kFewestRows) return cudaErrorNotSupported;
-    const auto time = [&](const Fp32Choice& tile) { return tile.time(a, multiprocessors); };
-    const auto* const fastest = std::min_element(std::begin(kFp32Tiles), std::end(kFp32Tiles),
-        [&](const Fp32Choice& left, const Fp32Choice& right) { return time(left) < time(right); });
-    if (kPlainTime(a, multiprocessors) < time(*fastest)) return cudaErrorNotSupported;
-    return fastest->run(a, multiprocessors, stream);
-}
+Fp32Tiles fp32_tiles_sm90() { return {kWgmmaTiles, static_cast<int>(std::size(kWgmmaTiles))}; }
 
 }  // namespace swin

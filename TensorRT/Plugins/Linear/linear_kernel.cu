@@ -12,7 +12,7 @@
 #include "common/gelu.cuh"
 #include "common/gpu.h"
 #include "common/vector_io.cuh"
-#include "linear_fp32_sm90_kernel.h"
+#include "linear_fp32_kernel.h"
 #include "linear_sm90_kernel.h"
 
 namespace swin {
@@ -254,13 +254,13 @@ int run_half(const Linear& a) {
     return linear_sm90(a, gpu.multiprocessors, a.stream);
 }
 
-// FP32 on Hopper has a product on tensor cores that is as exact.
+// FP32 has products on tensor cores that are as exact, from sm_80 on.
 int run_float(const Linear& a) {
-    const bool fits = linear_fp32_sm90 != nullptr && a.plain_fp32 == 0 && a.rows <= INT_MAX - 256
-        && a.in_features % 4 == 0 && a.out_features % 4 == 0 && aligned(a);
     const Gpu gpu = current_gpu();
-    if (fits && gpu.is_sm90()) {
-        const int status = linear_fp32_sm90(a, gpu.multiprocessors, a.stream);
+    const bool fits = gpu.major >= 8 && a.plain_fp32 == 0 && a.rows <= INT_MAX - 256 && a.in_features % 4 == 0
+        && a.out_features % 4 == 0 && aligned(a);
+    if (fits) {
+        const int status = linear_fp32(a, gpu, a.stream);
         if (status != cudaErrorNotSupported) return status;
     }
     return a.tile == 0 ? run<float>(a) : cudaErrorInvalidValue;

@@ -186,6 +186,7 @@ elif [[ ${command[0]} == trtexec ]]; then
     mv "$plan.partial" "$plan"
     ((version >= 10000)) || version=$((version / 1000)).$((version / 100 % 10)).$((version % 100))
     made=(); [[ $fp16 == no || $precision != fp32 ]] || made=(--precision fp16)
+    [[ -n $batch ]] || made+=(--batches "$min" "$max")
     "$python" graphs/facts.py "$plan" --built-from "$facts" --graph "$onnx" --tool "tensorrt=$version" ${made[@]+"${made[@]}"}
     echo "wrote $plan"
 else

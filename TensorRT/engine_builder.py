@@ -62,7 +62,7 @@ def build(arguments: Namespace) -> None:
             if facts is not None:
                 tool = "tensorrt-rtx" if backend.is_rtx(trt) else "tensorrt"
                 write_beside(plan, built_from(facts, onnx.name), precision=built_precision(facts, arguments),
-                             tools={**facts.tools, tool: trt.__version__})
+                             tools={**facts.tools, tool: trt.__version__}, batches=_batches(network, arguments))
         finally:
             LOGGER.listener = None
     if calibrator is not None:
@@ -215,6 +215,14 @@ def _computes_in_fp16(network: trt.INetworkDefinition) -> bool:
     """Whether some layer of a strongly typed network gives FP16."""
     layers = map(network.get_layer, range(network.num_layers))
     return any(layer.get_output(i).dtype == trt.float16 for layer in layers for i in range(layer.num_outputs))
+
+
+def _batches(network: trt.INetworkDefinition, arguments: Namespace) -> tuple[int, ...]:
+    """Smallest and largest batch of the optimization profile; none where the batch is fixed."""
+    if network.get_input(0).shape[0] != -1:
+        return ()
+    given = ((getattr(arguments, flag), DEFAULT_BATCHES[flag]) for flag in ("minShapes", "maxShapes"))
+    return tuple(shapes[1][0] if shapes else batch for shapes, batch in given)
 
 
 def _optimization_profile(builder: trt.Builder, tensor: trt.ITensor, arguments: Namespace) -> trt.IOptimizationProfile:

@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from graphs.files import PLUGIN_DOMAIN, refuse_old_nodes
-from utils import ROOT, UserError, existing_file, run_script, shown, whole_file
+from utils import ROOT, UserError, existing_file, from_one, run_script, shown, whole_file
 
 PREFIX = "swin."  # of the keys in metadata_props
 PRECISIONS = ("int8", "fp16", "bf16", "fp32")  # the first of them that a matrix product computes in is the graph's
@@ -75,6 +75,7 @@ class Facts:
         labels: their names.
         opset: of the ONNX operators.
         tools: name -> version of what made the file.
+        batches: smallest and largest batch of a plan's optimization profile; empty where it has none, and of a graph.
     """
 
     model: str = ""
@@ -99,6 +100,7 @@ class Facts:
     labels: tuple[str, ...] = ()
     opset: int | None = None
     tools: dict[str, str] = field(default_factory=dict)
+    batches: tuple[int, ...] = ()
 
     @property
     def batch(self) -> int | None:
@@ -206,6 +208,7 @@ FORMS: dict[str, tuple[Callable[[Any], bool], Callable]] = {
     "labels": (_strings, tuple),
     "opset": (lambda value: value is None or _count(value), lambda value: value),
     "tools": (lambda value: isinstance(value, dict) and _strings(list(value.values())), dict),
+    "batches": (lambda value: isinstance(value, list) and len(value) in (0, 2) and all(map(_count, value)), tuple),
 }
 CHOICES = {"precision": ("", *PRECISIONS), "layout": ("", "NCHW", "NHWC"), "input_range": ("", *RANGES),
            "colour": ("", "RGB", "BGR")}
@@ -709,11 +712,14 @@ def main() -> None:
                         help="of --built-from: what a flag of the builder made of it")
     parser.add_argument("--tool", action="append", default=[], metavar="NAME=VERSION",
                         help="of --built-from: what built it")
+    parser.add_argument("--batches", type=from_one, nargs=2, default=(), metavar=("MIN", "MAX"),
+                        help="of --built-from: smallest and largest batch of its optimization profile")
     args = parser.parse_args()
     if args.built_from:
         graph = of_json(args.built_from)
         write_beside(args.file, built_from(graph, args.graph.name), precision=args.precision or graph.precision,
-                     tools={**graph.tools, **dict(tool.partition("=")[::2] for tool in args.tool)})
+                     tools={**graph.tools, **dict(tool.partition("=")[::2] for tool in args.tool)},
+                     batches=tuple(args.batches))
         print(f"wrote {shown(beside(args.file))}")
         return
     facts = of_file(args.file)

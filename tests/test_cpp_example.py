@@ -54,7 +54,8 @@ def program(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("arguments", "problem"), [
     ([], "usage: run_engine PLAN IMAGES"),
     (["a.plan"], "usage: run_engine PLAN IMAGES"),
-    (["a.plan", "a.f32", "--batch", "0"], "usage: run_engine PLAN IMAGES"),
+    (["a.plan", "a.f32", "--batch", "0"], "--batch: needs a whole number above zero"),
+    (["a.plan", "a.f32", "--batch", "x"], "--batch: needs a whole number above zero"),
     (["a.plan", "a.f32", "--batch"], "--batch: needs a value"),
     (["a.plan", "a.f32", "--size", "7"], "--size: unknown; there are --plugins, --batch and --output"),
     (["nowhere.plan", "a.f32"], "nowhere.plan: cannot be read, or is empty; give an existing file"),

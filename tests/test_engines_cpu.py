@@ -26,7 +26,7 @@ import test_plugins_build
 from onnx import TensorProto, helper, numpy_helper
 from test_open_sizes import exported, timm_maps
 
-from graphs.facts import of_engine, of_onnx
+from graphs.facts import of_engine, of_onnx, of_plan
 from graphs.files import PLUGIN_DOMAIN
 from graphs.open_sizes import patched_at_sizes, shapes_of
 from graphs.pictures import sized
@@ -251,6 +251,7 @@ def test_an_engine_for_images_of_any_size(open_sizes, tmp_path):
     done = in_a_process("tests/engine_worker.py", "stand-in", tmp_path,
                         f"{open_sizes}=1x3x24x24,2x3x40x72,4x3x96x128")
     assert "m: built" in done.stdout, done.stdout + done.stderr
+    assert of_plan(tmp_path / "m.plan").batches == (1, 4)
     layers = json.loads((tmp_path / "m.layers.json").read_text())["Layers"]
     model = onnx.load(open_sizes)
     nodes = {node.name: node.output[0] for node in model.graph.node if node.domain == PLUGIN_DOMAIN}

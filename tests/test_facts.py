@@ -226,6 +226,7 @@ def test_weights_in_other_files_count_in_the_digest(tmp_path):
     ("swin.precision", "fp8"), ("swin.tools", "[]"), ("swin.std", "[0, 1, 1]"), ("swin.classes", "true"),
     ("swin.labels", "[" * 50000), ("swin.labels", '"' + "x" * 200000 + '"'), ("swin.input_shape", '["1"]'),
     ("swin.opset", str(10**30)), ("swin.layout", "CHWN"),
+    ("swin.batches", "[1]"), ("swin.batches", "[1, null]"),
 ])
 def test_metadata_that_cannot_be_is_one_line(tmp_path, key, value):
     model = conv_model()
@@ -255,9 +256,9 @@ def test_a_plan_is_what_the_json_beside_it_says(tmp_path, capsys):
     plan = tmp_path / "a.plan"
     plan.write_bytes(b"ftrt and so on")
     assert of_plan(plan) is None
-    write_beside(plan, built_from(graph, "half.onnx"), precision="fp16")
+    write_beside(plan, built_from(graph, "half.onnx"), precision="fp16", batches=(1, 16))
     facts = of_plan(plan)
-    assert (facts.model, facts.precision) == ("tiny", "fp16")
+    assert (facts.model, facts.precision, facts.batches) == ("tiny", "fp16", (1, 16))
     assert facts.parents == (Parent(graph.digest, "half.onnx"),)
     assert facts.digest == hashlib.sha256(plan.read_bytes()).hexdigest()
     assert of_file(plan) == facts

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import TRT_test
 from data.batches import Batch, load_batch, save_batch
-from graphs.facts import Facts, Parent
+from graphs.facts import Facts, Parent, of_plan
 from Results.tables import LATENCY_COLUMNS, latency_rows, read_rows
 from TensorRT import build_engine
 from TensorRT.INT8 import calibration_cache
@@ -304,6 +304,7 @@ def test_trtexec_is_preferred_and_gets_the_flags_of_its_version(tmp_path, versio
     flags = plan.read_text().split()
     assert {*wanted, "--skipInference"} <= set(flags) and not set(unwanted) & set(flags)
     assert "building" in plan.with_suffix(".log").read_text()
+    assert of_plan(plan).batches == (1, 128)
 
 
 def test_from_tensorrt_10_on_fp16_is_refused_of_a_graph_that_has_none(tmp_path):

@@ -188,6 +188,7 @@ X = draw(2, 5, 6, 48)
     ("patch_embed", {0: draw(2, 3, 8, 8).half()}, TypeError, "patch_embed: x is float16; it must be float32"),
     ("patch_embed", {6: torch.float64}, TypeError, "patch_embed: activations of float64"),
     ("patch_merge", {0: X.flatten(1, 2)}, ValueError, r"x is \[2, 30, 48\]; it must be \[B, H, W, C\]"),
+    ("attention", {0: draw(0, 5, 6, 144)}, ValueError, r"attention: qkv is \[0, 5, 6, 144\]; it holds no token"),
     ("attention", {4: 5}, ValueError, "attention: qkv has 144 channels, which are not q, k and v of 5 heads"),
     ("attention", {4: 4}, ValueError, "attention: heads of 12 channels; the kernel takes multiples of 8 up to 64"),
     ("attention", {5: [3, 33]}, ValueError, r"windows of \[3, 33\] tokens; the kernel takes \[height, width\] of 1 to"),

@@ -55,11 +55,11 @@ def graph(folder: Path, name: str = "m.onnx", batch: int | str = "batch", op: st
     return folder / name
 
 
-def engine(folder: Path, op: str = "") -> Path:
+def engine(folder: Path, op: str = "", batches: tuple[int, ...] = (), name: str = "mine.plan") -> Path:
     """A file that begins as a plan does, with the .json that the builder writes beside one."""
-    source, plan = graph(folder, "source.onnx", op=op), folder / "mine.plan"
+    source, plan = graph(folder, "source.onnx", op=op), folder / name
     plan.write_bytes(b"ftrt" + bytes(28))
-    write_beside(plan, built_from(of_onnx(source), source.name))
+    write_beside(plan, built_from(of_onnx(source), source.name), batches=batches)
     return plan
 
 
@@ -172,12 +172,23 @@ def test_the_decoding_model_gives_what_the_classifier_reads(tmp_path):
     assert np.array_equal(np.load(tmp_path / "made.npy"), wanted)
 
 
+@pytest.mark.parametrize(("batches", "flags", "largest"), [((), [], 128), ((1, 16), [], 16), (
+    (1, 16), ["--max-batch", "8"], 8)])
+def test_the_largest_batch_is_the_engines(tmp_path, batches, flags, largest):
+    make_repository.main([str(engine(tmp_path, batches=batches)), "--output", str(tmp_path / "models"), *flags])
+    written = config(tmp_path / "models" / "mine")
+    assert written.max_batch_size == largest
+    assert all(batch <= largest for batch in written.dynamic_batching.preferred_batch_size)
+
+
 @pytest.mark.parametrize(("arguments", "problem"), [
     (["nowhere.plan"], "nowhere.plan: no such file"),
     (["alone.plan"], "alone.plan: is a plan without its facts"),
     (["patched.onnx"], "holds plugin nodes, which onnxruntime's TensorRT provider does not look for"),
     (["fixed.onnx"], "takes only batches of 4"),
     (["mine.plan"], "no such file; give the path of the plugin library"),
+    (["to16.plan", "--max-batch", "17"], "--max-batch 17: .*to16.plan takes batches of up to 16; build.sh --max"),
+    (["from8.plan"], "from8.plan: takes batches from 8 on, and a request may come alone"),
     (["m.onnx", "--labels", "two.txt"], "names 2 classes, the model has 3"),
     (["m.onnx", "--name", "a/b"], "--name a/b: not a name for a model"),
     (["m.onnx", "--name", "taken"], "taken: is there already; remove it"),
@@ -188,6 +199,8 @@ def test_bad_inputs_are_one_line(tmp_path, monkeypatch, arguments, problem):
     monkeypatch.setattr(make_repository, "PLUGIN_LIBRARY", tmp_path / "libswin_plugins.so")
     monkeypatch.chdir(tmp_path)
     engine(tmp_path, "SwinFNorm")
+    engine(tmp_path, batches=(1, 16), name="to16.plan")
+    engine(tmp_path, batches=(8, 16), name="from8.plan")
     graph(tmp_path)
     graph(tmp_path, "patched.onnx", op="SwinFNorm")
     graph(tmp_path, "fixed.onnx", batch=4)

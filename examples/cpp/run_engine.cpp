@@ -78,8 +78,8 @@ void run(int argc, char** argv) {
         else if (word == "--batch") batch = std::atoll(argv[i]);
         else fail(word + ": unknown; there are --plugins, --batch and --output");
     }
-    if (files.size() != 2 || batch < 1)
-        fail("usage: run_engine PLAN IMAGES [--plugins LIB|carried] [--batch N] [--output LOGITS]");
+    if (files.size() != 2) fail("usage: run_engine PLAN IMAGES [--plugins LIB|carried] [--batch N] [--output LOGITS]");
+    if (batch < 1) fail("--batch: needs a whole number above zero");
     std::string const& name = files[0];
     std::string const plan = read(name);
     std::string const images = read(files[1]);

@@ -113,6 +113,24 @@ def facts_of(model: Path, args: argparse.Namespace) -> tuple[Facts, bool]:
     return facts, engine
 
 
+def largest_batch(model: Path, facts: Facts, wanted: int | None) -> int:
+    """The batch up to which the server puts requests together.
+
+    Raises:
+        UserError: the engine takes none as large, or none as small as a single request.
+    """
+    if not facts.batches:  # an ONNX file; or a plan of which an earlier version of build.sh wrote down less
+        return wanted or 128
+    smallest, largest = facts.batches
+    if smallest > 1:
+        raise UserError(f"{shown(model)}: takes batches from {smallest} on, and a request may come alone; build it "
+                        "again with build.sh --min 1")
+    if (wanted or 1) > largest:
+        raise UserError(f"--max-batch {wanted}: {shown(model)} takes batches of up to {largest}; build.sh --max sets "
+                        "that")
+    return wanted or largest
+
+
 def plugin_library(args: argparse.Namespace, facts: Facts) -> Path | None:
     """The library that the server has to load; None for none.
 
@@ -146,8 +164,8 @@ def main(arguments: list[str] | None = None) -> None:
                         help="names of the classes (default: those that the file brings)")
     parser.add_argument("--plugins", metavar="LIB", help="plugin library of an engine; default this project's where "
                         "the engine has plugins; carried for the one inside the plan")
-    parser.add_argument("--max-batch", type=from_one, default=128, metavar="N",
-                        help="largest batch, at most that of the engine (build.sh --max; default: %(default)s)")
+    parser.add_argument("--max-batch", type=from_one, metavar="N",
+                        help="largest batch (default: that of the engine, build.sh --max; of an ONNX file 128)")
     parser.add_argument("--preferred", type=batch_sizes, default="8,32", metavar="N,N",
                         help="batches that are run at once when so many requests wait (default: %(default)s)")
     parser.add_argument("--max-delay-us", type=from_one, default=500, metavar="US",
@@ -159,6 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     facts, engine = facts_of(args.model, args)
+    args.max_batch = largest_batch(args.model, facts, args.max_batch)
     name = args.name or args.model.stem
     if not NAME.fullmatch(name):
         raise UserError(f"--name {name}: not a name for a model; give letters, digits, _, - and .")

@@ -129,6 +129,8 @@ def _attention(qkv: Tensor, bias: Tensor, padding: Tensor, logit_scale: Tensor |
     _check_type(operator, qkv.dtype)
     _check_rank(operator, "qkv", qkv, "B H W 3C")
     batch, height, width, features = qkv.shape
+    if 0 in (batch, height, width):
+        raise ValueError(f"{operator}: qkv is {list(qkv.shape)}; it holds no token")
     if num_heads < 1 or features % (3 * num_heads):
         raise ValueError(f"{operator}: qkv has {features} channels, which are not q, k and v of {num_heads} heads")
     head = features // (3 * num_heads)

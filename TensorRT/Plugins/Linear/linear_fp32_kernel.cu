@@ -5,14 +5,15 @@
 //
 // Each number is the sum of two TF32 numbers, into which it is split in registers (common/tf32.cuh). A block has a tile
 // of y; tiles of x and weight, 32 numbers of K at a time, are copied into a ring of stages. Where there are too few
-// tiles for all multiprocessors, K is split: blocks write their sums to the workspace, and a second kernel adds them up,
-// always in the same order.
+// tiles for all multiprocessors, K is split: on Hopper the blocks that share a tile are a cluster and add up each other's
+// sums; elsewhere they write these to the workspace, and a second kernel adds them up. The order is always the same.
 //
 // The low part of what is not finite is no number, and high may be infinite where a number is just below the largest
 // FP32. So a thread that has a result among its own that is not finite computes all of them again as FP32 computes
 // them, slowly.
 #include "Linear/linear_fp32_kernel.h"
 
+#include <algorithm>
 #include <climits>
 #include <cstdint>
 #include <iterator>
@@ -28,6 +29,7 @@ constexpr int kRowBytes = kFp32StepK * static_cast<int>(sizeof(float));  // of a
 constexpr int kChunks = kRowBytes / 16;  // copied at once
 constexpr int kDepth = 8;  // of K in a product of tensor cores
 constexpr int kStages = 3;
+constexpr int kMostParts = 8;  // of K, as many as a cluster has blocks at most
 constexpr int kGroup = 16;  // features that four lanes share, four neighbouring ones each
 
 // kWarpsDown x kWarpsAcross warps, each with kRowTiles x 16 rows and kGroups x 16 features; kBlocks blocks to a
@@ -39,9 +41,11 @@ template <int kWarpsDown_, int kWarpsAcross_, int kRowTiles_, int kGroups_, int 
     static constexpr int kRows = 16 * kRowTiles * kWarpsDown, kFeatures = kGroup * kGroups * kWarpsAcross;
     static constexpr int kXBytes = kRows * kRowBytes, kStageBytes = kXBytes + kFeatures * kRowBytes;
     static constexpr int kBytes = kStages * kStageBytes;
+    static constexpr int kSumsStride = kFeatures + 16;  // of a row of sums in shared memory: two rows in different banks
     static constexpr int kRowsAtOnce = kThreads / kChunks;  // copied by a block
     static_assert(kRowsAtOnce % kGroup == 0, "a thread copies the same chunk of every row, in swizzled order too");
     static_assert(kRows % kRowsAtOnce == 0 && kFeatures % kGroup == 0);
+    static_assert(kRows * kSumsStride * static_cast<int>(sizeof(float)) <= kBytes);
     static_assert(kBytes <= 99 << 10, "every GPU from sm_80 on has so much");
 };
 
@@ -50,9 +54,17 @@ struct MmaProduct {
     float *y, *partial;  // partial: [splits, rows, out_features], where K is split
     int rows, in_features, out_features, steps, splits;
     bool gelu;
+    bool in_clusters;  // the blocks that share a tile
 };
 
 __device__ __forceinline__ float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+__device__ __forceinline__ void add(float4& to, const float4& more) {
+    to.x += more.x, to.y += more.y, to.z += more.z, to.w += more.w;
+}
+// A lane's four neighbouring features of a group, in the first or the second of its rows.
+__device__ __forceinline__ float4 four_of(const float (&first)[4], const float (&second)[4], int r) {
+    return make_float4(first[2 * r], first[2 * r + 1], second[2 * r], second[2 * r + 1]);
+}
 
 // y of four features again, as FP32 computes them.
 __device__ __forceinline__ void compute_again(const MmaProduct& p, int row, int first_feature) {
@@ -149,6 +161,52 @@ __device__ __forceinline__ void multiply_stage(
     }
 }
 
+// Adds up the sums of a cluster's blocks, each of which has a part of K: a block some rows of the tile.
+template <class Tile>
+__device__ __forceinline__ void add_parts_of_cluster(const MmaProduct& p,
+    const float (&sums)[Tile::kRowTiles][2 * Tile::kGroups][4], float* shared, int warp_row, int warp_feature,
+    int tile_row, int tile_feature, int part) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    cp_async_wait<0>();
+    __syncthreads();  // all are done with the stages, in whose place the sums come
+#pragma unroll
+    for (int m = 0; m < Tile::kRowTiles; ++m) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int row = warp_row + 16 * m + 8 * r + lane / 4;
+#pragma unroll
+            for (int g = 0; g < Tile::kGroups; ++g) {
+                *reinterpret_cast<float4*>(
+                    shared + row * Tile::kSumsStride + warp_feature + kGroup * g + lane % 4 * 4)
+                    = four_of(sums[m][2 * g], sums[m][2 * g + 1], r);
+            }
+        }
+    }
+    barrier_cluster();
+    constexpr int kFours = Tile::kFeatures / 4;
+    const int rows_of_block = (Tile::kRows + p.splits - 1) / p.splits;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < rows_of_block * kFours; i += Tile::kThreads) {
+        const int row_in_tile = part * rows_of_block + i / kFours, in_row = i % kFours * 4;
+        const int row = tile_row + row_in_tile, feature = tile_feature + in_row;
+        if (row_in_tile >= Tile::kRows || row >= p.rows || feature >= p.out_features) continue;
+        float4 parts[kMostParts];  // other blocks' memory answers late: all at once
+#pragma unroll
+        for (int other = 0; other < kMostParts; ++other) {
+            if (other < p.splits) {
+                parts[other] = ld_shared_cluster(shared + row_in_tile * Tile::kSumsStride + in_row, other);
+            }
+        }
+        float4 total = parts[0];
+#pragma unroll
+        for (int other = 1; other < kMostParts; ++other) {
+            if (other < p.splits) add(total, parts[other]);
+        }
+        if (!store_four(p, row, feature, total)) compute_again(p, row, feature);
+    }
+    barrier_cluster();  // nobody ends while others read its memory
+}
+
 // blockIdx.x: the tile; blockIdx.y: the part of K.
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) mma_product_kernel(const __grid_constant__ MmaProduct p) {
@@ -190,6 +248,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) mma_product_ker
         multiply_stage<Tile>(sums, shared + step % kStages * Tile::kStageBytes, warp_row, warp_feature);
     }
     griddepcontrol_launch_dependents();
+    if (p.in_clusters) {
+        add_parts_of_cluster<Tile>(p, sums, reinterpret_cast<float*>(shared), warp_row, warp_feature, tile_row,
+            tile_feature, part);
+        return;
+    }
 
     const int first_row = tile_row + warp_row + lane / 4, first_feature = tile_feature + warp_feature + lane % 4 * 4;
     bool finite = true;
@@ -203,8 +266,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) mma_product_ker
             for (int g = 0; g < Tile::kGroups; ++g) {
                 const int feature = first_feature + kGroup * g;
                 if (feature >= p.out_features) continue;
-                const float4 four = make_float4(sums[m][2 * g][2 * r], sums[m][2 * g][2 * r + 1],
-                    sums[m][2 * g + 1][2 * r], sums[m][2 * g + 1][2 * r + 1]);
+                const float4 four = four_of(sums[m][2 * g], sums[m][2 * g + 1], r);
                 if (p.splits == 1) {
                     finite &= store_four(p, row, feature, four);
                 } else {
@@ -230,8 +292,7 @@ __global__ void __launch_bounds__(128) add_parts_kernel(const __grid_constant__ 
     if (i >= fours) return;
     float4 sums = load4(p.partial + 4 * i);
     for (int part = 1; part < p.splits; ++part) {
-        const float4 more = load4(p.partial + 4 * (part * fours + i));
-        sums.x += more.x, sums.y += more.y, sums.z += more.z, sums.w += more.w;
+        add(sums, load4(p.partial + 4 * (part * fours + i)));
     }
     const int row = static_cast<int>(i / (p.out_features / 4)), feature = static_cast<int>(i % (p.out_features / 4)) * 4;
     if (!store_four(p, row, feature, sums)) compute_again(p, row, feature);
@@ -246,19 +307,21 @@ size_t partial_bytes(const SwinLinear& a, int splits) {
 template <class Tile> int multiply_in(const SwinLinear& a, int /* multiprocessors */, int splits, cudaStream_t stream) {
     const int across = (a.out_features + Tile::kFeatures - 1) / Tile::kFeatures;
     const long long tiles = (a.rows + Tile::kRows - 1) / Tile::kRows * across;
-    if (splits > fp32_steps(a) || partial_bytes(a, splits) > a.workspace_bytes || tiles > INT_MAX) {
+    if (splits > std::min(kMostParts, fp32_steps(a)) || partial_bytes(a, splits) > a.workspace_bytes || tiles > INT_MAX) {
         return cudaErrorNotSupported;
     }
+    constexpr auto kKernel = mma_product_kernel<Tile>;
+    const bool in_clusters = splits > 1 && is_sm90_code<kKernel>();
     const MmaProduct p{static_cast<const float*>(a.x), static_cast<const float*>(a.weight),
         static_cast<const float*>(a.bias), static_cast<const float*>(a.residual), static_cast<float*>(a.y),
         static_cast<float*>(a.workspace), static_cast<int>(a.rows), a.in_features, a.out_features, fp32_steps(a), splits,
-        a.gelu == SWIN_GELU};
-    constexpr auto kKernel = mma_product_kernel<Tile>;
+        a.gelu == SWIN_GELU, in_clusters};
     const cudaError_t error = allow_shared_memory<kKernel>(Tile::kBytes);
     if (error != cudaSuccess) return error;
     const dim3 blocks(static_cast<unsigned>(tiles), static_cast<unsigned>(splits));
-    const int status = launch<kKernel>(blocks, Tile::kThreads, Tile::kBytes, stream, p);
-    if (status != cudaSuccess || splits == 1) return status;
+    const dim3 cluster(1, in_clusters ? splits : 1);
+    const int status = launch_in_clusters<kKernel>(cluster, blocks, Tile::kThreads, Tile::kBytes, stream, p);
+    if (status != cudaSuccess || splits == 1 || in_clusters) return status;
     const long long threads = a.rows * (a.out_features / 4);
     return launch<add_parts_kernel>(static_cast<unsigned>((threads + 127) / 128), 128, 0, stream, p);
 }

@@ -26,9 +26,10 @@ __device__ __forceinline__ void compute_before_what_follows(int x) {
         : "memory");
 }
 
-// Whether the code of `kernel` that the current device runs has the wait in it. Asked once per kernel: the devices of
+// Whether the code of `kernel` that the current device runs is for sm_90 or later: has the wait in it, and what it does
+// with clusters. Asked once per kernel: the devices of
 // a process are taken to be alike.
-template <auto KERNEL> bool waits_for_previous_kernel() {
+template <auto KERNEL> bool is_sm90_code() {
     static const bool waits = [] {
         int device = 0, major = 0;
         cudaFuncAttributes attributes{};
@@ -44,19 +45,35 @@ template <auto KERNEL> cudaError_t allow_shared_memory(int bytes) {
     return cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
+// The same in clusters of blocks, from sm_90 on; of one block: no cluster.
 template <auto KERNEL, class... Arguments>
-int launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
-    cudaLaunchAttribute overlap{};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
+int launch_in_clusters(dim3 cluster, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+    const Arguments&... arguments) {
+    cudaLaunchAttribute attributes[2]{};
     cudaLaunchConfig_t config{};
+    if (is_sm90_code<KERNEL>()) {
+        cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+        overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        overlap.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster.x * cluster.y * cluster.z > 1) {
+        cudaLaunchAttribute& blocks = attributes[config.numAttrs++];
+        blocks.id = cudaLaunchAttributeClusterDimension;
+        blocks.val.clusterDim.x = cluster.x;
+        blocks.val.clusterDim.y = cluster.y;
+        blocks.val.clusterDim.z = cluster.z;
+    }
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
-    config.attrs = &overlap;
-    config.numAttrs = waits_for_previous_kernel<KERNEL>() ? 1 : 0;
+    config.attrs = attributes;
     return cudaLaunchKernelEx(&config, KERNEL, arguments...);
+}
+
+template <auto KERNEL, class... Arguments>
+int launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+    return launch_in_clusters<KERNEL>(dim3(1), grid, block, shared_bytes, stream, arguments...);
 }
 
 }  // namespace swin

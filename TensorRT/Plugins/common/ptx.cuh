@@ -128,4 +128,26 @@ __device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #endif
 }
 
+// --- clusters of blocks (from sm_90 on) -------------------------------------------------------------------------------
+
+// All threads of the cluster have come here; what they wrote to shared memory before can be read after.
+__device__ __forceinline__ void barrier_cluster() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+// 16 bytes of the shared memory of the cluster's block of that rank, from where `own` lies in this block's.
+__device__ __forceinline__ float4 ld_shared_cluster(const float* own, int rank) {
+    float4 x{};
+#if __CUDA_ARCH__ >= 900
+    uint32_t address;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(rank));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+        : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+        : "r"(address)
+        : "memory");
+#endif
+    return x;
+}
+
 }  // namespace swin

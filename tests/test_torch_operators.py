@@ -11,6 +11,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,6 +233,18 @@ def test_autograd_is_refused(name, case):
 def test_the_c_functions_refuse_what_they_cannot_read():
     with pytest.raises(ValueError, match="swin_layernorm: x is on cpu; the kernels take contiguous tensors on the GPU"):
         c_interface.layernorm(X, None, None, torch.empty_like(X), 1e-5)
+
+
+@pytest.mark.parametrize(("status", "problem"), [
+    (209, "swin_layernorm: the library has no code for this GPU, sm_75; make it again for it: make -C"),
+    (98, "has no code for this GPU"), (1, "swin_layernorm: CUDA error 1"), (700, "swin_layernorm: CUDA error 700")])
+def test_a_library_for_other_gpus_says_so(monkeypatch, status, problem):
+    monkeypatch.setattr(c_interface, "library", lambda: SimpleNamespace(swin_layernorm=lambda *_: status))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(RuntimeError, match=problem) as raised:
+        c_interface.call("swin_layernorm", x=None, gamma=None, beta=None, y=None, rows=1, type=0, width=8, epsilon=0)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_missing_library_says_what_to_do(monkeypatch, tmp_path):

@@ -24,6 +24,8 @@ LINEAR_WORKSPACE_BYTES = 32 << 20  # SWIN_LINEAR_WORKSPACE_BYTES
 MLP_WORKSPACE_BYTES = LINEAR_WORKSPACE_BYTES + (64 << 20)  # SWIN_MLP_WORKSPACE_BYTES
 ATTENTION_BRANCH_WORKSPACE_BYTES = 64 << 20  # SWIN_ATTENTION_BRANCH_WORKSPACE_BYTES
 
+NOT_FOR_THIS_GPU = (98, 209)  # cudaErrorInvalidDeviceFunction, cudaErrorNoKernelImageForDevice
+
 _KINDS = {"pointer": ctypes.c_void_p, "int": ctypes.c_int, "long": ctypes.c_longlong, "float": ctypes.c_float,
           "size": ctypes.c_size_t}
 
@@ -142,7 +144,7 @@ def call(name: str, **fields) -> None:
 
     Raises:
         ValueError: a tensor is not on a GPU, or not contiguous: the function would read something else.
-        RuntimeError: the function refuses its argument, or the launch failed.
+        RuntimeError: the function refuses its argument, the library has no code for the GPU, or the launch failed.
     """
     for field, value in fields.items():
         if isinstance(value, torch.Tensor) and not (value.is_cuda and value.is_contiguous()):
@@ -150,6 +152,10 @@ def call(name: str, **fields) -> None:
                              "kernels take contiguous tensors on the GPU")
     argument = filled(name, **fields)
     status = getattr(library(), name)(ctypes.byref(argument), torch.cuda.current_stream().cuda_stream)
+    if status in NOT_FOR_THIS_GPU:
+        arch = "{}{}".format(*torch.cuda.get_device_capability())
+        raise RuntimeError(f"{name}: the library has no code for this GPU, sm_{arch}; make it again: make -C "
+                           f"TensorRT/Plugins kernels ARCHS={arch}, or ARCHS={arch} pip install TensorRT/Plugins")
     if status != 0:
         raise RuntimeError(f"{name}: CUDA error {status}")
 

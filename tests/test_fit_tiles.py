@@ -137,7 +137,7 @@ def test_fp32_choice_is_near_the_fastest_of_what_was_measured():
     table = fit_tiles.fp32_table(fit_tiles.fp32_source())
     assert [tile.name for tile in table] == [
         "mma 128x128", "mma 128x96", "mma 64x64", "mma 64x64 / 2", "mma 64x64 / 4", "mma 64x64 / 8",
-        "64x64", "128x96", "128x128", "plain"]
+        "mma 32x64", "mma 32x64 / 2", "mma 32x64 / 4", "mma 32x64 / 8", "64x64", "128x96", "128x128", "plain"]
     costs = fit_tiles.cost_of_choice(rows, table)
     assert set(costs) == {1, 8, 32, 128} and all(cost <= 0.05 for cost in costs.values()), costs
     text = list(fit_tiles.fit_fp32(rows, table))
@@ -156,7 +156,7 @@ def test_every_fp32_product_is_measured_with_every_tile_and_peer(monkeypatch):
     for number, name in enumerate([CHOSEN, *found[0][3]]):
         if name not in fit_tiles.FP32_PEERS:
             fit_tiles.runner_of(case, number, name)(case.place, dict.fromkeys(case.tensors))
-    assert plain == [*((tile, False) for tile in range(10)), (0, True)]
+    assert plain == [*((tile, False) for tile in range(14)), (0, True)]
 
 
 def test_fp16_choice_and_numbers():

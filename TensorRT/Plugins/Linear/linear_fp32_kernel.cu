@@ -343,7 +343,11 @@ constexpr Fp32Tile kMmaTiles[] = {mma_tile<2, 4, 4, 2, 1>(1, kNotMeasured, 0.0F,
     mma_tile<2, 2, 2, 2, 3>(1, kNotMeasured, 0.0F, 0.0F, 0.0F, 0.0F),
     mma_tile<2, 2, 2, 2, 3>(2, kNotMeasured, 0.0F, 0.0F, 0.0F, 0.0F),
     mma_tile<2, 2, 2, 2, 3>(4, kNotMeasured, 0.0F, 0.0F, 0.0F, 0.0F),
-    mma_tile<2, 2, 2, 2, 3>(8, kNotMeasured, 0.0F, 0.0F, 0.0F, 0.0F)};
+    mma_tile<2, 2, 2, 2, 3>(8, kNotMeasured, 0.0F, 0.0F, 0.0F, 0.0F),
+    mma_tile<2, 2, 1, 2, 4>(1, kNotMeasured, 0.0F, 0.0F, 0.0F, 0.0F),
+    mma_tile<2, 2, 1, 2, 4>(2, kNotMeasured, 0.0F, 0.0F, 0.0F, 0.0F),
+    mma_tile<2, 2, 1, 2, 4>(4, kNotMeasured, 0.0F, 0.0F, 0.0F, 0.0F),
+    mma_tile<2, 2, 1, 2, 4>(8, kNotMeasured, 0.0F, 0.0F, 0.0F, 0.0F)};
 
 // cuBLASLt's product, whose tiles nobody knows: its time is told best as if they were these.
 constexpr Fp32Time kPlainTime{64, 64, 2, 1, 4.789F, 2.226F, 0.104F, 0.0F, 1.536F};

@@ -451,7 +451,8 @@ __global__ void __launch_bounds__(kWarp* kWarps, GROUPS <= 3 ? 3 : 2) fp32_patch
         }
     }
 
-    for (int i = threadIdx.x; i < layout.fragments(); i += blockDim.x) {
+#pragma unroll 6  // memory answers late: several at once
+    for (int i = threadIdx.x; i < layout.fragments(); i += kWarp * kWarps) {
         const int holder = i % kWarp, n = i / kWarp % BLOCKS, step = i / kWarp / BLOCKS;
         const float* const weight = a.weight + static_cast<long long>(channel_of(n, holder / 4)) * depth;
         float pair[2];

@@ -64,8 +64,8 @@ public:
     void* loadLibrary(const char*) noexcept override { return nullptr; }
     void deregisterLibrary(void*) noexcept override {}
 #if NV_TENSORRT_MAJOR >= 10
-    AnyCreator* const* getAllCreators(int32_t*) const noexcept override { return nullptr; }
-    AnyCreator* getCreator(const char* op, const char*, const char* space) noexcept override { return find(op, space); }
+    AnyCreator* const* getAllCreators(int32_t* count) const noexcept override { return list(count); }
+    AnyCreator* getCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
     IPluginResource* acquirePluginResource(const char*, IPluginResource*) noexcept override { return nullptr; }
     int32_t releasePluginResource(const char*) noexcept override { return 0; }
     AnyCreator* const* getAllCreatorsRecursive(int32_t*) noexcept override { return nullptr; }
@@ -74,16 +74,23 @@ public:
     bool registerCreator(IPluginCreator&, const char*) noexcept override { return false; }
     bool deregisterCreator(const IPluginCreator&) noexcept override { return false; }
 #endif
-#if NV_TENSORRT_MAJOR <= 10
-    IPluginCreator* const* getPluginCreatorList(int32_t*) const noexcept override { return nullptr; }
-#endif
 #if NV_TENSORRT_MAJOR == 10
-    IPluginCreator* getPluginCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
+    IPluginCreator* const* getPluginCreatorList(int32_t*) const noexcept override { return nullptr; }
 #elif NV_TENSORRT_MAJOR < 10
-    IPluginCreator* getPluginCreator(const char* op, const char*, const char* space) noexcept override {
-        return find(op, space);
-    }
+    IPluginCreator* const* getPluginCreatorList(int32_t* count) const noexcept override { return list(count); }
 #endif
+#if NV_TENSORRT_MAJOR <= 10
+    IPluginCreator* getPluginCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
+#endif
+
+private:
+    mutable std::vector<AnyCreator*> listed_;
+    AnyCreator* const* list(int32_t* count) const {
+        listed_.clear();
+        for (const auto& [creator, name] : creators) listed_.push_back(creator);
+        *count = static_cast<int32_t>(listed_.size());
+        return listed_.data();
+    }
 };
 
 Registry& registry() {

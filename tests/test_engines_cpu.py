@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -504,6 +505,26 @@ def test_a_graph_without_its_plugins_is_refused_in_one_line(folder, tmp_path):
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and len(done.stderr) < 400
     assert "no loaded library implements SwinPatchEmbed, SwinLayerNormWithParams, " in done.stderr
     assert "--plugins" in done.stderr and not (tmp_path / "m.plan").exists()
+
+
+# What TensorRT does with the library of a plan that carries it, before or after the process has opened a copy of it.
+LOAD_LIBRARY = """
+import sys
+from TensorRT import backend
+trt = backend.load()
+for copy in sys.argv[2:]:
+    backend.load_plugins(copy)
+registry = trt.get_plugin_registry()
+assert registry.load_library(sys.argv[1]) is not None
+print(sum(creator.plugin_namespace == "swin" for creator in registry.all_creators))
+"""
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_tensorrt_loads_the_library(tmp_path, library, opened):
+    copy = shutil.copy(library, tmp_path / "copy.so")
+    done = in_a_process("-c", LOAD_LIBRARY, library, *[copy] * opened)
+    assert done.returncode == 0 and int(done.stdout) == len({**KINDS, **INT8_KINDS}), done.stdout + done.stderr
 
 
 def test_a_plan_carries_its_plugins(folder, tmp_path, library):

@@ -1230,7 +1230,7 @@ def test_arguments_outside_the_contract_are_refused():
         **dict(zip(("x", "gamma", "beta", "weight1", "bias1", "weight2", "bias2", "y"), mlp, strict=True)),
         **dict.fromkeys(("attention", "proj_weight", "proj_bias", "proj_gamma", "proj_beta")),
         "rows": 64, "type": 0, "width": 96, "hidden": 96, "norm_first": 1, "gelu": 1, "epsilon": EPSILON,
-        "workspace": workspace, "workspace_bytes": kernels.MLP_WORKSPACE_BYTES,
+        "workspace": workspace, "workspace_bytes": kernels.MLP_WORKSPACE_BYTES, "plain_fp32": 0,
     }
     refused = [
         lambda: kernels.layernorm(wide, None, None, wide, EPSILON),

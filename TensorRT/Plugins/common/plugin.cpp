@@ -1,6 +1,7 @@
 #include "common/plugin.h"
 
 #include <algorithm>
+#include <cstring>
 #include <iostream>
 
 #include "common/registration.h"
@@ -100,21 +101,41 @@ nvinfer1::ILoggerFinder* logger_finder = nullptr;
 
 nvinfer1::ILogger* logger() { return logger_finder != nullptr ? logger_finder->findLogger() : getLogger(); }
 
-// The creator that the process has under this one's name, of this library or of another copy of it.
-Creator* registered(Creator& creator) {
 #if NV_TENSORRT_MAJOR >= 10
-    const auto& known = static_cast<nvinfer1::IPluginCreatorV3One&>(creator);
-    return getPluginRegistry()->getCreator(known.getPluginName(), known.getPluginVersion(), kNamespace);
+using NamedCreator = nvinfer1::IPluginCreatorV3One;
 #else
-    return getPluginRegistry()->getPluginCreator(creator.getPluginName(), creator.getPluginVersion(), kNamespace);
+using NamedCreator = nvinfer1::IPluginCreator;
 #endif
+
+// The creators of the process's registry that have names to compare. Its getCreator would log an error for each name
+// that is free.
+std::vector<NamedCreator*> registered() {
+    int32_t count = 0;
+    std::vector<NamedCreator*> found;
+#if NV_TENSORRT_MAJOR >= 10
+    Creator* const* const all = getPluginRegistry()->getAllCreators(&count);
+    for (int32_t i = 0; i < count; ++i) {
+        if (std::strcmp(all[i]->getInterfaceInfo().kind, "PLUGIN CREATOR_V3ONE") != 0) continue;
+        found.push_back(static_cast<NamedCreator*>(all[i]));
+    }
+#else
+    NamedCreator* const* const all = getPluginRegistry()->getPluginCreatorList(&count);
+    if (count > 0) found.assign(all, all + count);
+#endif
+    return found;
 }
 
 // For IPluginRegistry::loadLibrary, which registers them itself and refuses a library whose names are taken. They have
 // been taken when the library was opened, which is all that dlopen, ctypes or LD_PRELOAD do.
 Creator* const* hand_over(int32_t& count) {
-    for (Creator* creator : creators()) {
-        if (Creator* other = registered(*creator)) getPluginRegistry()->deregisterCreator(*other);
+    for (NamedCreator* other : registered()) {
+        const auto is_ours = [other](Creator* creator) {
+            const auto* const ours = static_cast<NamedCreator*>(creator);
+            return std::strcmp(other->getPluginNamespace(), kNamespace) == 0
+                && std::strcmp(other->getPluginName(), ours->getPluginName()) == 0
+                && std::strcmp(other->getPluginVersion(), ours->getPluginVersion()) == 0;
+        };
+        if (std::any_of(creators().begin(), creators().end(), is_ours)) getPluginRegistry()->deregisterCreator(*other);
     }
     count = static_cast<int32_t>(creators().size());
     return creators().data();

@@ -256,7 +256,8 @@ def versions(results: Path) -> str:
     """
     rows = gpu_rows(results / "latency.csv")
     comparing = runs_of_versions(rows)
-    rows = [row for row in rows if row["run_id"] in comparing and row["model"] in MODELS and row["cuda_graph"] == "yes"]
+    rows = [row for row in rows if row["run_id"] in comparing and row["model"] in MODELS and row["cuda_graph"] == "yes"
+            and row["backend"].startswith("TensorRT")]
     key = ("precision", "patched", "model", "backend")
     newest_run = {tuple(row[name] for name in key): row["run_id"] for row in rows}
     rows = [row for row in rows if row["run_id"] == newest_run[tuple(row[name] for name in key)]]

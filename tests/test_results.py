@@ -283,10 +283,12 @@ def test_versions_of_tensorrt_stand_beside_each_other_and_in_no_other_table(meas
         timed("20", "TensorRT 8.6.0", 1, "0.1"), timed("20", "TensorRT 8.6.0", 8, "0.8"),
         timed("20", "TensorRT-RTX 1.6.1", 1, "0.2", patched="no", runner="trt", max_abs_err="4.6", check="bad"),
         timed("21", "TensorRT 8.6.0", 1, "0.3"), timed("21", "TensorRT 8.6.0", 1, "0.9", cuda_graph="no"),
+        timed("21", "PyTorch 2.11", 1, "0.7", patched="", runner="torch-eager", check=""),
         timed("21", "TensorRT-RTX 1.6.1", 1, "0.4", max_abs_err="2e-3")])
     assert (report.section(measured), report.summary(measured)) == before
     append_rows(measured / "latency.csv", LATENCY_COLUMNS, [timed("22", "TensorRT 8.6.0", 1, "0.5")])  # of one version
     text = report.versions(measured)
+    assert "PyTorch" not in text
     assert cells_of(text, "engine") == ["engine", "TensorRT", "b1", "max abs err", "run"]
     assert cells_of(text, "V1 FP16, all plugins") == ["V1 FP16, all plugins", "8.6.0", "0.300", "1e-3", "21"]
     assert cells_of(text, "RTX 1.6.1", "0.400") == ["", "RTX 1.6.1", "0.400", "2e-3", "21"]

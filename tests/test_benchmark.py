@@ -92,7 +92,7 @@ class StandIn:
         store(y, x.double() / x.double().norm(dim=-1, keepdim=True).clamp_min(epsilon))
 
     def attention(qkv, bias, padding, logit_scale, y, num_heads, window, shift, scale, mask_value, roll_first=False,
-                  shift_if_covered=True):
+                  shift_if_covered=True, plain_fp32=False):
         store(y, attended(qkv.double(), bias, logit_scale, num_heads, window, shift, scale, mask_value))
 
     def linear(x, weight, bias, residual, y, gelu, tile=0, plain_fp32=False):

@@ -28,6 +28,8 @@ DEVICE = "cuda"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPSILON = 1e-5
 GUARD = 256  # elements before and after an output
+CAPABILITY = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+on_tensor_cores = pytest.mark.skipif(CAPABILITY < (8, 0), reason="needs sm_80: tensor cores before have no TF32")
 
 
 # --- inputs, outputs, errors -----------------------------------------------------------------------------------------
@@ -541,20 +543,21 @@ def padded_bias(bias: torch.Tensor) -> torch.Tensor:
     return F.pad(bias, (0, columns), value=math.nan).contiguous()
 
 
-def run_attention(qkv, bias, padding, logit_scale, y, case: Attention) -> None:
+def run_attention(qkv, bias, padding, logit_scale, y, case: Attention, plain_fp32: bool = False) -> None:
     scale = case.head_width**-0.5 if logit_scale is None else 1.0
     kernels.attention(qkv, bias, padding, logit_scale, y, case.num_heads, case.window, case.shift, scale, -100.0,
-                      case.roll_first, case.shift_if_covered)
+                      case.roll_first, case.shift_if_covered, plain_fp32)
 
 
-def attention_errors(cases: list[Attention], variant: str, dtype) -> list[Error]:
+def attention_errors(cases: list[Attention], variant: str, dtype, plain_fp32: bool = False) -> list[Error]:
     errors = []
     for case in cases:
         tensors = attention_inputs(case, dtype, variant != "V1", variant == "V2 at the clamp")
         qkv, bias, padding, logit_scale = tensors
         out = Output((*qkv.shape[:3], case.channels), dtype, int(case.misaligned))
         given = misalign(qkv) if case.misaligned else guarded(qkv)
-        run_attention(given, guarded(padded_bias(bias)), guarded(padding), logit_scale, out.tensor, case)
+        run_attention(given, guarded(padded_bias(bias)), guarded(padding), logit_scale, out.tensor, case,
+                      plain_fp32)
         pytorch, exact = (window_attention(*(None if t is None else t.to(kind) for t in tensors), case)
                           for kind in (dtype, torch.float64))
         errors.append(error_of(str(case), [out.checked()], [pytorch], [exact]))
@@ -604,6 +607,100 @@ def test_attention_of_heads_padded_with_zeros(head_width, dtype):
             window_attention(qkv.to(t), bias.to(t), padding.to(t), None if logit_scale is None else logit_scale.to(t),
                              case) for t in (dtype, torch.float64))
         judge([error_of(str(case), [results[0]], [pytorch], [exact])], slack=torch.finfo(dtype).eps)
+
+
+# One tile of keys and several, heads of all kinds of kernels, with padding and without.
+FP32_ATTENTIONS = [
+    square(2, 28, 28, 6, 7, 3), square(2, 32, 32, 6, 8, 4), square(1, 48, 48, 4, 24, 12), square(1, 24, 24, 4, 12, 6),
+    square(2, 15, 20, 3, 7, 3, head_width=8), square(2, 15, 20, 3, 8, 4, head_width=64),
+    square(1, 30, 40, 2, 16, 8, head_width=48),
+]
+
+
+@on_tensor_cores
+@pytest.mark.parametrize("variant", ["V1", "V2"])
+def test_plain_fp32_attention(variant):
+    """On CUDA cores, as asked for: FP32's errors, and not the bits of tensor cores."""
+    judge(attention_errors(ATTENTION_CASES, variant, torch.float32, plain_fp32=True))
+    case = FP32_ATTENTIONS[0]
+    qkv, bias, padding, logit_scale = attention_inputs(case, torch.float32, variant == "V2", False)
+    plain, on_cores = (torch.empty(2, 28, 28, case.channels, device=DEVICE) for _ in range(2))
+    for y, plainly in ((plain, True), (on_cores, False)):
+        run_attention(qkv, padded_bias(bias), padding, logit_scale, y, case, plainly)
+    assert not torch.equal(plain, on_cores)
+
+
+def scaled_inputs(case: Attention, cosine: bool, q: float, k: float, v: float, mean: float = 0.0):
+    """attention_inputs with q, k and v times these factors, after `mean` was added to them."""
+    qkv, bias, padding, logit_scale = attention_inputs(case, torch.float32, cosine, False)
+    factors = torch.tensor([q, k, v], device=DEVICE).repeat_interleave(case.channels)
+    return (qkv + mean) * factors, bias, (padding + mean) * factors, logit_scale
+
+
+@pytest.mark.parametrize(("cosine", "q", "k", "v", "mean"), [
+    (False, 1e-30, 1e30, 1.0, 0.0), (False, 1e30, 1e-30, 1.0, 0.0), (False, 1.0, 1.0, 1e-30, 0.0),
+    (False, 1.0, 1.0, 1e30, 0.0), (False, 1e-3, 1e-3, 1.0, 1e4), (True, 1e-11, 1e15, 1.0, 0.0),
+    (True, 1e15, 1e-14, 1e30, 0.0), (True, 1.0, 1.0, 1e-30, 0.0), (True, 1.0, 1.0, 1.0, 1e4),
+])
+def test_fp32_attention_of_tiny_and_huge_numbers(cosine, q, k, v, mean):
+    """What makes a number as exact as FP32 is its parts, which have FP32's exponents.
+
+    Cosines of rows with a mean of 1e4 differ by 1e-8 at most, and q k of 0.001 times such numbers is some 3000: FP32's
+    logits are then off by many units in the last place of a probability, PyTorch's as well.
+    """
+    errors = []
+    for case in FP32_ATTENTIONS:
+        tensors = scaled_inputs(case, cosine, q, k, v, mean)
+        out = Output((*tensors[0].shape[:3], case.channels), torch.float32)
+        run_attention(tensors[0], padded_bias(tensors[1]), *tensors[2:], out.tensor, case)
+        pytorch, exact = (window_attention(*(None if t is None else t.to(kind) for t in tensors), case)
+                          for kind in (torch.float32, torch.float64))
+        errors.append(error_of(str(case), [out.checked()], [pytorch], [exact]))
+    judge(errors, slack=2**-24, floor=2**-19)
+
+
+def test_fp32_attention_of_the_smallest_values():
+    """A value loses what is below 2^-136 of it; probabilities add up to 1."""
+    for case in FP32_ATTENTIONS:
+        tensors = scaled_inputs(case, False, 1.0, 1.0, 1e-40)
+        out = Output((*tensors[0].shape[:3], case.channels), torch.float32)
+        run_attention(tensors[0], padded_bias(tensors[1]), *tensors[2:], out.tensor, case)
+        exact = window_attention(*(None if t is None else t.double() for t in tensors), case)
+        limit = 2**-136 + case.positions * 2**-148 + 2**-20 * exact.abs().max()
+        assert ((out.checked().double() - exact).abs() <= limit).all(), case
+
+
+@pytest.mark.parametrize("cosine", [False, True], ids=["V1", "V2"])
+@pytest.mark.parametrize("case", [
+    square(2, 14, 14, 3, 7, 0), square(2, 16, 16, 3, 8, 0), square(1, 24, 24, 3, 12, 0),
+    square(1, 32, 32, 2, 16, 0, head_width=64), square(2, 14, 14, 3, 7, 0, head_width=24),
+], ids=str)
+def test_fp32_attention_of_numbers_that_are_not_finite(case, cosine):
+    """Infinities and NaN where FP32 has them and nowhere else; parts of them would make NaN of infinities.
+
+    Where q k is minus infinity, a key takes no part: most rows of that window stay finite in V1.
+    """
+    qkv, bias, padding, logit_scale = attention_inputs(case, torch.float32, cosine, False)
+    bias, logit_scale = bias / 4, logit_scale if logit_scale is None else logit_scale / 10  # no probability is 0
+    q, k, v = qkv.unflatten(-1, (3, -1)).unbind(-2)
+    last = -1  # in another window than the first tokens
+    k[0, 0, 1, 3] = math.inf
+    q[0, 2, 2, 8], v[0, 1, last, 5], v[0, 2, last, 9] = math.inf, math.inf, math.nan
+    v[0, 3, last, 13], v[0, 3, last, 14] = -math.inf, torch.finfo(torch.float32).max  # infinite, rounded to TF32
+    bits = qkv.view(torch.int32).unflatten(-1, (3, -1))
+    bits[0, last, 0, 0, 7] = 0x7F800001  # NaN whose bits are all among those that TF32 lacks
+    bits[0, last, 1, 2, 12], bits[0, last, 2, 2, 20] = -1, 0x7FFFFFFF  # and NaN that a carry would make 0
+    y = torch.zeros((*qkv.shape[:3], case.channels), device=DEVICE)
+    run_attention(qkv, padded_bias(bias), padding, logit_scale, y, case)
+    tensors = (qkv, bias, padding, logit_scale)
+    pytorch, exact = (window_attention(*(None if t is None else t.to(kind) for t in tensors), case)
+                      for kind in (torch.float32, torch.float64))
+    for same in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(same(y), same(pytorch)), same.__name__
+    finite = pytorch.isfinite()
+    scale = exact[finite].abs().clamp(min=1.0)
+    error, limit = (((result[finite].double() - exact[finite]).abs() / scale).max().item() for result in (y, pytorch))
+    assert error <= 2 * limit
 
 
 # --- Linear ----------------------------------------------------------------------------------------------------------
@@ -717,8 +814,6 @@ def test_linear_with_gelus_tanh_form(dtype):
 
 # --- Linear in FP32 on tensor cores ----------------------------------------------------------------------------------
 
-CAPABILITY = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
-on_tensor_cores = pytest.mark.skipif(CAPABILITY < (8, 0), reason="needs sm_80: tensor cores before have no TF32")
 on_hopper = pytest.mark.skipif(CAPABILITY != (9, 0), reason="needs compute capability 9.0, which has these tiles only")
 # By number: ten of Linear/linear_fp32_kernel.cu, three of linear_fp32_sm90_kernel.cu.
 FP32_TILES = [pytest.param(tile, marks=on_tensor_cores if tile < 11 else on_hopper) for tile in range(1, 14)]

@@ -622,9 +622,9 @@ def attention_operations(place: Place) -> int:
     return 4 * place.rows * place.window**2 * place.channels
 
 
-def run_attention(place: Place, t: Tensors) -> None:
+def run_attention(place: Place, t: Tensors, plain_fp32: bool = False) -> None:
     kernels.attention(t["qkv"], t["bias"], None, t.get("logit_scale"), t["y"], place.heads, *place.windows,
-                      attention_scale(place), MASK_VALUE)
+                      attention_scale(place), MASK_VALUE, plain_fp32=plain_fp32)
 
 
 def attention_formula(place: Place, t: Tensors) -> Outputs:
@@ -674,6 +674,21 @@ def attention(layer: str, shifted: bool) -> Kernel:
     return Kernel("SwinAttention", layer, "fp16", attention_tensors, run_attention, attention_formula,
                   attention_operations, lambda place: (3 * place.channels, place.channels), ATTENTION_PEERS,
                   windows=True, shifted=shifted)
+
+
+def attention_fp32(layer: str, shifted: bool) -> Kernel:
+    """SwinAttention in FP32 on tensor cores, beside the same on CUDA cores (swin-plain)."""
+    def tensors(place: Place) -> dict[str, Tensor]:
+        return {name: spec._replace(dtype=torch.float32) for name, spec in attention_tensors(place).items()}
+
+    def run_plain(place: Place, t: Tensors) -> Outputs:
+        run_attention(place, t, plain_fp32=True)
+        return (t["y"],)
+
+    peers = {"torch-eager": Peer(attention_formula, as_it_is),
+             "torch-compile": Peer(attention_formula, as_it_is, compiled=True),
+             "swin-plain": Peer(run_plain, as_it_is)}
+    return replace(attention(layer, shifted), layer=f"{layer} in FP32", precision="fp32", tensors=tensors, peers=peers)
 
 
 def attention_int8_tensors(place: Place) -> dict[str, Tensor]:
@@ -813,6 +828,7 @@ KERNELS = [
     mlp("norm and MLP", with_proj=False), mlp("proj, norm and MLP", with_proj=True),
     PATCH_EMBED, PATCH_EMBED_FP32, *PATCH_MERGES, *map(norm_kernel, NORMS), FNORM,
     *(attention(*which) for which in ATTENTIONS),
+    *(attention_fp32(*which) for which in ATTENTIONS),
     *(linear_int8(name, layer) for name, layer in LINEARS.items() if not layer.reduces),
     *(attention_int8(*which) for which in ATTENTIONS),
     *(branch(*which) for which in ATTENTIONS),

@@ -18,6 +18,7 @@ struct AttentionShape : Windows {
     float scale, mask_value;
     float qkv_scale;          // qkv is INT8: its step,
     float out_scale;          // and what takes p v to y
+    bool plain_fp32;          // FP32 on CUDA cores only
 };
 
 struct AttentionTensors {

@@ -15,6 +15,7 @@
 //   shift        0 <= shift < window, of each axis
 //   roll_first   where windows do not divide a side: 0, the image is padded and then rolled; 1, rolled and then padded
 //   shift_if_covered  0: an axis whose padded side is one window is not shifted; 1: it is shifted as any other
+//   plain_fp32   1: FP32 on CUDA cores only; 0: from sm_80 on, on tensor cores as products of TF32 parts
 // Returns a cudaError_t: cudaErrorInvalidValue for a shape outside the contract, else what the launch returned.
 struct SwinAttention {
     const void* qkv;
@@ -23,6 +24,7 @@ struct SwinAttention {
     int type, batch, height, width, channels, num_heads;
     int window_height, window_width, shift_height, shift_width, roll_first, shift_if_covered;
     float scale, mask_value;
+    int plain_fp32;
 };
 extern "C" int swin_attention(const SwinAttention* arguments, cudaStream_t stream);
 

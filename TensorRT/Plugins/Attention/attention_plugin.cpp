@@ -13,20 +13,25 @@ struct AttentionOp : AttentionOperator {
         {"logit_scale", Type::kFp32}};
     static constexpr int kRequired = 3;  // with logit_scale: V2's scaled cosine, without: V1's dot product
 
-    using Attributes = AttentionAttributes;
+    struct Attributes : AttentionAttributes { int32_t plain_fp32; };
     static constexpr Field<Attributes> kFields[]
         = {{"num_heads", &Attributes::num_heads}, {"window_height", &Attributes::window_height},
             {"window_width", &Attributes::window_width}, {"shift_height", &Attributes::shift_height},
             {"shift_width", &Attributes::shift_width}, {"roll_first", &Attributes::roll_first},
             {"shift_if_covered", &Attributes::shift_if_covered}, {"scale", &Attributes::scale},
-            {"mask_value", &Attributes::mask_value}};
+            {"mask_value", &Attributes::mask_value},
+            {"plain_fp32", &Attributes::plain_fp32, Presence::kOptional}};
 
-    static void check(const Attributes& attributes, const Inputs& inputs) { check_attention(attributes, inputs); }
+    static void check(const Attributes& attributes, const Inputs& inputs) {
+        check_flag("plain_fp32", attributes.plain_fp32);
+        check_attention(attributes, inputs);
+    }
 
     static int launch(const Attributes& attributes, const Call& call) {
         SwinAttention a{};
         fill(a, attributes, call);
         a.type = call.type;
+        a.plain_fp32 = attributes.plain_fp32;
         return swin_attention(&a, call.stream);
     }
 };

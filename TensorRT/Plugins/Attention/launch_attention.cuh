@@ -1,6 +1,8 @@
 // Which attention kernel runs, for heads that lie in shared memory as kWidth features.
 #pragma once
 
+#include <climits>
+
 #include "Attention/plain_attention.cuh"
 #include "Attention/tensor_core_attention.cuh"
 #include "common/gpu.h"
@@ -32,7 +34,9 @@ void launch_fastest(const AttentionTensors& t, const AttentionShape& shape, int 
 template <int kWidth, bool kPads, bool kCosine>
 void launch_of_type(const AttentionTensors& t, const AttentionShape& shape, int type, cudaStream_t stream) {
     switch (type) {
-    case SWIN_FP32: launch_plain<float, float, kCosine, kWidth, kPads>(t, shape, stream); break;
+    case SWIN_FP32:
+        launch_fastest<kWidth, kPads, float, float, kCosine>(t, shape, shape.plain_fp32 ? INT_MAX : 8, stream);
+        break;
     case SWIN_FP16: launch_fastest<kWidth, kPads, __half, __half, kCosine>(t, shape, 7, stream); break;
     default: launch_fastest<kWidth, kPads, __nv_bfloat16, __nv_bfloat16, kCosine>(t, shape, 8, stream);
     }

@@ -1,4 +1,4 @@
-// Attention on tensor cores, of FP16, INT8 and from sm_80 on BF16. attention_kernel.cu says how.
+// Attention on tensor cores, of FP16, INT8 and from sm_80 on BF16 and FP32. attention_kernel.cu says how.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include "Attention/tiles.cuh"
 #include "common/launch.cuh"
 #include "common/mma.cuh"
+#include "common/tf32.cuh"
 
 namespace swin {
 
@@ -25,16 +26,25 @@ __device__ __forceinline__ void step_back(Window& window, const AttentionShape& 
 
 // Blocks of tensor_core_attention that a multiprocessor is to hold. Heads of 32, 128 registers a thread: with 5 it
 // spills, with 3 window 8 is 7 % slower on an H200; window 7 does not care. Heads of 64 need more registers.
-template <int kWidth> constexpr int kResident = kWidth == 32 ? 4 : 3;
+// FP32's queries, in two parts, need as many again as scores.
+template <typename T, int kWidth>
+constexpr int kResident = (kWidth == 32 ? 4 : 3) - (std::is_same_v<T, float> ? 1 : 0);
 
-// What the tensor cores multiply where qkv has elements of T, and the registers that hold 8 neighbouring ones.
+// What the tensor cores multiply where qkv has elements of T, and what is copied at once: kChunk elements.
 template <typename T> struct TensorCore {
     using Factor = T;
     using Chunk = uint4;
+    static constexpr int kChunk = 8;
 };
 template <> struct TensorCore<int8_t> {
     using Factor = __half;
     using Chunk = uint2;
+    static constexpr int kChunk = 8;
+};
+template <> struct TensorCore<float> {
+    using Factor = float;
+    using Chunk = uint4;
+    static constexpr int kChunk = 4;
 };
 
 // Four INT8 as FP16. With its sign bit flipped a byte is x + 128, and as the low byte of 0x64.. the number 1024 + x +
@@ -48,21 +58,30 @@ __device__ __forceinline__ uint2 halves_of(uint32_t bytes) {
     return {*reinterpret_cast<const uint32_t*>(&first), *reinterpret_cast<const uint32_t*>(&second)};
 }
 
+// Of a register: two numbers of T, or one.
 template <typename T>
-__device__ __forceinline__ float sum_of_squares(float sum, uint32_t pair) {
-    const float2 x = Packed<T>::unpack(pair);
-    return fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
+__device__ __forceinline__ float sum_of_squares(float sum, uint32_t bits) {
+    if constexpr (std::is_same_v<T, float>) {
+        return fmaf(__uint_as_float(bits), __uint_as_float(bits), sum);
+    } else {
+        const float2 x = Packed<T>::unpack(bits);
+        return fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
+    }
+}
+__device__ __forceinline__ float sum_of_squares(const float4& x) {
+    return fmaf(x.x, x.x, x.y * x.y) + fmaf(x.z, x.z, x.w * x.w);
 }
 
-// The bias of query row i, key columns j and j + 1, in log2 units; -inf in padded columns, which then take part in
+// The bias of query row i, key columns j and j + 1, times `unit`; -inf in padded columns, which then take part in
 // nothing, and 0 in padded rows, which are not written.
-__device__ __forceinline__ float2 bias_pair(const float* head_bias, const AttentionShape& shape, int i, int j) {
+__device__ __forceinline__ float2 bias_pair(
+    const float* head_bias, const AttentionShape& shape, int i, int j, float unit) {
     float2 pair = make_float2(0.F, 0.F);
     if (i < shape.positions && j < shape.bias_stride) {
         pair = __ldg(reinterpret_cast<const float2*>(head_bias + static_cast<long long>(i) * shape.bias_stride + j));
     }
-    pair.x = j < shape.positions ? pair.x * kLog2e : -INFINITY;
-    pair.y = j + 1 < shape.positions ? pair.y * kLog2e : -INFINITY;
+    pair.x = j < shape.positions ? pair.x * unit : -INFINITY;
+    pair.y = j + 1 < shape.positions ? pair.y * unit : -INFINITY;
     return pair;
 }
 
@@ -112,22 +131,25 @@ template <class Memory> __device__ __forceinline__ Memory& shared_memory() {
 // windows. By count, issuing instructions is what limits this kernel, so what does not change from window to window is
 // kept, windows are stepped through instead of divided out, and the row sums are one more column of p v (v = 1).
 template <typename T, typename Out, bool kCosine, int kWidth, bool kPads, int kWarps, int kBlocks, bool kOneTile>
-__global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
+__global__ void __launch_bounds__(32 * kWarps, kResident<T, kWidth>)
     tensor_core_attention(const T* __restrict__ qkv, const float* __restrict__ bias, const float* __restrict__ padding,
         const float* __restrict__ logit_scale, Out* __restrict__ y, AttentionShape shape) {
     using F = typename TensorCore<T>::Factor;
     using Chunk = typename TensorCore<T>::Chunk;
-    using P = Packed<F>;
+    constexpr bool kFp32 = std::is_same_v<T, float>;
     constexpr bool kInt8 = std::is_same_v<T, int8_t>, kInt8Out = std::is_same_v<Out, int8_t>;
     constexpr int kTile = 16 * kWarps, kThreads = 32 * kWarps;
-    constexpr int kLaneChunks = kWidth / 32;             // chunks of 8 elements that a lane copies of a row
-    constexpr int kSteps = kWidth / (kInt8 ? 32 : 16);   // of a product of q and k
-    static_assert(sizeof(F) == 2, "p v is a product of 16-bit numbers");
-    static_assert(kWidth % 32 == 0, "the four lanes that share a row copy a chunk of 8 elements each at a time");
+    constexpr int kChunk = TensorCore<T>::kChunk;
+    constexpr int kLaneChunks = kWidth / (4 * kChunk);   // that a lane copies of a row
+    constexpr int kSteps = kWidth * static_cast<int>(sizeof(T)) / 32;  // of a product of q and k
+    constexpr float kUnit = kFp32 ? 1.F : kLog2e;        // of logits; FP32's are not rounded once more to be in log2
+    static_assert(kFp32 || sizeof(F) == 2, "p v is a product of 16-bit numbers, or of FP32's parts");
+    static_assert(kWidth % 32 == 0, "the four lanes that share a row copy a chunk each at a time");
     static_assert(kThreads == 2 * kTile, "two threads take the norm of a key");
     static_assert(kOneTile ? 8 * kBlocks <= kTile : 8 * kBlocks == kTile, "keys of a tile");
-    static_assert(4 * kBlocks * (kOneTile ? 2 : 1) + kWidth / 2 + 4 + 40 <= 65536 / (kThreads * kResident<kWidth>),
-        "scores, the bias that is kept, p v and its sums, and addresses fit into registers");
+    static_assert(4 * kBlocks * (kOneTile ? 2 : 1) + (kFp32 ? kWidth : 0) + kWidth / 2 + 4 + 40
+            <= 65536 / (kThreads * kResident<T, kWidth>),
+        "scores, the bias that is kept, FP32's q, p v and its sums, and addresses fit into registers");
     auto& shared = shared_memory<TileMemory<T, Out, kWidth, kPads, kWarps>>();
     auto& queries = shared.queries;
     auto& keys = shared.keys;
@@ -142,7 +164,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
     const float* head_bias = bias + static_cast<long long>(head) * shape.positions * shape.bias_stride;
 
     if (kCosine && threadIdx.x == 0) {
-        shared.head_scale = logit_scale[head] * kLog2e;
+        shared.head_scale = logit_scale[head] * kUnit;
     }
     if constexpr (kPads) {
         for (int i = threadIdx.x; i < 3 * kWidth; i += kThreads) {
@@ -155,12 +177,12 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
     }
 
     // This lane's rows of the tile, as holder of accumulators (columns `column` and column + 1 of each 8) and as
-    // copier of tokens (of a head's row the fourth number `chunk`: 16 bytes, INT8 8; in a wide one also 4 further on).
+    // copier of tokens (of a head's row the chunk number `chunk`: 16 bytes, INT8 8; in a longer one also 4 further on).
     const int row[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
     const int column = (lane & 3) * 2, chunk = lane & 3;
     auto chunk_of = [&](int c) { return chunk + 4 * c; };
-    auto chunk_is_there = [&](int c) { return !kPads || chunk_of(c) * 8 < head_width; };
-    auto value_place = [&](int r, int c) { return swizzled<kWidth>(row[r], chunk_of(c)); };
+    auto chunk_is_there = [&](int c) { return !kPads || chunk_of(c) * kChunk < head_width; };
+    auto value_place = [&](int r, int c) { return swizzled<kWidth, F>(row[r], chunk_of(c)); };
     // Of q and k; INT8 comes in chunks of 8 bytes, two to one of 16.
     auto place = [&](int r, int c) {
         return kInt8 ? swizzled_bytes<kWidth>(row[r], chunk_of(c) / 2) + chunk % 2 * 8 : value_place(r, c);
@@ -170,7 +192,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
 
     // Item = one key tile of one window. Its K and V, and Q with the first tile of a window, go to stage item % 2.
     Window ahead = window_at(shape, last_window);
-    const T* const source = qkv + head * head_width + (chunk_is_there(0) ? chunk * 8 : 0);
+    const T* const source = qkv + head * head_width + (chunk_is_there(0) ? chunk * kChunk : 0);
     auto copy = [&](void* to, const T* from, bool arrives) {
         if constexpr (kInt8) {
             cp_async_8(to, from, arrives);
@@ -192,7 +214,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
             if (arrives && token < 0) {
 #pragma unroll
                 for (int c = 0; c < kLaneChunks; ++c) {
-                    const T* const from = &shared.padding[chunk_of(c) * 8];
+                    const T* const from = &shared.padding[chunk_of(c) * kChunk];
                     const auto put = [](void* to, const T* chunk) {
                         *static_cast<Chunk*>(to) = *reinterpret_cast<const Chunk*>(chunk);
                     };
@@ -209,7 +231,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
 #pragma unroll
         for (int c = 0; c < kLaneChunks; ++c) {
             const bool there = arrives && chunk_is_there(c);
-            const T* const from = row_start + (chunk_is_there(c) ? 32 * c : 0);
+            const T* const from = row_start + (chunk_is_there(c) ? 4 * kChunk * c : 0);
             if (query) copy(&queries[stage][place(r, c)], from, there);
             if (key_and_value) {
                 copy(&keys[stage][place(r, c)], from + shape.channels, there);
@@ -260,8 +282,8 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
     if (kOneTile) {
 #pragma unroll
         for (int n = 0; n < kBlocks; ++n) {
-            kept_bias[kOneTile ? n : 0][0] = bias_pair(head_bias, shape, row[0], n * 8 + column);
-            kept_bias[kOneTile ? n : 0][1] = bias_pair(head_bias, shape, row[1], n * 8 + column);
+            kept_bias[kOneTile ? n : 0][0] = bias_pair(head_bias, shape, row[0], n * 8 + column, kUnit);
+            kept_bias[kOneTile ? n : 0][1] = bias_pair(head_bias, shape, row[1], n * 8 + column, kUnit);
         }
     }
 
@@ -269,8 +291,8 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
         begin();
     }
 
-    uint32_t q[kSteps][4];
-    float row_scale[2] = {shape.scale * kLog2e, shape.scale * kLog2e};
+    std::conditional_t<kFp32, SplitFragment<4>, uint32_t[4]> q[kSteps];
+    float row_scale[2] = {shape.scale * kUnit, shape.scale * kUnit};
     float maximum[2], out[kWidth / 8][4], sum[4];
     int token[2];
     unsigned axes = 0;
@@ -315,11 +337,17 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
                     sum = add_squares(add_squares(add_squares(add_squares(sum, x.x), x.y), x.z), x.w);
                 }
                 squares = sum;
+            } else if constexpr (kFp32) {
+#pragma unroll
+                for (int c = 0; c < kWidth / 8; ++c) {
+                    squares += sum_of_squares(*reinterpret_cast<const float4*>(
+                        &keys[stage][swizzled<kWidth, F>(key, kWidth / 8 * half + c)]));
+                }
             } else {
 #pragma unroll
                 for (int c = 0; c < kWidth / 16; ++c) {
                     const uint4 x = *reinterpret_cast<const uint4*>(
-                        &keys[stage][swizzled<kWidth>(key, kWidth / 16 * half + c)]);
+                        &keys[stage][swizzled<kWidth, F>(key, kWidth / 16 * half + c)]);
                     squares = sum_of_squares<F>(squares, x.x);
                     squares = sum_of_squares<F>(squares, x.y);
                     squares = sum_of_squares<F>(squares, x.z);
@@ -328,31 +356,40 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
             }
             squares += __shfl_xor_sync(~0U, squares, 1);
             if (half == 0) {
-                shared.key_scale[key] = shared.head_scale * reciprocal_norm(squares);
+                shared.key_scale[key] = shared.head_scale * reciprocal_norm<kFp32>(squares);
             }
             __syncthreads();
         }
 
         if (first) {
+            std::conditional_t<kInt8, int, float> squares[2] = {};
 #pragma unroll
             for (int k = 0; k < kSteps; ++k) {
                 const int query_row = warp * 16 + (lane & 15), at = 2 * k + lane / 16;
-                ldmatrix_x4(q[k],
-                    &queries[stage][kInt8 ? swizzled_bytes<kWidth>(query_row, at) : swizzled<kWidth>(query_row, at)]);
+                uint32_t raw[4];  // fragments 0, 2 hold row 0 and fragments 1, 3 row 1
+                if constexpr (kInt8) {
+                    ldmatrix_x4(raw, &queries[stage][swizzled_bytes<kWidth>(query_row, at)]);
+                } else {
+                    ldmatrix_x4(raw, &queries[stage][swizzled<kWidth, F>(query_row, at)]);
+                }
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    if constexpr (kFp32) {
+                        split(__uint_as_float(raw[i]), q[k].high[i], q[k].low[i]);
+                    } else {
+                        q[k][i] = raw[i];
+                    }
+                    if constexpr (kCosine && kInt8) {
+                        squares[i % 2] = add_squares(squares[i % 2], raw[i]);
+                    } else if constexpr (kCosine) {
+                        squares[i % 2] = sum_of_squares<F>(squares[i % 2], raw[i]);
+                    }
+                }
             }
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                if (kCosine) {  // fragments 0, 2 hold row 0 and fragments 1, 3 row 1
-                    std::conditional_t<kInt8, int, float> squares = 0;
-#pragma unroll
-                    for (int k = 0; k < kSteps; ++k) {
-                        if constexpr (kInt8) {
-                            squares = add_squares(add_squares(squares, q[k][r]), q[k][r + 2]);
-                        } else {
-                            squares = sum_of_squares<F>(sum_of_squares<F>(squares, q[k][r]), q[k][r + 2]);
-                        }
-                    }
-                    row_scale[r] = reciprocal_norm(quad_sum(static_cast<float>(squares)));
+                if (kCosine) {
+                    row_scale[r] = reciprocal_norm<kFp32>(quad_sum(static_cast<float>(squares[r])));
                 }
                 maximum[r] = -INFINITY;
             }
@@ -366,7 +403,18 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
 
         // Scores: scale * q k^T + bias + mask.
         float scores[kBlocks][4] = {};
-        uint32_t k[4];
+        [[maybe_unused]] uint32_t k[4];
+        if constexpr (kFp32) {
+            multiply_keys<kWidth>(scores, q, keys[stage], lane);
+            if (!all_finite(scores)) {
+                const T* const none = nullptr;
+                const auto query_at = [&](int r) {
+                    return live[r] && token[r] >= 0
+                        ? qkv + static_cast<long long>(token[r]) * 3 * shape.channels + head * head_width : none;
+                };
+                multiply_keys_plainly<kWidth>(scores, query_at(0), query_at(1), head_width, keys[stage], column);
+            }
+        }
 #pragma unroll
         for (int n = 0; n < kBlocks; ++n) {
             if constexpr (kInt8) {
@@ -386,12 +434,12 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
                 for (int c = 0; c < 4; ++c) {
                     scores[n][c] = static_cast<float>(sums[c]);
                 }
-            } else {
+            } else if constexpr (!kFp32) {
 #pragma unroll
                 for (int step = 0; step < kSteps; step += 2) {
-                    ldmatrix_x4(k, &keys[stage][swizzled<kWidth>(n * 8 + (lane & 7), 2 * step + lane / 8)]);
-                    P::mma(scores[n], q[step], k[0], k[1], scores[n]);
-                    P::mma(scores[n], q[step + 1], k[2], k[3], scores[n]);
+                    ldmatrix_x4(k, &keys[stage][swizzled<kWidth, F>(n * 8 + (lane & 7), 2 * step + lane / 8)]);
+                    Packed<F>::mma(scores[n], q[step], k[0], k[1], scores[n]);
+                    Packed<F>::mma(scores[n], q[step + 1], k[2], k[3], scores[n]);
                 }
             }
             float2 column_scale = make_float2(1.F, 1.F);
@@ -402,7 +450,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
             for (int r = 0; r < 2; ++r) {
                 const float2 b = kOneTile
                     ? kept_bias[kOneTile ? n : 0][r]
-                    : bias_pair(head_bias, shape, first_query + row[r], first_key + n * 8 + column);
+                    : bias_pair(head_bias, shape, first_query + row[r], first_key + n * 8 + column, kUnit);
                 scores[n][2 * r] = fmaf(scores[n][2 * r], row_scale[r] * column_scale.x, b.x);
                 scores[n][2 * r + 1] = fmaf(scores[n][2 * r + 1], row_scale[r] * column_scale.y, b.y);
             }
@@ -410,7 +458,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
         if (axes) {
             const unsigned flags = kOneTile ? kept_flags : column_flags<kBlocks>(shape, first_key + column);
             add_mask(
-                scores, axes, shape.mask_value * kLog2e, [&](int c) { return flags >> (2 * c); },
+                scores, axes, shape.mask_value * kUnit, [&](int c) { return flags >> (2 * c); },
                 [&](int r) { return row_flags >> (2 * r); });
         }
 
@@ -419,7 +467,8 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
         for (int r = 0; r < 2; ++r) {
             const float new_maximum = row_maximum(scores, r, maximum[r]);
             if (!first) {
-                const float correction = ex2_approx(maximum[r] - new_maximum);
+                const float correction = ex2_approx(kFp32
+                    ? __fmul_rn(maximum[r], kLog2e) - __fmul_rn(new_maximum, kLog2e) : maximum[r] - new_maximum);
 #pragma unroll
                 for (int c = 2 * r; c < 2 * r + 2; ++c) {
                     sum[c] *= correction;
@@ -428,12 +477,35 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
                 }
             }
             maximum[r] = new_maximum;
-            softmax_numerators<true>(scores, r, new_maximum);
+            softmax_numerators<!kFp32>(scores, r, kFp32 ? __fmul_rn(new_maximum, kLog2e) : new_maximum);
         }
 
-        multiply_values<kWidth>(out, sum, scores, values[stage], lane);
+        if constexpr (kFp32) {
+            add_values<kWidth>(out, sum, scores, values[stage], lane);
+        } else {
+            multiply_values<kWidth>(out, sum, scores, values[stage], lane);
+        }
+        if (!last) continue;
 
-        if (last) {  // the window is done: through this warp's own rows of queries, in stores of 8 elements
+        // The window is done.
+        if constexpr (kFp32) {  // a lane has four neighbours of a row
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const float normaliser = 1.F / quad_sum(sum[2 * r]);
+                if (kPads ? token[r] < 0 : !live[r]) continue;
+                Out* const to = y + static_cast<long long>(token[r]) * shape.channels + head * head_width;
+#pragma unroll
+                for (int n = 0; n < kWidth / 8; n += 4) {
+#pragma unroll
+                    for (int c = 2 * r; c < 2 * r + 2; ++c) {
+                        const int feature = 8 * n + 8 * (lane & 3) + 4 * (c & 1);
+                        if (kPads && feature >= head_width) continue;
+                        *reinterpret_cast<float4*>(&to[feature]) = make_float4(out[n][c] * normaliser,
+                            out[n + 1][c] * normaliser, out[n + 2][c] * normaliser, out[n + 3][c] * normaliser);
+                    }
+                }
+            }
+        } else {  // through this warp's own rows of queries, in stores of 8 elements
             Out* const staged
                 = reinterpret_cast<Out*>(kInt8 && !kInt8Out ? static_cast<void*>(shared.wider) : queries[stage]);
             auto staged_at
@@ -452,7 +524,7 @@ __global__ void __launch_bounds__(32 * kWarps, kResident<kWidth>)
                     if constexpr (kInt8Out) {
                         *reinterpret_cast<uint16_t*>(to) = quantize_pair(first, second, shape.out_scale);
                     } else {
-                        *reinterpret_cast<uint32_t*>(to) = P::pack(first, second);
+                        *reinterpret_cast<uint32_t*>(to) = Packed<F>::pack(first, second);
                     }
                 }
             }

@@ -53,7 +53,8 @@ ARGUMENTS: dict[str, type[ctypes.Structure]] = {  # of each C function
         "int y_type batch in_channels height width patch_height patch_width ceil channels", "float epsilon"),
     "swin_fnorm": _structure("SwinFNorm", "pointer x y", "long rows", "int type width", "float epsilon"),
     "swin_attention": _structure(
-        "SwinAttention", "pointer qkv bias padding logit_scale y", "int type", *_ATTENTION, "float scale mask_value"),
+        "SwinAttention", "pointer qkv bias padding logit_scale y", "int type", *_ATTENTION, "float scale mask_value",
+        "int plain_fp32"),
     "swin_linear": _structure(
         "SwinLinear", "pointer x weight bias residual y", "long rows", "int type in_features out_features gelu",
         *_WORKSPACE, "int tile plain_fp32"),
@@ -216,7 +217,8 @@ def _windows_of(qkv: torch.Tensor, num_heads: int, window: tuple[int, int], shif
 
 
 def attention(qkv, bias, padding, logit_scale, y, num_heads: int, window: tuple[int, int], shift: tuple[int, int],
-              scale: float, mask_value: float, roll_first: bool = False, shift_if_covered: bool = True) -> None:
+              scale: float, mask_value: float, roll_first: bool = False, shift_if_covered: bool = True,
+              plain_fp32: bool = False) -> None:
     """Window attention of qkv [B, H, W, 3C] into y [B, H, W, C].
 
     bias is padded to [nH, N, Np]; padding [3C] FP32 (None where windows divide H and W); logit_scale [nH] FP32 or
@@ -224,7 +226,7 @@ def attention(qkv, bias, padding, logit_scale, y, num_heads: int, window: tuple[
     """
     call("swin_attention", qkv=qkv, bias=bias, padding=padding, logit_scale=logit_scale, y=y, type=TYPES[qkv.dtype],
          **_windows_of(qkv, num_heads, window, shift, roll_first, shift_if_covered), scale=scale,
-         mask_value=mask_value)
+         mask_value=mask_value, plain_fp32=int(plain_fp32))
 
 
 def linear(x, weight, bias, residual, y, gelu: int, tile: int = 0, plain_fp32: bool = False) -> None:

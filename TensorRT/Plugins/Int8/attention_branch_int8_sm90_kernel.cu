@@ -350,9 +350,12 @@ __device__ __forceinline__ void attend(const BranchArguments& a, Shared<B>& shar
         }
     }
     if (axes) {
+        // mask_flags of the keys, whose columns are the same in every row of the window: kept, that spills less.
+        const unsigned column_flags[2]
+            = {2 * quarter >= a.windows.mask_x ? 2U : 0U, 2 * quarter + 1 >= a.windows.mask_x ? 2U : 0U};
         add_mask(
             scores, axes, a.mask_value,
-            [&](int c) { return B::mask_flags(a.windows, c / 2 * kPitch + 2 * quarter + (c & 1)); },
+            [&](int c) { return column_flags[c & 1] | static_cast<unsigned>(c / 2 >= a.windows.mask_y); },
             [&](int r) { return B::mask_flags(a.windows, rows.row(r)); });
     }
 #pragma unroll

@@ -10,9 +10,9 @@
 //   plain_attention        one thread a query, FP32 arithmetic. FP32 and BF16 before sm_80, unaligned pointers, and
 //                          FP32 where plain_fp32 asks for it.
 //   tensor_core_attention  FP16, INT8, and from sm_80 on BF16 and FP32. A block of kWarps warps owns one head and
-//                          16 * kWarps queries of a window; each warp keeps 16 rows of scores in registers from q k^T to
-//                          p v (as flash attention does), so scores never touch memory. Keys arrive in tiles of 16 *
-//                          kWarps.
+//                          16 * kWarps queries of a window; each warp keeps 16 rows of scores in registers from
+//                          q k^T to p v (as flash attention does), so scores never touch memory. Keys arrive in tiles
+//                          of 16 * kWarps.
 //
 // Both are compiled for heads of 32 features in windows without padded tokens, as most Swins have them, for heads of up
 // to 32, and for heads of up to 64 (attention_wide_kernel.cu). In shared memory a head has 32 or 64 features, the last
@@ -24,11 +24,12 @@
 // INT8 (swin_attention_int8): q k^T is a product of INT8 with INT32 sums; v becomes FP16, which holds it exactly, for
 // p v. The scale of qkv goes into the scores' and the result's.
 //
-// FP32: q, k, p and v are sums of two TF32 numbers each, and a product is three of theirs (common/tf32.cuh). Logits are
-// in natural units; norms are rounded as PyTorch's are.
+// FP32: q, k, p and v are sums of two TF32 numbers each, and a product is three of theirs (common/tf32.cuh). Logits
+// are in natural units; norms are rounded as PyTorch's are.
 //
-// In the tensor-core kernel other types' logits are in units of log2(e), so that one exp2 gives the softmax numerator. V2's cosine
-// is taken after the product, q.k / (|q| |k|): the norms are FP32 and q and k are never rounded a second time.
+// In the tensor-core kernel other types' logits are in units of log2(e), so that one exp2 gives the softmax numerator.
+// V2's cosine is taken after the product, q.k / (|q| |k|): the norms are FP32 and q and k are never rounded a second
+// time.
 
 #include "attention_kernel.h"
 

@@ -131,9 +131,9 @@ __device__ __forceinline__ void multiply_keys_plainly(float (&scores)[kBlocks][4
     }
 }
 
-// out += p v, and sum[2 * r] += this lane's numbers p of row r. Along K, key 2 i of 8 is number i and key 2 i + 1 number
-// i + 4, so that a lane's scores are its A fragment. Feature 32 g + 4 i + m is column i of out[4 g + m]: a lane reads
-// four neighbours at once, and its out[4 g + m][2 * r + e] are features 32 g + 8 (lane % 4) + 4 e + m.
+// out += p v, and sum[2 * r] += this lane's numbers p of row r. Along K, key 2 i of 8 is number i and key 2 i + 1
+// number i + 4, so that a lane's scores are its A fragment. Feature 32 g + 4 i + m is column i of out[4 g + m]: a lane
+// reads four neighbours at once, and its out[4 g + m][2 * r + e] are features 32 g + 8 (lane % 4) + 4 e + m.
 template <int kWidth, int kBlocks>
 __device__ __forceinline__ void add_values(
     float (&out)[kWidth / 8][4], float (&sum)[4], const float (&scores)[kBlocks][4], const float* values, int lane) {

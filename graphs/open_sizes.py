@@ -21,13 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from data.batches import load_arrays
 from graphs.facts import Facts
-from graphs.files import PLUGIN_DOMAIN, onnx_refusals
+from graphs.files import PLUGIN_DOMAIN
 from graphs.outputs import Runner, classifiers, refuse_unsound
 from graphs.pictures import Picture, image_input, inputs_of, picture, sized
-from graphs.reference import expand
-from graphs.sessions import session
 from graphs.surgeon import TOLERANCE, check
-from utils import UserError, first_line, image_sizes, shown
+from graphs.tidy import probe
+from utils import UserError, image_sizes, shown
 
 Size = tuple[int, int]
 
@@ -134,30 +133,15 @@ def patched_at_sizes(model: onnx.ModelProto, sizes: Sequence[Size], layout: str 
 
 
 def shapes_of(model: onnx.ModelProto, size: Size, batches: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
-    """The shape of each tensor that a graph computes, at each batch."""
+    """The shape of each tensor that a graph of one image size computes, and of its input, at each batch."""
     name, (_, *sides) = image_input(model)
-    names = [output for node in model.graph.node for output in node.output if output]
-    probed = expand(model)
-    if probed is model:
-        probed = onnx.ModelProto()
-        probed.CopyFrom(model)
-    del probed.graph.output[:]
-    for output in names:
-        probed.graph.node.append(helper.make_node("Shape", [output], [f"{output}/its_shape"]))
-        probed.graph.output.append(helper.make_tensor_value_info(f"{output}/its_shape", TensorProto.INT64, None))
-    kind = helper.tensor_dtype_to_np_dtype(inputs_of(model)[0].type.tensor_type.elem_type)
-    found: dict[str, list[tuple[int, ...]]] = {output: [] for output in names}
-    found[name] = []
     try:
-        runner = session(probed)
-        for batch in batches:
-            shape = (batch, *(side for side in sides if side is not None))
-            found[name].append(shape)
-            for output, its_shape in zip(names, runner.run(None, {name: np.zeros(shape, kind)})):
-                found[output].append(tuple(int(side) for side in its_shape))
-    except onnx_refusals() as error:
-        raise UserError(f"onnxruntime does not run the graph patched at {size[0]}x{size[1]}: {first_line(error)}"
-                        ) from error
+        runs = probe(model, batches)
+    except UserError as error:
+        raise UserError(f"patched at {size[0]}x{size[1]}, {error}") from error
+    shapes = [{**run.shapes, **{tensor: numbers.shape for tensor, numbers in run.integers.items()}} for run in runs]
+    found = {tensor: [shape[tensor] for shape in shapes] for tensor in shapes[0]}
+    found[name] = [(batch, *sides) for batch in batches]
     return found
 
 
@@ -533,9 +517,10 @@ def picture_at(model: onnx.ModelProto, size: Size, input_range: str | None = Non
 
 def refuse_unsound_at(model: onnx.ModelProto, pictures: Sequence[Picture]) -> None:
     """`refuse_unsound` at several sizes, with the size in what it says."""
+    run = None
     for wanted in pictures:
         try:
-            refuse_unsound(model, wanted)
+            run = refuse_unsound(model, wanted, run)
         except UserError as error:
             raise UserError(f"with images of {wanted.height}x{wanted.width}: {error}; where it runs at other sizes, "
                             "the exporter froze a number that depends on the size") from error
@@ -553,6 +538,8 @@ def refuse_other_than_expected(model: onnx.ModelProto, files: Sequence[Path], to
     Raises:
         UserError: an output differs by more.
     """
+    if not files:
+        return []
     run, lines = Runner(model, classifiers(model)), []
     names = {value.name for value in model.graph.output}
     for path in files:
@@ -586,11 +573,12 @@ def check_at(model: onnx.ModelProto, patched: onnx.ModelProto, pictures: Sequenc
     Args:
         what: what the figures are of, put in front of them.
     """
-    lines = []
+    classifying, lines = classifiers(model), []
+    runners = Runner(model, classifying), Runner(patched, classifying)
     for wanted in pictures:
         size = f"{wanted.height}x{wanted.width}"
         try:
-            lines += check(model, patched, tolerance, wanted, f"{what}{size}, ")
+            lines += check(model, patched, tolerance, wanted, f"{what}{size}, ", runners)
         except UserError as error:
             raise UserError(f"with images of {size}: {error}") from error
     return lines

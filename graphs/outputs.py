@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 
 from graphs.compare import max_abs_err, top1_agreement
 from graphs.files import onnx_refusals
-from graphs.pictures import Picture, inputs_of, is_large_image, picture
+from graphs.pictures import Picture, inputs_of, picture
 from graphs.sessions import session
 from utils import UserError, first_line
 
@@ -136,9 +136,14 @@ def random_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type in RANDOM or trains(node)]
 
 
-def refuse_unsound(model: onnx.ModelProto, wanted: Picture | None = None) -> None:
+def refuse_unsound(model: onnx.ModelProto, wanted: Picture | None = None, run: Runner | None = None) -> Runner:
     """Make sure that a graph is worth patching: one image gives the same by itself as in a batch, and always numbers.
 
+    Args:
+        wanted: what it reads, if it does not say so itself.
+        run: runs it, where that is there already.
+    Returns:
+        what runs it.
     Raises:
         UserError: it is not, with the reason, which lies in the graph, and the remedy.
     """
@@ -150,13 +155,12 @@ def refuse_unsound(model: onnx.ModelProto, wanted: Picture | None = None) -> Non
                         f"at each run{f', and {len(chance) - 1} more do' if len(chance) > 1 else ''}; the graph was "
                         "exported in training mode: export it again after model.eval()")
     wanted = wanted or picture(model)
-    run = Runner(model, classifiers(model))
-    large = is_large_image([None, wanted.channels, wanted.height, wanted.width])
-    batch = wanted.batch or (SOUND_BATCH_OF_LARGE_IMAGES if large else SOUND_BATCH)
+    run = run or Runner(model, classifiers(model))
+    batch = wanted.batch or (SOUND_BATCH_OF_LARGE_IMAGES if wanted.large else SOUND_BATCH)
     images = wanted.noise(batch)
     if wanted.batch == 1:
         _refuse_no_numbers(model, run(images), images)
-        return
+        return run
     if wanted.batch is None:
         alone, together = _alone_and_together(run, images)
     else:
@@ -171,6 +175,7 @@ def refuse_unsound(model: onnx.ModelProto, wanted: Picture | None = None) -> Non
                       "or from code that does not")
             raise UserError(f"is wrong by itself: {reason}. Its batch was frozen when it was exported (in the official "
                             f"code window_reverse does that), so that it mixes the images of other batches; {remedy}")
+    return run
 
 
 def _alone_and_together(run: Runner, images: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

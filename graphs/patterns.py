@@ -450,7 +450,7 @@ def run_between(graph: gs.Graph, start: gs.Tensor, numbers: np.ndarray, *ends: g
     part = exported(gs.Graph(nodes, [start], list(ends), opset=graph.opset, import_domains=graph.import_domains,
                              ir_version=graph.ir_version))
     part.graph.initializer.extend(_known_shapes(graph, nodes))
-    if numbers.dtype == np.int64:
+    if numbers.dtype == np.int32:
         _with_whole_constants(part)
     # Its own types: a stretch that only moves elements is run on integers. The recorded ones do not hold then.
     element_type = helper.np_dtype_to_tensor_dtype(numbers.dtype)
@@ -459,13 +459,13 @@ def run_between(graph: gs.Graph, start: gs.Tensor, numbers: np.ndarray, *ends: g
     for output in part.graph.output:
         output.CopyFrom(helper.make_tensor_value_info(output.name, element_type, None))
     try:
-        return session(part).run(None, {start.name: numbers})
+        return session(part, as_it_is=True).run(None, {start.name: numbers})  # once: not worth an optimisation
     except onnx_refusals() as error:
         raise Unmatched(f"the part from {start.name} does not run by itself: {first_line(error)}") from error
 
 
 def _with_whole_constants(model: onnx.ModelProto) -> None:
-    """Make a graph that moves elements one of INT64, in place: the zeros that it puts in are, too.
+    """Make a graph that moves elements one of INT32, in place: the zeros that it puts in are, too.
 
     Raises:
         Unmatched: it puts in other numbers than whole ones.
@@ -475,21 +475,21 @@ def _with_whole_constants(model: onnx.ModelProto) -> None:
             numbers = numpy_helper.to_array(tensor)
             if np.any(numbers != np.floor(numbers)):
                 raise Unmatched(f"{tensor.name} takes part in it")
-            tensor.CopyFrom(numpy_helper.from_array(numbers.astype(np.int64), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(numbers.astype(np.int32), tensor.name))
 
 
 def moved_elements(graph: gs.Graph, start: gs.Tensor, shape: tuple[int, ...], end: gs.Tensor) -> np.ndarray:
-    """Which element of `start` stands where in `end`: int64, of the shape of `end`; PADDING where a zero stands.
+    """Which element of `start` stands where in `end`: int32, of the shape of `end`; PADDING where a zero stands.
 
     Raises:
         Unmatched: between them elements are not only moved.
     """
-    (moved,) = run_between(graph, start, np.arange(1, np.prod(shape) + 1, dtype=np.int64).reshape(shape), end)
+    (moved,) = run_between(graph, start, np.arange(1, np.prod(shape) + 1, dtype=np.int32).reshape(shape), end)
     return moved - 1  # a zero that the graph puts in is PADDING
 
 
 def moved_tokens(graph: gs.Graph, start: gs.Tensor, shape: tuple[int, ...], end: gs.Tensor) -> np.ndarray:
-    """Which token of `start` ([..., C], as `shape` says) stands where in `end` ([..., n*C]): int64 [number of tokens];
+    """Which token of `start` ([..., C], as `shape` says) stands where in `end` ([..., n*C]): int32 [number of tokens];
     PADDING where there are zeros.
 
     Raises:

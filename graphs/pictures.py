@@ -59,6 +59,10 @@ class Picture:
         """Height and width."""
         return self.height, self.width
 
+    @property
+    def large(self) -> bool:
+        return is_large_image([None, self.channels, self.height, self.width])
+
     def of(self, pixels: np.ndarray) -> np.ndarray:
         """What the graph reads for uint8 RGB pixels [N, H, W, 3]: an array in its own type, layout and range.
 

@@ -20,7 +20,7 @@ from graphs.facts import carried_over, precision_of
 from graphs.files import PLUGIN_DOMAIN, is_large, load_onnx, onnx_target, save_onnx
 from graphs.outputs import Figures, Runner, classifiers, compared, refuse_unsound
 from graphs.patterns import attention_softmaxes
-from graphs.pictures import Picture, add_input_arguments, is_large_image, picture, sized
+from graphs.pictures import Picture, add_input_arguments, picture, sized
 from graphs.tidy import (
     LAST_OPSET_OF_TENSORRT_8,
     drop_idle,
@@ -33,7 +33,7 @@ from graphs.tidy import (
 )
 from utils import ROOT, UserError, about, shown
 
-CHECKED_BATCHES, CHECKED_BATCHES_OF_LARGE_IMAGES = (1, 3), (1, 2)
+CHECKED_BATCHES, CHECKED_BATCHES_OF_LARGE_IMAGES = (1, 3), (2,)  # large ones are taken apart at batch 1
 SAME_LABELS = 0.5  # of a whole-numbered output's elements, where its scores are the same
 TOLERANCE = 1e-5  # of the largest logit: both graphs compute in FP32, in a different order
 
@@ -151,7 +151,7 @@ def held_out(wanted: Picture, count: int) -> np.ndarray:
 
 
 def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = TOLERANCE,
-          wanted: Picture | None = None, what: str = "") -> list[str]:
+          wanted: Picture | None = None, what: str = "", runners: tuple[Runner, Runner] | None = None) -> list[str]:
     """Run both on held-out images by onnxruntime on the CPU; lines of figures for each batch size.
 
     Every output is compared, each with its own largest number, and the classifier's whether it is an output or not.
@@ -159,27 +159,33 @@ def check(model: onnx.ModelProto, patched: onnx.ModelProto, tolerance: float = T
     Args:
         wanted: what the model reads, if it does not say so itself.
         what: what the figures are of, put in front of them.
+        runners: of the two, where they are there already.
     Raises:
         UserError: all outputs are zero; one is not finite, or differs by more than `tolerance` times its largest
             number; one of whole numbers differs where nothing else can be compared.
     """
     wanted = wanted or picture(model)
     classifying = classifiers(model)
-    expected_by, actual_by = Runner(model, classifying), Runner(patched, classifying)
+    expected_by, actual_by = runners or (None, None)
+    # One after the other, so that not both hold their weights at once.
+    expected = _at_batches(expected_by or Runner(model, classifying), wanted)
+    actual = _at_batches(actual_by or Runner(patched, classifying), wanted)
     lines = []
-    for batch in checked_batches(wanted):
-        images = held_out(wanted, batch)
-        figures = compared(expected_by(images), actual_by(images), classifying)
+    for batch in expected:
+        figures = compared(expected[batch], actual[batch], classifying)
         lines += [f"check, {what}batch {batch}: {line}" for line in _judged(figures, tolerance, batch, classifying)]
     return lines
+
+
+def _at_batches(run: Runner, wanted: Picture) -> dict[int, dict[str, np.ndarray]]:
+    return {batch: run(held_out(wanted, batch)) for batch in checked_batches(wanted)}
 
 
 def checked_batches(wanted: Picture) -> tuple[int, ...]:
     """The batches that graphs are compared at."""
     if wanted.batch is not None:
         return (wanted.batch,)
-    large = is_large_image([None, wanted.channels, wanted.height, wanted.width])
-    return CHECKED_BATCHES_OF_LARGE_IMAGES if large else CHECKED_BATCHES
+    return CHECKED_BATCHES_OF_LARGE_IMAGES if wanted.large else CHECKED_BATCHES
 
 
 def _judged(figures: list[Figures], tolerance: float, batch: int, classifying: list[str]) -> list[str]:

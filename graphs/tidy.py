@@ -23,14 +23,18 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import TensorProto, helper, version_converter
+from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphs import reference
 from graphs.files import onnx_refusals
+from graphs.operators import Operators
 from graphs.pictures import image_input, inputs_of, is_large_image
 from graphs.sessions import session
 from graphs.standard import standard
 from utils import UserError, first_line
+
+G_LOGGER.severity = G_LOGGER.ERROR  # what it warns of, large constants, is meant here
 
 BATCH = "batch"
 PROBED_BATCHES = (2, 3)
@@ -80,8 +84,10 @@ def add_node(graph: gs.Graph, op: str, inputs: list, output: gs.Variable | str, 
     `output` is the tensor to produce, or the name of a new float32 one of the given shape.
     """
     name = output if isinstance(output, str) else f"{output.name}/{op}"
-    # A tensor may be made anew while what made it before is there.
-    taken = {tensor.name for node in graph.nodes for tensor in node.inputs if tensor.name.startswith(name)}
+    # A tensor may be made anew while what made it before is there. Looking through the graph each time took minutes.
+    taken = vars(graph).setdefault("_names_of_constants", set())
+    if not taken:
+        taken.update(tensor.name for node in graph.nodes for tensor in node.inputs)
     tensors = [value if isinstance(value, gs.Tensor)
                else gs.Constant(_fresh(f"{name}/input_{i}", taken), np.asarray(value))
                for i, value in enumerate(inputs)]
@@ -181,7 +187,7 @@ class Run:
     types: dict[str, int]                   # element types of all, where inference can tell
 
 
-def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
+def probe(model: onnx.ModelProto, batches: Sequence[int]) -> list[Run]:
     """Run a model once at each batch size, to see what depends on the batch and how."""
     name, dims = image_input(model)
     kind = helper.tensor_dtype_to_np_dtype(inputs_of(model)[0].type.tensor_type.elem_type)
@@ -190,9 +196,7 @@ def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
     computed = [output for node in model.graph.node for output in node.output if output]
     integers = [output for output in computed if types.get(output) in INTEGER_TYPES]
     others = [output for output in computed if types.get(output) not in INTEGER_TYPES]
-    probed = onnx.ModelProto()
-    probed.CopyFrom(expanded)
-    del probed.graph.output[:]
+    probed = _thin(expanded)
     for output in integers:
         probed.graph.output.append(helper.make_tensor_value_info(output, types[output], None))
     for output in others:
@@ -212,6 +216,28 @@ def _probe(model: onnx.ModelProto, batches: tuple[int, ...]) -> list[Run]:
         batch = batches[min(len(runs), len(batches) - 1)]
         raise UserError(f"onnxruntime does not run it at batch {batch}: {first_line(error)}") from error
     return runs
+
+
+def _thin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model without outputs whose tensors have the same shapes, and that is run in a fraction of the time: where
+    tokens are multiplied with a constant weight [C_in, C_out], only the first of the C_in channels is."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    turned = {node.output[0]: node.input[0] for node in model.graph.node
+              if node.op_type == "Transpose" and node.input[0] in weights}  # SwinLinear's, [C_out, C_in]
+    ops = Operators("thin", opset_of(model))
+    ends = [ops.constant(number, np.int64) for number in ([0], [1], [-1])]
+    for node in model.graph.node:
+        weight = node.input[1] if node.op_type == "MatMul" else ""
+        if weight in weights or weight in turned:
+            columns = weights[turned.get(weight, weight)].dims[0 if weight in turned else 1]
+            first = [ops.op("Slice", node.input[0], *ends), ops.constant(np.zeros((1, columns)))]
+            ops.nodes.append(helper.make_node("MatMul", first, node.output))
+        else:
+            ops.nodes.append(node)
+    read = {name for node in ops.nodes for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in weights or tensor.name in read]
+    graph = helper.make_graph(ops.nodes, "thin", inputs_of(model), [], [*kept, *ops.initializers])
+    return helper.make_model(graph, ir_version=model.ir_version, opset_imports=model.opset_import)
 
 
 def _symbolic(shapes: list[tuple[int, ...]], batches: tuple[int, ...]) -> list[int | str | None]:
@@ -242,22 +268,16 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
         raise UserError(f"its input is {dims} instead of [batch, 3, height, width]; export it with a fixed image size")
     model = standard(model)
     batches = probed_batches(dims) if dims[0] is None else (dims[0],)
-    first, *others = runs = _probe(model, batches)
+    first, *_ = runs = probe(model, batches)
 
-    graph = imported(model)
-    tensors = graph.tensors()
-    for tensor in first.shapes:
-        tensors[tensor].shape = _symbolic([run.shapes[tensor] for run in runs], batches)
-        # Pixels may be whole numbers for some nodes before they are cast.
-        tensors[tensor].dtype = tensors[tensor].dtype or helper.tensor_dtype_to_np_dtype(
-            first.types.get(tensor) or TensorProto.FLOAT)
+    graph = imported(_with_known_integers(model, runs))
+    for name, tensor in graph.tensors().items():
+        if name in first.shapes and isinstance(tensor, gs.Variable):
+            tensor.shape = _symbolic([run.shapes[name] for run in runs], batches)
+            # Pixels may be whole numbers for some nodes before they are cast.
+            tensor.dtype = tensor.dtype or helper.tensor_dtype_to_np_dtype(first.types.get(name) or TensorProto.FLOAT)
     graph.inputs = [tensor for tensor in graph.inputs if isinstance(tensor, gs.Variable)]
     graph.inputs[0].shape = [BATCH if dims[0] is None else dims[0], *dims[1:]]
-    of_pixels = _made_of_the_image(graph, but_for=SHAPE_OPERATORS)  # one run, or two alike, say nothing about these
-    for tensor, numbers in first.integers.items():
-        same = all(np.array_equal(numbers, run.integers[tensor]) for run in others)
-        if same and tensor not in of_pixels and not is_output(graph, tensors[tensor]):
-            _make_constant(tensors[tensor], numbers)
     graph.fold_constants(fold_shapes=False, error_ok=False).cleanup()  # what does not depend on the image
     for node in list(graph.cleanup().nodes):
         _plain_operator(graph, node)
@@ -272,17 +292,59 @@ def tidy(model: onnx.ModelProto) -> gs.Graph:
 # --- passes --------------------------------------------------------------------------------------------------
 
 
-def _make_constant(tensor: gs.Variable, numbers: np.ndarray) -> None:
-    tensor.inputs.clear()
-    tensor.to_constant(np.asarray(numbers, order="C"))
+def _with_known_integers(model: onnx.ModelProto, runs: list[Run]) -> onnx.ModelProto:
+    """A copy in which integers that are the same in all runs are constants, without the nodes that only they needed.
+
+    An exporter's arithmetic on shapes is most of its nodes: a Swin-L with open sizes has 19,000.
+    """
+    first, *others = runs
+    results = {value.name for value in model.graph.output}
+    of_pixels = _made_of_pixels(model)  # one run, or two alike, say nothing about these
+    known = {name: numbers for name, numbers in first.integers.items()
+             if name not in results and name not in of_pixels
+             and all(np.array_equal(numbers, run.integers[name]) for run in others)}
+    makers = {name: index for index, node in enumerate(model.graph.node) for name in node.output if name}
+    kept: set[int] = set()
+    read: set[str] = set()
+    waiting = list(results)
+    while waiting:
+        name = waiting.pop()
+        if name not in read and name not in known and name in makers and makers[name] not in kept:
+            kept.add(makers[name])
+            waiting.extend(_reads(model.graph.node[makers[name]]))
+        read.add(name)
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    del plain.graph.node[:]
+    for index in sorted(kept):
+        node = plain.graph.node.add()
+        node.CopyFrom(model.graph.node[index])
+        node.output[:] = [f"{name}/of_any_batch" if name in known else name for name in node.output]
+    plain.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(known[name], order="C"), name) for name in known if name in read)
+    return plain
 
 
-def _made_of_the_image(graph: gs.Graph, but_for: tuple[str, ...] = ()) -> set[str]:
-    """Names of the tensors that depend on the image in another way than through operators of `but_for`."""
-    found = {tensor.name for tensor in graph.inputs}
-    for node in graph.toposort().nodes:
-        if node.op not in but_for and any(tensor.name in found for tensor in node.inputs):
-            found.update(tensor.name for tensor in node.outputs if not tensor.is_empty())
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """Names of the tensors that a node reads, or what is inside it, where it is an If or a Loop."""
+    bodies = [body for attribute in node.attribute for body in (attribute.g, *attribute.graphs)]
+    return [*node.input, *(name for body in bodies for inner in body.node for name in _reads(inner)),
+            *(value.name for body in bodies for value in body.output)]
+
+
+def _made_of_pixels(model: onnx.ModelProto) -> set[str]:
+    """Names of the tensors that depend on the image in another way than by its shape."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input if node.op_type not in SHAPE_OPERATORS else ():
+            readers.setdefault(name, []).append(node)
+    found: set[str] = set()
+    waiting = [value.name for value in inputs_of(model)]
+    while waiting:
+        name = waiting.pop()
+        if name and name not in found:
+            found.add(name)
+            waiting.extend(output for node in readers.get(name, ()) for output in node.output)
     return found
 
 

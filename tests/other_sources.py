@@ -46,7 +46,7 @@ def shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[in
             regions[:, rows, cols] = number
             number += 1
     of_windows = partition(regions, window).squeeze(-1)
-    return (of_windows[:, None, :] != of_windows[:, :, None]) * MASKED
+    return torch.where(of_windows[:, None, :] != of_windows[:, :, None], MASKED, 0.0)
 
 
 class WindowAttention(nn.Module):

@@ -4,8 +4,11 @@ tests/works_with.py takes all of it, by both exporters and with FP16 and INT8, w
 """
 from __future__ import annotations
 
+import math
+
 import add_all
 import numpy as np
+import other_sources as own
 import pytest
 import torch
 import works_with
@@ -57,6 +60,18 @@ def test_a_graph_of_the_dynamo_exporter_that_is_not_square():
     assert works_with.error_of(graph, case, size, works_with.of_torch(model, case, size, [1, 3])) <= TOLERANCE
 
 
+@pytest.mark.parametrize("value", [-math.inf, float(torch.finfo(torch.float32).min)])
+def test_a_mask_that_is_no_number_or_the_lowest_one(value, monkeypatch):
+    """Many mask with -inf, or the lowest number of a type, in the stead of -100."""
+    monkeypatch.setattr(own, "MASKED", value)
+    case = CASES["detector"]
+    size = case.sizes[PADDED]
+    model = zoo.model_of(case, size)
+    graph, reports = patched(case, "torchscript", size, model, 2)
+    assert_whole(case, reports)
+    assert works_with.error_of(graph, case, size, works_with.of_torch(model, case, size, [2])) <= TOLERANCE
+
+
 @torch.no_grad()
 def test_a_fault_would_show():
     """Every parameter of a model counts: without one the outputs are others, by far more than the tolerance."""
@@ -76,8 +91,6 @@ def test_a_fault_would_show():
 
 def test_models_of_other_repositories_pad_and_merge_as_they_say():
     """Merging by unfold is merging by blocks with its channels in another order (mmdetection 3)."""
-    import other_sources as own
-
     channels = 3
     blocks, unfold = zoo.randomized(own.BlockMerging(channels)), own.UnfoldMerging(channels)
     # Unfold puts a channel's (0,0) (0,1) (1,0) (1,1) side by side, the other four blocks (0,0) (1,0) (0,1) (1,1).

@@ -30,7 +30,16 @@ from add_mlp import add_mlp
 from add_patch_embedding import add_patch_embedding
 from add_patch_merging import add_patch_merging
 from add_residual_layernorm import add_residual_layernorm
-from to_fp16 import ON_A_CPU, TOLERANCE, add_precision_arguments, convert_and_check, islands, to_fp16
+from to_fp16 import (
+    ON_A_CPU,
+    TOLERANCE,
+    add_precision_arguments,
+    convert_and_check,
+    converted,
+    islands,
+    peak_of,
+    to_fp16,
+)
 
 from graphs.files import load_onnx
 from graphs.open_sizes import (
@@ -45,6 +54,7 @@ from graphs.open_sizes import (
     refuse_unsound_at,
     sizes_in_pixels,
 )
+from graphs.pictures import sized
 from graphs.surgeon import Step, add_file_arguments, patch, patch_and_check, read, save, target_of
 from graphs.tidy import opset_of
 from utils import UserError, about, run_script, shown
@@ -97,6 +107,8 @@ def patch_open(model: onnx.ModelProto, args: argparse.Namespace, fp32: list[str]
     half = patched_at_sizes(patched, probed, args.layout, lambda fixed: to_fp16(fixed, fp32))
     if not args.no_check:
         print("\n".join(check_at(patched, half, pictures, TOLERANCE, ON_A_CPU)), flush=True)
+        at_one_size = sized(patched, pictures[0].size, args.layout)
+        print(peak_of(converted(at_one_size, fp32), pictures[0]), flush=True)
     return half
 
 

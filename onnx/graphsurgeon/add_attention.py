@@ -23,6 +23,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,8 @@ TOLERANCE = 1e-4  # of the largest value; FP32 rounding is below 1e-5, a wrong b
 WIDEST_HEAD, LARGEST_WINDOW = 64, 32  # what the plugin computes, TensorRT/Plugins/Attention/README.md
 BIAS_COLUMNS = 8  # the bias has its last axis padded to a multiple of this
 MASK_VALUE = -100.0  # where no pair of tokens tells it
+STRONG_MASK = -1e4   # the sum of a score and a lower mask says nothing of the score
+LOWEST_MASK = -1e9   # exp of it is zero, as of -inf; but it can be multiplied and added without becoming NaN
 
 
 @dataclass
@@ -280,10 +283,11 @@ class Probe:
         self.head_dim = self.shape[-1] // (3 * self.heads)
         self.places = self._places(v)
         self.random = np.random.default_rng(0).standard_normal(self.shape, np.float32)
+        self._at_zero: tuple[list[np.ndarray], list[int]] | None = None
 
     def _places(self, v: gs.Tensor) -> np.ndarray:
         """Row of qkv at each place of each window, int [windows, N], read off where v's elements go."""
-        numbers = np.arange(np.prod(self.shape), dtype=np.int64).reshape(self.shape)
+        numbers = np.arange(np.prod(self.shape), dtype=np.int32).reshape(self.shape)
         (moved,) = run_between(self.graph, linear_output(self.qkv), numbers, v)
         channels = self.shape[-1] // 3
         if moved.size * 3 != numbers.size or moved.shape[-1] * self.heads != channels:
@@ -300,6 +304,13 @@ class Probe:
         """Input of the softmax, [windows, nH, N, N]."""
         (scores,) = run_between(self.graph, linear_output(self.qkv), qkv, self.scores)
         return scores.reshape(-1, *scores.shape[-3:])
+
+    def at_zero(self) -> tuple[list[np.ndarray], list[int]]:
+        """The scores where q = k = 0, which are the sum of bias and mask: those that differ, each [nH, N, N], and which
+        of them each window has."""
+        if self._at_zero is None:
+            self._at_zero = _distinct(self._scores(np.zeros(self.shape, np.float32)))
+        return self._at_zero
 
     def _rows(self, source: gs.Tensor) -> np.ndarray:
         """Which token of `source` each row of qkv is made of; PADDING where of zeros."""
@@ -325,51 +336,61 @@ class Probe:
         return Windows.found(grid[0], *sides) if len(sides) == 2 else Windows.of_tokens(grid[0], area)
 
     def bias_and_mask(self, windows: Windows) -> tuple[np.ndarray, float]:
-        """Bias [nH, N, N] and the mask's value: with q = k = 0 the scores are their sum."""
-        scores = self._scores(np.zeros(self.shape, np.float32))
-        if not np.isfinite(scores).all():
-            raise Unmatched("its mask or bias is not finite")
-        apart = windows.separated()
-        bias, known = scores[0].copy(), ~apart[0]
-        for window, separated in zip(scores, apart):
+        """Bias [nH, N, N] and the mask's value, from the scores where q = k = 0."""
+        scores, of_windows = self.at_zero()
+        infinite = any(np.isneginf(window).any() for window in scores)
+        masks, of_image = _distinct(windows.separated())
+        pairs = [(scores[score], masks[mask]) for score, mask in dict.fromkeys(zip(of_windows, cycle(of_image)))]
+        (first, apart), *_ = pairs
+        bias, known = first.copy(), ~apart
+        for window, separated in pairs:
             new = ~separated & ~known
             bias[:, new] = window[:, new]
             known |= new
+        if infinite:  # what is masked by -inf says nothing of the bias, and may be masked by any number so low
+            bias[:, ~known] = 0
+            if not np.isfinite(bias).all() or not all(
+                    np.array_equal(window, np.where(separated, -np.inf, bias)) for window, separated in pairs):
+                raise Unmatched("its mask or bias is not finite, in another way than by the shift")
+            return bias, LOWEST_MASK
         value = next((float((window - bias)[:, separated & known].mean(dtype=np.float64))
-                      for window, separated in zip(scores, apart) if (separated & known).any()), MASK_VALUE)
+                      for window, separated in pairs if (separated & known).any()), MASK_VALUE)
         rounding = 1e-6 * (abs(value) + np.abs(bias).max())
         value = float(round(value)) if abs(value - round(value)) < rounding else value
         bias[:, ~known] -= np.float32(value)  # of tokens that are apart in every window
-        for i, window in enumerate(scores):
-            separated = apart[i % len(apart)]
+        for window, separated in pairs:
             rest = window - bias
             if np.any(rest[:, ~separated]):
                 raise Unmatched("its mask or bias differs between windows in another way than by the shift")
             if separated.any() and np.abs(rest[:, separated] - value).max() > rounding:
                 raise Unmatched("its mask has not one value")
-        return bias, value
+        return bias, max(value, LOWEST_MASK)
 
     def similarity(self) -> tuple[float, np.ndarray | None]:
         """(scale, None) of scores = scale * q.k, or (1, logit_scale [nH]) of scores = logit_scale * cosine(q, k)."""
         ends = [0, -1]  # windows
 
-        def scores(qkv: np.ndarray) -> np.ndarray:
-            return self._scores(qkv)[ends].astype(np.float64)
+        distinct, of_windows = self.at_zero()
+        at_zero = np.stack([distinct[of_windows[end]] for end in ends]).astype(np.float64)
+        seen = at_zero > STRONG_MASK
 
-        at_zero = scores(np.zeros(self.shape, np.float32))
-        once, twice = (scores(factor * self.random) - at_zero for factor in (np.float32(1), np.float32(2)))
+        def similar(qkv: np.ndarray) -> np.ndarray:
+            """What q and k add to the scores; 0 where the mask hides it."""
+            return np.where(seen, self._scores(qkv)[ends], 0) - np.where(seen, at_zero, 0)
+
+        once, twice = similar(self.random), similar(2 * self.random)
         q, k, _ = (self.random.reshape(-1, 3, self.heads, self.head_dim)[self.places[ends]]
                    .astype(np.float64).transpose(2, 0, 3, 1, 4))  # (window, nH, N, d)
         if _differs(twice, once) <= 1e-3:
             same = np.zeros(self.shape, np.float32).reshape(-1, 3, self.heads, self.head_dim)
             same[:, :2, :, 0] = 1  # q = k, of length 1: the cosine is 1
-            gain = scores(same.reshape(self.shape)) - at_zero
-            logit_scale = gain.mean(axis=(0, 2, 3)).astype(np.float32)  # the mean undoes the rounding to FP32
+            gain = similar(same.reshape(self.shape)).mean(axis=(0, 2, 3), where=seen)
+            logit_scale = gain.astype(np.float32)  # the mean undoes the rounding to FP32
             q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
-            expected = logit_scale[:, None, None] * (q @ k.swapaxes(-1, -2))
+            expected = np.where(seen, logit_scale[:, None, None] * (q @ k.swapaxes(-1, -2)), 0)
             scale = 1.0
         elif _differs(twice, 4 * once) <= 1e-3:
-            product = q @ k.swapaxes(-1, -2)
+            product = np.where(seen, q @ k.swapaxes(-1, -2), 0)
             scale, logit_scale = float((once * product).sum() / (product * product).sum()), None
             usual = self.head_dim**-0.5
             scale = usual if abs(scale - usual) < 1e-5 * usual else scale
@@ -405,6 +426,13 @@ class Probe:
         if found is None:
             raise Unmatched("its output on random qkv is not that of a SwinAttention node")
         return found
+
+
+def _distinct(arrays: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
+    """Those of the arrays along the first axis that differ, in the order in which they come, and which each one is."""
+    places: dict[bytes, int] = {}
+    which = [places.setdefault(array.tobytes(), len(places)) for array in arrays]
+    return [arrays[which.index(place)].copy() for place in range(len(places))], which
 
 
 def _differs(a: np.ndarray, b: np.ndarray) -> float:

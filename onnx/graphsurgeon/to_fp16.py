@@ -60,6 +60,7 @@ TOLERANCE = 0.05
 # A crop that makes a tensor overflow gives NaN on a GPU, and a CPU does not show it: FP32's range is looked at over as
 # many crops as the largest batch that is measured.
 CROPS, CROPS_AT_ONCE = 128, 8
+CROPS_OF_LARGE_IMAGES, LARGE_IMAGES_AT_ONCE = 4, 1  # one takes seconds and GiB
 INSIDE = "/expanded_"  # in the names that graphs/reference.py gives inside a plugin node
 ON_A_CPU = "weights in FP16 (activations are not rounded on a CPU), "
 
@@ -258,7 +259,13 @@ def fp16_tensors(made: Converted) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def peak(tidied: onnx.ModelProto, names: list[str], wanted: Picture, count: int = CROPS) -> Peak:
+def looked_at(wanted: Picture) -> tuple[int, int]:
+    """Number of held-out crops that FP32's range is looked at over, and how many of them are run at once."""
+    count, at_once = (CROPS_OF_LARGE_IMAGES, LARGE_IMAGES_AT_ONCE) if wanted.large else (CROPS, CROPS_AT_ONCE)
+    return count, wanted.batch or at_once
+
+
+def peak(tidied: onnx.ModelProto, names: list[str], wanted: Picture) -> Peak:
     """The largest magnitude of these tensors as FP32 computes them, over the first held-out crops.
 
     onnxruntime's CPU provider does not round FP16 tensors between operators, so that an overflow leaves no trace in
@@ -274,7 +281,7 @@ def peak(tidied: onnx.ModelProto, names: list[str], wanted: Picture, count: int 
             helper.make_node("ReduceMax", [f"{name}/magnitude"], [f"{name}/largest"], keepdims=0)])
         probed.graph.output.append(helper.make_tensor_value_info(f"{name}/largest", TensorProto.FLOAT, []))
     runner = session(probed)
-    at_once = wanted.batch or CROPS_AT_ONCE
+    count, at_once = looked_at(wanted)
     images = wanted.of(crops("test", -(-count // at_once) * at_once, wanted.size)[0])
     found = Peak(names[0], 0.0, 0)
     for start in range(0, len(images), at_once):
@@ -294,13 +301,13 @@ def peak_of(made: Converted, wanted: Picture) -> str:
     names = fp16_tensors(made)
     if not names:
         raise UserError("has no tensor that becomes FP16; there is nothing to convert")
-    top = peak(made.tidied, names, wanted)
+    top, (count, at_once) = peak(made.tidied, names, wanted), looked_at(wanted)
     if not top.magnitude <= LARGEST:  # also where it is NaN
-        last = top.crop + (wanted.batch or CROPS_AT_ONCE) - 1
+        last = top.crop + at_once - 1
         raise UserError(f"{top.name} reaches {top.magnitude:.3g} on a held-out image, beyond FP16's {LARGEST:.0f}, so "
                         f"nothing was written; keep the graph in FP32 (the image is of the crops {top.crop} to {last})")
     return (f"check, largest FP16 activation: {top.magnitude:.3g} of {LARGEST:.0f}, in {top.name} (as FP32 computes "
-            f"it, over {CROPS} held-out crops)")
+            f"it, over {count} held-out crops)")
 
 
 def convert_and_check(model: onnx.ModelProto, fp32: list[str], checked: bool, wanted: Picture | None = None

@@ -44,13 +44,16 @@ def leaves_size_open(model: onnx.ModelProto, layout: str | None = None) -> bool:
     return None in (dims[2:] if (layout or "NCHW") == "NCHW" else dims[1:3])
 
 
-def add_size_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of graphs that leave the size of their images open: --probe-sizes --check-sizes --expected."""
+def add_size_arguments(parser: argparse.ArgumentParser, expected: bool = True) -> None:
+    """Add the flags of graphs that leave the size of their images open: --probe-sizes --check-sizes, and --expected
+    where asked for."""
     parser.add_argument("--probe-sizes", type=image_sizes, metavar="HxW,HxW,HxW",
                         help="of a graph that leaves height and width open: the sizes that it is patched at "
                              "(default: some 51x83, 101x123 and 27x39 of its patches)")
     parser.add_argument("--check-sizes", type=image_sizes, metavar="HxW,HxW",
                         help="and those that it is compared at (default: some 56x56, 41x121 and 64x75 of its patches)")
+    if not expected:
+        return
     parser.add_argument("--expected", type=Path, nargs="+", default=[], metavar="NPZ",
                         help="what the model that was exported gives itself: files with its `input` and each output by "
                              "its name; an exporter may have frozen what depends on the size")

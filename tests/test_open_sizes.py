@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import add_all
+import add_int8
 import numpy as np
 import onnx
 import pytest
@@ -18,8 +19,10 @@ from graphs.open_sizes import leaves_size_open, patched_at_sizes, sizes_in_pixel
 from graphs.pictures import sized
 from graphs.sessions import session
 from graphs.surgeon import TOLERANCE, plugin_counts
+from TensorRT.INT8 import quant
 from utils import UserError
 
+LARGEST_RMS = 0.2  # of INT8 with random weights and random images
 SIZES = [(6, 10), (8, 14), (12, 4)]
 
 
@@ -243,6 +246,46 @@ def test_in_fp16(maps, monkeypatch):
     """The limit is the script's own for FP16."""
     model, path = maps
     assert_equals_pytorch(add_all_of(path, monkeypatch, "--fp16", *PROBES), model, add_all.TOLERANCE)
+
+
+@torch.no_grad()
+def test_in_int8(maps, tmp_path, monkeypatch, capsys):
+    """Calibrated at two sizes, the graph of INT8 nodes is close to PyTorch at these and at others."""
+    model, path = maps
+    cache, output = tmp_path / "m.cache", tmp_path / "m_int8.onnx"
+    flags = ["--onnx", str(path), "--cache", str(cache)]
+    quant.main([*flags, "--sizes", "48x64,61x101", "--narrow", "--method", "minmax", "--batches", "2", "--batch-size",
+                "4", "--max-rms", "1"])
+    said = capsys.readouterr().out
+    assert "on 8 images of 48x64" in said and "on 8 images of 61x101" in said and "20 scales" in said
+    monkeypatch.setattr(sys, "argv", ["add_int8.py", *flags, "--output", str(output), *PROBES])
+    add_int8.main()
+    assert "check, 41x50, in FP16: rms error" in capsys.readouterr().out
+    int8 = onnx.load(output)
+    counts = plugin_counts(int8)
+    assert counts["SwinAttentionInt8"] == 4 and counts["SwinLinearInt8"] == 16
+    assert [dim.dim_param for dim in int8.graph.input[0].type.tensor_type.shape.dim] == ["batch", "", "height", "width"]
+    runner = session(int8)
+    for height, width in ((61, 101), (99, 34)):
+        x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height))
+        for actual, expected in zip(runner.run(None, {"input": x.numpy()}), model(x), strict=True):
+            assert actual.shape == tuple(expected.shape)
+            share = np.sqrt(np.mean((actual - expected.numpy()) ** 2) / float((expected**2).mean()))
+            assert share < LARGEST_RMS, (height, width)
+    with pytest.raises(UserError, match=r"m\.cache: was made for another graph; give the one that quant\.py read"):
+        monkeypatch.setattr(sys, "argv", ["add_int8.py", *flags, "--input-range", "0..1", "--output", str(output)])
+        add_int8.main()
+
+
+def test_sizes_to_calibrate_at_are_asked_for(maps, tmp_path):
+    cache = tmp_path / "m.cache"
+    with pytest.raises(UserError, match=r"m\.onnx: leaves height and width open; say with --sizes which sizes"):
+        quant.main(["--onnx", str(maps[1]), "--cache", str(cache)])
+    fixed = tmp_path / "fixed.onnx"
+    onnx.save(sized(onnx.load(maps[1]), (32, 32)), fixed)
+    with pytest.raises(UserError, match="is of one image size; --sizes is of graphs that leave it open"):
+        quant.main(["--onnx", str(fixed), "--cache", str(cache), "--sizes", "32x32"])
+    assert not cache.exists()
 
 
 def test_what_an_exporter_froze_is_told_by_the_models_own_outputs(tmp_path, monkeypatch):

@@ -133,10 +133,20 @@ def norm_inputs(blocks: list[Block], kept: Collection[str] = ()) -> list[gs.Vari
     return found
 
 
-def quantised_tensors(blocks: list[Block]) -> list[str]:
-    """Names of the activations that get a scale, each once: the parts' in the graph's order, then `norm_inputs`."""
-    tensors = [block.tensor(part) for block in blocks for part in PARTS] + norm_inputs(blocks)
-    return list(dict.fromkeys(tensor.name for tensor in tensors))
+def quantised_tensors(blocks: list[Block], kept: Collection[str] = ()) -> list[str]:
+    """Names of the activations that get a scale, each once: the parts' in the graph's order, then `norm_inputs`.
+
+    Args:
+        kept: names of the parts (all_parts) that are not quantised.
+    """
+    tensors = [block.tensor(part) for i, block in enumerate(blocks) for part in PARTS if f"block{i}.{part}" not in kept]
+    return list(dict.fromkeys(tensor.name for tensor in tensors + norm_inputs(blocks, kept)))
+
+
+def without_scale(blocks: list[Block], scales: Collection[str]) -> set[str]:
+    """The parts whose activation has no scale: those that were left out when they were written."""
+    return {f"block{i}.{part}" for i, block in enumerate(blocks) for part in PARTS
+            if block.tensor(part).name not in scales}
 
 
 def quantised(graph: gs.Graph, scales: dict[str, np.float32], kept: set[str]) -> onnx.ModelProto:

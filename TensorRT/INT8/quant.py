@@ -9,13 +9,19 @@ reads the unpatched FP32 graph and writes
     onnx/swinv1_int8.onnx        the graph with Q/DQ pairs before the products of qkv, proj, fc1 and fc2, but for those
                                  of narrow blocks that are faster in FP16 (--narrow: these too)
 
-onnx/graphsurgeon/add_int8.py makes the graph of INT8 plugin nodes from it. The check runs the Q/DQ graph, in FP32 by
-onnxruntime, beside the unquantised one on held-out crops.
+    python TensorRT/INT8/quant.py --onnx onnx/backbone.onnx --sizes 800x1344,1024x1024
+
+reads one that leaves height and width open, and writes only the cache, of scales for all these sizes: Q/DQ pairs lie
+between operators, and those of windows differ from size to size. add_int8.py --cache makes the INT8 graph of it.
+
+onnx/graphsurgeon/add_int8.py makes the graph of INT8 plugin nodes from the Q/DQ graph. The check runs the Q/DQ graph,
+in FP32 by onnxruntime, beside the unquantised one on held-out crops.
 """
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -25,9 +31,10 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
 from graphs.facts import carried_over
 from graphs.files import save_onnx
+from graphs.open_sizes import leaves_size_open
 from graphs.outputs import Figures, Runner, classifiers, compared, derived
 from graphs.patterns import MOST_CHANNELS
-from graphs.pictures import Picture, add_input_arguments, picture
+from graphs.pictures import Picture, add_input_arguments, picture, sized
 from graphs.surgeon import held_out, said_of_images, target_of, with_picture
 from graphs.tidy import exported, tidy
 from TensorRT.INT8.calibration import (
@@ -43,6 +50,7 @@ from TensorRT.INT8.calibration import (
 from TensorRT.INT8.calibration_cache import Cache, fingerprint, read_cache, write_cache
 from TensorRT.INT8.qdq import (
     FEATURES_MULTIPLE,
+    Block,
     all_parts,
     blocks_of,
     faster_in_fp16,
@@ -51,7 +59,7 @@ from TensorRT.INT8.qdq import (
     quantised_tensors,
     with_attention,
 )
-from utils import ROOT, UserError, file_to_write, from_one, from_zero, run_script, shown
+from utils import ROOT, UserError, about, file_to_write, from_one, from_zero, image_sizes, run_script, shown
 
 # Edit here, or give the flag of the same name.
 ONNX = "onnx/swinv1.onnx"
@@ -127,15 +135,16 @@ def read_as(args: argparse.Namespace) -> str:
 
 
 def check(model: onnx.ModelProto, quantised_model: onnx.ModelProto, wanted: Picture | None = None,
-          largest_rms: float = LARGEST_RMS, least_agreement: float = LEAST_AGREEMENT) -> list[str]:
+          largest_rms: float = LARGEST_RMS, least_agreement: float = LEAST_AGREEMENT, count: int = CHECKED_IMAGES
+          ) -> list[str]:
     """How each output of the Q/DQ graph, and its classifier's, compares with the FP32 graph's; prints a line for each.
 
     Raises:
         UserError: one is not finite, or differs by more than may be; what follows the classifier is not judged again.
     """
     wanted = wanted or picture(model)
-    at_once = wanted.batch or CHECKED_BATCH
-    images = held_out(wanted, -(-CHECKED_IMAGES // at_once) * at_once)
+    at_once = wanted.batch or min(CHECKED_BATCH, count)
+    images = held_out(wanted, -(-count // at_once) * at_once)
     classifying = classifiers(model)
     expected, actual = (Runner(graph, classifying).over(images, at_once) for graph in (model, quantised_model))
     figures = compared(expected, actual, classifying)
@@ -172,6 +181,10 @@ def described(figure: Figures) -> str:
         return (f"agreement with FP32 {figure.agreement:.2%}, max abs err {figure.error:.3g}, {figure.rms:.2%} rms of "
                 "the logits")
     return f"max abs err {figure.error:.3g}, {figure.rms:.2%} rms of {figure.name}"
+
+
+def shown_size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def share(text: str) -> float:
@@ -212,6 +225,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--narrow", action="store_true",
                         help=f"quantise also what is faster in FP16: of blocks of at most {MOST_CHANNELS} channels "
                              "proj and the MLP (V1) or all (V2)")
+    parser.add_argument("--sizes", type=image_sizes, metavar="HxW,HxW",
+                        help="of a graph that leaves height and width open: the sizes that it is used at")
     add_provider_argument(parser)
     add_input_arguments(parser)
     parser.add_argument("--no-check", action="store_true", help="do not compare the two graphs on held-out crops")
@@ -227,36 +242,105 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@dataclass
+class Choice:
+    """Which parts of a model are INT8, and why the others are not."""
+
+    parts: list[str]
+    unfit: set[str]
+    narrow: set[str]
+    asked: set[str]
+
+    @property
+    def kept(self) -> set[str]:
+        return self.narrow | self.asked | self.unfit
+
+    def lines(self) -> list[str]:
+        lines = [f"INT8: {counted(set(self.parts) - self.kept)}, of {counted(set(self.parts))} of the blocks"]
+        if self.unfit:
+            lines.append(f"kept: {counted(self.unfit)}, whose channels are no multiples of {FEATURES_MULTIPLE}")
+        if self.narrow:
+            lines.append(f"kept: {counted(self.narrow)}, faster in FP16: proj and the MLP of up to {MOST_CHANNELS} "
+                         "channels are one kernel there (--narrow quantises them)")
+        if self.asked:
+            named = ", ".join(part for part in self.parts if part in self.asked)
+            lines.append(f"kept: {counted(self.asked)}, by --keep: {named}")
+        return [*lines, "kept: patch embedding, patch merging and head, always"]
+
+
+def choice_of(blocks: list[Block], args: argparse.Namespace) -> Choice:
+    """Raises UserError where nothing is left to quantise."""
+    parts, unfit = all_parts(blocks), not_multiples(blocks)
+    narrow = (set() if args.narrow else faster_in_fp16(blocks)) - unfit
+    choice = Choice(parts, unfit, narrow, kept_parts(args.keep, parts) - narrow - unfit)
+    if len(unfit) == len(parts):
+        raise UserError(f"none of its linear layers has channels that are multiples of {FEATURES_MULTIPLE}, which "
+                        "INT8 takes; convert it to FP16")
+    if len(choice.kept) == len(parts):
+        raise UserError(f"nothing is left to quantise; --narrow quantises {counted(narrow)} of blocks of at most "
+                        f"{MOST_CHANNELS} channels, and a shorter --keep the rest")
+    return choice
+
+
+def calibrate_open(model: onnx.ModelProto, args: argparse.Namespace) -> Cache:
+    """The scales of a graph that leaves height and width open, of the parts that are to be INT8: the largest that the
+    sizes ask for. Prints how the Q/DQ graph of each size compares with FP32.
+
+    As many pixels are looked at as of 224 x 224 images, and at least one image of each size.
+    """
+    if not args.sizes:
+        raise UserError("leaves height and width open; say with --sizes which sizes it is used at, such as "
+                        "800x1344,1024x1024")
+    method, amax, images, graphs = args.method or METHOD, {}, 0, []
+    for size in args.sizes:
+        fixed, wanted = with_picture(sized(model, size, args.layout), args)
+        graph = tidy(fixed)
+        blocks = blocks_of(graph)
+        choice, tensors = choice_of(blocks, args), quantised_tensors(blocks)
+        if amax and list(amax) != tensors:
+            raise UserError(f"the graphs of {shown_size(args.sizes[0])} and {shown_size(size)} name their tensors "
+                            "differently; calibrate for one size with --size")
+        share = 224 * 224 / (size[0] * size[1])
+        at_once = batch_size_of(wanted, args.batch_size, max(1, int(BATCH_SIZE * share)))
+        batches = args.batches or -(-BATCHES // len(args.sizes))
+        print(f"calibrating {len(tensors)} tensors on {batches * at_once} images of {shown_size(size)}, method "
+              f"{method}", flush=True)
+        found = collect(exported(graph), tensors, image_batches(args.images, batches, at_once, wanted), batches, method,
+                        args.percentile or PERCENTILE, execution_provider(args.provider))
+        amax = {name: max(value, amax.get(name, value)) for name, value in found.items()}
+        images += batches * at_once
+        graphs.append((fixed, wanted, graph, max(1, int(CHECKED_IMAGES * share))))
+    print("\n".join(choice.lines()))
+    scales = {name: scale_of(value) for name, value in amax.items()}
+    for fixed, wanted, graph, count in graphs if not args.no_check else ():
+        print(f"{shown_size(wanted.size)}:")
+        check(fixed, quantised(graph, scales, choice.kept), wanted, args.max_rms, args.min_agreement, count)
+    unkept = set(quantised_tensors(blocks, choice.kept))
+    return Cache(method, images, fingerprint(model, read_as(args)),
+                 {name: scale for name, scale in scales.items() if name in unkept})
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     model = fp32_model(args.onnx)
+    if args.size is None and leaves_size_open(model, args.layout):
+        with about(args.onnx):
+            cache = calibrate_open(model, args)
+        write_cache(args.cache, cache)
+        print(f"wrote {shown(args.cache)}: {len(cache.scales)} scales; now add_int8.py --onnx {shown(args.onnx)} "
+              f"--cache {shown(args.cache)}")
+        return
+    if args.sizes:
+        raise UserError(f"{shown(args.onnx)}: is of one image size; --sizes is of graphs that leave it open")
     try:
         model, wanted = with_picture(model, args)
         graph = tidy(model)
         blocks = blocks_of(graph)
-        parts = all_parts(blocks)
-        unfit = not_multiples(blocks)
-        narrow = (set() if args.narrow else faster_in_fp16(blocks)) - unfit
-        asked = kept_parts(args.keep, parts) - narrow - unfit
-        kept = narrow | asked | unfit
-        if len(unfit) == len(parts):
-            raise UserError(f"none of its linear layers has channels that are multiples of {FEATURES_MULTIPLE}, which "
-                            "INT8 takes; convert it to FP16")
-        if len(kept) == len(parts):
-            raise UserError(f"nothing is left to quantise; --narrow quantises {counted(narrow)} of blocks of at most "
-                            f"{MOST_CHANNELS} channels, and a shorter --keep the rest")
+        choice = choice_of(blocks, args)
         print(f"read {shown(args.onnx)}: {len(blocks)} blocks")
         cache, calibrated = scales_for(args, model, exported(graph), quantised_tensors(blocks), wanted)
-        result = quantised(graph, cache.scales, kept)
-        print(f"INT8: {counted(set(parts) - kept)}, of {counted(set(parts))} of the blocks")
-        if unfit:
-            print(f"kept: {counted(unfit)}, whose channels are no multiples of {FEATURES_MULTIPLE}")
-        if narrow:
-            print(f"kept: {counted(narrow)}, faster in FP16: proj and the MLP of up to {MOST_CHANNELS} channels are "
-                  "one kernel there (--narrow quantises them)")
-        if asked:
-            print(f"kept: {counted(asked)}, by --keep: {', '.join(part for part in parts if part in asked)}")
-        print("kept: patch embedding, patch merging and head, always")
+        result = quantised(graph, cache.scales, choice.kept)
+        print("\n".join(choice.lines()))
         if not args.no_check:
             check(model, result, wanted, args.max_rms, args.min_agreement)
     except UserError as error:

@@ -8,6 +8,12 @@ with a scale becomes an INT8 node. The node that makes such a tensor (LayerNorm,
 it; where there is none, SwinQuantize does. An attention branch of 384 channels that is INT8 throughout becomes one
 node, SwinAttentionBranchInt8. A tensor without a scale stays FP16, for example the output of attention before a proj
 that is not quantised. Parts that quant.py left out become FP16 plugin nodes, as in swinv1_attention_fp16.onnx.
+
+    python onnx/graphsurgeon/add_int8.py --onnx onnx/backbone.onnx --cache TensorRT/INT8/backbone.cache
+
+makes it of an FP32 graph that leaves height and width open, and leaves them open, too: at --probe-sizes the pairs are
+put in with the scales that quant.py --sizes wrote, and taken out as above; the graphs so made must agree
+(graphs/open_sizes.py). At --check-sizes the result is compared with the Q/DQ graph of that size.
 """
 from __future__ import annotations
 
@@ -27,16 +33,25 @@ from add_mlp import add_mlp, product_of
 from to_fp16 import converted, peak_of
 
 from graphs.attention_branch_int8 import add_attention_branch
-from graphs.files import PLUGIN_DOMAIN, has_plugins
+from graphs.files import PLUGIN_DOMAIN, has_plugins, load_onnx
+from graphs.open_sizes import (
+    CHECKED,
+    PROBED,
+    add_size_arguments,
+    leaves_size_open,
+    patched_at_sizes,
+    sizes_in_pixels,
+)
 from graphs.outputs import Runner, classifiers, compared, derived
 from graphs.patterns import reader
-from graphs.pictures import Picture, picture
+from graphs.pictures import Picture, picture, sized
 from graphs.reference_int8 import packed
 from graphs.surgeon import Report, Step, add_file_arguments, held_out, patch, read, save, target_of
 from graphs.swin_attention import wider_heads
-from graphs.tidy import drop_idle, exported, imported, producer, replace_uses, values
-from TensorRT.INT8.qdq import FEATURES_MULTIPLE
-from utils import UserError, about, run_script
+from graphs.tidy import drop_idle, exported, imported, producer, replace_uses, tidy, values
+from TensorRT.INT8.calibration_cache import fingerprint, read_cache
+from TensorRT.INT8.qdq import FEATURES_MULTIPLE, all_parts, blocks_of, quantised, without_scale
+from utils import UserError, about, run_script, shown
 
 # Edit here, or give --onnx and --output.
 ONNX_FILE = "onnx/swinv1_int8.onnx"
@@ -105,13 +120,15 @@ def steps_for(scales: Scales) -> list[Step]:
     return [partial(add_mlp, kept=scales.inputs) if step is add_mlp else step for step in STEPS]
 
 
-def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> tuple[onnx.ModelProto, Report]:
+def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto, branches: bool = True
+            ) -> tuple[onnx.ModelProto, Report]:
     """The INT8 form of a patched graph, and which attention branches are one node in it.
 
     Args:
         model: patched with `steps_for`, in FP16; FP32 gives a graph to check with, not one for the plugins.
         scales: of the Q/DQ graph.
         fp32: the same graph in FP32, whose biases are taken.
+        branches: whether an attention branch may be one node, which takes no image whose windows need padding.
     Raises:
         UserError: a part that has scales was not patched; a product's sizes are not those that SwinLinearInt8 takes.
     """
@@ -151,7 +168,8 @@ def to_int8(model: onnx.ModelProto, scales: Scales, fp32: onnx.ModelProto) -> tu
     for node in graph.nodes:
         if node.op == "SwinLayerNormAdd" and "x_scale" in node.attrs:
             raise UserError(f"the LayerNorm at {node.inputs[0].name} reads INT8 and writes none, which no plugin does")
-    report = add_attention_branch(graph.cleanup().toposort())
+    graph.cleanup().toposort()
+    report = add_attention_branch(graph) if branches else Report("attention branch")
     result = exported(graph.cleanup().toposort())
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result, report
@@ -247,10 +265,62 @@ def check(pairs: onnx.ModelProto, fp32: onnx.ModelProto, int8: onnx.ModelProto, 
     return lines
 
 
+def with_pairs(fixed: onnx.ModelProto, scales: dict[str, np.float32]) -> onnx.ModelProto:
+    """The Q/DQ form of an FP32 graph of one image size; parts whose activations have no scale get no pairs.
+
+    Raises:
+        UserError: none has one.
+    """
+    graph = tidy(fixed)
+    blocks = blocks_of(graph)
+    kept = without_scale(blocks, scales)
+    if kept == set(all_parts(blocks)):
+        raise UserError("has none of the tensors that the cache holds scales of; give the graph that quant.py read")
+    return quantised(graph, scales, kept)
+
+
+def int8_of_open(model: onnx.ModelProto, args: argparse.Namespace) -> onnx.ModelProto:
+    """The INT8 graph, in FP16, of an FP32 graph that leaves height and width open, which it leaves open, too."""
+    cache = read_cache(args.cache)
+    if cache.graph != fingerprint(model, f"{args.input_range or ''}{args.layout or ''}"):
+        raise UserError(f"{shown(args.cache)}: was made for another graph; give the one that quant.py read")
+
+    def at_one_size(fixed: onnx.ModelProto) -> onnx.ModelProto:
+        bare, scales = without_pairs(with_pairs(fixed, cache.scales))
+        patched, reports = patch(bare, steps_for(scales))
+        if not said:
+            said.extend(line for report in reports for line in report.lines())
+            print("\n".join(said), flush=True)
+        return to_int8(converted(patched, FP32_ISLANDS).model, scales, patched, branches=False)[0]
+
+    said: list[str] = []
+    probed = args.probe_sizes or sizes_in_pixels(model, PROBED)
+    int8 = patched_at_sizes(model, probed, args.layout, at_one_size)
+    for size in (args.check_sizes or sizes_in_pixels(model, CHECKED)) if not args.no_check else ():
+        fixed = sized(model, size, args.layout)
+        wanted = picture(fixed, args.input_range, args.layout)
+        pairs = with_pairs(fixed, cache.scales)
+        what = f"{size[0]}x{size[1]}, in FP16"
+        print("\n".join(check(pairs, fixed, sized(int8, size, args.layout), what, wanted)), flush=True)
+    return int8
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_file_arguments(parser, ONNX_FILE, SUFFIX)
+    parser.add_argument("--cache", type=Path, metavar="FILE",
+                        help="of a graph that leaves height and width open: the scales that quant.py --sizes wrote")
+    add_size_arguments(parser, expected=False)
     args = parser.parse_args()
+    if args.cache:
+        model = load_onnx(args.onnx)
+        with about(args.onnx):
+            if args.size or not leaves_size_open(model, args.layout):
+                raise UserError("is of one image size; --cache is of graphs that leave it open (the scales of others "
+                                "are in the Q/DQ graph)")
+            int8 = int8_of_open(model, args)
+        save(int8, target_of(args, SUFFIX), args)
+        return
     target = target_of(args, SUFFIX, replaced="_int8")
     model, wanted = read(args)
     with about(args.onnx):

@@ -245,3 +245,20 @@ def test_a_long_message_is_cut(engine_module):
 
     text = in_one_line("first\n  words " + "x" * 5000 + " last words")
     assert text.startswith("first words") and text.endswith("last words") and len(text) <= 300 and "\n" not in text
+
+
+@needs_rtx
+@pytest.mark.parametrize(("shape", "words"), [
+    ((1, 3, 0, 224), "images of 0x224 lie outside its optimization profile, 64x64 to 512x512; build.sh --min-size"),
+    ((1, 3, 224, 513), "images of 224x513 lie outside its optimization profile"),
+    ((0, 3, 224, 224), "batch 0 lies outside its optimization profile, 1 to 8; build.sh --min and --max"),
+    ((9, 3, 224, 224), "batch 9 lies outside its optimization profile"),
+    ((1, 4, 224, 224), r"takes images \[3, any, any\], was given \[4, 224, 224\]; this is the data of another model"),
+    ((1, 224, 224), "was given \\[224, 224\\]")])
+def test_images_that_an_engine_does_not_take(shape, words):
+    from TensorRT.engine import Context
+
+    engine = SimpleNamespace(plan=ROOT / "m.plan", input_shape=(-1, 3, -1, -1), input="input", profile=(
+        (1, 3, 64, 64), (1, 3, 224, 224), (8, 3, 512, 512)))
+    with pytest.raises(UserError, match=words):
+        Context.set_shape(SimpleNamespace(engine=engine, shapes={}), shape)

@@ -444,6 +444,10 @@ def flag_cases() -> Iterator[Case]:
     for flags in (["--percentile", "50"], ["--percentile", "nan"], ["--method", "best"], ["--batch-size", "0"],
                   ["--max-rms", "nan"], ["--max-rms", "-1"], ["--min-agreement", "2"], ["--provider", "tpu"]):
         yield f"quant {' '.join(flags)}", called(quant.main, "--onnx", none, *flags)
+    for module, flags in ((add_all, ["--probe-sizes", "0x9"]), (add_all, ["--check-sizes", "9x"]),
+                          (quant, ["--sizes", "224,"]), (quant, ["--sizes", "99999x99999"]),
+                          (add_int8, ["--cache", none])):
+        yield f"{module.__name__} {' '.join(flags)}", called(module.main, "--onnx", none, *flags)
     for flags in (["--alpha", "2"], ["--alpha", "nan"]):
         yield f"smooth {' '.join(flags)}", called(smooth.main, "--onnx", none, *flags)
     for flags in (["--fp32", "body"], ["--fp32", ""], ["--fp32", "head,"]):

@@ -98,15 +98,16 @@ def reasons(reports: list[Report]) -> str:
     return "; ".join(dict.fromkeys(found))
 
 
-def int8_error(graph: onnx.ModelProto, case: zoo.Case, size: zoo.Size, batches: Iterable[int]) -> float:
+def int8_error(graph: onnx.ModelProto, case: zoo.Case, size: zoo.Size, batches: tuple[int, ...]) -> float:
     """The largest error of the graph of INT8 plugin nodes, made by the scripts as a user does, against the FP32 graph.
     """
+    together = batches[0] if case.fixed_batch else 6
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder) / "m.onnx"
         onnx.save(graph, path)
-        quant.main(["--onnx", str(path), "--narrow", "--method", "minmax", "--batches", "2", "--batch-size", "6",
-                    "--cache", f"{folder}/m.cache", "--output", f"{folder}/m_int8.onnx", "--max-rms", "1",
-                    "--min-agreement", "0"])
+        quant.main(["--onnx", str(path), "--narrow", "--method", "minmax", "--batches", str(12 // together),
+                    "--batch-size", str(together), "--cache", f"{folder}/m.cache", "--output",
+                    f"{folder}/m_int8.onnx", "--max-rms", "1", "--min-agreement", "0"])
         before, sys.argv = sys.argv, ["add_int8.py", "--onnx", f"{folder}/m_int8.onnx", "--output",
                                       f"{folder}/m_attention_int8.onnx"]
         try:
@@ -212,7 +213,8 @@ def page(rows: list[dict[str, str]]) -> str:
     notes = []
     for case in zoo.CASES:
         for exporter in zoo.EXPORTERS:
-            found = [row for (name, by, *_), row in newest.items() if (name, by) == (case.name, exporter)]
+            found = [row for (name, by, height, width), row in newest.items()
+                     if (name, by) == (case.name, exporter) and (int(height), int(width)) in case.sizes]
             if not found:
                 continue
             sizes = ", ".join(f"{row['height']}x{row['width']}" for row in found)

@@ -49,7 +49,6 @@ class Case(NamedTuple):
         channels: of the images.
         fixed_batch: its code makes a number of the batch, so that it is exported for one batch at a time.
         exporters: those that export it.
-        out_of_reach: why it is not replaced whole; "" where it is.
     """
 
     name: str
@@ -64,7 +63,6 @@ class Case(NamedTuple):
     channels: int = 3
     fixed_batch: bool = False
     exporters: tuple[str, ...] = EXPORTERS
-    out_of_reach: str = ""
 
 
 class Outputs(nn.Module):
@@ -322,8 +320,11 @@ CASES = [
     Case("hf_donut", "transformers: Donut's encoder", hugging_face("DonutSwin", "DonutSwinModel", tokens)),
     Case("hf_masked", "transformers: Swin for masked image modelling (takes square images only)", masked,
          sizes=((64, 64), (76, 76), (96, 96))),
-    Case("hf_upernet", "transformers: UperNet", segmenter, attentions=8, mergings=3, linears=4 * 8 + 3,
-         mlps=6),
+    # Its head pools the last map to 1, 2, 3 and 6 cells a side, which ONNX can say where they divide that map: sides of
+    # the image are multiples of 6 * 32 pixels.
+    Case("hf_upernet", "transformers: UperNet (exports for one batch and for sides of multiples of 192)", segmenter,
+         attentions=8, mergings=3, linears=4 * 8 + 3, mlps=6, fixed_batch=True, exporters=("torchscript",),
+         sizes=((192, 192), (192, 384), (384, 192))),
     Case("hf_swin2sr", "transformers: Swin2SR, heads of 30 (its processor pads the image)", swin_2_sr,
          **{**SUPER, "sizes": ((48, 48), (56, 40), (48, 64))}),
     Case("hf_clap", "transformers: CLAP's audio encoder, heads of 24", clap, channels=1,

@@ -543,13 +543,13 @@ def padded_bias(bias: torch.Tensor) -> torch.Tensor:
     return F.pad(bias, (0, columns), value=math.nan).contiguous()
 
 
-def run_attention(qkv, bias, padding, logit_scale, y, case: Attention, plain_fp32: bool = False) -> None:
+def run_attention(qkv, bias, padding, logit_scale, y, case: Attention, plain_fp32: int = -1) -> None:
     scale = case.head_width**-0.5 if logit_scale is None else 1.0
     kernels.attention(qkv, bias, padding, logit_scale, y, case.num_heads, case.window, case.shift, scale, -100.0,
                       case.roll_first, case.shift_if_covered, plain_fp32)
 
 
-def attention_errors(cases: list[Attention], variant: str, dtype, plain_fp32: bool = False) -> list[Error]:
+def attention_errors(cases: list[Attention], variant: str, dtype, plain_fp32: int = -1) -> list[Error]:
     errors = []
     for case in cases:
         tensors = attention_inputs(case, dtype, variant != "V1", variant == "V2 at the clamp")
@@ -621,11 +621,11 @@ FP32_ATTENTIONS = [
 @pytest.mark.parametrize("variant", ["V1", "V2"])
 def test_plain_fp32_attention(variant):
     """On CUDA cores, as asked for: FP32's errors, and not the bits of tensor cores."""
-    judge(attention_errors(ATTENTION_CASES, variant, torch.float32, plain_fp32=True))
+    judge(attention_errors(ATTENTION_CASES, variant, torch.float32, plain_fp32=1))
     case = FP32_ATTENTIONS[0]
     qkv, bias, padding, logit_scale = attention_inputs(case, torch.float32, variant == "V2", False)
     plain, on_cores = (torch.empty(2, 28, 28, case.channels, device=DEVICE) for _ in range(2))
-    for y, plainly in ((plain, True), (on_cores, False)):
+    for y, plainly in ((plain, 1), (on_cores, -1)):
         run_attention(qkv, padded_bias(bias), padding, logit_scale, y, case, plainly)
     assert not torch.equal(plain, on_cores)
 

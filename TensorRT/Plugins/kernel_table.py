@@ -622,7 +622,7 @@ def attention_operations(place: Place) -> int:
     return 4 * place.rows * place.window**2 * place.channels
 
 
-def run_attention(place: Place, t: Tensors, plain_fp32: bool = False) -> None:
+def run_attention(place: Place, t: Tensors, plain_fp32: int = 0) -> None:
     kernels.attention(t["qkv"], t["bias"], None, t.get("logit_scale"), t["y"], place.heads, *place.windows,
                       attention_scale(place), MASK_VALUE, plain_fp32=plain_fp32)
 
@@ -682,13 +682,14 @@ def attention_fp32(layer: str, shifted: bool) -> Kernel:
         return {name: spec._replace(dtype=torch.float32) for name, spec in attention_tensors(place).items()}
 
     def run_plain(place: Place, t: Tensors) -> Outputs:
-        run_attention(place, t, plain_fp32=True)
+        run_attention(place, t, plain_fp32=1)
         return (t["y"],)
 
     peers = {"torch-eager": Peer(attention_formula, as_it_is),
              "torch-compile": Peer(attention_formula, as_it_is, compiled=True),
              "swin-plain": Peer(run_plain, as_it_is)}
-    return replace(attention(layer, shifted), layer=f"{layer} in FP32", precision="fp32", tensors=tensors, peers=peers)
+    return replace(attention(layer, shifted), layer=f"{layer} in FP32", precision="fp32", tensors=tensors,
+                   run=partial(run_attention, plain_fp32=-1), peers=peers)
 
 
 def attention_int8_tensors(place: Place) -> dict[str, Tensor]:

@@ -7,9 +7,8 @@
 // arithmetic (windows.cuh): nothing but qkv is read and nothing but the result is written.
 //
 // Two kernels compute the same:
-//   plain_attention        one thread a query, FP32 arithmetic. FP32 and BF16 before sm_80, unaligned pointers, and
-//                          FP32 where plain_fp32 asks for it.
-//   tensor_core_attention  FP16, INT8, and from sm_80 on BF16 and FP32. A block of kWarps warps owns one head and
+//   plain_attention        one thread a query, FP32 arithmetic. FP32, BF16 before sm_80, unaligned pointers.
+//   tensor_core_attention  FP16, INT8, and from sm_80 on BF16, and FP32 where that is asked for. A block of kWarps warps owns one head and
 //                          16 * kWarps queries of a window; each warp keeps 16 rows of scores in registers from
 //                          q k^T to p v (as flash attention does), so scores never touch memory. Keys arrive in tiles
 //                          of 16 * kWarps.
@@ -57,6 +56,9 @@ template <class Given> bool describe_attention(AttentionShape& shape, const Give
     return true;
 }
 
+// FP32 on tensor cores has not run on a GPU yet, so it is not the default: it takes plain_fp32 = -1, which no node has.
+constexpr bool kFp32OnTensorCores = false;
+
 template <class Given> AttentionTensors tensors_of(const Given& given) {
     return {given.qkv, given.bias, given.padding, given.logit_scale, given.y};
 }
@@ -67,11 +69,11 @@ extern "C" int swin_attention(const SwinAttention* arguments, cudaStream_t strea
     const SwinAttention& given = *arguments;
     AttentionShape shape{};
     if (!describe_attention(shape, given) || given.type < SWIN_FP32 || given.type > SWIN_BF16
-        || given.plain_fp32 < 0 || given.plain_fp32 > 1) {
+        || given.plain_fp32 < -1 || given.plain_fp32 > 1) {
         return cudaErrorInvalidValue;
     }
     shape.scale = given.scale;
-    shape.plain_fp32 = given.plain_fp32 == 1;
+    shape.plain_fp32 = given.plain_fp32 == 1 || (given.plain_fp32 == 0 && !kFp32OnTensorCores);
     const AttentionTensors tensors = tensors_of(given);
     if (shape.head_width > kNarrow) {
         launch_wide_attention(tensors, shape, given.type, stream);

@@ -15,7 +15,8 @@
 //   shift        0 <= shift < window, of each axis
 //   roll_first   where windows do not divide a side: 0, the image is padded and then rolled; 1, rolled and then padded
 //   shift_if_covered  0: an axis whose padded side is one window is not shifted; 1: it is shifted as any other
-//   plain_fp32   1: FP32 on CUDA cores only; 0: from sm_80 on, on tensor cores as products of TF32 parts
+//   plain_fp32   of FP32, 1: on CUDA cores; -1: from sm_80 on, on tensor cores as products of TF32 parts; 0: the default
+//                of the two, which is CUDA cores until the other is measured
 // Returns a cudaError_t: cudaErrorInvalidValue for a shape outside the contract, else what the launch returned.
 struct SwinAttention {
     const void* qkv;

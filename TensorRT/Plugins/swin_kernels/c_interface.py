@@ -218,15 +218,16 @@ def _windows_of(qkv: torch.Tensor, num_heads: int, window: tuple[int, int], shif
 
 def attention(qkv, bias, padding, logit_scale, y, num_heads: int, window: tuple[int, int], shift: tuple[int, int],
               scale: float, mask_value: float, roll_first: bool = False, shift_if_covered: bool = True,
-              plain_fp32: bool = False) -> None:
+              plain_fp32: int = 0) -> None:
     """Window attention of qkv [B, H, W, 3C] into y [B, H, W, C].
 
     bias is padded to [nH, N, Np]; padding [3C] FP32 (None where windows divide H and W); logit_scale [nH] FP32 or
-    None; window and shift are (height, width) in tokens.
+    None; window and shift are (height, width) in tokens. plain_fp32: of FP32, 1 on CUDA cores, -1 on tensor cores, 0 the
+    default.
     """
     call("swin_attention", qkv=qkv, bias=bias, padding=padding, logit_scale=logit_scale, y=y, type=TYPES[qkv.dtype],
          **_windows_of(qkv, num_heads, window, shift, roll_first, shift_if_covered), scale=scale,
-         mask_value=mask_value, plain_fp32=int(plain_fp32))
+         mask_value=mask_value, plain_fp32=plain_fp32)
 
 
 def linear(x, weight, bias, residual, y, gelu: int, tile: int = 0, plain_fp32: bool = False) -> None:

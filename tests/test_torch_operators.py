@@ -236,7 +236,7 @@ def test_the_c_functions_refuse_what_they_cannot_read():
 
 
 @pytest.mark.parametrize(("status", "problem"), [
-    (209, "swin_layernorm: the library has no code for this GPU, sm_75; make it again for it: make -C"),
+    (209, "swin_layernorm: the library has no code for this GPU, sm_75; make it again: make -C TensorRT/Plugins"),
     (98, "has no code for this GPU"), (1, "swin_layernorm: CUDA error 1"), (700, "swin_layernorm: CUDA error 700")])
 def test_a_library_for_other_gpus_says_so(monkeypatch, status, problem):
     monkeypatch.setattr(c_interface, "library", lambda: SimpleNamespace(swin_layernorm=lambda *_: status))

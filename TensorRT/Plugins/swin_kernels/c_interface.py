@@ -222,8 +222,8 @@ def attention(qkv, bias, padding, logit_scale, y, num_heads: int, window: tuple[
     """Window attention of qkv [B, H, W, 3C] into y [B, H, W, C].
 
     bias is padded to [nH, N, Np]; padding [3C] FP32 (None where windows divide H and W); logit_scale [nH] FP32 or
-    None; window and shift are (height, width) in tokens. plain_fp32: of FP32, 1 on CUDA cores, -1 on tensor cores, 0 the
-    default.
+    None; window and shift are (height, width) in tokens. plain_fp32: of FP32, 1 for CUDA cores, -1 for tensor cores, 0
+    for the default.
     """
     call("swin_attention", qkv=qkv, bias=bias, padding=padding, logit_scale=logit_scale, y=y, type=TYPES[qkv.dtype],
          **_windows_of(qkv, num_heads, window, shift, roll_first, shift_if_covered), scale=scale,

@@ -360,9 +360,14 @@ float waves_of(const SwinLinear& a, const Fp32Time& tile, int multiprocessors) {
     return static_cast<float>(blocks) * size * static_cast<float>(tile.steps(a) + 2) + (tile.splits > 1 ? 5.0F : 0.0F);
 }
 
+// No GPU has run kMmaTiles yet: until one has, they are only taken by number.
+constexpr bool kMmaHasRun = false;
+
 // Whether tensor cores multiply three TF32 numbers faster than CUDA cores one FP32: data sheets have 8 times as many
 // TFLOP/s of dense TF32 as of FP32 on 8.0, and more on 10.0, but once or twice as many on 8.6, 8.9 and 12.0.
-bool tensor_cores_are_faster(const Gpu& gpu) { return (gpu.major == 8 && gpu.minor == 0) || gpu.major == 10; }
+bool tensor_cores_are_faster(const Gpu& gpu) {
+    return kMmaHasRun && ((gpu.major == 8 && gpu.minor == 0) || gpu.major == 10);
+}
 
 // Below that wgmma's truncation, of 32 numbers along K, shows beside FP32's few roundings: 1.7e-7 of the largest result
 // where cuBLASLt has 1.3e-7.

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <iterator>
 
+#include "Linear/linear_fp32.cuh"
 #include "common/gelu.cuh"
 #include "common/launch.cuh"
 #include "common/tf32.cuh"
@@ -67,19 +68,10 @@ __device__ __forceinline__ float4 four_of(const float (&first)[4], const float (
 }
 
 // y of four features again, as FP32 computes them.
-__device__ __forceinline__ void compute_again(const MmaProduct& p, int row, int first_feature) {
-    const float* const x = p.x + static_cast<long long>(row) * p.in_features;
+__device__ __forceinline__ void compute_four_again(const MmaProduct& p, int row, int first_feature) {
 #pragma unroll 1
     for (int feature = first_feature; feature < first_feature + 4; ++feature) {
-        const float* const weight = p.weight + static_cast<long long>(feature) * p.in_features;
-        float sum = 0.0F;
-#pragma unroll 1
-        for (int k = 0; k < p.in_features; ++k) sum = fmaf(x[k], weight[k], sum);
-        const long long at = static_cast<long long>(row) * p.out_features + feature;
-        float value = sum + p.bias[feature];
-        if (p.gelu) value *= normcdff(value);
-        if (p.residual != nullptr) value += p.residual[at];
-        p.y[at] = value;
+        compute_again(p, row, feature, p.gelu, p.residual != nullptr);
     }
 }
 
@@ -202,7 +194,7 @@ __device__ __forceinline__ void add_parts_of_cluster(const MmaProduct& p,
         for (int other = 1; other < kMostParts; ++other) {
             if (other < p.splits) add(total, parts[other]);
         }
-        if (!store_four(p, row, feature, total)) compute_again(p, row, feature);
+        if (!store_four(p, row, feature, total)) compute_four_again(p, row, feature);
     }
     barrier_cluster();  // nobody ends while others read its memory
 }
@@ -280,7 +272,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) mma_product_ker
 #pragma unroll 1
     for (int i = 0; i < 2 * Tile::kRowTiles * Tile::kGroups; ++i) {
         const int row = first_row + i / Tile::kGroups * 8, feature = first_feature + i % Tile::kGroups * kGroup;
-        if (row < p.rows && feature < p.out_features) compute_again(p, row, feature);
+        if (row < p.rows && feature < p.out_features) compute_four_again(p, row, feature);
     }
 }
 
@@ -295,7 +287,7 @@ __global__ void __launch_bounds__(128) add_parts_kernel(const __grid_constant__ 
         add(sums, load4(p.partial + 4 * (part * fours + i)));
     }
     const int row = static_cast<int>(i / (p.out_features / 4)), feature = static_cast<int>(i % (p.out_features / 4)) * 4;
-    if (!store_four(p, row, feature, sums)) compute_again(p, row, feature);
+    if (!store_four(p, row, feature, sums)) compute_four_again(p, row, feature);
 }
 
 // --- launching -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <iterator>
 
+#include "Linear/linear_fp32.cuh"
 #include "Linear/linear_fp32_kernel.h"
 #include "common/gelu.cuh"
 #include "common/product_sm90.cuh"
@@ -229,21 +230,12 @@ __device__ __forceinline__ bool store_row(
 
 // The same features again, as FP32 computes them, where store_row found a sum that is not finite.
 template <class Tile, After AFTER>
-__device__ __forceinline__ void compute_again(const Fp32Product& p, int row, int first_feature) {
-    const float* const x = p.x + static_cast<long long>(row) * p.in_features;
+__device__ __forceinline__ void compute_row_again(const Fp32Product& p, int row, int first_feature) {
 #pragma unroll 1
     for (int i = 0; i < Tile::kFeatures / 4; ++i) {
         const int feature = first_feature + i / 4 * kGroup + i % 4;
         if (feature >= p.out_features) return;
-        const float* const weight = p.weight + static_cast<long long>(feature) * p.in_features;
-        float sum = 0.0F;
-#pragma unroll 1
-        for (int k = 0; k < p.in_features; ++k) sum = fmaf(x[k], weight[k], sum);
-        const long long at = static_cast<long long>(row) * p.out_features + feature;
-        float value = sum + p.bias[feature];
-        if constexpr (AFTER == After::kGelu) value *= normcdff(value);
-        if constexpr (AFTER == After::kResidual) value += p.residual[at];
-        p.y[at] = value;
+        compute_again(p, row, feature, AFTER == After::kGelu, AFTER == After::kResidual);
     }
 }
 
@@ -283,8 +275,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
         multiply<Tile>(sums, x, shared, pipeline, at, p.steps, !course.ended());
         const bool finite = store_row<Tile, AFTER>(p, sums, 0, row, feature);
         const bool finite_below = store_row<Tile, AFTER>(p, sums, 1, row + 8, feature);
-        if (!finite) compute_again<Tile, AFTER>(p, row, feature);
-        if (!finite_below) compute_again<Tile, AFTER>(p, row + 8, feature);
+        if (!finite) compute_row_again<Tile, AFTER>(p, row, feature);
+        if (!finite_below) compute_row_again<Tile, AFTER>(p, row + 8, feature);
         __syncwarp();
     }
 }

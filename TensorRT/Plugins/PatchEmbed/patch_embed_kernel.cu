@@ -162,6 +162,22 @@ constexpr int kPixels = kPatch * kPatch;
 constexpr int kTileTokens = 16;
 constexpr int kWarps = 4;
 
+// The moments of a token's channels, of which the four lanes of a quad hold COUNT each: row 2 quad + half of a tile's
+// sums. Takes centre, the mean of a lane's own, from these.
+template <int COUNT, int BLOCKS>
+__device__ __forceinline__ Moments moments_about(float (&sums)[BLOCKS][4], int half, float centre) {
+    float squares = 0.0F;
+#pragma unroll
+    for (int n = 0; n < BLOCKS; ++n) {
+#pragma unroll
+        for (int c = 2 * half; c < 2 * half + 2; ++c) {
+            sums[n][c] -= centre;
+            squares = fmaf(sums[n][c], sums[n][c], squares);
+        }
+    }
+    return warp_moments<COUNT>({centre, squares}, 4);
+}
+
 __device__ __forceinline__ void read_8(const float* address, float (&value)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i += 4) {
@@ -276,19 +292,11 @@ __global__ void __launch_bounds__(kWarp* kWarps, GROUPS <= 3 ? 3 : 2)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             constexpr int COUNT = 8 * GROUPS;
-            float sum = 0.0f, squares = 0.0f;
+            float sum = 0.0F;
 #pragma unroll
             for (int n = 0; n < BLOCKS; ++n) sum += sums[n][2 * half] + sums[n][2 * half + 1];
             const float centre = divided_by<COUNT>(sum);
-#pragma unroll
-            for (int n = 0; n < BLOCKS; ++n) {
-#pragma unroll
-                for (int c = 2 * half; c < 2 * half + 2; ++c) {
-                    sums[n][c] -= centre;
-                    squares = fmaf(sums[n][c], sums[n][c], squares);
-                }
-            }
-            const Moments all = warp_moments<COUNT>({centre, squares}, 4);
+            const Moments all = moments_about<COUNT>(sums, half, centre);
             const float scale = rsqrtf(fmaf(all.squares, 1.0f / CHANNELS, a.epsilon));
             const float offset = (centre - all.mean) * scale;
 
@@ -520,7 +528,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, GROUPS <= 3 ? 3 : 2) fp32_patch
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             constexpr int COUNT = 8 * GROUPS;
-            float sum = 0.0F, squares = 0.0F;
+            float sum = 0.0F;
 #pragma unroll
             for (int n = 0; n < BLOCKS; ++n) {
                 const float2 bias = *reinterpret_cast<const float2*>(parameters + channel_of(n, 2 * place));
@@ -529,15 +537,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, GROUPS <= 3 ? 3 : 2) fp32_patch
                 sum += sums[n][2 * half] + sums[n][2 * half + 1];
             }
             const float centre = divided_by<COUNT>(sum);
-#pragma unroll
-            for (int n = 0; n < BLOCKS; ++n) {
-#pragma unroll
-                for (int c = 2 * half; c < 2 * half + 2; ++c) {
-                    sums[n][c] -= centre;
-                    squares = fmaf(sums[n][c], sums[n][c], squares);
-                }
-            }
-            const Moments all = warp_moments<COUNT>({centre, squares}, 4);
+            const Moments all = moments_about<COUNT>(sums, half, centre);
             const float scale = 1.0F / sqrtf(fmaf(all.squares, 1.0F / CHANNELS, a.epsilon));
             const float offset = centre - all.mean;
 
